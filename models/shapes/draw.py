@@ -1,0 +1,154 @@
+"""Layouts become tensors: antialiased pictures, and the prescribed latents that the transformer learns.
+
+Both come from one signed distance per shape, tabulated once and sampled at any size and angle, so that a training
+batch costs milliseconds and data never runs out.
+
+The latent space is prescribed, not learned: a cell of 16 x 16 pixels is four numbers (mean red, green, blue, and a
+softly clipped signed distance to the nearest edge), and 2 x 2 cells make the 16 channels of one latent pixel.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from models.shapes.layout import Layout
+from models.shapes.scenes import SHAPES
+
+CELL = 16  # pixels
+FACTOR = 32  # pixels per latent pixel, the VAE's scale factor
+LATENT_CHANNELS = 16
+DISTANCE_CLIP = 1.5  # cells: distances fade to +-1 beyond about this
+PLANE_SHIFT = (0.5, 0.5, 0.5, -0.6)
+PLANE_SCALE = (0.33, 0.33, 0.33, 0.6)
+
+_EXTENT = 2.2  # the tables cover [-2.2, 2.2] radii
+_TEXELS = 353
+
+
+def pictures(layouts: Sequence[Layout], *, oversample: int = 1) -> Tensor:
+    """Antialiased pictures of layouts of one size: (B, 3, H, W) float32 in [-1, 1]."""
+    width, height = layouts[0].width * oversample, layouts[0].height * oversample
+    colour, _ = _paint(layouts, width, height, 1 / oversample)
+    return colour * 2 - 1
+
+
+def latents(layouts: Sequence[Layout]) -> Tensor:
+    """Prescribed latents of layouts of one size, sides multiples of 32: (B, 16, H/32, W/32) float32, about unit std."""
+    # Half-cell samples whose edges are half a cell wide average to the cell's coverage within 1 %.
+    step = CELL // 2
+    colour, distance = _paint(layouts, layouts[0].width // step, layouts[0].height // step, step)
+    soft = torch.tanh(-distance / (DISTANCE_CLIP * CELL))
+    planes = torch.nn.functional.avg_pool2d(torch.cat([colour, soft], dim=1), 2)
+    shift, scale = torch.tensor(PLANE_SHIFT).view(1, 4, 1, 1), torch.tensor(PLANE_SCALE).view(1, 4, 1, 1)
+    return torch.nn.functional.pixel_unshuffle((planes - shift) / scale, 2)
+
+
+def thumbnails(latent: Tensor) -> Tensor:
+    """The four planes of latents: (B, 16, h, w) -> (B, 4, 2h, 2w); colours in 0..1, soft distance in -1..1."""
+    shift, scale = latent.new_tensor(PLANE_SHIFT).view(1, 4, 1, 1), latent.new_tensor(PLANE_SCALE).view(1, 4, 1, 1)
+    return torch.nn.functional.pixel_shuffle(latent, 2) * scale + shift
+
+
+def _paint(layouts: Sequence[Layout], columns: int, rows: int, step: float) -> tuple[Tensor, Tensor]:
+    """Colour (B, 3, rows, columns) in 0..1 and signed distance in pixels (B, 1, rows, columns), negative inside."""
+    count = max(len(layout.poses) for layout in layouts)
+    pose = torch.zeros(len(layouts), count, 8)
+    shape = torch.zeros(len(layouts), count, dtype=torch.long)
+    pose[..., 0:2], pose[..., 2] = -1e4, 1.0  # absent things stand far outside
+    for b, layout in enumerate(layouts):
+        for k, item in enumerate(layout.poses):
+            turn = math.radians(item.angle)
+            pose[b, k] = torch.tensor([item.x, item.y, item.radius, math.cos(turn), math.sin(turn), *item.colour])
+            shape[b, k] = SHAPES.index(item.shape)
+    distance = _distances(pose, shape, columns, rows, step)
+    cover = (0.5 - distance / step).clamp(0, 1)
+    ground = torch.tensor([layout.ground for layout in layouts]).view(len(layouts), 3, 1, 1)
+    colour = ground * (1 - cover.sum(1, keepdim=True).clamp(max=1))
+    colour = colour + torch.einsum("bkhw,bkc->bchw", cover, pose[..., 5:8])
+    return colour, distance.amin(1, keepdim=True)
+
+
+def _distances(pose: Tensor, shape: Tensor, columns: int, rows: int, step: float) -> Tensor:
+    """Signed distance in pixels of every sample point to every thing: (B, K, rows, columns)."""
+    x = (torch.arange(columns) + 0.5).mul(step).view(1, 1, 1, -1) - pose[..., 0, None, None]
+    y = (torch.arange(rows) + 0.5).mul(step).view(1, 1, -1, 1) - pose[..., 1, None, None]
+    radius, cos, sin = (pose[..., i, None, None] for i in (2, 3, 4))
+    u = (x * cos + y * sin) / radius
+    v = (y * cos - x * sin) / radius
+    scale = (_TEXELS - 1) / (2 * _EXTENT)
+    u = ((u + _EXTENT) * scale).clamp(0, _TEXELS - 1.001)
+    v = ((v + _EXTENT) * scale).clamp(0, _TEXELS - 1.001)
+    left, top = u.floor(), v.floor()
+    u, v = u - left, v - top
+    index = (shape[..., None, None] * _TEXELS + top.long()) * _TEXELS + left.long()
+    table = _tables().view(-1)
+    upper = table[index] * (1 - u) + table[index + 1] * u
+    lower = table[index + _TEXELS] * (1 - u) + table[index + _TEXELS + 1] * u
+    return (upper * (1 - v) + lower * v) * radius
+
+
+@functools.cache
+def _tables() -> Tensor:
+    """Signed distance of every shape in units of its radius: (shapes, texels, texels), y down."""
+    axis = torch.linspace(-_EXTENT, _EXTENT, _TEXELS, dtype=torch.float64)
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    return torch.stack([_SIGNED[name](x, y) for name in SHAPES]).float().contiguous()
+
+
+def _disc(x: Tensor, y: Tensor, radius: float) -> Tensor:
+    return torch.hypot(x, y) - radius
+
+
+def _polygon(x: Tensor, y: Tensor, corners: Sequence[tuple[float, float]]) -> Tensor:
+    """Exact signed distance to a closed polygon. Source: Inigo Quilez, 2D distance functions, sdPolygon."""
+    nearest = torch.full_like(x, math.inf)
+    sign = torch.ones_like(x)
+    for (ax, ay), (bx, by) in zip(corners, [*corners[1:], corners[0]], strict=True):
+        ex, ey = bx - ax, by - ay
+        t = (((x - ax) * ex + (y - ay) * ey) / (ex * ex + ey * ey)).clamp(0, 1)
+        nearest = torch.minimum(nearest, torch.hypot(x - ax - t * ex, y - ay - t * ey))
+        crosses = ((y >= ay) != (y >= by)) & ((x - ax) < (y - ay) * ex / (ey if ey else 1e-12))
+        sign = torch.where(crosses, -sign, sign)
+    return sign * nearest
+
+
+def _star(x: Tensor, y: Tensor) -> Tensor:
+    turns = [(math.pi * i / 5, 1.1 if i % 2 == 0 else 0.46) for i in range(10)]
+    return _polygon(x, y - 0.06, [(r * math.sin(a), -r * math.cos(a)) for a, r in turns])
+
+
+def _heart(x: Tensor, y: Tensor) -> Tensor:
+    """Source: the usual parametric heart, 16 sin^3 t, 13 cos t - 5 cos 2t - 2 cos 3t - cos 4t."""
+    corners = []
+    for i in range(96):
+        t = 2 * math.pi * i / 96
+        rise = 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
+        corners.append((16 * math.sin(t) ** 3 / 16.2, -(rise + 2.5) / 15.5))
+    return _polygon(x, y, corners)
+
+
+def _skull(x: Tensor, y: Tensor) -> Tensor:
+    head = _disc(x, y + 0.22, 0.8)
+    jaw = _polygon(x, y, [(-0.44, 0.2), (0.44, 0.2), (0.44, 0.98), (-0.44, 0.98)])
+    eyes = torch.minimum(_disc(x - 0.34, y + 0.14, 0.24), _disc(x + 0.34, y + 0.14, 0.24))
+    nose = _polygon(x, y, [(0.0, 0.12), (0.15, 0.42), (-0.15, 0.42)])
+    return torch.maximum(torch.minimum(head, jaw), -torch.minimum(eyes, nose))
+
+
+_SIGNED = {
+    "circle": lambda x, y: _disc(x, y, 0.93),
+    "square": lambda x, y: _polygon(x, y, [(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)]),
+    "triangle": lambda x, y: _polygon(x, y, [(0.0, -1.02), (1.02, 0.74), (-1.02, 0.74)]),
+    "star": _star,
+    "heart": _heart,
+    "ring": lambda x, y: (torch.hypot(x, y) - 0.7).abs() - 0.25,
+    "diamond": lambda x, y: _polygon(x, y, [(0.0, -1.08), (0.7, 0.0), (0.0, 1.08), (-0.7, 0.0)]),
+    "cross": lambda x, y: torch.minimum(
+        _polygon(x, y, [(-0.98, -0.31), (0.98, -0.31), (0.98, 0.31), (-0.98, 0.31)]),
+        _polygon(x, y, [(-0.31, -0.98), (0.31, -0.98), (0.31, 0.98), (-0.31, 0.98)]),
+    ),
+    "skull": _skull,
+}

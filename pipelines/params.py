@@ -1,0 +1,77 @@
+"""What one generation asks for: plain, validated values that the node builds and a worker runs. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+MAX_SIDE = 14142
+"""Largest side in pixels that fal's shared size type accepts; models set lower limits."""
+
+SEED_LIMIT = 2**63
+"""torch.Generator.manual_seed takes seeds in [-2**63, 2**63)."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationParams:
+    """One text-to-image request, fully decided: no defaults are left to the worker.
+
+    Args:
+        model: name under which the worker holds the checkpoint (see `models.registry`).
+        prompt: the text; may be empty.
+        width, height: pixels of the delivered picture, 1..MAX_SIDE. The engine rounds up to what the model
+            can draw and crops, so any size is legal here.
+        num_inference_steps: denoising steps, at least 1.
+        guidance_scale: distilled guidance; ignored by models without a guidance embedding.
+        seed: image k of the request is drawn with `seed + k`.
+        num_images: pictures wanted, at least 1.
+        max_sequence_length: T5 tokens of the prompt, padded.
+        safety_threshold: a picture whose unsafe probability reaches this is blacked out, in (0, 1];
+            None switches the checker off.
+        acceleration: "none" (exact), "regular" or "high"; what changes pixels is never on silently.
+        preview_every: send a small preview every so many steps; 0 sends none.
+
+    Raises: ValueError with the limit in the message.
+    """
+
+    model: str
+    prompt: str
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float
+    seed: int
+    num_images: int = 1
+    max_sequence_length: int = 512
+    safety_threshold: float | None = None
+    acceleration: str = "none"
+    preview_every: int = 0
+
+    def __post_init__(self) -> None:
+        for side, value in (("width", self.width), ("height", self.height)):
+            if not 1 <= value <= MAX_SIDE:
+                raise ValueError(f"{side} must be between 1 and {MAX_SIDE} pixels, not {value}")
+        if self.num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps must be at least 1, not {self.num_inference_steps}")
+        if self.num_images < 1:
+            raise ValueError(f"num_images must be at least 1, not {self.num_images}")
+        if not 0 <= self.seed <= SEED_LIMIT - self.num_images:
+            raise ValueError(f"seed must be between 0 and {SEED_LIMIT - self.num_images}, not {self.seed}")
+        if self.safety_threshold is not None and not 0 < self.safety_threshold <= 1:
+            raise ValueError(f"safety_threshold must lie in (0, 1], not {self.safety_threshold}")
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seed of every picture, in order."""
+        return tuple(self.seed + k for k in range(self.num_images))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values for JSON or msgpack."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> GenerationParams:
+        """The inverse of `to_dict`; unknown keys are dropped, so that an older store row still loads."""
+        known = {f.name for f in fields(cls)}
+        return cls(**{key: value for key, value in values.items() if key in known})

@@ -1,0 +1,236 @@
+"""The frames between the node and a worker: dataclasses, msgpack on the wire, length-prefixed. No torch.
+
+    frame = 4-byte big-endian length + msgpack [type name, {field: value}]
+
+node -> worker: Submit, Cancel, Shutdown
+worker -> node: Loading, Ready, Heartbeat, Started, Progress, Preview, Picture, Finished, Failed, Cancelled, Log
+
+Every frame about a job carries `job_id` and the `epoch` of the claim, so that a late frame of an earlier
+claim is recognised and dropped by the node.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import msgpack
+
+MAX_FRAME = 1 << 30
+_HEADER = struct.Struct(">I")
+
+FailureKind = Literal["model_error", "out_of_memory", "internal", "deadline"]
+"""model_error: this request's own fault (NaN, a Python error in its tensors). out_of_memory: does not fit alone.
+internal: the worker's fault; worth running again elsewhere. deadline: it did not start in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Run this request. `params` is `GenerationParams.to_dict()`. `priority` 0 is normal, 1 low.
+
+    `age_s` is how long the job has waited so far; `start_within_s` is what is left of its start deadline.
+    """
+
+    job_id: str
+    epoch: int
+    params: dict[str, Any]
+    priority: int = 0
+    age_s: float = 0.0
+    start_within_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Drop this request before the next step; answered by Cancelled (or by its own end, if it came first)."""
+
+    job_id: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown:
+    """Finish nothing more and exit 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """Load progress of one model, `fraction` in [0, 1]; `stage` is a word or two for people."""
+
+    model: str
+    stage: str
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The worker takes requests. `models`: one dict a checkpoint with at least `name`, `family`,
+    `has_safety_checker`, `guidance_embeds`, `size_multiple`, `dtype`, `load_s`."""
+
+    device: str
+    device_name: str
+    models: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """Sent at least every second and between steps; its absence for `hang_s` gets the worker killed.
+
+    `load_ms`: predicted milliseconds of work it holds. `memory`: bytes by name, for /metrics.
+    """
+
+    steps: int
+    running: int
+    waiting: int
+    load_ms: float
+    memory: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The request was admitted; its prompt is being encoded."""
+
+    job_id: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Step `step` of `num_steps` is done; `eta_s` is the engine's estimate of what is left."""
+
+    job_id: str
+    epoch: int
+    step: int
+    num_steps: int
+    eta_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """A small RGB picture of image `index` after `step`: `pixels` is height x width x 3 bytes, row major."""
+
+    job_id: str
+    epoch: int
+    step: int
+    index: int
+    width: int
+    height: int
+    pixels: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """Finished image `index`: `pixels` is height x width x 3 bytes, row major, RGB (black if flagged)."""
+
+    job_id: str
+    epoch: int
+    index: int
+    seed: int
+    width: int
+    height: int
+    pixels: bytes
+    has_nsfw_concept: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """All pictures were sent. `timings` in seconds: queue_wait, encode, denoise, decode, safety, inference."""
+
+    job_id: str
+    epoch: int
+    timings: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The request ended without a picture. `message` is one sentence for the user, without paths or traces."""
+
+    job_id: str
+    epoch: int
+    kind: FailureKind
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The request was dropped after `step` steps, as asked."""
+
+    job_id: str
+    epoch: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """A line for the operator's log, with the worker's level name."""
+
+    level: str
+    message: str
+
+
+Frame = (
+    Submit
+    | Cancel
+    | Shutdown
+    | Loading
+    | Ready
+    | Heartbeat
+    | Started
+    | Progress
+    | Preview
+    | Picture
+    | Finished
+    | Failed
+    | Cancelled
+    | Log
+)
+
+_TYPES: dict[str, type[Any]] = {
+    t.__name__: t
+    for t in (
+        Submit, Cancel, Shutdown, Loading, Ready, Heartbeat, Started,
+        Progress, Preview, Picture, Finished, Failed, Cancelled, Log,
+    )
+}  # fmt: skip
+
+
+class ProtocolError(Exception):
+    """The peer sent something that is not a frame."""
+
+
+def encode(frame: Frame) -> bytes:
+    """One frame as bytes, header included."""
+    body: bytes = msgpack.packb([type(frame).__name__, asdict(frame)], use_bin_type=True)
+    return _HEADER.pack(len(body)) + body
+
+
+def decode(body: bytes) -> Frame:
+    """One frame from its body. Raises ProtocolError."""
+    try:
+        name, values = msgpack.unpackb(body, raw=False)
+        frame: Frame = _TYPES[name](**values)
+    except (ValueError, KeyError, TypeError, msgpack.UnpackException) as exc:
+        raise ProtocolError(f"not a frame: {len(body)} bytes") from exc
+    return frame
+
+
+class FrameReader:
+    """Cuts a byte stream into frames: feed what arrived, iterate what is complete."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Frame]:
+        """Yield every frame completed by `data`. Raises ProtocolError on an absurd length."""
+        self._buffer += data
+        while len(self._buffer) >= _HEADER.size:
+            (length,) = _HEADER.unpack_from(self._buffer)
+            if length > MAX_FRAME:
+                raise ProtocolError(f"frame of {length} bytes")
+            end = _HEADER.size + length
+            if len(self._buffer) < end:
+                return
+            body = bytes(self._buffer[_HEADER.size : end])
+            del self._buffer[:end]
+            yield decode(body)
