@@ -1,0 +1,84 @@
+# fluxserve: everything a newcomer types. Needs Python 3.11 or later and make; Node only for the JavaScript tests.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+JS := tests/acceptance/js
+NPM := $(shell command -v npm 2>/dev/null)
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test test-slow test-gpu lint format check dev bench lock clean
+
+help: ## list these commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@echo '  flags go in ARGS, for example: make serve ARGS="--port 9000"'
+
+serve: $(VENV)/.runtime ## install what is missing and serve the embedded model on http://127.0.0.1:8000
+	@exec $(BIN)/fluxserve serve $(ARGS)
+
+test: $(VENV)/.dev js ## the whole suite: no GPU, no weights to download
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(VENV)/.dev js ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-gpu: $(VENV)/.dev ## the tests that need an accelerator
+	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+lint: $(VENV)/.dev ## ruff and mypy, as CI runs them
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev ## let ruff fix and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+check: lint test ## exactly what CI runs
+
+dev: $(VENV)/.dev js ## everything needed to work on the code
+	@echo "ready: make test, make lint, make serve"
+
+bench: $(VENV)/.dev ## the API's share of a request's time; others are in benchmarks/
+	$(BIN)/python -m benchmarks.api $(ARGS)
+
+clean: ## remove what make made, except data/
+	rm -rf $(VENV) $(JS)/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# A lock that changed is the only reason to install again.
+$(VENV)/.runtime: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "fluxserve needs Python 3.11 or later; name one with: make PYTHON=/path/to/python3.11"; exit 3; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "fluxserve: installing the locked packages into $(VENV) (PyTorch is the large one)"
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.lock
+	@touch $@
+
+.PHONY: js
+ifeq ($(NPM),)
+js:
+	@echo "no npm here: the tests of the JavaScript client will be skipped"
+else
+js: $(JS)/node_modules/.package-lock.json
+$(JS)/node_modules/.package-lock.json: $(JS)/package-lock.json
+	cd $(JS) && npm ci --no-audit --no-fund
+	@touch $@
+endif
+
+# Exact pins of everything. PyTorch is held at the version whose CPU and CUDA builds we both run.
+TORCH := 2.13.0
+COMPILE := $(VENV)-lock/bin/pip-compile --quiet --strip-extras --no-header --no-annotate --allow-unsafe --no-emit-index-url \
+	--no-emit-trusted-host --no-emit-find-links --no-emit-options --upgrade-package torch==$(TORCH)
+lock: ## pin the dependencies anew from pyproject.toml
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet pip-tools==7.6.2
+	$(COMPILE) --build-deps-for editable -o requirements.lock pyproject.toml
+	$(COMPILE) --extra dev -c requirements.lock -o requirements-dev.lock pyproject.toml
+	sed -i -e 's/^\(torch==[0-9.]*\)+.*/\1/' -e '/^\#/d' -e '/^$$/d' requirements.lock requirements-dev.lock
+	rm -rf $(VENV)-lock
