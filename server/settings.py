@@ -1,30 +1,204 @@
-"""What the operator decides: flags over FLUXSERVE_* environment over a config file over defaults."""
+"""What the operator decides: flags over FLUXSERVE_* environment over a TOML file over defaults."""
 
 from __future__ import annotations
 
+import ipaddress
+import tomllib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+"""The default data folder lies here, so that commands find a running server's files from any folder."""
+
+WILDCARD_HOSTS = frozenset({"", "0.0.0.0", "::"})
+
+Words = Annotated[tuple[str, ...], NoDecode]
+"""A list that the environment may give as one comma-separated value."""
+
+
+class SettingsError(Exception):
+    """The settings cannot be used; the message is one sentence per fault, in the operator's words."""
 
 
 class Settings(BaseSettings):
-    """One server's settings, validated once at start; imports nothing of ours."""
+    """One server's settings, validated once at start; imports nothing of ours.
+
+    Args:
+        host, port: where plain HTTP listens; port 0 takes a free one.
+        tls_port: where TLS listens on the same host; 0 turns it off.
+        data_dir: holds the store, pictures and certificates of one node.
+        models: registry names, diffusers folders or Hugging Face ids; the first is the default.
+        device: auto, cpu, cuda, or cuda:0,1.
+        api_keys: any of these admits; none leaves the server open. `@FILE` reads one key a line.
+        public_url: what clients call this server behind a reverse proxy; None follows each request.
+        allow_private_cidrs: networks that picture fetches and webhooks may reach besides public addresses.
+        max_queue: waiting requests beyond this are refused with 429.
+        retention_s: how long finished requests and their pictures are kept, in seconds.
+        hang_s: a worker silent for this many seconds is killed and restarted.
+    """
 
     model_config = SettingsConfigDict(env_prefix="FLUXSERVE_", extra="forbid", frozen=True)
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     tls_port: int = Field(8443, ge=0, le=65535)
-    data_dir: Path = Path("data")
-    models: tuple[str, ...] = ("flux-shapes",)
-    device: str = "auto"
-    dtype: str = "auto"
+    data_dir: Path = CHECKOUT / "data"
+    models: Words = ("flux-shapes",)
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+(,\d+)*)?)$")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     quantization: str = "none"
-    api_keys: tuple[str, ...] = ()
+    api_keys: Words = Field((), repr=False)
     public_url: str | None = None
-    allow_private_cidrs: tuple[str, ...] = ()
+    allow_private_cidrs: Words = ()
     allow_insecure_bind: bool = False
     max_queue: int = Field(10_000, ge=0)
     retention_s: float = Field(7 * 86400.0, gt=0)
     hang_s: float = Field(120.0, gt=0)
+
+    @field_validator("models", "api_keys", "allow_private_cidrs", mode="before")
+    @classmethod
+    def _split_commas(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return tuple(word.strip() for word in value.split(",") if word.strip())
+
+    @field_validator("models")
+    @classmethod
+    def _need_a_model(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("needs at least one model")
+        return value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _read_key_files(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(key for word in value for key in _keys_of(word))
+
+    @field_validator("data_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @field_validator("public_url")
+    @classmethod
+    def _check_public_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError("must look like https://fal.example.com or http://host:8000/prefix")
+        return value.rstrip("/")
+
+    @field_validator("allow_private_cidrs")
+    @classmethod
+    def _check_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(ipaddress.ip_network(word, strict=False)) for word in value)
+
+    @model_validator(mode="after")
+    def _refuse_open_doors(self) -> Settings:
+        if self.port and self.port == self.tls_port:
+            raise ValueError(f"--port and --tls-port are both {self.port}; they must differ")
+        if not (self.api_keys or self.allow_insecure_bind or is_loopback(self.host)):
+            raise ValueError(
+                f"--host {self.host} lets other machines in and no key protects the server: "
+                "give --api-key (make one with `fluxserve keys new`), or say --allow-insecure-bind"
+            )
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server bound to `host`; names other than localhost count as public."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def load(flags: Mapping[str, Any], config: Path | None = None) -> Settings:
+    """The settings from what was typed, the environment, and the file, in this order of strength.
+
+    Args: flags by field name; None means "not given". config: a TOML file with fields as top-level keys.
+    Raises: SettingsError.
+    """
+    source = _file_source(config)
+
+    class FromEverywhere(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return (init_settings, env_settings, *source)
+
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        return FromEverywhere(**given)
+    except ValidationError as exc:
+        raise SettingsError("; ".join(_sentence(error) for error in exc.errors())) from None
+
+
+def flag_of(field: str) -> str:
+    """The command-line flag of a field: `tls_port` is `--tls-port`, a list's flag is its singular."""
+    singular = {"models": "model", "api_keys": "api-key", "allow_private_cidrs": "allow-private-cidr"}
+    return "--" + singular.get(field, field.replace("_", "-"))
+
+
+def _keys_of(word: str) -> list[str]:
+    if not word.startswith("@"):
+        return [word]
+    try:
+        lines = Path(word[1:]).expanduser().read_text().splitlines()
+    except OSError as exc:
+        raise ValueError(f"cannot read the key file {word[1:]}: {exc.strerror}") from exc
+    keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if not keys:
+        raise ValueError(f"the key file {word[1:]} holds no key")
+    return keys
+
+
+def _file_source(config: Path | None) -> tuple[PydanticBaseSettingsSource, ...]:
+    if config is None:
+        return ()
+    try:
+        return (TomlConfigSettingsSource(Settings, toml_file=_readable(config)),)
+    except tomllib.TOMLDecodeError as exc:
+        raise SettingsError(f"--config {config} is not valid TOML: {exc}") from exc
+    except OSError as exc:
+        raise SettingsError(f"--config {config} cannot be read: {exc.strerror}") from exc
+
+
+def _readable(file: Path) -> Path:
+    """The same path; raises OSError where pydantic would quietly take a missing file for an empty one."""
+    with file.open("rb"):
+        return file
+
+
+def _sentence(error: Any) -> str:
+    """One validation error as an operator reads it; secrets are not repeated."""
+    text = str(error["msg"]).removeprefix("Value error, ")
+    if not error["loc"]:
+        return text
+    field = str(error["loc"][0])
+    if error["type"] == "extra_forbidden":
+        return f"{field} is not a setting"
+    if field == "device":
+        text = "must be auto, cpu, cuda, or a list such as cuda:0,1"
+    got = "" if field == "api_keys" or isinstance(error["input"], tuple) else f", not {error['input']!r}"
+    return f"{flag_of(field)}: {text}{got}"

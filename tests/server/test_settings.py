@@ -1,0 +1,115 @@
+"""Where a setting comes from, and which settings refuse to start a server."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from server.settings import CHECKOUT, SettingsError, flag_of, is_loopback, load
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("FLUXSERVE_"):
+            monkeypatch.delenv(name)
+
+
+def test_defaults_are_the_documented_ones() -> None:
+    settings = load({})
+    assert (settings.host, settings.port, settings.tls_port) == ("127.0.0.1", 8000, 8443)
+    assert settings.models == ("flux-shapes",)
+    assert settings.data_dir == CHECKOUT / "data"
+    assert settings.api_keys == ()
+
+
+def test_flag_beats_environment_beats_file_beats_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "fluxserve.toml"
+    config.write_text('port = 1111\ntls_port = 1112\nmax_queue = 5\nmodels = ["FLUX.1-dev", "FLUX.1-schnell"]\n')
+    monkeypatch.setenv("FLUXSERVE_PORT", "2222")
+    monkeypatch.setenv("FLUXSERVE_TLS_PORT", "2223")
+    settings = load({"port": 3333, "tls_port": None}, config)
+    assert (settings.port, settings.tls_port, settings.max_queue) == (3333, 2223, 5)
+    assert settings.models == ("FLUX.1-dev", "FLUX.1-schnell")
+    assert settings.hang_s == 120.0
+
+
+def test_lists_in_the_environment_are_comma_separated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLUXSERVE_API_KEYS", "a:b, c:d,")
+    monkeypatch.setenv("FLUXSERVE_ALLOW_PRIVATE_CIDRS", "10.1.2.3/8")
+    settings = load({})
+    assert settings.api_keys == ("a:b", "c:d")
+    assert settings.allow_private_cidrs == ("10.0.0.0/8",)
+
+
+def test_key_file_holds_one_key_a_line(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("# production\nid:secret\n\nother:key\n")
+    assert load({"api_keys": (f"@{file}",)}).api_keys == ("id:secret", "other:key")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"port": 70000}, ["--port", "65535", "70000"]),
+        ({"port": "many"}, ["--port", "integer", "many"]),
+        ({"device": "gpu"}, ["--device", "cuda:0,1", "gpu"]),
+        ({"dtype": "int8"}, ["--dtype", "bfloat16", "int8"]),
+        ({"public_url": "fal.example.com"}, ["--public-url", "https://fal.example.com"]),
+        ({"allow_private_cidrs": ("10.0.0.0/99",)}, ["--allow-private-cidr", "10.0.0.0/99"]),
+        ({"port": 9000, "tls_port": 9000}, ["--port", "--tls-port", "9000"]),
+        ({"models": ()}, ["--model", "at least one"]),
+        ({"api_keys": ("@/no/such/file",)}, ["--api-key", "/no/such/file"]),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence_with_flag_and_limit(flags: dict[str, object], words: list[str]) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(flags)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("prot = 1\n", ["prot", "not a setting"]), ("port = = 1", ["TOML"]), (None, ["cannot be read", "No such file"])],
+)
+def test_a_wrong_file_says_so(tmp_path: Path, content: str | None, words: list[str]) -> None:
+    config = tmp_path / "f.toml"
+    if content is not None:
+        config.write_text(content)
+    with pytest.raises(SettingsError) as caught:
+        load({}, config)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "gpu.lan"])
+def test_public_bind_needs_a_key_or_a_word(host: str) -> None:
+    with pytest.raises(SettingsError, match="--api-key"):
+        load({"host": host})
+    assert load({"host": host, "api_keys": ("k",)}).host == host
+    assert load({"host": host, "allow_insecure_bind": True}).host == host
+
+
+@pytest.mark.parametrize(("host", "expected"), [("localhost", True), ("127.3.2.1", True), ("::1", True), ("x", False)])
+def test_loopback(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
+
+
+def test_keys_do_not_show_when_settings_are_printed() -> None:
+    assert "id:secret" not in repr(load({"api_keys": ("id:secret",)}))
+
+
+def test_a_rejected_key_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load({"api_keys": {"secret": 1}})
+    assert "secret" not in str(caught.value)
+
+
+def test_flag_names() -> None:
+    assert flag_of("tls_port") == "--tls-port"
+    assert flag_of("api_keys") == "--api-key"
