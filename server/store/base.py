@@ -6,6 +6,18 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
+LOW_PRIORITY_DELAY_S = 300.0
+"""A low-priority job queues as if it had come this much later: it yields to newer normal jobs, but never starves."""
+
+PRIVATE_RETENTION_S = 3600.0
+"""How long after its end a job with `store_io` off is kept, so that its caller can still fetch the result."""
+
+MAX_DEATHS = 3
+"""A job that was running at so many deaths of its worker fails instead of running again."""
+
+MAX_LONE_DEATHS = 2
+"""The same, for deaths at which nothing else was running: then the job itself is the suspect."""
+
 
 class JobStatus(StrEnum):
     """Where a job stands. A wish to cancel is a flag of the row, not a state."""
@@ -124,6 +136,16 @@ class Job:
     store_io: bool
     outcome: Outcome | None
 
+    @property
+    def queue_rank(self) -> float:
+        """Waiting jobs are claimed in the order of (queue_rank, seq)."""
+        return self.created_at + self.priority * LOW_PRIORITY_DELAY_S
+
+    @property
+    def model(self) -> str | None:
+        """The model its params ask for."""
+        return None if self.params is None else self.params.get("model")
+
 
 class StoreError(Exception):
     """The store cannot do what was asked (disk full, file damaged); nothing was half done."""
@@ -157,7 +179,7 @@ class Store(Protocol):
     def claim(self, owner: str, limit: int, lease_s: float, models: frozenset[str] | None = None) -> list[Job]:
         """Take up to `limit` waiting jobs: running, `owner`, `epoch + 1`, `attempt + 1`, `lease_until`, atomically.
 
-        Order: priority (normal first, but a low one older than the age bound counts as normal), then age.
+        Order: by age, where a low-priority job counts as LOW_PRIORITY_DELAY_S younger than it is.
         Only jobs of the given models, if given. Jobs past their start deadline are not claimed
         (`expire` ends them)."""
 
@@ -169,16 +191,20 @@ class Store(Protocol):
 
         Returns: False, and changes nothing, if this claim is not the current one (the caller is a zombie)."""
 
-    def release(self, owner: str, died: bool) -> list[Job]:
+    def release(self, owner: str, died: bool, blameless: frozenset[str] = frozenset()) -> list[Job]:
         """Give up all claims of `owner`: jobs wait again in their old place, or end.
 
-        With `died`, counts a death for each (a lone death if it was the only one running); a job that was
-        running at three deaths or two lone ones, or that has no attempt left, fails as
-        `runner_disconnected` (503); one whose cancel was requested is cancelled.
+        With `died`, counts a death for each that is not `blameless` (ids that the worker had not begun), a lone
+        death if it was the only such one; a job that was running at MAX_DEATHS deaths or MAX_LONE_DEATHS lone
+        ones, or that has no attempt left, fails as `runner_disconnected` (503). Without `died` the attempt is
+        given back. A job whose cancel was requested is cancelled either way.
         Returns: the rows after the change."""
 
     def release_one(self, job_id: str, owner: str, epoch: int) -> bool:
-        """Give up one claim without blame (an internal fault of the worker); False if it is not current."""
+        """Give up one claim after an internal fault of the worker: no death is counted, but the attempt is used.
+
+        The job fails as `runner_disconnected` if that was its last, and is cancelled if that was requested.
+        Returns: False, and changes nothing, if this claim is not the current one."""
 
     def expire(self) -> list[Job]:
         """End waiting jobs past their start deadline (504 `request_timeout`) and release expired leases
@@ -190,11 +216,18 @@ class Store(Protocol):
     def counts(self) -> dict[JobStatus, int]:
         """Rows by state, cheap enough for /metrics."""
 
+    def recover(self) -> list[Job]:
+        """At start-up: give up every claim, because all owners died with the node that was here before.
+
+        Counts no death (nobody knows who was to blame) but uses the attempt. A store that several nodes share
+        leaves this to the leases and returns nothing.
+        Returns: the rows after the change."""
+
     def end_ephemeral(self) -> int:
         """At start-up: cancel unfinished synchronous runs, whose connections are gone. Returns how many."""
 
     def sweep(self, retention_s: float) -> list[str]:
-        """Delete rows finished longer ago than that; returns their ids, so that their files can go too."""
+        """Delete rows finished longer ago than that (PRIVATE_RETENTION_S if `store_io` is off); returns their ids."""
 
     def due_webhooks(self, limit: int) -> list[WebhookDelivery]:
         """Deliveries whose time has come, oldest first."""

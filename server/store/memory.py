@@ -1,0 +1,203 @@
+"""The in-memory double of the store, held to the same contract as the durable ones; for tests and trials."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from server.store import endings, transitions
+from server.store.base import (
+    PRIVATE_RETENTION_S,
+    CancelOutcome,
+    Job,
+    JobStatus,
+    NewJob,
+    Outcome,
+    QueueFullError,
+    StoreError,
+    WebhookDelivery,
+)
+from server.store.waiting import WaitingLine
+
+
+@dataclass
+class _Delivery:
+    due_at: float | None
+    tries: int = 0
+    note: str = ""
+
+
+class MemoryStore:
+    """`Store` without durability: one lock around a dict of rows. Args: clock: Unix seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._jobs: dict[str, Job] = {}
+        self._webhooks: dict[str, _Delivery] = {}
+        self._line = WaitingLine()
+        self._last_seq = 0
+        self._is_closed = False
+
+    def enqueue(self, new: NewJob, max_queued: int | None = None) -> Job:
+        with self._open():
+            if new.id in self._jobs:
+                raise StoreError(f"request id {new.id} is taken")
+            if new.outcome is None and max_queued is not None and self._line.length >= max_queued:
+                raise QueueFullError(f"{max_queued} requests wait already")
+            self._last_seq += 1
+            return self._save(None, transitions.created(new, self._last_seq, self._clock()))
+
+    def get(self, job_id: str) -> Job | None:
+        with self._open():
+            return self._jobs.get(job_id)
+
+    def queue_position(self, job_id: str) -> int | None:
+        with self._open():
+            return self._line.position(job_id)
+
+    def claim(self, owner: str, limit: int, lease_s: float, models: frozenset[str] | None = None) -> list[Job]:
+        with self._open():
+            now = self._clock()
+            waiting = sorted(self._in_state(JobStatus.QUEUED), key=lambda job: (job.queue_rank, job.seq))
+            ready = [
+                job
+                for job in waiting
+                if (models is None or job.model in models) and (job.start_deadline is None or job.start_deadline > now)
+            ]
+            return [self._save(job, transitions.claimed(job, owner, now, lease_s)) for job in ready[:limit]]
+
+    def renew(self, owner: str, lease_s: float) -> list[Job]:
+        with self._open():
+            lease_until = self._clock() + lease_s
+            held = [self._save(job, replace(job, lease_until=lease_until)) for job in self._held_by(owner)]
+            return [job for job in held if job.cancel_requested]
+
+    def finish(self, job_id: str, owner: str, epoch: int, outcome: Outcome) -> bool:
+        with self._open():
+            job = self._jobs.get(job_id)
+            if job is None or not transitions.is_current(job, owner, epoch):
+                return False
+            self._save(job, transitions.ended(job, outcome, self._clock()))
+            return True
+
+    def release(self, owner: str, died: bool, blameless: frozenset[str] = frozenset()) -> list[Job]:
+        with self._open():
+            return self._save_all(transitions.released(self._held_by(owner), died, blameless, self._clock()))
+
+    def release_one(self, job_id: str, owner: str, epoch: int) -> bool:
+        with self._open():
+            job = self._jobs.get(job_id)
+            if job is None or not transitions.is_current(job, owner, epoch):
+                return False
+            self._save(job, transitions.interrupted(job, self._clock()))
+            return True
+
+    def expire(self) -> list[Job]:
+        with self._open():
+            now = self._clock()
+            late = [job for job in self._in_state(JobStatus.QUEUED) if _is_past(job.start_deadline, now)]
+            changed = self._save_all((job, transitions.ended(job, endings.start_timeout(), now)) for job in late)
+            expired = [job for job in self._in_state(JobStatus.RUNNING) if _is_past(job.lease_until, now)]
+            for owner in sorted({job.owner for job in expired if job.owner is not None}):
+                theirs = [job for job in expired if job.owner == owner]
+                changed += self._save_all(transitions.released(theirs, True, frozenset(), now))
+            return changed
+
+    def request_cancel(self, job_id: str) -> tuple[CancelOutcome, Job | None]:
+        with self._open():
+            job = self._jobs.get(job_id)
+            if job is None:
+                return CancelOutcome.NOT_FOUND, None
+            if job.status.is_finished:
+                return CancelOutcome.ALREADY_FINISHED, job
+            flagged = replace(job, cancel_requested=True)
+            if job.status is JobStatus.RUNNING:
+                return CancelOutcome.REQUESTED, self._save(job, flagged)
+            ended = transitions.ended(flagged, endings.cancelled(), self._clock())
+            return CancelOutcome.CANCELLED, self._save(job, ended)
+
+    def counts(self) -> dict[JobStatus, int]:
+        with self._open():
+            return self._line.counts()
+
+    def recover(self) -> list[Job]:
+        with self._open():
+            now = self._clock()
+            running = self._in_state(JobStatus.RUNNING)
+            return self._save_all((job, transitions.interrupted(job, now)) for job in running)
+
+    def end_ephemeral(self) -> int:
+        with self._open():
+            now = self._clock()
+            gone = [job for job in self._jobs.values() if job.is_ephemeral and not job.status.is_finished]
+            return len(self._save_all((job, transitions.ended(job, endings.disconnected(), now)) for job in gone))
+
+    def sweep(self, retention_s: float) -> list[str]:
+        with self._open():
+            now = self._clock()
+            old = [job for job in self._jobs.values() if _is_past(_kept_until(job, retention_s), now)]
+            for job in old:
+                del self._jobs[job.id]
+                self._webhooks.pop(job.id, None)
+                self._line.change(job, None)
+            return [job.id for job in old]
+
+    def due_webhooks(self, limit: int) -> list[WebhookDelivery]:
+        with self._open():
+            now = self._clock()
+            due = sorted(
+                (delivery.due_at, job_id)
+                for job_id, delivery in self._webhooks.items()
+                if delivery.due_at is not None and delivery.due_at <= now
+            )
+            return [self._delivery(job_id) for _, job_id in due[:limit]]
+
+    def settle_webhook(self, job_id: str, delivered: bool, next_in_s: float | None, note: str) -> None:
+        with self._open():
+            row = self._webhooks.get(job_id)
+            if row is not None:
+                row.tries += 1
+                row.note = note
+                row.due_at = None if delivered or next_in_s is None else self._clock() + next_in_s
+
+    def close(self) -> None:
+        self._is_closed = True
+
+    def _open(self) -> threading.RLock:
+        if self._is_closed:
+            raise StoreError("the store is closed")
+        return self._lock
+
+    def _in_state(self, status: JobStatus) -> list[Job]:
+        return [job for job in self._jobs.values() if job.status is status]
+
+    def _held_by(self, owner: str) -> list[Job]:
+        return [job for job in self._in_state(JobStatus.RUNNING) if job.owner == owner]
+
+    def _save(self, before: Job | None, after: Job) -> Job:
+        self._jobs[after.id] = after
+        self._line.change(before, after)
+        if after.status.is_finished and after.webhook_url is not None:
+            self._webhooks[after.id] = _Delivery(due_at=self._clock())
+        return after
+
+    def _save_all(self, pairs: Iterable[tuple[Job, Job]]) -> list[Job]:
+        return [self._save(before, after) for before, after in list(pairs)]
+
+    def _delivery(self, job_id: str) -> WebhookDelivery:
+        row, url = self._webhooks[job_id], self._jobs[job_id].webhook_url
+        assert url is not None
+        return WebhookDelivery(job_id=job_id, url=url, tries=row.tries, note=row.note)
+
+
+def _is_past(moment: float | None, now: float) -> bool:
+    return moment is not None and moment <= now
+
+
+def _kept_until(job: Job, retention_s: float) -> float | None:
+    if job.finished_at is None:
+        return None
+    return job.finished_at + (retention_s if job.store_io else min(retention_s, PRIVATE_RETENTION_S))

@@ -1,0 +1,63 @@
+"""The waiting line in memory, so that a queue position costs a bisection and never a COUNT(*) per poll."""
+
+from __future__ import annotations
+
+from collections import Counter
+from threading import Lock
+
+from sortedcontainers import SortedList
+
+from server.store.base import Job, JobStatus
+
+
+class WaitingLine:
+    """Which jobs wait, in which order, and how many jobs are in each state; safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._order: SortedList[tuple[float, int]] = SortedList()
+        self._places: dict[str, tuple[float, int]] = {}
+        self._counts: Counter[JobStatus] = Counter()
+
+    def change(self, before: Job | None, after: Job | None) -> None:
+        """Take note that a committed change turned `before` into `after`; None is a row that does not exist."""
+        with self._lock:
+            if before is not None:
+                self._counts[before.status] -= 1
+                self._leave(before.id)
+            if after is not None:
+                self._counts[after.status] += 1
+                if after.status is JobStatus.QUEUED:
+                    self._join(after)
+
+    def count(self, status: JobStatus, number: int) -> None:
+        """Add rows that are not looked at one by one, as when a store opens."""
+        with self._lock:
+            self._counts[status] += number
+
+    def position(self, job_id: str) -> int | None:
+        """How many jobs are before this one, or None if it does not wait."""
+        with self._lock:
+            place = self._places.get(job_id)
+            return None if place is None else int(self._order.bisect_left(place))
+
+    @property
+    def length(self) -> int:
+        """How many jobs wait."""
+        with self._lock:
+            return len(self._places)
+
+    def counts(self) -> dict[JobStatus, int]:
+        """Rows by state, every state named."""
+        with self._lock:
+            return {status: self._counts[status] for status in JobStatus}
+
+    def _join(self, job: Job) -> None:
+        place = (job.queue_rank, job.seq)
+        self._places[job.id] = place
+        self._order.add(place)
+
+    def _leave(self, job_id: str) -> None:
+        place = self._places.pop(job_id, None)
+        if place is not None:
+            self._order.remove(place)

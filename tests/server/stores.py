@@ -1,0 +1,58 @@
+"""What the store tests share: a clock that tests move, both stores on it, and jobs to put in."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from server.store.base import JobStatus, NewJob, Outcome, Store
+from server.store.memory import MemoryStore
+from server.store.sqlite import SqliteStore
+
+LEASE_S = 30.0
+
+DONE = Outcome(
+    JobStatus.COMPLETED,
+    200,
+    {"images": [{"url": "/files/a.png"}]},
+    metrics={"inference_time": 1.5},
+    logs=[{"message": "step 1/1", "level": "INFO", "source": "USER", "timestamp": "2025-01-01T00:00:00+00:00"}],
+)
+
+REJECTED = Outcome(JobStatus.FAILED, 422, {"detail": [{"loc": ["body", "prompt"], "msg": "no", "type": "missing"}]})
+
+OPEN_STORE: dict[str, Callable[[Path, Callable[[], float]], Store]] = {
+    "memory": lambda folder, clock: MemoryStore(clock),
+    "sqlite": lambda folder, clock: SqliteStore(folder / "jobs.db", clock),
+}
+
+
+class Clock:
+    """Unix seconds that stand still until told."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+_numbers = itertools.count()
+
+
+def new_job(**changes: Any) -> NewJob:
+    """A job with an id of its own."""
+    job = NewJob(
+        id=f"job-{next(_numbers)}",
+        endpoint="fal-ai/flux/dev",
+        input={"prompt": "a red circle"},
+        params={"model": "flux-shapes", "prompt": "a red circle", "seed": 7},
+        output={"format": "png"},
+    )
+    return replace(job, **changes)

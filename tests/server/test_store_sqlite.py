@@ -1,0 +1,238 @@
+"""What only the durable store promises: kill -9, a full disk, one owner, upgrades, guards inside the database."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import apsw
+import pytest
+
+from server.store.base import JobStatus, StoreError
+from server.store.sqlite import MIGRATIONS, SqliteStore
+from server.store.writer import GroupCommit, Transaction
+from tests.server.stores import DONE, LEASE_S, new_job
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "jobs.db"
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[SqliteStore]:
+    opened = SqliteStore(path)
+    yield opened
+    opened.close()
+
+
+def child(code: str, path: Path) -> subprocess.Popen[str]:
+    """Another real process that runs `code` with `path` at hand."""
+    program = f"from pathlib import Path\npath = Path({str(path)!r})\n" + textwrap.dedent(code)
+    return subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def hold_back(writer: GroupCommit) -> threading.Event:
+    """Keep the writer busy inside an operation until the returned event is set."""
+    inside, gate = threading.Event(), threading.Event()
+
+    def block(tx: Transaction) -> None:
+        inside.set()
+        gate.wait(10)
+
+    threading.Thread(target=writer.run, args=(block,)).start()
+    assert inside.wait(10)
+    return gate
+
+
+def wait_for_inbox(writer: GroupCommit, length: int) -> None:
+    deadline = time.monotonic() + 10
+    while writer._inbox.qsize() < length:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_a_second_process_gets_one_clear_sentence(store: SqliteStore, path: Path) -> None:
+    _, errors = child("from server.store.sqlite import SqliteStore; SqliteStore(path)", path).communicate()
+    assert f"StoreError: another fluxserve is using the data directory {path.parent}" in errors
+
+
+def test_the_same_process_cannot_open_it_twice_either(store: SqliteStore, path: Path) -> None:
+    with pytest.raises(StoreError, match="another fluxserve"):
+        SqliteStore(path)
+
+
+def test_everything_acknowledged_survives_kill_9(path: Path) -> None:
+    writer = child(
+        """
+        import os, threading
+        from server.store.sqlite import SqliteStore
+        from tests.server.stores import DONE, new_job
+        store = SqliteStore(path)
+        def work(name):
+            for number in range(100_000):
+                job = store.enqueue(new_job(id=f"{name}-{number}"))
+                os.write(1, f"queued {job.id}\\n".encode())
+                for claimed in store.claim(name, 1, 30.0):
+                    if number % 2 and store.finish(claimed.id, name, claimed.epoch, DONE):
+                        os.write(1, f"done {claimed.id}\\n".encode())
+        for name in "abcd":
+            threading.Thread(target=work, args=(name,)).start()
+        """,
+        path,
+    )
+    assert writer.stdout is not None
+    heard = [writer.stdout.readline() for _ in range(300)]
+    writer.send_signal(signal.SIGKILL)
+    heard += writer.stdout.readlines()
+    writer.communicate()
+    lines = [line.split() for line in heard if line.endswith("\n")]
+
+    store = SqliteStore(path)
+    for said, job_id in lines:
+        job = store.get(job_id)
+        assert job is not None, f"{job_id} was acknowledged and is lost"
+        assert said == "queued" or job.status is JobStatus.COMPLETED
+    counts = store.counts()
+    assert len(store.recover()) == counts[JobStatus.RUNNING]
+    waiting = store.counts()[JobStatus.QUEUED]
+    assert waiting == counts[JobStatus.RUNNING] + counts[JobStatus.QUEUED]
+    assert len(store.claim("new", 10**6, LEASE_S)) == waiting
+    store.close()
+
+
+def test_a_full_disk_is_a_store_error_and_nothing_is_half_done(path: Path) -> None:
+    store = SqliteStore(path)
+    running = store.enqueue(new_job(webhook_url="https://x.test/"))
+    (claimed,) = store.claim("w1", 1, LEASE_S)
+    (pages,) = next(store._writer._connection.execute("PRAGMA page_count"))
+    (limit,) = next(store._writer._connection.execute(f"PRAGMA max_page_count = {pages + 4}"))
+    assert limit == pages + 4
+    big = {"prompt": "x" * 100_000}
+
+    refused = new_job(input=big)
+    with pytest.raises(StoreError, match="the disk is full"):
+        store.enqueue(refused)
+    assert store.get(refused.id) is None
+    assert store.queue_position(refused.id) is None
+    too_big = DONE.__class__(JobStatus.COMPLETED, 200, big)
+    with pytest.raises(StoreError, match="the disk is full"):
+        store.finish(running.id, "w1", claimed.epoch, too_big)
+    assert store.get(running.id) == claimed
+    assert store.due_webhooks(10) == []
+    assert store.counts()[JobStatus.RUNNING] == 1
+
+    next(store._writer._connection.execute("PRAGMA max_page_count = 1000000"))
+    assert store.enqueue(refused).id == refused.id
+    assert store.finish(running.id, "w1", claimed.epoch, too_big)
+    store.close()
+
+
+def test_one_that_does_not_fit_takes_no_other_with_it(path: Path) -> None:
+    """Group commit puts them into one transaction, so this is where a full disk could hurt the innocent."""
+    store = SqliteStore(path)
+    (pages,) = next(store._writer._connection.execute("PRAGMA page_count"))
+    next(store._writer._connection.execute(f"PRAGMA max_page_count = {pages + 8}"))
+    gate = hold_back(store._writer)
+    jobs = [new_job(input={"prompt": "x" * (200_000 if number == 3 else 10)}) for number in range(6)]
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        futures = [pool.submit(store.enqueue, job) for job in jobs]
+        wait_for_inbox(store._writer, len(jobs))
+        gate.set()
+        failed = [job.id for job, future in zip(jobs, futures, strict=True) if future.exception() is not None]
+    assert failed == [jobs[3].id]
+    assert [job.id for job in jobs if store.get(job.id) is None] == failed
+    assert store.counts()[JobStatus.QUEUED] == 5
+    store.close()
+
+
+def test_what_arrives_during_a_commit_shares_the_next_one(path: Path) -> None:
+    commits: list[int] = []
+    connection = apsw.Connection(str(path))
+    connection.execute("CREATE TABLE t (n)")
+    writer = GroupCommit(connection, lambda changes: commits.append(len(changes)))
+    gate = hold_back(writer)
+
+    def write(tx: Transaction) -> None:
+        tx.connection.execute("INSERT INTO t VALUES (1)")
+        tx.changes.append((None, None))
+
+    with ThreadPoolExecutor(20) as pool:
+        futures = [pool.submit(writer.run, write) for _ in range(20)]
+        wait_for_inbox(writer, 20)
+        gate.set()
+        for future in futures:
+            future.result()
+    writer.close()
+    assert sum(commits) == 20
+    assert max(commits) == 20
+
+
+def test_a_broken_operation_is_the_callers_error_and_the_writer_lives(store: SqliteStore) -> None:
+    with pytest.raises(TypeError):
+        store.enqueue(new_job(input={"prompt": object()}))
+    assert store.enqueue(new_job()).status is JobStatus.QUEUED
+
+
+def test_the_database_itself_refuses_a_second_end(store: SqliteStore) -> None:
+    store.enqueue(new_job())
+    (job,) = store.claim("w1", 1, LEASE_S)
+    assert store.finish(job.id, "w1", job.epoch, DONE)
+    with pytest.raises(StoreError, match="this job has ended"):
+        store._writer.run(lambda tx: tx.connection.execute("UPDATE job SET status = 'failed'").fetchall())
+
+
+@pytest.mark.parametrize(
+    "change", ["status = 'running'", "status = 'completed'", "status = 'paused'", "owner = 'w1'", "finished_at = 1.0"]
+)
+def test_the_database_itself_refuses_a_half_change(store: SqliteStore, change: str) -> None:
+    job = store.enqueue(new_job())
+    with pytest.raises(StoreError, match="CHECK constraint"):
+        store._writer.run(lambda tx: tx.connection.execute(f"UPDATE job SET {change}").fetchall())
+    assert store.get(job.id) == job
+
+
+def test_the_waiting_line_is_rebuilt_when_a_store_opens(path: Path) -> None:
+    store = SqliteStore(path)
+    ids = [store.enqueue(new_job(priority=number % 2)).id for number in range(10)]
+    store.claim("w1", 2, LEASE_S)
+    places, counts = [store.queue_position(job_id) for job_id in ids], store.counts()
+    store.close()
+    store = SqliteStore(path)
+    assert [store.queue_position(job_id) for job_id in ids] == places
+    assert store.counts() == counts
+    store.close()
+
+
+def test_a_file_from_a_newer_version_is_refused(path: Path) -> None:
+    SqliteStore(path).close()
+    connection = apsw.Connection(str(path))
+    connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    connection.close()
+    with pytest.raises(StoreError, match="newer fluxserve"):
+        SqliteStore(path)
+
+
+def test_a_damaged_file_is_refused_and_the_lock_is_free_again(path: Path) -> None:
+    path.write_bytes(b"this is no database" * 1000)
+    for _ in range(2):
+        with pytest.raises(StoreError, match="cannot open the database"):
+            SqliteStore(path)
+
+
+def test_reads_do_not_wait_for_a_write_in_progress(store: SqliteStore) -> None:
+    job = store.enqueue(new_job())
+    gate = hold_back(store._writer)
+    assert store.get(job.id) == job
+    gate.set()
