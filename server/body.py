@@ -1,0 +1,77 @@
+"""Reading a request's JSON body: bounded in bytes and depth, strict JSON, never a surprise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+
+from server.errors import InputError, PlainError, problem
+
+MAX_BODY_BYTES = 32 * 1024 * 1024
+"""Enough for the data URIs of a few pictures."""
+
+MAX_DEPTH = 64
+"""Nesting that no endpoint needs, but that the JSON writers of every later stage can still follow."""
+
+
+async def read_bytes(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
+    """The whole body. Raises PlainError 413 beyond `limit` bytes, ClientDisconnect if the caller goes."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise _too_large(limit)
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limit:
+            raise _too_large(limit)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+async def read_object(request: Request) -> dict[str, Any]:
+    """The body as a JSON object; an empty body is an empty object, whatever its content type says.
+
+    Raises: InputError for anything but one JSON object, PlainError 413.
+    """
+    return parse_object(await read_bytes(request))
+
+
+def parse_object(data: bytes) -> dict[str, Any]:
+    """One JSON object from bytes; empty bytes give an empty one. Raises InputError."""
+    if not data.strip():
+        return {}
+    try:
+        value = orjson.loads(data)
+    except orjson.JSONDecodeError as exc:
+        raise InputError([problem([exc.pos], "JSON decode error", "json_invalid", {"error": exc.msg})]) from exc
+    if not isinstance(value, dict):
+        msg = "Input should be a valid dictionary or object to extract fields from"
+        raise InputError([problem([], msg, "model_attributes_type", value=value)])
+    if _is_deeper(value, MAX_DEPTH):
+        error = f"nested deeper than {MAX_DEPTH} levels"
+        raise InputError([problem([], "JSON decode error", "json_invalid", {"error": error})])
+    return value
+
+
+def _is_deeper(value: object, limit: int) -> bool:
+    """Whether containers nest deeper than `limit`; level by level, so that depth costs no stack."""
+    level: list[object] = [value]
+    for _ in range(limit):
+        level = [item for node in level for item in _items(node) if isinstance(item, dict | list)]
+        if not level:
+            return False
+    return True
+
+
+def _items(node: object) -> Iterable[object]:
+    if isinstance(node, dict):
+        return node.values()
+    return node if isinstance(node, list) else ()
+
+
+def _too_large(limit: int) -> PlainError:
+    return PlainError(413, f"The request body is larger than {limit} bytes")

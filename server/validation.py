@@ -1,0 +1,30 @@
+"""pydantic's complaints as fal's `detail` entries: one clear entry a fault."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from server.errors import InputError, Problem, problem
+
+
+def input_error(exc: ValidationError) -> InputError:
+    """All faults of one input."""
+    return InputError([_problem(entry) for entry in exc.errors(include_url=False)])
+
+
+def _problem(entry: ErrorDetails) -> Problem:
+    # Alternatives of a union are tagged <like this>; the caller knows only the field.
+    loc = [part for part in entry["loc"] if not (isinstance(part, str) and part.startswith("<"))]
+    # A missing field's input is its parent: nothing that helps, and perhaps large.
+    value = None if entry["type"] == "missing" else entry["input"]
+    return problem(loc, entry["msg"], entry["type"], _plain(entry.get("ctx")), value)
+
+
+def _plain(ctx: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Context values as JSON: pydantic may put exception objects there."""
+    if ctx is None:
+        return None
+    return {key: value if isinstance(value, str | int | float | list) else str(value) for key, value in ctx.items()}
