@@ -1,0 +1,41 @@
+"""RGB pixels to the bytes of a picture file; runs in the encode pool's processes, so it imports Pillow and no more."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from io import BytesIO
+from typing import Any, Literal
+
+from PIL import Image
+
+ImageFormat = Literal["jpeg", "png", "webp"]
+
+# Quality 95 without chroma subsampling: what fal's pictures look like side by side. PNG level 1 is 5 times faster than
+# the default and within a tenth of its size on photographs.
+_OPTIONS: dict[ImageFormat, dict[str, Any]] = {
+    "jpeg": {"quality": 95, "subsampling": 0},
+    "png": {"compress_level": 1},
+    "webp": {"quality": 95, "method": 2},
+}
+
+
+def encode(pixels: bytes, width: int, height: int, image_format: ImageFormat) -> bytes:
+    """A picture file from height x width x 3 bytes, row major RGB. Raises: ValueError if the sizes disagree."""
+    target = BytesIO()
+    picture = Image.frombytes("RGB", (width, height), pixels)
+    picture.save(target, image_format.upper(), **_OPTIONS[image_format])
+    return target.getvalue()
+
+
+def end_with_parent() -> None:
+    """Make this pool process exit when the node does, even by kill -9: nothing else would wake it."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()

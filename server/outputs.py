@@ -1,0 +1,158 @@
+"""Pixels to files to the result body that fal's clients read; the only code that knows image formats."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import multiprocessing
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.protocol import Picture
+from server.encoding import ImageFormat, encode, end_with_parent
+from server.objects import Objects
+
+CONTENT_TYPES: dict[ImageFormat, str] = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
+FILES_PREFIX = "/files/"
+MAX_PROCESSES = 4
+POOL_TRIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPicture:
+    """One finished picture as a file's bytes."""
+
+    data: bytes
+    image_format: ImageFormat
+    seed: int
+    width: int
+    height: int
+    has_nsfw_concept: bool
+
+
+class Outputs:
+    """Encodes in a small pool of processes, so that neither the event loop nor the GIL waits for it.
+
+    The pool starts with the first picture (or `warm`). A pool process that is killed costs one retry.
+
+    Args: objects: where files go. ttl_s: how long they are kept.
+    """
+
+    def __init__(self, objects: Objects, ttl_s: float | None = None) -> None:
+        self._objects = objects
+        self._ttl_s = ttl_s
+        self._pool: ProcessPoolExecutor | None = None
+
+    async def warm(self) -> None:
+        """Start a pool process now, so that the first picture does not wait for it (about 0.3 s)."""
+        await self._in_pool(bytes(3), 1, 1, "jpeg")
+
+    async def encode(self, picture: Picture, image_format: ImageFormat) -> EncodedPicture:
+        """The picture as a file's bytes. Raises: ValueError if its pixels do not fit its size."""
+        data = await self._in_pool(picture.pixels, picture.width, picture.height, image_format)
+        return EncodedPicture(data, image_format, picture.seed, picture.width, picture.height, picture.has_nsfw_concept)
+
+    async def deliver(self, picture: EncodedPicture, sync_mode: bool, ttl_s: float | None = None) -> dict[str, Any]:
+        """The picture's entry in `images`: stored as a file, or with `sync_mode` as a data URI and not stored.
+
+        Args: ttl_s: keep the file shorter than usual. Raises: OSError if the disk refuses."""
+        content_type = CONTENT_TYPES[picture.image_format]
+        if sync_mode:
+            url, name = _data_uri(content_type, picture.data), None
+        else:
+            ttl_s = self._ttl_s if ttl_s is None else ttl_s
+            name = await asyncio.to_thread(
+                self._objects.put, picture.data, content_type, picture.image_format, None, ttl_s
+            )
+            url = FILES_PREFIX + name
+        return {
+            "url": url,
+            "content_type": content_type,
+            "file_name": name,
+            "file_size": len(picture.data),
+            "width": picture.width,
+            "height": picture.height,
+        }
+
+    def discard(self, images: Sequence[Mapping[str, Any]]) -> None:
+        """Delete the files of entries that no result will name."""
+        for image in images:
+            if image["file_name"] is not None:
+                self._objects.delete(image["file_name"])
+
+    def close(self) -> None:
+        """End the pool; what it is encoding is dropped."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
+    async def _in_pool(self, pixels: bytes, width: int, height: int, image_format: ImageFormat) -> bytes:
+        loop = asyncio.get_running_loop()
+        for _ in range(POOL_TRIES - 1):
+            pool = self._open_pool()
+            try:
+                return await loop.run_in_executor(pool, encode, pixels, width, height, image_format)
+            except BrokenProcessPool:
+                self._drop(pool)
+        return await loop.run_in_executor(self._open_pool(), encode, pixels, width, height, image_format)
+
+    def _open_pool(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            # spawn, not fork: this process has threads, and its children must not inherit its sockets and locks.
+            self._pool = ProcessPoolExecutor(
+                max_workers=min(MAX_PROCESSES, os.cpu_count() or 1),
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=end_with_parent,
+            )
+        return self._pool
+
+    def _drop(self, pool: ProcessPoolExecutor) -> None:
+        """Forget a broken pool, unless somebody else already has."""
+        if self._pool is pool:
+            self._pool = None
+            pool.shutdown(wait=False)
+
+
+def result_body(
+    images: Sequence[Mapping[str, Any]],
+    has_nsfw_concepts: Sequence[bool],
+    params: Mapping[str, Any],
+    timings: Mapping[str, float],
+) -> dict[str, Any]:
+    """What fal's text-to-image endpoints answer; addresses of files are relative."""
+    return {
+        "images": [dict(image) for image in images],
+        "timings": {"inference": timings.get("inference", 0.0)},
+        "seed": params["seed"],
+        "has_nsfw_concepts": list(has_nsfw_concepts),
+        "prompt": params["prompt"],
+    }
+
+
+def absolute(body: dict[str, Any], base: str) -> dict[str, Any]:
+    """A copy of a result body with every relative file address made absolute: `base` + `/files/...`."""
+    made: dict[str, Any] = _absolute(body, base)
+    return made
+
+
+def _absolute(value: Any, base: str) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: base + item if key == "url" and _is_file_address(item) else _absolute(item, base)
+            for key, item in value.items()
+        }
+    if isinstance(value, list):
+        return [_absolute(item, base) for item in value]
+    return value
+
+
+def _is_file_address(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith(FILES_PREFIX)
+
+
+def _data_uri(content_type: str, data: bytes) -> str:
+    return f"data:{content_type};base64,{base64.b64encode(data).decode()}"
