@@ -23,7 +23,7 @@ class ModelSpec:
         variant: which of fal's endpoints it may answer for (see `server.endpoints`).
         revision: commit or tag of the repo; None takes the default branch.
         max_sequence_length: T5 tokens a prompt is padded to.
-        max_pixels: largest width x height that is served.
+        max_pixels: largest width x height that is served; the default is the largest size of fal's ultra table.
         default_steps, default_guidance: for `generate` and the OpenAI facade; endpoints have their own.
         licence: shown by `models`; `gated` repos need a token and an accepted licence.
     """
@@ -34,7 +34,7 @@ class ModelSpec:
     variant: Variant = "dev"
     revision: str | None = None
     max_sequence_length: int = 512
-    max_pixels: int = 2048 * 2048
+    max_pixels: int = 2368 * 1792
     default_steps: int = 28
     default_guidance: float = 3.5
     licence: str = "unknown"
@@ -95,6 +95,16 @@ _SPECS = (
 
 REGISTRY: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}
 
+TINY = ModelSpec(
+    name="random:tiny",
+    source="random:tiny",
+    max_sequence_length=16,
+    max_pixels=1024 * 1024,
+    default_steps=4,
+    licence="none (random weights)",
+    summary="a FLUX of a few thousand random weights, for tests; not listed",
+)
+
 
 class UnknownModelError(ValueError):
     """The argument is no registry name, no diffusers folder and no repo id."""
@@ -107,6 +117,8 @@ def resolve(argument: str) -> ModelSpec:
     """
     if argument in REGISTRY:
         return REGISTRY[argument]
+    if argument == TINY.name:
+        return TINY
     by_source = {spec.source: spec for spec in _SPECS}
     if argument in by_source:
         return by_source[argument]

@@ -1,0 +1,245 @@
+"""What differs between kinds of device. The only file that names `torch.cuda`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Literal, Protocol
+
+import psutil
+import torch
+from torch import Tensor
+
+Attention = Literal["grouped", "varlen"]
+
+
+class Marker(Protocol):
+    """A point in a device's work: has it been reached?"""
+
+    def is_done(self) -> bool: ...
+
+    def wait(self) -> None: ...
+
+    def elapsed_ms(self, start: Marker) -> float | None:
+        """Device milliseconds from `start` to here; None where only the caller's clock can tell."""
+
+
+class Accelerator(Protocol):
+    """One device as the engine needs it: where, in which precision, how much memory, which streams."""
+
+    device: torch.device
+    kind: str
+    name: str
+    default_dtype: torch.dtype
+    attention: Attention
+    modulates_row_by_row: bool
+    """True where single-row products are cheap and make a lone request equal the stock pipeline bit for bit."""
+
+    def memory(self) -> dict[str, int]:
+        """Bytes by name, for metrics: at least `used` and `total`."""
+
+    def stream(self, purpose: str, waits: bool = True) -> contextlib.AbstractContextManager[None]:
+        """Work launched inside runs beside the steps; with `waits`, after everything launched so far.
+
+        One stream a purpose."""
+
+    def mark(self) -> Marker:
+        """A marker after everything launched on the current stream."""
+
+    def adopt(self, *tensors: Tensor) -> None:
+        """Say that the current stream now uses tensors made on another."""
+
+    def after(self, marker: Marker) -> None:
+        """Let the current stream wait for `marker` without stopping the caller."""
+
+    def to_host(self, tensor: Tensor) -> Tensor:
+        """A host copy, complete once a marker set afterwards is done."""
+
+    def release_cached_memory(self) -> None: ...
+
+    def is_out_of_memory(self, error: BaseException) -> bool: ...
+
+    def is_fatal(self, error: BaseException) -> bool:
+        """True if the device is beyond use in this process (a sticky CUDA error)."""
+
+
+class _Done:
+    """The marker of a device that has finished when the call returns."""
+
+    def is_done(self) -> bool:
+        return True
+
+    def wait(self) -> None:
+        return None
+
+    def elapsed_ms(self, start: Marker) -> float | None:
+        return None
+
+
+class CpuAccelerator:
+    """The processor: synchronous, one stream."""
+
+    kind = "cpu"
+    attention: Attention = "grouped"
+    modulates_row_by_row = True
+
+    def __init__(self, threads: int | None = None) -> None:
+        self.device = torch.device("cpu")
+        self.default_dtype = torch.float32
+        self.name = f"CPU, {threads or torch.get_num_threads()} threads"
+        self._process = psutil.Process(os.getpid())
+        if threads:
+            torch.set_num_threads(threads)
+
+    def memory(self) -> dict[str, int]:
+        return {"used": self._process.memory_info().rss, "total": psutil.virtual_memory().total}
+
+    @contextlib.contextmanager
+    def stream(self, purpose: str, waits: bool = True) -> Iterator[None]:
+        yield
+
+    def mark(self) -> Marker:
+        return _Done()
+
+    def adopt(self, *tensors: Tensor) -> None:
+        return None
+
+    def after(self, marker: Marker) -> None:
+        marker.wait()
+
+    def to_host(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def release_cached_memory(self) -> None:
+        return None
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        # torch's CPU allocator raises a plain RuntimeError.
+        return isinstance(error, MemoryError) or (
+            isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+        )
+
+    def is_fatal(self, error: BaseException) -> bool:
+        return False
+
+
+class _CudaMarker:
+    """A CUDA event."""
+
+    def __init__(self) -> None:
+        self.event = torch.cuda.Event(enable_timing=True)
+        self.event.record()
+
+    def is_done(self) -> bool:
+        return bool(self.event.query())
+
+    def wait(self) -> None:
+        self.event.synchronize()
+
+    def elapsed_ms(self, start: Marker) -> float | None:
+        return start.event.elapsed_time(self.event) if isinstance(start, _CudaMarker) else None
+
+
+class CudaAccelerator:
+    """One CUDA device. Steps run on a high-priority stream, everything else beside them."""
+
+    kind = "cuda"
+    modulates_row_by_row = False
+
+    def __init__(self, index: int) -> None:
+        self.device = torch.device("cuda", index)
+        torch.cuda.set_device(self.device)
+        self.default_dtype = torch.bfloat16
+        self.name = torch.cuda.get_device_name(index)
+        self.attention: Attention = "varlen" if torch.cuda.get_device_capability(index) >= (8, 0) else "grouped"
+        self._streams: dict[str, torch.cuda.Stream] = {}
+        torch.cuda.set_stream(torch.cuda.Stream(self.device, priority=-1))
+
+    def memory(self) -> dict[str, int]:
+        free, total = torch.cuda.mem_get_info(self.device)
+        return {
+            "used": total - free,
+            "total": total,
+            "allocated": torch.cuda.memory_allocated(self.device),
+            "reserved": torch.cuda.memory_reserved(self.device),
+        }
+
+    @contextlib.contextmanager
+    def stream(self, purpose: str, waits: bool = True) -> Iterator[None]:
+        side = self._streams.setdefault(purpose, torch.cuda.Stream(self.device))
+        if waits:
+            side.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(side):
+            yield
+
+    def mark(self) -> Marker:
+        return _CudaMarker()
+
+    def adopt(self, *tensors: Tensor) -> None:
+        # Otherwise the allocator may hand the memory out again while this stream still reads it.
+        for tensor in tensors:
+            tensor.record_stream(torch.cuda.current_stream(self.device))
+
+    def after(self, marker: Marker) -> None:
+        if isinstance(marker, _CudaMarker):
+            torch.cuda.current_stream(self.device).wait_event(marker.event)
+
+    def to_host(self, tensor: Tensor) -> Tensor:
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        host.copy_(tensor, non_blocking=True)
+        return host
+
+    def release_cached_memory(self) -> None:
+        torch.cuda.empty_cache()
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        return isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+    def is_fatal(self, error: BaseException) -> bool:
+        # torch 2.9 introduced AcceleratorError; older code raises RuntimeError with the same text.
+        return not self.is_out_of_memory(error) and isinstance(error, RuntimeError) and "CUDA error" in str(error)
+
+
+class DeviceError(ValueError):
+    """The device that was asked for is not here, or no such kind exists."""
+
+
+def _open_cpu(index: int) -> Accelerator:
+    return CpuAccelerator()
+
+
+def _open_cuda(index: int) -> Accelerator:
+    if index >= torch.cuda.device_count():
+        raise DeviceError(f"cuda:{index} is not here: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs")
+    return CudaAccelerator(index)
+
+
+KINDS: dict[str, Callable[[int], Accelerator]] = {"cpu": _open_cpu, "cuda": _open_cuda}
+
+
+def open_accelerator(name: str) -> Accelerator:
+    """The device called `auto`, `cpu`, `cuda` or `cuda:1`.
+
+    Raises: DeviceError if it is not here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    if kind not in KINDS or not (index or "0").isdigit():
+        raise DeviceError(f"unknown device {name!r}: give auto, cpu, cuda or cuda:<index>")
+    return KINDS[kind](int(index or 0))
+
+
+def pick_dtype(name: str, accelerator: Accelerator) -> torch.dtype:
+    """The dtype called `auto`, `bfloat16`, `float16`, `float32` or `float64`. Raises: ValueError."""
+    names = {
+        "auto": accelerator.default_dtype,
+        "bfloat16": torch.bfloat16,
+        "float16": torch.float16,
+        "float32": torch.float32,
+        "float64": torch.float64,
+    }
+    if name not in names:
+        raise ValueError(f"unknown dtype {name!r}: give one of {', '.join(names)}")
+    return names[name]

@@ -1,0 +1,206 @@
+"""FLUX architectures with random weights made on the device: for benchmarks and tests without a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, FluxTransformer2DModel
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers.models import BPE
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+from models.checkpoint_files import LoadError
+from models.components import FluxComponents
+from models.registry import ModelSpec
+
+WEIGHT_STD = 0.02
+_SEED = 20240801
+
+FLUX_SIGMAS: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "shift": 3.0,
+    "use_dynamic_shifting": True,
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+}
+"""scheduler_config.json of FLUX.1-dev; schnell has shift 1.0 and no dynamic shifting."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The constructor arguments of every part."""
+
+    transformer: dict[str, Any]
+    vae: dict[str, Any]
+    clip: dict[str, Any]
+    t5: dict[str, Any]
+    sigmas: dict[str, Any]
+
+
+_FLUX_VAE: dict[str, Any] = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "latent_channels": 16,
+    "sample_size": 1024,
+    "scaling_factor": 0.3611,
+    "shift_factor": 0.1159,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+_CLIP_L: dict[str, Any] = {
+    "vocab_size": 49408,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 77,
+    "projection_dim": 768,
+}
+_T5_XXL: dict[str, Any] = {
+    "vocab_size": 32128,
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "feed_forward_proj": "gated-gelu",
+}
+_DEV = Architecture({"guidance_embeds": True}, _FLUX_VAE, _CLIP_L, _T5_XXL, FLUX_SIGMAS)
+_SCHNELL = Architecture(
+    {"guidance_embeds": False},
+    _FLUX_VAE,
+    _CLIP_L,
+    _T5_XXL,
+    FLUX_SIGMAS | {"shift": 1.0, "use_dynamic_shifting": False},
+)
+_TINY = Architecture(
+    transformer={
+        "in_channels": 16,
+        "num_layers": 2,
+        "num_single_layers": 2,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 24,
+        "pooled_projection_dim": 16,
+        "guidance_embeds": True,
+        "axes_dims_rope": (4, 6, 6),
+    },
+    vae={
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "block_out_channels": (8, 8, 8),
+        "norm_num_groups": 4,
+        "layers_per_block": 1,
+        "latent_channels": 4,
+        "scaling_factor": 0.3611,
+        "shift_factor": 0.1159,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+    },
+    clip={
+        "vocab_size": 300,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 16,
+        "projection_dim": 16,
+    },
+    t5={
+        "vocab_size": 300,
+        "d_model": 24,
+        "d_kv": 8,
+        "d_ff": 32,
+        "num_layers": 1,
+        "num_heads": 2,
+        "feed_forward_proj": "gated-gelu",
+    },
+    sigmas=FLUX_SIGMAS,
+)
+
+ARCHITECTURES = {"random:FLUX.1-dev": _DEV, "random:FLUX.1-schnell": _SCHNELL, "random:tiny": _TINY}
+
+
+def random_components(
+    spec: ModelSpec, device: torch.device, dtype: torch.dtype, progress: Callable[[str, float], None]
+) -> FluxComponents:
+    """A complete FLUX with weights ~ N(0, 0.02): true shapes and speeds, meaningless pictures.
+
+    Raises: LoadError for an unknown architecture.
+    """
+    if spec.source not in ARCHITECTURES:
+        raise LoadError(f"unknown architecture {spec.source!r}: give one of {', '.join(ARCHITECTURES)}.")
+    arch = ARCHITECTURES[spec.source]
+    generator = torch.Generator(device).manual_seed(_SEED)
+
+    def made(stage: str, fraction: float, build: Callable[[], nn.Module]) -> Any:
+        progress(stage, fraction)
+        with _made_on(device, dtype):
+            module = build()
+        _randomise(module, generator)
+        return module.to(device=device, dtype=dtype).eval().requires_grad_(False)
+
+    return FluxComponents(
+        spec=spec,
+        text_encoder=made("text encoder", 0.0, lambda: CLIPTextModel(_clip_config(arch.clip))),
+        text_encoder_2=made("text encoder 2", 0.02, lambda: T5EncoderModel(_t5_config(arch.t5))),
+        transformer=made("transformer", 0.3, lambda: FluxTransformer2DModel(**arch.transformer)),
+        vae=made("vae", 0.98, lambda: AutoencoderKL(**arch.vae)),
+        tokenizer=_byte_tokenizer(arch.clip["max_position_embeddings"]),
+        tokenizer_2=_byte_tokenizer(spec.max_sequence_length),
+        sigma_config=dict(arch.sigmas),
+    )
+
+
+@contextmanager
+def _made_on(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Modules built inside are born on the device in the dtype: 24 GB are never held twice."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _randomise(module: nn.Module, generator: torch.Generator) -> None:
+    """Matrices and kernels from N(0, 0.02); norms stay 1, biases become 0."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim >= 2:
+                parameter.normal_(0.0, WEIGHT_STD, generator=generator)
+        for part in module.modules():
+            bias = getattr(part, "bias", None)
+            if isinstance(bias, nn.Parameter):
+                bias.zero_()
+
+
+def _clip_config(values: dict[str, Any]) -> CLIPTextConfig:
+    return CLIPTextConfig(**values, hidden_act="quick_gelu", bos_token_id=0, eos_token_id=1, pad_token_id=1)
+
+
+def _t5_config(values: dict[str, Any]) -> T5Config:
+    return T5Config(**values, dropout_rate=0.0, is_encoder_decoder=False, use_cache=False, eos_token_id=1)
+
+
+def _byte_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
+    """One token a byte, after `<pad>` and `</s>`: enough for weights that mean nothing."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<pad>": 0, "</s>": 1} | {symbol: index + 2 for index, symbol in enumerate(alphabet)}
+    tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", model_max_length=max_length
+    )

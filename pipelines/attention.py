@@ -1,0 +1,54 @@
+"""Block-diagonal attention over a packed sequence: every picture sees its own tokens only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.accelerator import Attention
+
+Attend = Callable[[Tensor, Tensor, Tensor, Sequence[int]], Tensor]
+"""(query, key, value, lengths): each (S, heads, head_dim) with S = sum(lengths) -> (S, heads * head_dim)."""
+
+
+def grouped_attention(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int]) -> Tensor:
+    """One fused attention call for every run of equally long pictures; needs no special kernel."""
+    outputs = []
+    start = 0
+    for count, length in runs(lengths):
+        stop = start + count * length
+        q, k, v = (x[start:stop].unflatten(0, (count, length)).transpose(1, 2) for x in (query, key, value))
+        outputs.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).flatten(0, 1))
+        start = stop
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def runs(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Neighbours of equal length as (count, length)."""
+    found: list[tuple[int, int]] = []
+    for length in lengths:
+        if found and found[-1][1] == length:
+            found[-1] = (found[-1][0] + 1, length)
+        else:
+            found.append((1, length))
+    return found
+
+
+def varlen_attention(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int]) -> Tensor:
+    """One variable-length kernel for all pictures (torch.nn.attention.varlen, FlashAttention layout)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    offsets = torch.tensor([0, *lengths], device="cpu").cumsum(0).to(query.device, torch.int32, non_blocking=True)
+    longest = max(lengths)
+    output: Tensor = varlen_attn(query, key, value, offsets, offsets, longest, longest)  # type: ignore[assignment]
+    return output.flatten(1)
+
+
+def choose_attention(kind: Attention, dtype: torch.dtype) -> Attend:
+    """The one place that decides: variable-length kernels exist on CUDA and for half precision only."""
+    if kind == "varlen" and dtype in (torch.bfloat16, torch.float16):
+        return varlen_attention
+    return grouped_attention

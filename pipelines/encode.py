@@ -1,0 +1,70 @@
+"""Prompts into embeddings, as FluxPipeline.encode_prompt does, with a cache bounded in bytes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.components import FluxComponents
+
+
+@dataclass(frozen=True, slots=True)
+class PromptEmbedding:
+    """`tokens`: (T, joint_dim) from T5. `pooled`: (1, pooled_dim) from CLIP. Both in the model's dtype."""
+
+    tokens: Tensor
+    pooled: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.tokens.nbytes + self.pooled.nbytes)
+
+
+class PromptCache:
+    """The most recently used embeddings, up to a number of bytes."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._entries: OrderedDict[tuple[str, int], PromptEmbedding] = OrderedDict()
+        self.nbytes = 0
+
+    def get(self, prompt: str, max_length: int) -> PromptEmbedding | None:
+        found = self._entries.get((prompt, max_length))
+        if found is not None:
+            self._entries.move_to_end((prompt, max_length))
+        return found
+
+    def put(self, prompt: str, max_length: int, embedding: PromptEmbedding) -> None:
+        """Keep it, dropping the least recently used; one larger than the whole cache is not kept."""
+        if embedding.nbytes > self._max_bytes or (prompt, max_length) in self._entries:
+            return
+        self._entries[prompt, max_length] = embedding
+        self.nbytes += embedding.nbytes
+        while self.nbytes > self._max_bytes:
+            _, dropped = self._entries.popitem(last=False)
+            self.nbytes -= dropped.nbytes
+
+
+def encode_prompt(components: FluxComponents, prompt: str, max_length: int) -> PromptEmbedding:
+    """One prompt through both encoders.
+
+    Always alone: rows of a larger batch may round differently, and a picture must not depend on its neighbours.
+    Real encoders are saturated by one prompt of 512 tokens anyway.
+    """
+    device = components.device
+    clip_ids = _token_ids(components.tokenizer, prompt, components.tokenizer.model_max_length)
+    pooled = components.text_encoder(clip_ids.to(device), output_hidden_states=False).pooler_output
+    t5_ids = _token_ids(components.tokenizer_2, prompt, max_length)
+    tokens = components.text_encoder_2(t5_ids.to(device), output_hidden_states=False)[0]
+    return PromptEmbedding(tokens[0].to(components.dtype), pooled.to(components.dtype))
+
+
+def _token_ids(tokenizer: Any, prompt: str, max_length: int) -> Tensor:
+    """(1, max_length) token ids, padded and cut."""
+    encoded = tokenizer([prompt], padding="max_length", max_length=max_length, truncation=True, return_tensors="pt")
+    ids: torch.Tensor = encoded.input_ids
+    return ids

@@ -1,0 +1,327 @@
+"""The step loop: glues scheduler and runner; synchronous, single-threaded, owned by one caller."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from models.accelerator import Accelerator, Marker
+from pipelines.cost import CostModel
+from pipelines.params import GenerationParams
+from pipelines.protocol import (
+    Cancel,
+    Cancelled,
+    Failed,
+    FailureKind,
+    Finished,
+    Frame,
+    Picture,
+    Preview,
+    Progress,
+    Started,
+    Submit,
+)
+from pipelines.request import Request, RequestError, Row
+from pipelines.runner import PendingPicture, Runner
+from pipelines.scheduler import Scheduler, SchedulerConfig
+
+_IN_FLIGHT = 2
+"""Steps launched and not yet seen to end: the device never waits for the bookkeeping of the last one."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """How one engine behaves. Args: scheduler: the limits of a step. admit_per_step: prompts encoded between two
+    steps while others run, so that they do not wait for a crowd of newcomers."""
+
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    admit_per_step: int = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One step under way, and the requests to report when it is through."""
+
+    lengths: list[int]
+    started: float
+    start: Marker
+    end: Marker
+    requests: list[tuple[Request, int]]
+    previews: list[tuple[Row, int]]
+
+
+class Engine:
+    """Runs many requests at once, one packed denoising step at a time.
+
+    `add_request` and `abort` may be called between steps; everything that happens comes out of `step` as frames.
+
+    Args: runner_for: the runner of a model by name; may load it. Raises KeyError for a model it does not hold.
+    """
+
+    def __init__(
+        self,
+        runner_for: Callable[[str], Runner],
+        accelerator: Accelerator,
+        config: EngineConfig | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = config or EngineConfig()
+        self.scheduler = Scheduler(self.config.scheduler, CostModel())
+        self.steps = 0
+        self._runner_for = runner_for
+        self._accelerator = accelerator
+        self._clock = clock
+        self._requests: dict[tuple[str, int], Request] = {}
+        self._to_decode: deque[Row] = deque()
+        self._decoding: deque[PendingPicture] = deque()
+        self._in_flight: deque[_Step] = deque()
+        self._frames: list[Frame] = []
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._requests or self._in_flight or self._frames)
+
+    @property
+    def running(self) -> int:
+        """Requests that hold tensors."""
+        return sum(request.is_admitted for request in self._requests.values())
+
+    @property
+    def waiting(self) -> int:
+        return len(self._requests) - self.running
+
+    def add_request(self, submit: Submit) -> None:
+        """Take a request; if it cannot be done, its Failed frame comes out of the next `step`."""
+        now = self._clock()
+        try:
+            params = GenerationParams.from_dict(submit.params)
+            runner = self._runner_for(params.model)
+            runner.check(params)
+        except (RequestError, ValueError, TypeError, KeyError) as exc:
+            message = f"no model {exc} here" if isinstance(exc, KeyError) else str(exc)
+            self._frames.append(Failed(submit.job_id, submit.epoch, "model_error", message))
+            return
+        request = Request(
+            job_id=submit.job_id,
+            epoch=submit.epoch,
+            params=params,
+            group=params.model,
+            tokens=runner.tokens(params),
+            arrival=now - submit.age_s,
+            priority=submit.priority,
+            start_by=None if submit.start_within_s is None else now + submit.start_within_s,
+            added=now,
+        )
+        self._requests[submit.job_id, submit.epoch] = request
+        self.scheduler.add(request)
+
+    def abort(self, cancel: Cancel) -> None:
+        """Drop a request before the next step; one that has ended already is left as it ended."""
+        request = self._requests.get((cancel.job_id, cancel.epoch))
+        if request is not None:
+            self._drop(request)
+            self._frames.append(Cancelled(request.job_id, request.epoch, request.step))
+
+    def step(self) -> list[Frame]:
+        """Do one step's worth of work and return what happened since the last call.
+
+        Raises: whatever broke the device for good; every other trouble ends requests, not the engine.
+        """
+        for request in self.scheduler.expired(self._clock()):
+            self._fail(request, "deadline", "the request did not start in time")
+        self._deliver()
+        if self._to_decode:
+            self._decode(self._to_decode.popleft())
+        rows = self._admit(self.scheduler.plan())
+        if rows:
+            self._denoise(rows)
+        self._settle(rows_launched=bool(rows))
+        frames, self._frames = self._frames, []
+        return frames
+
+    def _admit(self, plan: tuple[Row, ...]) -> list[Row]:
+        """Start the newcomers of the plan and return the rows that can step now.
+
+        While others run, a newcomer whose prompt is still being encoded joins a later step instead of stalling
+        this one; with nothing else to do, the engine waits for it.
+        """
+        newcomers = dict.fromkeys(row.request for row in plan if not row.request.is_admitted)
+        for request in list(newcomers)[: self.config.admit_per_step]:
+            self._start(request)
+        started = [row for row in plan if row.request.is_admitted and not row.request.is_gone]
+        ready = [row for row in started if row.request.conditioning and row.request.conditioning.ready.is_done()]
+        if not ready and not self._in_flight and not self._decoding:
+            return started
+        return ready
+
+    def _start(self, request: Request) -> None:
+        """Encode the prompt, draw the noise."""
+        began = self._clock()
+        self.scheduler.admit(request)
+        request.timings["queue_wait"] = began - request.added
+        self._frames.append(Started(request.job_id, request.epoch))
+        try:
+            self._runner_for(request.group).admit(request)
+        except Exception as exc:
+            self._blame([request], exc)
+        request.timings["encode"] = self._clock() - began
+
+    def _denoise(self, rows: list[Row]) -> None:
+        """Launch one step. If it breaks, find out whose fault it is."""
+        began, start = self._clock(), self._accelerator.mark()
+        try:
+            self._runner_for(rows[0].request.group).denoise(rows)
+        except Exception as exc:
+            self._recover(rows, exc)
+            return
+        end = self._accelerator.mark()
+        self.steps += 1
+        through = self.scheduler.advance(rows)
+        self._to_decode.extend(through)
+        reports = []
+        for request in dict.fromkeys(row.request for row in rows):
+            if request.step != request.reported_step:
+                request.reported_step = request.step
+                reports.append((request, request.step))
+        previews = [(row, row.step_index) for row in rows if _wants_preview(row)]
+        lengths = [row.request.tokens for row in rows]
+        self._in_flight.append(_Step(lengths, began, start, end, reports, previews))
+
+    def _recover(self, rows: list[Row], error: Exception) -> None:
+        """A step failed: out of memory shrinks the next one; else every row is tried alone and the guilty fails."""
+        if self._accelerator.is_fatal(error):
+            raise error
+        self._accelerator.release_cached_memory()
+        if len(rows) == 1:
+            self._blame([rows[0].request], error)
+        elif self._accelerator.is_out_of_memory(error):
+            self.scheduler.out_of_memory(rows)
+        else:
+            for row in rows:
+                if not row.request.is_gone:
+                    self._denoise([row])
+
+    def _settle(self, rows_launched: bool) -> None:
+        """Report the steps that are through; wait for one if too many are under way or nothing else is left."""
+        while self._in_flight:
+            oldest = self._in_flight[0]
+            may_wait = len(self._in_flight) >= _IN_FLIGHT or not rows_launched
+            if not may_wait and not oldest.end.is_done():
+                return
+            oldest.end.wait()
+            self._report(self._in_flight.popleft())
+        if not rows_launched and not self._to_decode and self._decoding:
+            self._decoding[0].marker.wait()
+
+    def _report(self, step: _Step) -> None:
+        """Progress of everyone in a step that has ended; the cost model learns from its duration."""
+        now = self._clock()
+        elapsed = step.end.elapsed_ms(step.start)
+        ms = (now - step.started) * 1e3 if elapsed is None else elapsed
+        self.scheduler.observe(step.lengths, ms)
+        for request, done in step.requests:
+            if not request.is_gone:
+                request.timings["denoise"] = now - request.added - request.timings["queue_wait"]
+                total = request.params.num_inference_steps
+                eta = request.steps_left / request.params.num_images * ms / 1e3
+                self._frames.append(Progress(request.job_id, request.epoch, done, total, eta))
+        for row, done in step.previews:
+            if not row.request.is_gone:
+                self._preview(row, done)
+
+    def _preview(self, row: Row, step: int) -> None:
+        request = row.request
+        pixels = self._runner_for(request.group).preview(row)
+        height, width = pixels.shape[:2]
+        self._frames.append(Preview(request.job_id, request.epoch, step, row.index, width, height, pixels.tobytes()))
+
+    def _decode(self, row: Row) -> None:
+        """Launch one picture's decode: one at a time, so that running steps never wait for long."""
+        if row.request.is_gone:
+            return
+        try:
+            pending = self._runner_for(row.request.group).decode(row, self._clock())
+        except Exception as exc:
+            self._blame([row.request], exc)
+        else:
+            self._decoding.append(pending)
+
+    def _deliver(self) -> None:
+        """Send the pictures that have reached the host."""
+        while self._decoding and self._decoding[0].marker.is_done():
+            pending = self._decoding.popleft()
+            if pending.row.request.is_gone:
+                continue
+            try:
+                self._send(pending)
+            except Exception as exc:
+                self._blame([pending.row.request], exc)
+
+    def _send(self, pending: PendingPicture) -> None:
+        row, request = pending.row, pending.row.request
+        decoded = self._clock()
+        if not bool(pending.is_finite):
+            raise RequestError(f"the model produced no picture for seed {row.seed} (not a number)")
+        pixels = pending.pixels.numpy()
+        is_unsafe = self._is_unsafe(request, pixels)
+        height, width = pixels.shape[:2]
+        content = bytes(height * width * 3) if is_unsafe else pixels.tobytes()
+        self._frames.append(
+            Picture(request.job_id, request.epoch, row.index, row.seed, width, height, content, is_unsafe)
+        )
+        timings = request.timings
+        timings["decode"] = timings.get("decode", 0.0) + decoded - pending.started
+        timings["safety"] = timings.get("safety", 0.0) + self._clock() - decoded
+        row.latents = row.noise_pred = None
+        request.rows_pending -= 1
+        if request.rows_pending == 0:
+            self._finish(request)
+
+    def _is_unsafe(self, request: Request, pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> bool:
+        threshold = request.params.safety_threshold
+        if threshold is None:
+            return False
+        return self._runner_for(request.group).unsafe_probability(pixels) >= threshold
+
+    def _finish(self, request: Request) -> None:
+        request.timings["inference"] = self._clock() - request.added - request.timings["queue_wait"]
+        timings = {name: request.timings.get(name, 0.0) for name in _TIMINGS}
+        self._drop(request)
+        self._frames.append(Finished(request.job_id, request.epoch, timings))
+
+    def _blame(self, requests: Sequence[Request], error: Exception) -> None:
+        """End the requests that `error` belongs to. Raises: the error, if the device is beyond use."""
+        if self._accelerator.is_fatal(error):
+            raise error
+        for request in requests:
+            if isinstance(error, RequestError):
+                self._fail(request, "model_error", str(error))
+            elif self._accelerator.is_out_of_memory(error):
+                self._fail(request, "out_of_memory", "the picture does not fit into the device's memory")
+            else:
+                self._fail(request, "model_error", f"the model failed on this request ({type(error).__name__})")
+
+    def _fail(self, request: Request, kind: FailureKind, message: str) -> None:
+        self._drop(request)
+        self._frames.append(Failed(request.job_id, request.epoch, kind, message))
+
+    def _drop(self, request: Request) -> None:
+        """Forget a request and free its tensors."""
+        request.is_gone = True
+        self.scheduler.remove(request)
+        self._requests.pop((request.job_id, request.epoch), None)
+        request.conditioning = None
+        for row in request.rows:
+            row.latents = row.noise_pred = None
+
+
+_TIMINGS = ("queue_wait", "encode", "denoise", "decode", "safety", "inference")
+
+
+def _wants_preview(row: Row) -> bool:
+    every = row.request.params.preview_every
+    return every > 0 and row.steps_left > 0 and row.step_index % every == 0

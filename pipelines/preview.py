@@ -1,0 +1,46 @@
+"""Small pictures of unfinished latents: a linear map from latent channels to RGB, fitted to the VAE's decoder."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+_CELLS = 16
+_SAMPLES = 4
+
+
+class LatentPreview:
+    """Latent channels times a (channels + 1, 3) matrix give one RGB pixel a latent cell."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        self._matrix = _fit(vae)
+
+    def render(self, latents: Tensor) -> Tensor:
+        """Unpacked latents (C, H, W), as the transformer sees them, to uint8 (H, W, 3)."""
+        cells = latents.permute(1, 2, 0).float()
+        rgb = cells @ self._matrix[:-1] + self._matrix[-1]
+        return ((rgb * 0.5 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+@torch.inference_mode()
+def _fit(vae: AutoencoderKL) -> Tensor:
+    """Least squares of decoded random latents, averaged over each cell, on their channels.
+
+    The samples are smooth (a coarse grid, enlarged): decoders answer white noise with mud.
+    """
+    device, dtype = vae.device, vae.dtype
+    channels = int(vae.config.latent_channels)
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn((_SAMPLES, channels, _CELLS // 4, _CELLS // 4), generator=generator)
+    latents = torch.nn.functional.interpolate(coarse, size=(_CELLS, _CELLS), mode="bilinear", align_corners=False)
+    scaled = (latents / vae.config.scaling_factor + vae.config.shift_factor).to(device, dtype)
+    decoded = vae.decode(scaled, return_dict=False)[0].float()
+    factor = decoded.shape[-1] // _CELLS
+    targets = torch.nn.functional.avg_pool2d(decoded, factor).permute(0, 2, 3, 1).reshape(-1, 3)
+    inputs = latents.permute(0, 2, 3, 1).reshape(-1, channels).to(device)
+    inputs = torch.cat((inputs, torch.ones_like(inputs[:, :1])), dim=1)
+    # Normal equations with a little ridge: a random decoder may ignore channels.
+    gram = inputs.T @ inputs + 1e-3 * torch.eye(channels + 1, device=device)
+    matrix: Tensor = torch.linalg.solve(gram, inputs.T @ targets)
+    return matrix

@@ -1,0 +1,248 @@
+"""What the engine asks of a model family, and FLUX's answer: the only caller of model forward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.accelerator import Accelerator, Marker
+from models.components import FluxComponents
+from pipelines.attention import choose_attention
+from pipelines.encode import PromptCache, encode_prompt
+from pipelines.modulation import ModulationTable
+from pipelines.packed import PackLayout, RowVectors, packed_forward
+from pipelines.params import GenerationParams
+from pipelines.preview import LatentPreview
+from pipelines.reference import rounded_up
+from pipelines.request import Conditioning, Request, RequestError, Row
+from pipelines.safety import safety_checker
+from pipelines.sampling import (
+    crop_centred,
+    euler_step,
+    flow_match_sigmas,
+    initial_latents,
+    position_ids,
+    to_pixels,
+    unpack_latents,
+)
+
+_MODULATION_CHUNK = 32
+"""Steps whose modulation a request holds at a time: 67 MB in bfloat16 for FLUX.1-dev."""
+
+
+@dataclass(frozen=True, slots=True)
+class PendingPicture:
+    """A picture on its way to the host; read `pixels` and `is_finite` only once `marker` is done."""
+
+    row: Row
+    pixels: Tensor
+    is_finite: Tensor
+    marker: Marker
+    started: float
+
+
+class Runner(Protocol):
+    """One loaded checkpoint. Calls launch work and may return before the device has done it."""
+
+    has_safety_checker: bool
+
+    def check(self, params: GenerationParams) -> None:
+        """Raises: RequestError if this model cannot do it, with the limit in the message."""
+
+    def tokens(self, params: GenerationParams) -> int:
+        """Joint tokens that one picture adds to a step."""
+
+    def admit(self, request: Request) -> None:
+        """Compute the request's conditioning and noise, beside the running steps."""
+
+    def denoise(self, rows: Sequence[Row]) -> None:
+        """Advance the latents of every row by one step, all or none."""
+
+    def decode(self, row: Row, now: float) -> PendingPicture:
+        """Turn finished latents into pixels, beside the running steps."""
+
+    def unsafe_probability(self, pixels: NDArray[np.uint8]) -> float:
+        """Of a finished picture; 0 without a checker."""
+
+    def preview(self, row: Row) -> NDArray[np.uint8]:
+        """A small picture (h, w, 3) of the row as it would end now."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Pack:
+    """The rows of the last step and what of the packed input depends on nothing else."""
+
+    rows: tuple[Row, ...]
+    layout: PackLayout
+    text: Tensor
+
+
+class FluxRunner:
+    """FLUX text-to-image over stock diffusers modules."""
+
+    def __init__(
+        self, components: FluxComponents, accelerator: Accelerator, prompt_cache_bytes: int = 256 << 20
+    ) -> None:
+        self.components = components
+        self._accelerator = accelerator
+        self._attend = choose_attention(accelerator.attention, components.dtype)
+        self._prompts = PromptCache(prompt_cache_bytes)
+        self._safety = safety_checker(components.safety)
+        self._preview: LatentPreview | None = None
+        self._pack: _Pack | None = None
+        self.has_safety_checker = self._safety is not None
+
+    def check(self, params: GenerationParams) -> None:
+        limit = self.components.spec.max_pixels
+        height, width = self._drawn(params)
+        if height * width > limit:
+            raise RequestError(
+                f"{params.width} x {params.height} pixels are more than the {limit} that this model can draw"
+            )
+
+    def tokens(self, params: GenerationParams) -> int:
+        height, width = self._drawn(params)
+        return (height * width) // self.components.size_multiple**2 + self._max_length(params)
+
+    @torch.inference_mode()
+    def admit(self, request: Request) -> None:
+        with self._accelerator.stream("text", waits=False):
+            request.conditioning = self._condition(request.params)
+            for row in request.rows:
+                row.latents = self._noise(row, request.conditioning)
+
+    @torch.inference_mode()
+    def denoise(self, rows: Sequence[Row]) -> None:
+        pack = self._packed(rows)
+        conditionings = [_conditioning(row) for row in pack.rows]
+        modulation = torch.stack(
+            [c.modulation.row(r.step_index) for c, r in zip(conditionings, pack.rows, strict=True)]
+        )
+        steps = torch.stack([c.sigma_steps[r.step_index] for c, r in zip(conditionings, pack.rows, strict=True)])
+        latents = torch.cat([_latents(row) for row in pack.rows])
+        noise_pred = packed_forward(
+            self.components.transformer, pack.layout, latents, pack.text, modulation, self._attend
+        )
+        spread = RowVectors(pack.layout.image_lengths, latents.device).spread(steps[:, None])
+        latents = euler_step(latents, noise_pred, spread)
+        lengths = pack.layout.image_lengths
+        for row, part, pred in zip(pack.rows, latents.split(lengths), noise_pred.split(lengths), strict=True):
+            row.latents = part
+            row.noise_pred = pred if row.request.params.preview_every else None
+
+    @torch.inference_mode()
+    def decode(self, row: Row, now: float) -> PendingPicture:
+        conditioning, latents, vae = _conditioning(row), _latents(row), self.components.vae
+        with self._accelerator.stream("vae"):
+            is_finite = torch.isfinite(latents).all()
+            unpacked = unpack_latents(latents[None], conditioning.height, conditioning.width)
+            scaled = unpacked / vae.config.scaling_factor + vae.config.shift_factor
+            pixels = to_pixels(vae.decode(scaled, return_dict=False)[0][0])
+            pixels = crop_centred(pixels, row.request.params.height, row.request.params.width).contiguous()
+            on_host = self._accelerator.to_host(pixels), self._accelerator.to_host(is_finite)
+            return PendingPicture(row, *on_host, self._accelerator.mark(), now)
+
+    def unsafe_probability(self, pixels: NDArray[np.uint8]) -> float:
+        if self._safety is None:
+            return 0.0
+        with self._accelerator.stream("safety", waits=False):
+            return self._safety.unsafe_probability(pixels)
+
+    @torch.inference_mode()
+    def preview(self, row: Row) -> NDArray[np.uint8]:
+        if self._preview is None:
+            self._preview = LatentPreview(self.components.vae)
+        conditioning = _conditioning(row)
+        assert row.noise_pred is not None
+        # Where the straight line from here along the predicted velocity ends: the picture expected at sigma 0.
+        expected = _latents(row) - conditioning.sigmas[row.step_index] * row.noise_pred
+        unpacked = unpack_latents(expected[None], conditioning.height, conditioning.width)[0]
+        rendered: NDArray[np.uint8] = self._preview.render(unpacked).cpu().numpy()
+        return rendered
+
+    def _drawn(self, params: GenerationParams) -> tuple[int, int]:
+        """Height and width in pixels of what is drawn: the next multiples of the model's cell."""
+        multiple = self.components.size_multiple
+        return rounded_up(params.height, multiple), rounded_up(params.width, multiple)
+
+    def _max_length(self, params: GenerationParams) -> int:
+        return min(params.max_sequence_length, self.components.spec.max_sequence_length)
+
+    def _condition(self, params: GenerationParams) -> Conditioning:
+        components, transformer = self.components, self.components.transformer
+        height, width = (side // components.vae_scale_factor for side in self._drawn(params))
+        max_length = self._max_length(params)
+        prompt = self._prompts.get(params.prompt, max_length)
+        if prompt is None:
+            prompt = encode_prompt(components, params.prompt, max_length)
+            self._prompts.put(params.prompt, max_length, prompt)
+        tokens = (height // 2) * (width // 2)
+        sigmas = flow_match_sigmas(components.sigma_config, params.num_inference_steps, tokens)
+        text = transformer.context_embedder(prompt.tokens)
+        conditioning = Conditioning(
+            text=text,
+            modulation=ModulationTable(
+                transformer,
+                components.sigma_config,
+                sigmas,
+                params.guidance_scale,
+                prompt.pooled,
+                chunk=_MODULATION_CHUNK,
+                row_by_row=self._accelerator.modulates_row_by_row,
+            ),
+            sigma_steps=(sigmas[1:] - sigmas[:-1]).to(components.device, components.dtype),
+            sigmas=tuple(sigmas.tolist()),
+            rope=self._rope(text.shape[0], height // 2, width // 2),
+            height=height,
+            width=width,
+            ready=self._accelerator.mark(),
+        )
+        return conditioning
+
+    def _rope(self, text_tokens: int, height: int, width: int) -> Tensor:
+        """Complex rotations of one picture's tokens, (text_tokens + height * width, 1, head_dim / 2)."""
+        ids = position_ids(text_tokens, height, width, self.components.dtype).to(self.components.device)
+        cos, sin = self.components.transformer.pos_embed(ids)
+        return torch.complex(cos[:, ::2].contiguous(), sin[:, ::2].contiguous())[:, None]
+
+    def _noise(self, row: Row, conditioning: Conditioning) -> Tensor:
+        channels, dtype = self.components.latent_channels, self.components.dtype
+        noise = initial_latents(row.seed, channels, conditioning.height, conditioning.width, dtype)
+        return noise.to(self.components.device)
+
+    def _packed(self, rows: Sequence[Row]) -> _Pack:
+        """The pack of these rows, kept while they stay the same; equal sizes stand together."""
+        ordered = tuple(sorted(rows, key=_size_key))
+        if self._pack is None or self._pack.rows != ordered:
+            conditionings = [_conditioning(row) for row in ordered]
+            for conditioning in conditionings:
+                self._accelerator.after(conditioning.ready)
+                self._accelerator.adopt(conditioning.text, conditioning.rope, *conditioning.modulation.tensors)
+            layout = PackLayout(
+                text_lengths=tuple(c.text_tokens for c in conditionings),
+                image_lengths=tuple(c.image_tokens for c in conditionings),
+                rope=torch.cat([c.rope for c in conditionings]),
+            )
+            self._pack = _Pack(ordered, layout, torch.cat([c.text for c in conditionings]))
+        return self._pack
+
+
+def _size_key(row: Row) -> tuple[int, int]:
+    conditioning = _conditioning(row)
+    return conditioning.image_tokens, conditioning.text_tokens
+
+
+def _conditioning(row: Row) -> Conditioning:
+    assert row.request.conditioning is not None, "the request was not admitted"
+    return row.request.conditioning
+
+
+def _latents(row: Row) -> Tensor:
+    assert row.latents is not None, "the request was not admitted"
+    return row.latents

@@ -1,0 +1,99 @@
+"""The arithmetic around the transformer, as pure functions that equal diffusers' FluxPipeline bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from torch import Tensor
+
+
+def flow_match_sigmas(config: Mapping[str, Any], num_steps: int, image_tokens: int) -> Tensor:
+    """The noise levels of one request: float32, (num_steps + 1,), from 1 down to 0.
+
+    A scheduler object is made for this one answer and dropped: its `step()` keeps a private index, so sharing
+    one between requests would corrupt them.
+
+    Args: config: the checkpoint's scheduler_config. image_tokens: of this picture; dynamic shifting depends on it.
+    """
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(config))
+    mu = calculate_shift(
+        image_tokens,
+        config.get("base_image_seq_len", 256),
+        config.get("max_image_seq_len", 4096),
+        config.get("base_shift", 0.5),
+        config.get("max_shift", 1.15),
+    )
+    linear = None if config.get("use_flow_sigmas") else np.linspace(1.0, 1 / num_steps, num_steps)
+    scheduler.set_timesteps(num_steps, sigmas=linear, mu=mu)
+    sigmas: Tensor = scheduler.sigmas
+    return sigmas
+
+
+def initial_latents(seed: int, channels: int, height: int, width: int, dtype: torch.dtype) -> Tensor:
+    """Packed noise of one picture: (height/2 * width/2, channels * 4), on the CPU.
+
+    Always drawn by a CPU generator in the model's dtype, so that it is the same on every device.
+
+    Args: height, width: in latent cells, both even.
+    Source: FluxPipeline.prepare_latents and _pack_latents.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn((1, channels, height, width), generator=generator, dtype=dtype)
+    return pack_latents(noise)[0]
+
+
+def pack_latents(latents: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H/2 * W/2, C * 4): every token is a 2 x 2 patch."""
+    batch, channels, height, width = latents.shape
+    patches = latents.view(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
+    return patches.reshape(batch, (height // 2) * (width // 2), channels * 4)
+
+
+def unpack_latents(latents: Tensor, height: int, width: int) -> Tensor:
+    """(B, H/2 * W/2, C * 4) -> (B, C, H, W), with H and W in latent cells."""
+    batch, _, channels = latents.shape
+    patches = latents.view(batch, height // 2, width // 2, channels // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return patches.reshape(batch, channels // 4, height, width)
+
+
+def position_ids(text_tokens: int, height: int, width: int, dtype: torch.dtype) -> Tensor:
+    """Joint position table (text_tokens + height * width, 3) of one picture, with sides in tokens.
+
+    Rounded through `dtype` because the pipeline does so: above 256 tokens a side bfloat16 merges neighbours.
+    """
+    image = torch.zeros(height, width, 3)
+    image[..., 1] += torch.arange(height)[:, None]
+    image[..., 2] += torch.arange(width)[None, :]
+    return torch.cat((torch.zeros(text_tokens, 3), image.reshape(height * width, 3))).to(dtype)
+
+
+def euler_step(latents: Tensor, noise_pred: Tensor, sigma_step: Tensor) -> Tensor:
+    """Advance packed latents along the predicted velocity.
+
+    Args:
+        latents, noise_pred: (..., C), model dtype.
+        sigma_step: next sigma minus this one, in the model's dtype, broadcastable to `latents`; rows may differ.
+    Returns: like `latents`.
+    Source: FlowMatchEulerDiscreteScheduler.step, which multiplies in the model's dtype and adds in float32.
+    """
+    return (latents.to(torch.float32) + sigma_step * noise_pred).to(noise_pred.dtype)
+
+
+def to_pixels(image: Tensor) -> Tensor:
+    """A decoded picture (3, H, W) in [-1, 1] as uint8 (H, W, 3), on its device.
+
+    Source: VaeImageProcessor.postprocess; the same order of rounding, so that pixels are equal to its own.
+    """
+    unit = (image * 0.5 + 0.5).clamp(0, 1)
+    return (unit.permute(1, 2, 0).float() * 255).round().to(torch.uint8)
+
+
+def crop_centred(pixels: Tensor, height: int, width: int) -> Tensor:
+    """The middle of (H, W, 3): models draw multiples of their cell, users ask for any size."""
+    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
+    return pixels[top : top + height, left : left + width]

@@ -1,0 +1,192 @@
+"""The worker process: reads frames, runs the engine's step loop, answers. One a device; it may die and lose nothing.
+
+    python -m pipelines.worker --fd N --device cuda:0 --dtype auto --model flux-shapes
+
+The parent keeps the other end of the inherited socket; when it closes, or the parent dies, the worker exits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import queue
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+
+from models.accelerator import Accelerator, DeviceError, open_accelerator, pick_dtype
+from models.checkpoint_files import LoadError
+from models.registry import UnknownModelError, resolve
+from pipelines.engine import Engine
+from pipelines.pool import ModelPool
+from pipelines.protocol import (
+    Cancel,
+    Frame,
+    FrameReader,
+    Heartbeat,
+    Loading,
+    Log,
+    ProtocolError,
+    Ready,
+    Shutdown,
+    Submit,
+    encode,
+)
+
+HEARTBEAT_S = 0.5
+EXIT_BROKEN = 3
+"""Exit status when the model, the device or an argument is at fault: a restart will not help by itself."""
+
+
+class Link:
+    """The socket to the node. A reader thread fills the inbox, a writer thread empties the outbox.
+
+    Frames, heartbeats too, are made by the engine's loop alone: a loop that hangs falls silent, as it should.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._inbox: queue.SimpleQueue[Frame] = queue.SimpleQueue()
+        self._outbox: queue.Queue[bytes | None] = queue.Queue(maxsize=1024)
+        self._writer = threading.Thread(target=self._write, name="frames-out", daemon=True)
+        self._writer.start()
+        threading.Thread(target=self._read, name="frames-in", daemon=True).start()
+
+    def send(self, frame: Frame) -> None:
+        """Queue one frame; waits only if the node has stopped reading."""
+        self._outbox.put(encode(frame))
+
+    def receive(self, timeout_s: float) -> list[Frame]:
+        """What has arrived; with nothing there, waits up to `timeout_s` for one frame."""
+        frames: list[Frame] = []
+        try:
+            frames.append(self._inbox.get(timeout=timeout_s) if timeout_s else self._inbox.get_nowait())
+            while True:
+                frames.append(self._inbox.get_nowait())
+        except queue.Empty:
+            return frames
+
+    def close(self) -> None:
+        """Send what is queued, then hang up."""
+        self._outbox.put(None)
+        self._writer.join(timeout=5)
+        self._socket.detach()  # the reader still sits in recv; the descriptor goes with the process
+
+    def _write(self) -> None:
+        while (data := self._outbox.get()) is not None:
+            try:
+                self._socket.sendall(data)
+            except OSError:
+                os._exit(0)
+
+    def _read(self) -> None:
+        reader = FrameReader()
+        try:
+            while data := self._socket.recv(1 << 16):
+                for frame in reader.feed(data):
+                    self._inbox.put(frame)
+        except (OSError, ProtocolError) as exc:
+            print(f"worker: the node's frames ended ({exc})", file=sys.stderr)
+        # Without a node nobody wants the pictures, and the loop may be deep in a step: leave now.
+        os._exit(0)
+
+
+def serve(link: Link, pool: ModelPool, accelerator: Accelerator) -> int:
+    """Load every model, then step until told to stop. Returns the exit status."""
+    models = [_describe(pool, name) for name in pool.specs]
+    link.send(Ready(str(accelerator.device), accelerator.name, models))
+    engine = Engine(pool.runner, accelerator)
+    last_beat = 0.0
+    while True:
+        for frame in link.receive(0.0 if engine.has_work else HEARTBEAT_S):
+            if isinstance(frame, Submit):
+                engine.add_request(frame)
+            elif isinstance(frame, Cancel):
+                engine.abort(frame)
+            elif isinstance(frame, Shutdown):
+                return 0
+        for event in engine.step():
+            link.send(event)
+        now = time.monotonic()
+        if now - last_beat >= HEARTBEAT_S:
+            last_beat = now
+            load_ms = engine.scheduler.load_ms
+            link.send(Heartbeat(engine.steps, engine.running, engine.waiting, load_ms, accelerator.memory()))
+
+
+def _describe(pool: ModelPool, name: str) -> dict[str, Any]:
+    """What Ready says about one model; loads it."""
+    runner = pool.runner(name)
+    components = runner.components
+    return {
+        "name": name,
+        "family": components.spec.family,
+        "variant": components.spec.variant,
+        "has_safety_checker": runner.has_safety_checker,
+        "guidance_embeds": components.guidance_embeds,
+        "size_multiple": components.size_multiple,
+        "max_pixels": components.spec.max_pixels,
+        "dtype": str(components.dtype).removeprefix("torch."),
+        "load_s": components.load_s,
+        "shared": sorted(components.shared),
+    }
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m pipelines.worker", description=__doc__.splitlines()[0])
+    parser.add_argument("--fd", type=int, required=True, help="inherited socket to the node")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<index>")
+    parser.add_argument("--dtype", default="auto", help="auto, bfloat16, float16 or float32")
+    parser.add_argument("--quantization", default="none")
+    parser.add_argument("--model", action="append", required=True, help="name, folder or owner/repo; repeatable")
+    parser.add_argument("--memory-gb", type=float, default=None, help="weights held at once; default: all")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one worker. Returns the exit status."""
+    arguments = parse_arguments(argv)
+    link = Link(socket.socket(fileno=arguments.fd))
+    diffusers.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()
+    torch.set_grad_enabled(False)
+    try:
+        return _run(link, arguments)
+    except (LoadError, DeviceError, UnknownModelError, ValueError) as exc:
+        link.send(Log("error", str(exc)))
+        return EXIT_BROKEN
+    except Exception as exc:
+        link.send(Log("critical", f"the worker ends: {type(exc).__name__}: {exc}"))
+        traceback.print_exc()
+        return 1
+    finally:
+        link.close()
+
+
+def _run(link: Link, arguments: argparse.Namespace) -> int:
+    specs = [resolve(argument) for argument in arguments.model]
+    accelerator = open_accelerator(arguments.device)
+    pool = ModelPool(
+        specs,
+        accelerator,
+        pick_dtype(arguments.dtype, accelerator),
+        arguments.quantization,
+        None if arguments.memory_gb is None else int(arguments.memory_gb * 1e9),
+        lambda model, stage, fraction: link.send(Loading(model, stage, fraction)),
+    )
+    return serve(link, pool, accelerator)
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # daemon threads may sit in recv; CUDA teardown after an error can hang
