@@ -55,7 +55,7 @@ class Settings(BaseSettings):
     tls_port: int = Field(8443, ge=0, le=65535)
     data_dir: Path = CHECKOUT / "data"
     models: Words = ("flux-shapes",)
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+(,\d+)*)?)$")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+(,\d+)*)?)$")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     quantization: str = "none"
     api_keys: Words = Field((), repr=False)

@@ -1,0 +1,64 @@
+"""One request on this machine without a server: the same engine, driven to its end by the caller's thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from models.accelerator import open_accelerator, pick_dtype
+from models.registry import ModelSpec
+from pipelines.engine import Engine
+from pipelines.params import GenerationParams
+from pipelines.pool import ModelPool
+from pipelines.protocol import Failed, Finished, Frame, Loading, Picture, Submit
+
+
+class GenerationError(Exception):
+    """The request ended without pictures; the message is the engine's sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """Pictures in order, and where the time went, in seconds (see `protocol.Finished`)."""
+
+    pictures: tuple[Picture, ...]
+    timings: dict[str, float]
+    device: str
+    has_safety_checker: bool
+
+
+@torch.no_grad()
+def generate(
+    spec: ModelSpec,
+    params: GenerationParams,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantization: str = "none",
+    on_frame: Callable[[Frame], None] = lambda frame: None,
+) -> Generated:
+    """Load the model, draw the pictures, return them. `on_frame` sees loading and every step.
+
+    Raises: GenerationError; models.checkpoint_files.LoadError; models.accelerator.DeviceError; ValueError.
+    """
+    accelerator = open_accelerator(device)
+
+    def loading(model: str, stage: str, fraction: float) -> None:
+        on_frame(Loading(model, stage, fraction))
+
+    pool = ModelPool([spec], accelerator, pick_dtype(dtype, accelerator), quantization, None, loading)
+    runner = pool.runner(spec.name)
+    engine = Engine(pool.runner, accelerator)
+    engine.add_request(Submit("generate", 1, params.to_dict()))
+    pictures: list[Picture] = []
+    while True:
+        for frame in engine.step():
+            on_frame(frame)
+            if isinstance(frame, Picture):
+                pictures.append(frame)
+            elif isinstance(frame, Failed):
+                raise GenerationError(frame.message)
+            elif isinstance(frame, Finished):
+                pictures.sort(key=lambda picture: picture.index)
+                return Generated(tuple(pictures), frame.timings, accelerator.name, runner.has_safety_checker)

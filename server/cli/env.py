@@ -1,0 +1,99 @@
+"""`fluxserve env`: the exact lines that point a fal client at this server; `eval "$(fluxserve env)"` works."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from enum import StrEnum
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import typer
+
+from server import clients, running, tls
+from server.banner import reach as reach_of
+from server.cli.failures import CommandError
+from server.cli.options import Config, DataDir, Json, settings_from
+from server.clients import Reach, Setup
+from server.settings import Settings
+
+
+class Client(StrEnum):
+    """What `--client` takes; the table is `server.clients.CLIENTS`."""
+
+    PYTHON = "python"
+    JS = "js"
+    BROWSER = "browser"
+    CURL = "curl"
+    FAL_APPS = "fal-apps"
+
+
+def env(
+    client: Annotated[Client | None, typer.Option(help="Only this one.", show_default="all of them")] = None,
+    host: Annotated[str | None, typer.Option(help="Name under which other machines reach the server.")] = None,
+    data_dir: DataDir = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Print how to point each fal client at this server, its own settings included."""
+    reach = _reach(settings_from(config, data_dir=data_dir), host)
+    try:
+        if client is not None:
+            setup = clients.CLIENTS[client](reach)
+            text = json.dumps(setup.values) if as_json else _text(setup)
+        else:
+            setups = _possible(reach)
+            values = {name: setup.values for name, setup in setups.items()}
+            text = json.dumps(values) if as_json else _all(setups)
+    except clients.ClientSetupError as exc:
+        raise CommandError(str(exc)) from exc
+    print(text)
+
+
+def _reach(settings: Settings, host: str | None) -> Reach:
+    """Where the running server is, or else where one with these settings will be."""
+    reach = reach_of(settings, settings.port, settings.tls_port or None)
+    note = running.read(settings.data_dir)
+    if note is not None:
+        key = clients.UNKNOWN_KEY if note.is_protected and not settings.api_keys else reach.key
+        reach = replace(reach, url=note.url, tls_url=note.tls_url, key=key)
+    if host is not None:
+        tls_url = _with_host(reach.tls_url, host) if reach.tls_url else None
+        return replace(reach, url=_with_host(reach.url, host), tls_url=tls_url)
+    if note is None and reach.ca_bundle is not None:
+        # So that the printed file exists even before the first start.
+        tls.ensure(settings.data_dir, tls.served_names(settings.host))
+    return reach
+
+
+def _with_host(url: str, host: str) -> str:
+    parts = urlsplit(url)
+    name = f"[{host}]" if ":" in host else host
+    return parts._replace(netloc=f"{name}:{parts.port}" if parts.port else name).geturl()
+
+
+def _possible(reach: Reach) -> dict[str, Setup]:
+    """The setups of every client that can reach the server at all."""
+    setups: dict[str, Setup] = {}
+    for name, setup in clients.CLIENTS.items():
+        try:
+            setups[name] = setup(reach)
+        except clients.ClientSetupError:
+            if reach.tls_url is not None:
+                raise
+    return setups
+
+
+def _text(setup: Setup) -> str:
+    notes = [f"// {note}" if setup.lines[0].startswith("import") else f"# {note}" for note in setup.notes]
+    return "\n".join([*setup.lines, *notes])
+
+
+def _all(setups: dict[str, Setup]) -> str:
+    """The Python lines to eval; everything else as comments, so that the whole can be evalled."""
+    paragraphs = []
+    for name, setup in setups.items():
+        mark = "" if name == Client.PYTHON else "# "
+        lines = [f"# {setup.title}", *(mark + line for line in setup.lines), *(f"#   {note}" for note in setup.notes)]
+        paragraphs.append("\n".join(lines))
+    return "\n\n".join(paragraphs)

@@ -1,0 +1,49 @@
+"""The `fluxserve` command: its subcommands and how they exit (0 done, 1 failed, 2 usage, 3 environment broken)."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from server.cli import certs, doctor, env, generate, keys, models, serve
+from server.cli.failures import CommandError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Your own fal: FLUX on your GPUs behind the fal.ai model API.",
+)
+app.command()(serve.serve)
+app.command()(generate.generate)
+app.command()(env.env)
+app.command()(certs.certs)
+app.command()(models.models)
+app.command()(doctor.doctor)
+app.add_typer(keys.app, name="keys")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fluxserve {version('fluxserve')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Your own fal: FLUX on your GPUs behind the fal.ai model API."""
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        app()
+    except CommandError as exc:
+        print(f"fluxserve: {exc}", file=sys.stderr)
+        sys.exit(exc.code)

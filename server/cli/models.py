@@ -1,0 +1,39 @@
+"""`fluxserve models`: the checkpoints known by name."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Column, Table
+
+from models.registry import REGISTRY, ModelSpec
+from server.cli.options import Json
+
+
+def models(as_json: Json = False) -> None:
+    """List the models that --model knows by name; folders and Hugging Face ids work as well."""
+    if as_json:
+        rows = [asdict(spec) | {"is_here": is_here(spec)} for spec in REGISTRY.values()]
+        print(json.dumps({"models": rows}))
+        return
+    name = Column("name", no_wrap=True)
+    table = Table(name, "here", "steps", "licence", "what it is", box=None, header_style="bold")
+    for spec in REGISTRY.values():
+        licence = spec.licence + (" (gated)" if spec.gated else "")
+        here = {True: "yes", False: "no", None: "made"}[is_here(spec)]
+        table.add_row(spec.name, here, str(spec.default_steps), licence, spec.summary)
+    Console().print(table)
+
+
+def is_here(spec: ModelSpec) -> bool | None:
+    """Whether the weights are on this machine (folder, or Hugging Face cache); None when they are made on the fly."""
+    if spec.source.startswith("random:"):
+        return None
+    if Path(spec.source).is_absolute():
+        return (Path(spec.source) / "model_index.json").is_file()
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(spec.source, "model_index.json", revision=spec.revision), str)

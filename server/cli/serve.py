@@ -1,0 +1,120 @@
+"""`fluxserve serve`: bind, greet, run the node until a signal."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import typer
+
+from models.registry import UnknownModelError, resolve
+from server import tls
+from server.cli.failures import ENVIRONMENT, USAGE, CommandError
+from server.cli.options import Config, DataDir, settings_from
+from server.settings import Settings
+
+
+def serve(
+    host: Annotated[
+        str | None,
+        typer.Option(help="Listen here; other than loopback needs a key.", show_default="127.0.0.1"),
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Plain HTTP; 0 takes a free port.", show_default="8000")] = None,
+    tls_port: Annotated[int | None, typer.Option(help="HTTPS; 0 turns it off.", show_default="8443")] = None,
+    data_dir: DataDir = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Name, diffusers folder or Hugging Face id; repeatable.", show_default="flux-shapes"),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda, or a list such as cuda:0,1.", show_default="auto")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, bfloat16, float16 or float32.", show_default="auto")] = None,
+    quantization: Annotated[str | None, typer.Option(help="none, or a scheme.", show_default="none")] = None,
+    api_key: Annotated[
+        list[str] | None, typer.Option(help="A key that admits, or @FILE with one a line; repeatable.")
+    ] = None,
+    public_url: Annotated[str | None, typer.Option(help="What clients call this server behind a proxy.")] = None,
+    allow_private_cidr: Annotated[
+        list[str] | None, typer.Option(help="Network that fetches and webhooks may reach; repeatable.")
+    ] = None,
+    allow_insecure_bind: Annotated[
+        bool | None, typer.Option("--allow-insecure-bind", help="Listen on other addresses without a key.")
+    ] = None,
+    max_queue: Annotated[
+        int | None, typer.Option(help="Waiting requests beyond this get 429.", show_default="10000")
+    ] = None,
+    retention_s: Annotated[
+        float | None, typer.Option(help="Seconds that results are kept.", show_default="7 days")
+    ] = None,
+    hang_s: Annotated[
+        float | None, typer.Option(help="A worker silent for so many seconds is restarted.", show_default="120")
+    ] = None,
+    config: Config = None,
+) -> None:
+    """Serve the fal model API until Ctrl-C."""
+    settings = settings_from(
+        config,
+        host=host,
+        port=port,
+        tls_port=tls_port,
+        data_dir=data_dir,
+        models=model,
+        device=device,
+        dtype=dtype,
+        quantization=quantization,
+        api_keys=api_key,
+        public_url=public_url,
+        allow_private_cidrs=allow_private_cidr,
+        allow_insecure_bind=allow_insecure_bind,
+        max_queue=max_queue,
+        retention_s=retention_s,
+        hang_s=hang_s,
+    )
+    _check_models(settings)
+    _log_to_stderr()
+    _run(settings)
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    for chatty in ("uvicorn", "httpx"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def _check_models(settings: Settings) -> None:
+    for argument in settings.models:
+        try:
+            resolve(argument)
+        except UnknownModelError as exc:
+            raise CommandError(str(exc), USAGE) from exc
+
+
+def _tls_names(settings: Settings) -> list[str]:
+    return tls.served_names(settings.host, urlsplit(settings.public_url).hostname if settings.public_url else None)
+
+
+def _run(settings: Settings) -> None:
+    from server import serving
+
+    try:
+        listeners = serving.listen(settings.host, settings.port, settings.tls_port)
+    except (serving.PortInUseError, OSError) as exc:
+        raise CommandError(f"cannot listen on {settings.host}: {exc}", ENVIRONMENT) from exc
+    # These import FastAPI and the whole node: only the command that serves pays for them, once it has its ports.
+    from server.app import create_app
+    from server.banner import Greeting
+    from server.node import Node
+    from server.store.base import StoreError
+
+    try:
+        files = tls.ensure(settings.data_dir, _tls_names(settings)) if listeners.tls else None
+        node = Node.from_settings(settings)
+        greeting = Greeting(settings, listeners.port, listeners.tls_port)
+        serving.run(create_app(node), listeners, files, lambda: greeting.follow(node.health))
+    except (StoreError, OSError) as exc:
+        raise CommandError(str(exc), ENVIRONMENT) from exc
+    finally:
+        listeners.close()

@@ -1,0 +1,149 @@
+"""How each fal client is pointed at this server: the exact lines that `fluxserve env` prints.
+
+No client has one "base URL" setting; what each offers instead was read in its source (docs/configuration.md).
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+OPEN_KEY = "local:open"
+"""The Python clients refuse to start without some key; an open server ignores it."""
+
+UNKNOWN_KEY = "YOUR_KEY"
+"""Stands where a key belongs that only its owner knows."""
+
+PROMPT = "a red circle on a blue background"
+
+
+class ClientSetupError(Exception):
+    """This client cannot be pointed at this server; the message says what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How clients reach one server.
+
+    Args: url: plain HTTP; tls_url: https, or None when TLS is off. ca_bundle: public authorities and ours;
+        None when the certificate is publicly trusted. key: what to send.
+    """
+
+    url: str
+    tls_url: str | None
+    ca_bundle: Path | None
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What one client needs.
+
+    Args: lines: to copy or to eval. values: the same as data. notes: what would still reach fal, and limits.
+    """
+
+    title: str
+    lines: tuple[str, ...]
+    values: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+def python(reach: Reach) -> Setup:
+    """The `fal_client` package, sync and async."""
+    return _shell_setup(
+        "Python, fal_client",
+        _python_hosts(reach),
+        (
+            "fal_client.upload_*() and realtime() with a token still call rest.fal.ai and v3.fal.media:",
+            "your key and files would go to fal. Use fal_client.encode_file(), and realtime(use_jwt=False).",
+        ),
+    )
+
+
+def fal_apps(reach: Reach) -> Setup:
+    """`fal.apps` and the file toolkit of the `fal` package."""
+    base = _python_base(reach)
+    values = _python_hosts(reach) | {"FAL_WS_RUN_HOST": f"{base}/ws", "FAL_REST_HOST": f"{base}/rest"}
+    return _shell_setup("Python, fal.apps (the `fal` package)", values)
+
+
+def javascript(reach: Reach) -> Setup:
+    """`@fal-ai/client` 1.10 and later in Node."""
+    values = {"credentials": reach.key, "proxyUrl": {"url": proxy_url(reach), "when": "always"}}
+    return Setup(
+        title="JavaScript in Node, @fal-ai/client 1.10 or later",
+        lines=('import { fal } from "@fal-ai/client"', f"fal.config({_js(values)})"),
+        values=values,
+        notes=(
+            "proxyUrl as a plain string does nothing in Node: requests, with your key, would go to fal.",
+            "fal.realtime opens wss://fal.run whatever the settings.",
+        ),
+    )
+
+
+def browser(reach: Reach) -> Setup:
+    """`@fal-ai/client` in a page."""
+    values: dict[str, Any] = {"proxyUrl": proxy_url(reach)}
+    if reach.key != OPEN_KEY:
+        values = {"credentials": reach.key} | values
+    return Setup(
+        title="JavaScript in a browser, @fal-ai/client",
+        lines=('import { fal } from "@fal-ai/client"', f"fal.config({_js(values)})"),
+        values=values,
+        notes=('fal.realtime and connectionMode: "client" open fal\'s own hosts whatever the settings.',),
+    )
+
+
+def curl(reach: Reach) -> Setup:
+    """curl, or anything that takes a URL."""
+    address = f"{reach.url}/run/fal-ai/flux-pro"
+    key = "" if reach.key == OPEN_KEY else f" -H {shlex.quote(f'Authorization: Key {reach.key}')}"
+    body = shlex.quote(json.dumps({"prompt": PROMPT}))
+    line = f"curl -s {shlex.quote(address)}{key} -H 'Content-Type: application/json' -d {body}"
+    return Setup("curl (the queue is /queue instead of /run)", (line,), {"url": reach.url, "key": reach.key})
+
+
+CLIENTS: dict[str, Callable[[Reach], Setup]] = {
+    "python": python,
+    "js": javascript,
+    "browser": browser,
+    "curl": curl,
+    "fal-apps": fal_apps,
+}
+"""What `--client` takes."""
+
+
+def proxy_url(reach: Reach) -> str:
+    """The address of the proxy endpoint that the JavaScript client sends everything to."""
+    return f"{reach.url}/api/fal/proxy"
+
+
+def _python_base(reach: Reach) -> str:
+    """Host, port and path prefix, as the Python clients paste them after https://."""
+    if reach.tls_url is None:
+        raise ClientSetupError("the Python clients speak only https: serve with a --tls-port, or behind a TLS proxy")
+    parts = urlsplit(reach.tls_url)
+    return parts.netloc + parts.path.rstrip("/")
+
+
+def _python_hosts(reach: Reach) -> dict[str, str]:
+    base = _python_base(reach)
+    values = {"FAL_RUN_HOST": f"{base}/run", "FAL_QUEUE_RUN_HOST": f"{base}/queue", "FAL_KEY": reach.key}
+    return values | ({"SSL_CERT_FILE": str(reach.ca_bundle)} if reach.ca_bundle else {})
+
+
+def _shell_setup(title: str, values: dict[str, str], notes: tuple[str, ...] = ()) -> Setup:
+    lines = tuple(f"export {name}={shlex.quote(value)}" for name, value in values.items())
+    return Setup(title, lines, dict(values), notes)
+
+
+def _js(value: Any) -> str:
+    """A value as a JavaScript literal with bare keys, as people write it."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{name}: {_js(item)}" for name, item in value.items()) + " }"
+    return json.dumps(value)

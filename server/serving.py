@@ -1,0 +1,159 @@
+"""Runs the node: one ASGI app behind a plain and a TLS listener in one event loop, until a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import uvicorn
+
+from server.tls import TlsFiles
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+DRAIN_S = 10
+"""How long open answers may still take after the first signal, in seconds; a second signal ends them at once."""
+
+KEEP_ALIVE_S = 75
+"""Longer than any client's pause between polls, so that polling reuses its connection."""
+
+
+class PortInUseError(Exception):
+    """Somebody else listens there; the message names the flag that moves us."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """Bound sockets, not yet accepting. `tls` is None when TLS is off."""
+
+    plain: socket.socket
+    tls: socket.socket | None
+
+    @property
+    def port(self) -> int:
+        return int(self.plain.getsockname()[1])
+
+    @property
+    def tls_port(self) -> int | None:
+        return int(self.tls.getsockname()[1]) if self.tls else None
+
+    def close(self) -> None:
+        """Give the ports back."""
+        self.plain.close()
+        if self.tls:
+            self.tls.close()
+
+
+def listen(host: str, port: int, tls_port: int) -> Listeners:
+    """Bind both ports before anything slow happens.
+
+    Raises: PortInUseError; OSError when `host` is not ours.
+    """
+    plain = _bind(host, port, "--port")
+    try:
+        return Listeners(plain, _bind(host, tls_port, "--tls-port") if tls_port else None)
+    except BaseException:
+        plain.close()
+        raise
+
+
+def run(app: ASGIApp, listeners: Listeners, tls: TlsFiles | None, on_started: Callable[[], Awaitable[None]]) -> None:
+    """Serve until SIGINT or SIGTERM, then drain: returns when the app's lifespan has ended.
+
+    Args: on_started: awaited beside the servers once both accept connections.
+    """
+    plain = _QuietServer(_config(app, lifespan="on"))
+    over_tls = _QuietServer(_config(app, lifespan="off", tls=tls)) if listeners.tls else None
+    with asyncio.Runner(loop_factory=plain.config.get_loop_factory()) as runner:
+        runner.run(_serve_both(plain, over_tls, listeners, on_started))
+
+
+async def _serve_both(
+    plain: uvicorn.Server,
+    over_tls: uvicorn.Server | None,
+    listeners: Listeners,
+    on_started: Callable[[], Awaitable[None]],
+) -> None:
+    servers = [plain] if over_tls is None else [over_tls, plain]
+    _stop_on_signals(servers)
+    # The plain server owns the app's lifespan: it starts first and stops last.
+    first = asyncio.create_task(plain.serve([listeners.plain]))
+    await _started(plain, first)
+    second = None
+    if over_tls is not None and listeners.tls is not None:
+        second = asyncio.create_task(over_tls.serve([listeners.tls]))
+        await _started(over_tls, second)
+    greeting = asyncio.ensure_future(on_started())
+    try:
+        if second is not None:
+            await second
+            plain.should_exit = True
+        await first
+    finally:
+        greeting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await greeting
+
+
+async def _started(server: uvicorn.Server, task: asyncio.Task[None]) -> None:
+    """Return when a server accepts connections or has given up (its task then carries why)."""
+    while not (server.started or task.done()):
+        await asyncio.sleep(0.01)
+
+
+class _QuietServer(uvicorn.Server):
+    """uvicorn's server with the signals left to us: two of them share one process."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _stop_on_signals(servers: list[uvicorn.Server]) -> None:
+    """The first signal asks the servers to drain, one after the other; the second makes them drop what is open."""
+
+    def stop() -> None:
+        for server in servers:
+            server.force_exit = servers[0].should_exit
+        servers[0].should_exit = True
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+
+
+def _config(app: ASGIApp, lifespan: Literal["on", "off"], tls: TlsFiles | None = None) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        lifespan=lifespan,
+        log_config=None,
+        access_log=False,
+        # Forwarded headers are read, and distrusted, in server.areas.
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=DRAIN_S,
+        ssl_certfile=tls.server if tls else None,
+        ssl_keyfile=tls.server_key if tls else None,
+    )
+
+
+def _bind(host: str, port: int, flag: str) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as exc:
+        if exc.errno == errno.EADDRINUSE:
+            raise PortInUseError(
+                f"port {port} of {host} is in use: stop what listens there, or give another with {flag}"
+            ) from exc
+        if exc.errno == errno.EACCES:
+            raise PortInUseError(f"port {port} needs privileges: give one above 1023 with {flag}") from exc
+        raise

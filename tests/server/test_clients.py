@@ -1,0 +1,69 @@
+"""The lines that point each client at a server."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from server import clients
+from server.clients import OPEN_KEY, Reach
+
+HERE = Reach("http://127.0.0.1:8000", "https://127.0.0.1:8443", Path("/data dir/ca-bundle.pem"), OPEN_KEY)
+
+
+@pytest.mark.parametrize("client", ["python", "fal-apps"])
+def test_a_shell_takes_the_lines_as_they_are(client: str) -> None:
+    setup = clients.CLIENTS[client](HERE)
+    script = "\n".join([*setup.lines, "env -0"])
+    out = subprocess.run(["sh", "-ec", script], capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"}).stdout
+    seen = dict(entry.split("=", 1) for entry in out.split("\0") if entry)
+    assert seen.items() >= setup.values.items()
+
+
+def test_python_needs_exactly_these() -> None:
+    assert clients.python(HERE).values == {
+        "FAL_RUN_HOST": "127.0.0.1:8443/run",
+        "FAL_QUEUE_RUN_HOST": "127.0.0.1:8443/queue",
+        "FAL_KEY": OPEN_KEY,
+        "SSL_CERT_FILE": "/data dir/ca-bundle.pem",
+    }
+
+
+def test_a_public_certificate_needs_no_file_and_prefixes_stay() -> None:
+    reach = Reach("https://fal.example.com/gpu", "https://fal.example.com/gpu", None, "id:secret")
+    values = clients.fal_apps(reach).values
+    assert "SSL_CERT_FILE" not in values
+    assert values["FAL_QUEUE_RUN_HOST"] == "fal.example.com/gpu/queue"
+    assert values["FAL_REST_HOST"] == "fal.example.com/gpu/rest"
+
+
+def test_python_without_tls_is_an_error_that_says_what_to_do() -> None:
+    with pytest.raises(clients.ClientSetupError, match="--tls-port"):
+        clients.python(Reach("http://127.0.0.1:8000", None, None, OPEN_KEY))
+
+
+def test_the_upload_leak_is_named() -> None:
+    assert any("rest.fal.ai" in note for note in clients.python(HERE).notes)
+    assert any("Node" in note for note in clients.javascript(HERE).notes)
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node")
+@pytest.mark.parametrize("client", ["js", "browser"])
+def test_the_javascript_line_is_the_data(client: str) -> None:
+    setup = clients.CLIENTS[client](HERE)
+    script = "const fal = { config: (value) => console.log(JSON.stringify(value)) };" + setup.lines[-1]
+    out = subprocess.run(["node", "-e", script], capture_output=True, text=True, check=True).stdout
+    assert json.loads(out) == setup.values
+
+
+def test_a_key_reaches_every_client_quoted() -> None:
+    reach = Reach(HERE.url, HERE.tls_url, HERE.ca_bundle, "it's:secret")
+    assert clients.javascript(reach).values["credentials"] == "it's:secret"
+    line = clients.curl(reach).lines[0].removeprefix("curl ")
+    out = subprocess.run(["sh", "-c", f'printf "%s\\n" {line}'], capture_output=True, text=True, check=True).stdout
+    assert "Authorization: Key it's:secret" in out.splitlines()
+    assert json.loads(out.splitlines()[-1]) == {"prompt": clients.PROMPT}
