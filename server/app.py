@@ -1,0 +1,77 @@
+"""The HTTP application: fal's areas and our own pages around one node."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+
+from server import catalogue
+from server.areas import Area
+from server.auth import KeyRing
+from server.errors import WireError
+from server.gateway import Gateway
+from server.metrics import Metrics
+from server.responses import error_response
+from server.routes.files import FilesArea
+from server.routes.queue import QueueArea
+from server.routes.run import RunArea
+from server.routes.system import system_router
+
+if TYPE_CHECKING:
+    from server.node import Node
+
+VERSION = "0.1.0"
+
+
+def create_app(node: Node) -> FastAPI:
+    """An ASGI app that serves `node` and owns its life: the lifespan starts and stops it."""
+    metrics = Metrics(node)
+    app = FastAPI(
+        title="fluxserve",
+        version=VERSION,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=_lifespan(node),
+    )
+    app.include_router(system_router(node, metrics, VERSION))
+    app.add_exception_handler(WireError, _wire_error)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    app.add_middleware(
+        Gateway,
+        areas={Area.RUN: RunArea(node), Area.QUEUE: QueueArea(node), Area.CDN: FilesArea(node)},
+        keys=KeyRing(node.settings.api_keys),
+        public_url=node.settings.public_url,
+        observe=metrics.observe,
+    )
+    return app
+
+
+def _lifespan(node: Node) -> Any:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await node.start()
+        try:
+            yield
+        finally:
+            await node.stop()
+
+    return lifespan
+
+
+async def _wire_error(_: Request, exc: Exception) -> Response:
+    assert isinstance(exc, WireError)
+    return error_response(exc)
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """fal's areas from the endpoint table, our own pages as FastAPI describes them."""
+    own = FastAPI.openapi(app)
+    document = catalogue.openapi(catalogue.all_endpoints(), app.title, app.version)
+    document["paths"] |= own["paths"]
+    document["components"]["schemas"] |= own.get("components", {}).get("schemas", {})
+    return document

@@ -1,0 +1,129 @@
+"""The outermost layer: finds the area of every request, checks the key, and answers every error in fal's shape."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Callable, Mapping
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server import cors
+from server.areas import Area, Arrival, arrive
+from server.auth import KeyRing, is_local_caller
+from server.errors import PlainError, WireError, to_wire
+from server.responses import error_response
+
+Observe = Callable[[str, str, int, float], None]
+"""Told (area, method, status, seconds) of every answer."""
+
+log = logging.getLogger("fluxserve.http")
+
+LEFT = 499
+"""Counted as the status of a request whose caller left before the answer began."""
+
+_OPEN_SYSTEM_PATHS = frozenset({"", "/livez", "/readyz", "/docs", "/openapi.json", "/favicon.ico"})
+_OPEN_TO_LOCAL_CALLERS = frozenset({"/health", "/metrics"})
+_WITH_REQUEST_ID = frozenset({Area.RUN, Area.QUEUE})
+
+
+class Gateway:
+    """ASGI middleware: `areas` get the requests that are fal's, `app` those for our own pages.
+
+    An area sees a scope whose path is the inner one, with the Arrival under `"arrival"`.
+    """
+
+    def __init__(
+        self, app: ASGIApp, areas: Mapping[Area, ASGIApp], keys: KeyRing, public_url: str | None, observe: Observe
+    ) -> None:
+        self._app = app
+        self._areas = areas
+        self._observe = observe
+        self._keys = keys
+        self._public_url = public_url.rstrip("/") if public_url else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._http(scope, receive, _Answer(send))
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1000})
+        else:
+            await self._app(scope, receive, send)
+
+    async def _http(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
+        began = time.perf_counter()
+        try:
+            await self._dispatch(scope, receive, answer)
+        except ClientDisconnect:
+            log.debug("client left %s %s", scope["method"], scope["path"])
+        except Exception as exc:
+            wire = self._explain(exc, scope, answer)
+            if answer.has_started:
+                raise
+            await error_response(wire)(scope, receive, answer.send)
+        finally:
+            self._observe(answer.area, scope["method"], answer.status, time.perf_counter() - began)
+
+    async def _dispatch(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
+        headers = Headers(scope=scope)
+        if scope["method"] == "OPTIONS":
+            answer.request_id = None
+            await cors.preflight(headers)(scope, receive, answer.send)
+            return
+        arrival = arrive(scope, self._public_url)
+        answer.area = arrival.area
+        answer.request_id = arrival.request_id if arrival.area in _WITH_REQUEST_ID else None
+        if not _is_open(arrival, scope, headers):
+            self._keys.check(headers)
+        path = arrival.path or "/"
+        changes = {"path": path, "raw_path": path.encode(), "query_string": arrival.query, "arrival": arrival}
+        inner = {**scope, **changes}
+        app = self._app if arrival.area is Area.SYSTEM else self._areas.get(arrival.area)
+        if app is None:
+            raise PlainError(404, "Path not found")
+        await app(inner, receive, answer.send)
+
+    def _explain(self, exc: Exception, scope: Scope, answer: _Answer) -> WireError:
+        wire = to_wire(exc)
+        if wire.status >= 500:
+            answer.request_id = answer.request_id or str(uuid.uuid4())
+            log.error("%s %s request_id=%s", scope["method"], scope["path"], answer.request_id, exc_info=exc)
+        return wire
+
+
+class _Answer:
+    """The way out: adds the headers that every answer has."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.request_id: str | None = str(uuid.uuid4())
+        self.area = "none"
+        self.status = LEFT
+
+    @property
+    def has_started(self) -> bool:
+        return self.status != LEFT
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            cors.open_up(headers)
+            if self.request_id is not None and "x-fal-request-id" not in headers:
+                headers["x-fal-request-id"] = self.request_id
+        await self._send(message)
+
+
+def _is_open(arrival: Arrival, scope: Scope, headers: Headers) -> bool:
+    """Whether this may be asked without a key: health for orchestrators, files and keys that are public on fal."""
+    if arrival.area is Area.CDN:
+        return True  # reads are public; writes carry their own secret
+    if arrival.area is Area.REST:
+        return arrival.path == "/.well-known/jwks.json"
+    if arrival.area is Area.SYSTEM:
+        is_for_local = arrival.path in _OPEN_TO_LOCAL_CALLERS and is_local_caller(scope, headers)
+        return arrival.path in _OPEN_SYSTEM_PATHS or is_for_local
+    return False

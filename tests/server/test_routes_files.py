@@ -1,0 +1,73 @@
+"""Files by address: ranges, safety headers, and nothing but what was stored."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.server.api_server import Api
+
+CONTENT = bytes(range(256)) * 4
+
+
+@pytest.fixture
+def key(api: Api) -> str:
+    return api.node.objects.put(CONTENT, "image/png", "png", file_name="fox “1”.png")
+
+
+@pytest.mark.parametrize("prefix", ["/files", "/cdn/files"])
+def test_a_file_is_public_and_harmless(api: Api, key: str, prefix: str) -> None:
+    answer = api.http.get(f"{prefix}/{key}")
+    assert (answer.status_code, answer.content) == (200, CONTENT)
+    assert answer.headers["content-type"] == "image/png"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "sandbox" in answer.headers["content-security-policy"]
+    assert answer.headers["access-control-allow-origin"] == "*"
+    assert answer.headers["accept-ranges"] == "bytes"
+    assert answer.headers["content-disposition"].startswith("inline")
+
+
+def test_files_are_served_on_every_host_name(api: Api, key: str) -> None:
+    for host in ("queue.fal.run", "v3.fal.media", "fal.run"):
+        assert api.http.get(f"/files/{key}", headers={"host": host}).content == CONTENT
+
+
+def test_head_says_the_size(api: Api, key: str) -> None:
+    answer = api.http.head(f"/files/{key}")
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["content-length"] == str(len(CONTENT))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "status", "content"),
+    [
+        ("bytes=0-9", 206, CONTENT[:10]),
+        ("bytes=1000-", 206, CONTENT[1000:]),
+        ("bytes=-5", 206, CONTENT[-5:]),
+        ("bytes=9999-", 416, None),
+    ],
+)
+def test_ranges(api: Api, key: str, wanted: str, status: int, content: bytes | None) -> None:
+    answer = api.http.get(f"/files/{key}", headers={"range": wanted})
+    assert answer.status_code == status
+    if content is not None:
+        assert answer.content == content
+
+
+def test_an_unchanged_file_is_not_sent_again(api: Api, key: str) -> None:
+    etag = api.http.get(f"/files/{key}").headers["etag"]
+    again = api.http.get(f"/files/{key}", headers={"if-none-match": etag})
+    assert (again.status_code, again.content) == (304, b"")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/files/nothing.png", "/files/", "/files", "/files/..%2fjobs.db", "/files/%2e%2e%2fjobs.db", "/cdn/other", "/cdn"],
+)
+def test_other_names_are_404(api: Api, path: str) -> None:
+    answer = api.http.get(path)
+    assert (answer.status_code, answer.json()) == (404, {"detail": "File not found"})
+
+
+def test_files_cannot_be_written_by_name(api: Api, key: str) -> None:
+    assert api.http.put(f"/files/{key}", content=b"x").status_code == 405
+    assert api.http.delete(f"/files/{key}").status_code == 405
