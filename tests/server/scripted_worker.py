@@ -1,0 +1,182 @@
+"""A real worker process without an engine: speaks the frames, draws flat colours, and misbehaves when the prompt says.
+
+    python -m tests.server.scripted_worker --fd N --device cpu ... (the arguments of pipelines.worker)
+
+Prompts: "crash" dies in its second step, "hang" stops answering, "oom", "model error", "internal" and "deadline" fail
+that way, "silent exit" exits before it starts, "babble" sends what is no frame, "zombie" ends under an older epoch
+first. Environment: SCRIPTED_STEP_S seconds a step, SCRIPTED_LOAD_S seconds to load, SCRIPTED_EXIT status to exit with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from dataclasses import replace
+
+from pipelines.protocol import (
+    Cancel,
+    Cancelled,
+    Failed,
+    FailureKind,
+    Finished,
+    Frame,
+    FrameReader,
+    Heartbeat,
+    Loading,
+    Log,
+    Picture,
+    Preview,
+    Progress,
+    Ready,
+    Shutdown,
+    Started,
+    Submit,
+    encode,
+)
+
+STEP_S = float(os.environ.get("SCRIPTED_STEP_S", "0.005"))
+FAILURES: dict[str, FailureKind] = {
+    "oom": "out_of_memory",
+    "model error": "model_error",
+    "internal": "internal",
+    "deadline": "deadline",
+}
+
+
+class ScriptedWorker:
+    """All its requests advance one step each turn, like the engine's."""
+
+    def __init__(self, sock: socket.socket, device: str, models: list[str]) -> None:
+        self.socket = sock
+        self.device = device
+        self.models = models
+        self.reader = FrameReader()
+        self.requests: dict[tuple[str, int], tuple[Submit, int]] = {}
+        self.steps = 0
+
+    def send(self, *frames: Frame) -> None:
+        self.socket.sendall(b"".join(encode(frame) for frame in frames))
+
+    def load(self) -> None:
+        for model in self.models:
+            self.send(Loading(model, "weights", 0.5))
+            time.sleep(float(os.environ.get("SCRIPTED_LOAD_S", "0")))
+        if status := os.environ.get("SCRIPTED_EXIT"):
+            print("the checkpoint is not here")
+            sys.exit(int(status))
+        described = [
+            {
+                "name": os.path.basename(model),
+                "family": "flux",
+                "has_safety_checker": True,
+                "guidance_embeds": True,
+                "size_multiple": 16,
+                "dtype": "float32",
+                "load_s": 0.0,
+            }
+            for model in self.models
+        ]
+        print("scripted worker is loaded", file=sys.stderr)
+        self.send(Ready(self.device, "a script", described), Log("WARNING", "I am only a script"))
+
+    def serve(self) -> None:
+        last_beat = 0.0
+        while True:
+            busy = bool(self.requests)
+            readable, _, _ = select.select([self.socket], [], [], 0 if busy else 0.05)
+            if readable and not self.receive():
+                return
+            if busy:
+                time.sleep(STEP_S)
+            for key in list(self.requests):
+                self.step(key)
+            if time.monotonic() - last_beat > 0.1:
+                last_beat = time.monotonic()
+                self.send(Heartbeat(self.steps, len(self.requests), 0, 10.0 * len(self.requests), {"allocated": 1}))
+
+    def receive(self) -> bool:
+        data = self.socket.recv(1 << 16)
+        for frame in self.reader.feed(data):
+            if isinstance(frame, Shutdown):
+                return False
+            if isinstance(frame, Submit):
+                self.admit(frame)
+            elif isinstance(frame, Cancel) and (frame.job_id, frame.epoch) in self.requests:
+                _, step = self.requests.pop((frame.job_id, frame.epoch))
+                self.send(Cancelled(frame.job_id, frame.epoch, step))
+        return bool(data)
+
+    def admit(self, frame: Submit) -> None:
+        prompt = frame.params["prompt"]
+        if prompt == "silent exit":
+            sys.exit(7)
+        if prompt in FAILURES:
+            self.send(Failed(frame.job_id, frame.epoch, FAILURES[prompt], f"scripted {prompt}"))
+            return
+        self.send(Started(frame.job_id, frame.epoch))
+        self.requests[frame.job_id, frame.epoch] = (frame, 0)
+
+    def step(self, key: tuple[str, int]) -> None:
+        frame, done = self.requests[key]
+        self.steps += 1
+        self.misbehave(frame, done)
+        total = frame.params["num_inference_steps"]
+        self.requests[key] = (frame, done + 1)
+        self.send(Progress(*key, done + 1, total, 0.1))
+        if frame.params.get("preview_every"):
+            self.send(Preview(*key, done + 1, 0, 1, 1, bytes(3)))
+        if done + 1 >= total:
+            self.finish(frame)
+
+    def misbehave(self, frame: Submit, done: int) -> None:
+        prompt = frame.params["prompt"]
+        if done < 1:
+            return
+        if prompt == "crash" or (prompt == "crash once" and frame.epoch == 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if prompt == "hang" or (prompt == "hang once" and frame.epoch == 1):
+            time.sleep(3600)
+        if prompt == "babble":
+            self.socket.sendall(b"\xff" * 100)
+        if prompt == "zombie":
+            self.send(*self.end(replace(frame, epoch=frame.epoch - 1)))
+
+    def end(self, frame: Submit) -> list[Frame]:
+        params = frame.params
+        seeds = [params["seed"] + index for index in range(params["num_images"])]
+        size = (params["width"], params["height"])
+        pixels = [bytes([seed % 256, 0, 0]) * (size[0] * size[1]) for seed in seeds]
+        pictures = [
+            Picture(frame.job_id, frame.epoch, index, seed, *size, pixels[index], has_nsfw_concept=False)
+            for index, seed in enumerate(seeds)
+        ]
+        return [*pictures, Finished(frame.job_id, frame.epoch, {"inference": 0.25, "denoise": 0.2})]
+
+    def finish(self, frame: Submit) -> None:
+        del self.requests[frame.job_id, frame.epoch]
+        self.send(*self.end(frame))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--device", required=True)
+    parser.add_argument("--dtype")
+    parser.add_argument("--quantization")
+    parser.add_argument("--model", action="append", required=True)
+    arguments = parser.parse_args()
+    worker = ScriptedWorker(socket.socket(fileno=arguments.fd), arguments.device, arguments.model)
+    try:
+        worker.load()
+        worker.serve()
+    except (BrokenPipeError, ConnectionResetError):
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()
