@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.protocol import Picture
+from pipelines.protocol import Picture, Preview
 from server.encoding import ImageFormat, encode, end_with_parent
 from server.objects import Objects
 
@@ -130,6 +130,17 @@ def result_body(
         "seed": params["seed"],
         "has_nsfw_concepts": list(has_nsfw_concepts),
         "prompt": params["prompt"],
+    }
+
+
+def preview_image(preview: Preview) -> dict[str, Any]:
+    """A preview as an entry in `images`: a data URI, encoded here and now since it is small."""
+    data = encode(preview.pixels, preview.width, preview.height, "jpeg")
+    return {
+        "url": _data_uri(CONTENT_TYPES["jpeg"], data),
+        "content_type": CONTENT_TYPES["jpeg"],
+        "width": preview.width,
+        "height": preview.height,
     }
 
 

@@ -18,10 +18,10 @@ import psutil
 import pytest
 from PIL import Image
 
-from pipelines.protocol import Picture
+from pipelines.protocol import Picture, Preview
 from server.encoding import ImageFormat
 from server.objects import Objects
-from server.outputs import Outputs, absolute, result_body
+from server.outputs import Outputs, absolute, preview_image, result_body
 
 ROOT = Path(__file__).parents[2]
 WIDTH, HEIGHT = 64, 48
@@ -152,6 +152,14 @@ def test_a_result_body_is_what_fal_answers() -> None:
         "has_nsfw_concepts": [True],
         "prompt": "a",
     }
+
+
+def test_a_preview_is_a_small_data_uri() -> None:
+    entry = preview_image(Preview("a", 1, 3, 0, WIDTH, HEIGHT, gradient().tobytes()))
+    head, _, data = entry["url"].partition(",")
+    assert (head, entry["width"], entry["height"]) == ("data:image/jpeg;base64", WIDTH, HEIGHT)
+    with Image.open(BytesIO(base64.b64decode(data))) as opened:
+        assert opened.size == (WIDTH, HEIGHT)
 
 
 def test_only_file_addresses_become_absolute() -> None:
