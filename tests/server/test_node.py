@@ -1,0 +1,159 @@
+"""The node as the routes see it: what it says of itself, what survives a restart, and who hears of an end."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from models.registry import REGISTRY, UnknownModelError
+from server.node import Node
+from server.settings import Settings
+from server.store.base import CancelOutcome, JobStatus, QueueFullError, StoreError
+from tests.server.stores import DONE, new_job
+from tests.server.test_dispatcher import ended, make_node, running, submit
+from tests.server.test_workers import until
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_importing_the_node_leaves_torch_out() -> None:
+    program = "import sys, server.node; print(sorted({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_health_follows_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRIPTED_LOAD_S", "0.3")
+
+    async def main() -> None:
+        node = make_node(tmp_path)
+        assert (node.ready, node.health()["state"]) == (False, "starting")
+        await node.start()
+        await until(lambda: node.health()["state"] == "loading")
+        (worker,) = node.health()["workers"]
+        assert (worker["stage"], worker["fraction"], worker["model"]) == ("weights", 0.5, "flux-shapes")
+        await until(lambda: node.ready)
+        health = node.health()
+        assert (health["state"], health["ready"], health["has_safety_checker"]) == ("ready", True, True)
+        assert [model["name"] for model in health["models"]] == ["flux-shapes"]
+        assert health["queue"] == {"queued": 0, "running": 0}
+        await node.stop()
+        assert (node.ready, node.health()["state"]) == (False, "stopping")
+
+    asyncio.run(main())
+
+
+def test_the_queue_has_the_smaller_of_both_limits(tmp_path: Path) -> None:
+    node = make_node(tmp_path, max_queue=2)
+    node.submit(new_job(), max_queued=1)
+    with pytest.raises(QueueFullError):
+        node.submit(new_job(), max_queued=1)
+    node.submit(new_job(), max_queued=100)
+    with pytest.raises(QueueFullError):
+        node.submit(new_job())
+    node.store.close()
+
+
+def test_a_second_node_on_the_same_folder_is_refused_and_the_first_lives(tmp_path: Path) -> None:
+    node = make_node(tmp_path)
+    with pytest.raises(StoreError, match="another fluxserve"):
+        make_node(tmp_path)
+    assert node.submit(new_job()).status is JobStatus.QUEUED
+    node.store.close()
+
+
+def test_an_unknown_model_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    with pytest.raises(UnknownModelError, match="unknown model 'nonsense'"):
+        Node.from_settings(Settings(data_dir=folder, models=("nonsense",), device="cpu"))
+    assert not folder.exists()
+
+
+def test_the_model_for_an_endpoint_is_the_first_that_matches(tmp_path: Path) -> None:
+    node = make_node(tmp_path, models=("FLUX.1-dev", "FLUX.1-schnell"))
+    assert node.model_for(("schnell",)) is REGISTRY["FLUX.1-schnell"]
+    assert node.model_for(("dev", "schnell")) is REGISTRY["FLUX.1-dev"]
+    assert node.model_for(("krea",)) is REGISTRY["FLUX.1-dev"]
+    node.store.close()
+
+
+def test_a_waiting_request_is_cancelled_without_a_worker(tmp_path: Path) -> None:
+    node = make_node(tmp_path)
+    job = node.submit(new_job())
+    seen = node.hub.version(job.id)
+    assert node.cancel(job.id) is CancelOutcome.CANCELLED
+    assert node.hub.version(job.id) != seen
+    assert node.cancel(job.id) is CancelOutcome.ALREADY_FINISHED
+    assert node.cancel("nobody") is CancelOutcome.NOT_FOUND
+    node.store.close()
+
+
+def test_waiting_for_an_end_has_a_limit(tmp_path: Path) -> None:
+    node = make_node(tmp_path)
+    job = node.submit(new_job())
+
+    async def main() -> None:
+        started = time.monotonic()
+        assert await node.wait_finished(job.id, 0.1) is None
+        assert 0.1 <= time.monotonic() - started < 2
+        assert await node.wait_finished("nobody", 5) is None
+
+    asyncio.run(main())
+    node.store.close()
+
+
+def test_the_shown_log_is_the_recorded_one_once_there_is_one(tmp_path: Path) -> None:
+    node = make_node(tmp_path)
+    job = node.submit(new_job())
+    node.hub.log(job.id, "live")
+    assert [entry["message"] for entry in node.logs(job)] == ["live"]
+    (claimed,) = node.store.claim("w1", 1, 30.0)
+    node.store.finish(job.id, "w1", claimed.epoch, DONE)
+    done = node.store.get(job.id)
+    assert done is not None
+    assert node.logs(done) == DONE.logs
+    node.store.close()
+
+
+def test_a_restart_takes_up_what_was_left(tmp_path: Path) -> None:
+    """The store is left as a kill -9 leaves it: a claim that nobody will end, a waiting job, an open run."""
+    left = make_node(tmp_path)
+    claimed, waiting = submit(left), submit(left)
+    run = submit(left, is_ephemeral=True)
+    assert len(left.store.claim("an-owner-of-the-past", 1, 30.0)) == 1
+    left.store.close()
+
+    async def main() -> list[JobStatus]:
+        async with running(tmp_path) as node:
+            return [(await ended(node, job_id)).status for job_id in (claimed, waiting, run)]
+
+    assert asyncio.run(main()) == [JobStatus.COMPLETED, JobStatus.COMPLETED, JobStatus.CANCELLED]
+
+
+def test_a_start_deadline_ends_a_request_that_no_worker_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRIPTED_LOAD_S", "30")
+
+    async def main() -> tuple[int, str | None]:
+        node = make_node(tmp_path)
+        await node.start()
+        job = await ended(node, submit(node, start_within_s=0.2))
+        await node.stop(0.0)
+        assert job.outcome is not None
+        return job.outcome.http_status, job.outcome.error_type
+
+    assert asyncio.run(main()) == (504, "request_timeout")
+
+
+def test_hundreds_of_watchers_hear_of_the_end(tmp_path: Path) -> None:
+    async def main() -> int:
+        async with running(tmp_path) as node:
+            job_id = submit(node)
+            jobs = await asyncio.gather(*(ended(node, job_id) for _ in range(500)))
+            return sum(job.status is JobStatus.COMPLETED for job in jobs)
+
+    assert asyncio.run(main()) == 500
