@@ -140,8 +140,8 @@ class Node:
         return job.outcome.logs if job.outcome is not None and job.outcome.logs else self.hub.logs(job.id)
 
     def model_for(self, variants: tuple[str, ...]) -> ModelSpec:
-        """Which of the served models answers for an endpoint of these variants: the first match, else the first."""
-        return next((spec for spec in self.specs if spec.variant in variants), self.specs[0])
+        """Which of the served models answers for an endpoint: the best by the order of `variants`, else the first."""
+        return next((spec for variant in variants for spec in self.specs if spec.variant == variant), self.specs[0])
 
     @property
     def ready(self) -> bool:

@@ -6,7 +6,6 @@ It is a job like any other, except that it is ephemeral: when the caller leaves,
 from __future__ import annotations
 
 import asyncio
-import base64
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
@@ -16,12 +15,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from pipelines.protocol import Preview, Progress
+from pipelines.protocol import Progress
 from server import endpoints, wire
 from server.areas import Arrival
 from server.body import read_object
-from server.encoding import encode
 from server.errors import RequestError, WireError
+from server.outputs import preview_image
 from server.responses import json_response, wrong_method
 from server.routes.connection import event, send_events, while_connected
 from server.routes.queue import ascii_json
@@ -98,7 +97,7 @@ class RunArea:
         params = job.params or {}
         previews = [self._node.hub.preview(job.id, index) for index in range(params.get("num_images", 1))]
         return {
-            "images": [await _image(preview) for preview in previews if preview is not None],
+            "images": [await asyncio.to_thread(preview_image, preview) for preview in previews if preview is not None],
             "seed": params.get("seed"),
             "prompt": params.get("prompt"),
             "step": progress.step,
@@ -106,13 +105,6 @@ class RunArea:
             "progress": progress.step / progress.num_steps,
             "eta": progress.eta_s,
         }
-
-
-async def _image(preview: Preview) -> dict[str, Any]:
-    """A preview as an entry of `images`: a data URI, a few kilobytes."""
-    data = await asyncio.to_thread(encode, preview.pixels, preview.width, preview.height, "jpeg")
-    uri = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
-    return {"url": uri, "content_type": "image/jpeg", "width": preview.width, "height": preview.height}
 
 
 def _answer(arrival: Arrival, job: Job | None) -> Response:
