@@ -24,7 +24,7 @@ from server.errors import InputError, PlainError, WireError
 from server.paths import FollowUp, belongs_to
 from server.responses import json_response, wrong_method
 from server.routes.connection import event, send_events
-from server.store.base import CancelOutcome, Job, NewJob
+from server.store.base import CancelOutcome, Job, NewJob, StoreError
 from server.submission import new_job, read_wishes, rejected_job
 
 if TYPE_CHECKING:
@@ -68,8 +68,14 @@ class QueueArea:
             new = rejected_job(endpoint, arrival.request_id, body, wishes, exc, arrival.base)
         # On a thread: it returns after the commit, which waits for the disk.
         job = await asyncio.to_thread(self._node.submit, new, wishes.max_queued)
-        position = self._node.store.queue_position(job.id)
-        return json_response(wire.submit_body(arrival, endpoint.id, job.id, position))
+        return json_response(wire.submit_body(arrival, endpoint.id, job.id, self._position(job)))
+
+    def _position(self, job: Job) -> int | None:
+        """For the answer to a submit: it is stored, so nothing may make this a 5xx, which clients would repeat."""
+        try:
+            return self._node.store.queue_position(job.id)
+        except StoreError:
+            return None
 
     async def _follow_up(self, arrival: Arrival, question: FollowUp, scope: Scope) -> Response:
         if question.action == "status":

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import httpx
 import uvicorn
+from fastapi import FastAPI
 
 from server.app import create_app
 from tests.server.api_node import ApiNode
@@ -37,18 +38,22 @@ class Api:
 
 @contextlib.contextmanager
 def serve(node: ApiNode) -> Iterator[Api]:
-    """Serve `node` on a free port of the loopback interface."""
+    """Serve a node whose worker the test plays."""
+    with listening(create_app(cast("Node", node))) as url, httpx.Client(base_url=url, timeout=10) as client:
+        yield Api(node, client, url)
+
+
+@contextlib.contextmanager
+def listening(app: FastAPI) -> Iterator[str]:
+    """Serve an app on a free port of the loopback interface, lifespan included; yields its address."""
     listener = socket.create_server(("127.0.0.1", 0))
-    app = create_app(cast("Node", node))
     config = uvicorn.Config(app, log_config=None, lifespan="on", proxy_headers=False, timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     try:
         eventually(lambda: server.started)
-        with httpx.Client(base_url=url, timeout=10) as client:
-            yield Api(node, client, url)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join()

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.store.base import JobStatus, Outcome
+from server.store.base import JobStatus, Outcome, StoreError
 from server.store.sqlite import SqliteStore
 from tests.server.api_node import ApiNode
 from tests.server.api_server import Api, eventually, serve
@@ -129,6 +129,15 @@ def test_a_bad_timeout_is_a_bad_request(api: Api) -> None:
     answer = api.http.post("/queue/fal-ai/flux/dev", json={"prompt": "x"}, headers={"x-fal-request-timeout": "abc"})
     assert (answer.status_code, answer.json()["error_type"]) == (400, "bad_request")
     assert answer.headers["x-fal-error-type"] == "bad_request"
+
+
+def test_a_stored_request_is_acknowledged_whatever_comes_after(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(job_id: str) -> None:
+        raise StoreError("disk gone")
+
+    monkeypatch.setattr(api.node.store, "queue_position", broken)
+    answer = api.http.post("/queue/fal-ai/flux/dev", json={"prompt": "x"})
+    assert (answer.status_code, answer.json()["queue_position"]) == (200, 0)
 
 
 @pytest.mark.parametrize("path", ["/fal-ai/unknown", "/fal-ai/flux/unknown", "/fal-ai/flux/dev/realtime2"])
