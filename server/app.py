@@ -18,8 +18,12 @@ from server.metrics import Metrics
 from server.responses import error_response
 from server.routes.files import FilesArea
 from server.routes.queue import QueueArea
+from server.routes.rest import RestArea
 from server.routes.run import RunArea
 from server.routes.system import system_router
+from server.routes.uploads import UploadArea
+from server.tokens import Tokens
+from server.uploads import Uploads
 
 if TYPE_CHECKING:
     from server.node import Node
@@ -30,6 +34,9 @@ VERSION = "0.1.0"
 def create_app(node: Node) -> FastAPI:
     """An ASGI app that serves `node` and owns its life: the lifespan starts and stops it."""
     metrics = Metrics(node)
+    keys = KeyRing(node.settings.api_keys)
+    tokens = Tokens.of(node.settings.data_dir)
+    uploads = Uploads(node.objects, node.settings.data_dir / "uploads", node.settings.retention_s)
     app = FastAPI(
         title="fluxserve",
         version=VERSION,
@@ -43,8 +50,13 @@ def create_app(node: Node) -> FastAPI:
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     app.add_middleware(
         Gateway,
-        areas={Area.RUN: RunArea(node), Area.QUEUE: QueueArea(node), Area.CDN: FilesArea(node)},
-        keys=KeyRing(node.settings.api_keys),
+        areas={
+            Area.RUN: RunArea(node),
+            Area.QUEUE: QueueArea(node),
+            Area.REST: RestArea(tokens),
+            Area.CDN: FilesArea(node, UploadArea(uploads, tokens, keys)),
+        },
+        keys=keys,
         public_url=node.settings.public_url,
         observe=metrics.observe,
     )

@@ -138,7 +138,8 @@ class Delivery:
     async def _save(self, run: Run, pictures: Sequence[EncodedPicture]) -> list[dict[str, Any]] | None:
         """Entries for `images`, or None if the disk refused for too long."""
         sync_mode = bool(run.job.output.get("sync_mode"))
-        ttl_s = None if run.job.store_io else PRIVATE_RETENTION_S
+        wanted_s: float | None = run.job.output.get("ttl_s")  # the caller's own lifetime for the pictures
+        ttl_s = wanted_s if run.job.store_io else min(wanted_s or PRIVATE_RETENTION_S, PRIVATE_RETENTION_S)
         images: list[dict[str, Any]] = []
         deadline = asyncio.get_running_loop().time() + self._disk_patience_s
         pause_s = 0.2

@@ -52,15 +52,15 @@ class Objects:
         suffix: str,
         file_name: str | None = None,
         ttl_s: float | None = None,
+        key: str | None = None,
     ) -> str:
         """Store a file durably and return its key.
 
         Args: suffix: lower-case letters and digits, without the dot. ttl_s: how long it is kept; None for ever.
+            key: one from `new_key` that was promised earlier (an upload's address is known before its bytes).
         Raises: OSError if the disk refuses; then nothing is left behind. ValueError for a bad suffix.
         """
-        if not _SUFFIX.fullmatch(suffix):
-            raise ValueError(f"a suffix is 1 to 8 letters or digits, not {suffix!r}")
-        key = f"{secrets.token_hex(16)}.{suffix}"
+        key = key or self.new_key(suffix)
         path = self._path(key)
         if not path.parent.is_dir():
             path.parent.mkdir(exist_ok=True)
@@ -76,6 +76,13 @@ class Objects:
             self._remove(path)
             raise
         return key
+
+    @staticmethod
+    def new_key(suffix: str) -> str:
+        """A name that nobody guesses, for a later `put`. Raises: ValueError for a bad suffix."""
+        if not _SUFFIX.fullmatch(suffix):
+            raise ValueError(f"a suffix is 1 to 8 letters or digits, not {suffix!r}")
+        return f"{secrets.token_hex(16)}.{suffix}"
 
     def path(self, key: str) -> Path | None:
         """Where the file lies, or None if there is none; any string is safe."""

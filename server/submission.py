@@ -15,6 +15,7 @@ from models.registry import ModelSpec
 from pipelines.params import GenerationParams
 from server.endpoints import Endpoint
 from server.errors import InputError, RequestError, problem
+from server.lifecycle import lifetime
 from server.schemas.flux import TextToImage
 from server.store.base import JobStatus, NewJob, Outcome
 from server.validation import input_error
@@ -28,7 +29,8 @@ LOW_PRIORITY = 1
 class Wishes:
     """What headers and query ask for beside the input.
 
-    Args: as in NewJob; `max_queued` refuses the request when more jobs wait already.
+    Args: as in NewJob; `max_queued` refuses the request when more jobs wait already; `ttl_s` is how
+        long its pictures are kept, None for the server's default.
     """
 
     priority: int = 0
@@ -37,6 +39,7 @@ class Wishes:
     store_io: bool = True
     webhook_url: str | None = None
     max_queued: int | None = None
+    ttl_s: float | None = None
 
 
 def read_wishes(headers: Headers, query: bytes) -> Wishes:
@@ -50,6 +53,7 @@ def read_wishes(headers: Headers, query: bytes) -> Wishes:
         store_io=headers.get("x-fal-store-io", "1").strip() != "0",
         webhook_url=_webhook(values["fal_webhook"][-1]) if values.get("fal_webhook") else None,
         max_queued=_count(values["fal_max_queue_length"][-1]) if values.get("fal_max_queue_length") else None,
+        ttl_s=lifetime(headers.get("x-fal-object-lifecycle-preference")),
     )
 
 
@@ -71,7 +75,7 @@ def new_job(
         endpoint=endpoint.id,
         input=body,
         params=decide(parsed, spec, preview_every).to_dict(),
-        output={"format": parsed.output_format, "sync_mode": parsed.sync_mode},
+        output={"format": parsed.output_format, "sync_mode": parsed.sync_mode, "ttl_s": wishes.ttl_s},
         priority=wishes.priority,
         start_within_s=wishes.start_within_s,
         max_attempts=wishes.max_attempts,

@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 from server.areas import Arrival
 from server.errors import PlainError
 from server.responses import wrong_method
+from server.routes.uploads import UploadArea
 
 if TYPE_CHECKING:
     from server.node import Node
@@ -27,13 +28,17 @@ _HEADERS = {
 
 
 class FilesArea:
-    """ASGI app for reads under `/files/`."""
+    """ASGI app of the CDN area; what concerns sending a file goes to `uploads`."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, uploads: UploadArea) -> None:
         self._node = node
+        self._uploads = uploads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         arrival: Arrival = scope["arrival"]
+        if self._uploads.concerns(arrival.path):
+            await self._uploads(scope, receive, send)
+            return
         if not arrival.path.startswith(_PREFIX):
             raise PlainError(404, "File not found")
         if scope["method"] not in ("GET", "HEAD"):

@@ -6,9 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.server.api_node import ApiNode
 from tests.server.api_server import Api, serve
+
+# A shared machine may pause any example for longer than the default deadline of 0.2 s.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 @pytest.fixture

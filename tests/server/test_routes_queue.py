@@ -56,7 +56,7 @@ def test_submit_decides_everything_before_it_answers(api: Api) -> None:
     assert job.params is not None
     assert job.params["num_inference_steps"] == 3
     assert isinstance(job.params["seed"], int)
-    assert job.output == {"format": "png", "sync_mode": False}
+    assert job.output == {"format": "png", "sync_mode": False, "ttl_s": None}
     assert job.input == {"prompt": "a fox", "num_inference_steps": 3, "output_format": "png"}
 
 

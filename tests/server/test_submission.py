@@ -225,7 +225,7 @@ def test_a_small_model_draws_ultra_smaller_instead_of_refusing() -> None:
 def test_sync_mode_keeps_nothing() -> None:
     job = new_job(ENDPOINTS[PRO], "id", {"prompt": "x", "sync_mode": True, "output_format": "png"}, Wishes(), SPEC)
     assert not job.store_io
-    assert job.output == {"format": "png", "sync_mode": True}
+    assert job.output == {"format": "png", "sync_mode": True, "ttl_s": None}
 
 
 def test_a_rejected_input_is_a_failed_outcome_with_fals_body() -> None:

@@ -1,0 +1,96 @@
+"""The REST area: tokens for realtime and uploads, and where to send a file."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+
+from server.areas import Arrival
+from server.body import read_object
+from server.errors import InputError, PlainError, problem
+from server.lifecycle import lifetime
+from server.responses import json_response, wrong_method
+from server.tokens import Tokens
+from server.uploads import Promise
+
+UPLOAD_TTL_S = 86400
+CDN_TTL_S = 30 * 86400
+MAX_REALTIME_TTL_S = 86400
+
+
+class RestArea:
+    """ASGI app of the REST area."""
+
+    def __init__(self, tokens: Tokens) -> None:
+        self._tokens = tokens
+        self._posts = {
+            "/tokens": self._token,
+            "/tokens/realtime": self._realtime_token,
+            "/storage/auth/token": self._cdn_token,
+            "/storage/upload/initiate": self._initiate,
+            "/storage/upload/initiate-multipart": self._initiate,
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        arrival: Arrival = scope["arrival"]
+        answer = self._posts.get(arrival.path)
+        if answer is None:
+            raise PlainError(404, f"Path {arrival.path[:200]} not found")
+        if scope["method"] != "POST":
+            raise wrong_method("POST", "OPTIONS")
+        body = await read_object(Request(scope, receive))
+        response = json_response(answer(arrival, body, Headers(scope=scope)))
+        await response(scope, receive, send)
+
+    def _token(self, arrival: Arrival, body: dict[str, Any], headers: Headers) -> str:
+        """A bare JSON string, as the realtime clients expect."""
+        return self._issue_realtime(body.get("allowed_apps"), body.get("token_expiration", 120), "token_expiration")
+
+    def _realtime_token(self, arrival: Arrival, body: dict[str, Any], headers: Headers) -> dict[str, str]:
+        """fal's newer route for users' own back ends."""
+        return {"token": self._issue_realtime(body.get("allowed_apps"), body.get("duration", 120), "duration")}
+
+    def _issue_realtime(self, apps: object, duration: object, field: str) -> str:
+        is_number = isinstance(duration, int | float) and not isinstance(duration, bool)
+        if not is_number or not 0 < duration <= MAX_REALTIME_TTL_S:  # type: ignore[operator]
+            msg = f"Input should be a number of seconds, more than 0 and at most {MAX_REALTIME_TTL_S}"
+            raise InputError([problem([field], msg, "less_than_equal", {"le": MAX_REALTIME_TTL_S}, duration)])
+        if not isinstance(apps, list) or not apps or not all(isinstance(app, str) for app in apps):
+            raise InputError([problem(["allowed_apps"], "Input should be a list of app names", "list_type")])
+        return self._tokens.issue("realtime", float(duration), apps=apps)  # type: ignore[arg-type]
+
+    def _cdn_token(self, arrival: Arrival, body: dict[str, Any], headers: Headers) -> dict[str, str]:
+        """What the Python clients ask for before an upload."""
+        now = int(time.time())
+        return {
+            "token": self._tokens.issue("cdn", CDN_TTL_S),
+            "token_type": "Bearer",
+            "base_url": arrival.origin,
+            "created_at": _iso(now),
+            "expires_at": _iso(now + CDN_TTL_S),
+        }
+
+    def _initiate(self, arrival: Arrival, body: dict[str, Any], headers: Headers) -> dict[str, str]:
+        """An address that carries its own permission, and the one that the file will have."""
+        names = {name: body.get(name) for name in ("content_type", "file_name")}
+        for name, value in names.items():
+            if value is not None and not isinstance(value, str):
+                raise InputError([problem([name], "Input should be a valid string", "string_type", value=value)])
+        ttl_s = lifetime(headers.get("x-fal-object-lifecycle"))
+        promise = Promise.make(names["content_type"] or "", names["file_name"], ttl_s)
+        token = self._tokens.issue("upload", UPLOAD_TTL_S, **asdict(promise))
+        return {
+            "upload_url": f"{arrival.origin}/files/upload/{token}",
+            "file_url": f"{arrival.origin}/files/{promise.key}",
+        }
+
+
+def _iso(seconds: int) -> str:
+    """With an offset, not `Z`, which Python before 3.11 cannot read."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat()

@@ -1,0 +1,193 @@
+"""Files on their way in: whole or in parts, gathered on disk, then given to the object store under a promised key."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import mimetypes
+import re
+import secrets
+import shutil
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from server.errors import PlainError
+from server.objects import Objects
+
+MAX_UPLOAD_BYTES = 2 << 30
+MAX_PART_BYTES = 128 << 20
+MAX_PARTS = 1000
+ABANDONED_S = 86400.0
+"""Parts of an upload that was begun this long ago and never completed are deleted."""
+
+_CONTENT_TYPE = re.compile(r"[\w.+-]{1,64}/[\w.+-]{1,64}(?:; ?[\w.+-]{1,32}=[\w.+\"-]{1,64})*", re.ASCII)
+_PART = re.compile(r"[0-9]{1,4}-[0-9a-f]{64}")
+_SUFFIX = re.compile(r"[a-z0-9]{1,8}")
+_CHUNK_BYTES = 1 << 20
+_DEFAULT_TYPE = "application/octet-stream"
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """A file that somebody is allowed to send.
+
+    Args: key: its name in the object store. ttl_s: its lifetime once stored; None for the server's default.
+    """
+
+    key: str
+    content_type: str
+    file_name: str | None = None
+    ttl_s: float | None = None
+
+    @classmethod
+    def make(cls, content_type: str, file_name: str | None, ttl_s: float | None) -> Promise:
+        """A promise under a new key; a content type that is none becomes bytes, a path in the name is dropped."""
+        kind = content_type if _CONTENT_TYPE.fullmatch(content_type) else _DEFAULT_TYPE
+        name = PurePosixPath(file_name.replace("\\", "/")).name[:200] if file_name else None
+        printable = name if name and name.isprintable() else None
+        return cls(Objects.new_key(_suffix(kind, printable)), kind, printable, ttl_s)
+
+
+class Uploads:
+    """Receives bytes of promised files.
+
+    Args: folder: for parts and unfinished files, on the disk of the object store. ttl_s: the default lifetime.
+    """
+
+    def __init__(self, objects: Objects, folder: Path, ttl_s: float) -> None:
+        self._objects = objects
+        self._folder = folder
+        self._ttl_s = ttl_s
+        self._swept_at = 0.0
+        folder.mkdir(parents=True, exist_ok=True)
+
+    async def receive(self, promise: Promise, chunks: AsyncIterator[bytes]) -> None:
+        """Store a whole file; sending it again replaces it. Raises: PlainError 413 beyond MAX_UPLOAD_BYTES."""
+        await asyncio.to_thread(self._sweep)
+        temporary = self._folder / f"{secrets.token_hex(8)}.whole"
+        try:
+            await _write(temporary, chunks, MAX_UPLOAD_BYTES)
+            await asyncio.to_thread(self._store, promise, [temporary])
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    async def receive_part(self, promise: Promise, number: int, chunks: AsyncIterator[bytes]) -> str:
+        """Keep one part and return its etag; sending it again replaces it.
+
+        Raises: PlainError 400 for a number outside 1..MAX_PARTS, 413 beyond MAX_PART_BYTES.
+        """
+        if not 1 <= number <= MAX_PARTS:
+            raise PlainError(400, f"Part numbers go from 1 to {MAX_PARTS}")
+        await asyncio.to_thread(self._sweep)
+        folder = self._folder / promise.key
+        folder.mkdir(exist_ok=True)
+        temporary = folder / f"{secrets.token_hex(8)}.new"
+        try:
+            digest = await _write(temporary, chunks, MAX_PART_BYTES)
+            temporary.rename(folder / f"{number}-{digest}")
+        finally:
+            temporary.unlink(missing_ok=True)
+        return digest
+
+    async def complete(self, promise: Promise, parts: Any) -> None:
+        """Join parts in the order of their numbers, whatever the order of the list.
+
+        Raises: PlainError 400 for a list that names what was not sent, 413 beyond MAX_UPLOAD_BYTES.
+        """
+        paths = self._parts(promise, parts)
+        if sum(path.stat().st_size for path in paths) > MAX_UPLOAD_BYTES:
+            raise PlainError(413, f"An upload may have {MAX_UPLOAD_BYTES} bytes")
+        await asyncio.to_thread(self._store, promise, paths)
+        await asyncio.to_thread(shutil.rmtree, self._folder / promise.key, ignore_errors=True)
+
+    def _parts(self, promise: Promise, parts: Any) -> list[Path]:
+        if not isinstance(parts, list) or not 0 < len(parts) <= MAX_PARTS:
+            raise PlainError(400, f"parts must be a list of 1 to {MAX_PARTS} entries")
+        chosen = {}
+        for part in parts:
+            number, etag = (part.get("partNumber"), part.get("etag")) if isinstance(part, dict) else (None, None)
+            name = f"{number}-{etag}".replace('"', "")
+            path = self._folder / promise.key / name
+            if not isinstance(number, int) or not _PART.fullmatch(name) or not path.is_file():
+                raise PlainError(400, f"Part {str(number)[:20]} was not sent, or its etag is another one")
+            chosen[number] = path
+        return [chosen[number] for number in sorted(chosen)]
+
+    def _store(self, promise: Promise, parts: Sequence[Path]) -> None:
+        """Into the object store; a file that is there already is replaced."""
+        ttl_s = self._ttl_s if promise.ttl_s is None else promise.ttl_s
+        self._objects.delete(promise.key)
+        suffix = promise.key.rpartition(".")[2]
+        with io.BufferedReader(_Joined(parts), _CHUNK_BYTES) as source:
+            self._objects.put(source, promise.content_type, suffix, promise.file_name, ttl_s, promise.key)
+
+    def _sweep(self) -> None:
+        """Now and then, drop what was never completed."""
+        now = time.time()
+        if now - self._swept_at < ABANDONED_S / 24:
+            return
+        self._swept_at = now
+        for path in self._folder.iterdir():
+            if path.stat().st_mtime > now - ABANDONED_S:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+class _Joined(io.RawIOBase):
+    """Several files read as one."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._rest = list(paths)
+        self._file: io.FileIO | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while self._file is not None or self._rest:
+            self._file = self._file or io.FileIO(self._rest.pop(0))
+            count = self._file.readinto(buffer) or 0
+            if count:
+                return count
+            self._file.close()
+            self._file = None
+        return 0
+
+
+async def _write(path: Path, chunks: AsyncIterator[bytes], limit: int) -> str:
+    """Write a stream to a new file, off the event loop, and return its SHA-256 in hex. Raises: PlainError 413."""
+    digest = hashlib.sha256()
+    pending: list[bytes] = []
+    size = written = 0
+    with path.open("xb") as file:
+
+        def flush() -> None:
+            data = b"".join(pending)
+            digest.update(data)
+            file.write(data)
+
+        async for chunk in chunks:
+            pending.append(chunk)
+            size += len(chunk)
+            if size > limit:
+                raise PlainError(413, f"The file is larger than {limit} bytes")
+            if size - written >= _CHUNK_BYTES:
+                await asyncio.to_thread(flush)
+                pending.clear()
+                written = size
+        await asyncio.to_thread(flush)
+    return digest.hexdigest()
+
+
+def _suffix(content_type: str, file_name: str | None) -> str:
+    """A file suffix from the name, or else from the type."""
+    from_name = PurePosixPath(file_name or "").suffix.lower().removeprefix(".")
+    from_type = (mimetypes.guess_extension(content_type.partition(";")[0]) or "").removeprefix(".")
+    return next((suffix for suffix in (from_name, from_type) if _SUFFIX.fullmatch(suffix)), "bin")

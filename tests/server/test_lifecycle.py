@@ -1,0 +1,28 @@
+"""fal's lifecycle header: seconds, or the server's default."""
+
+from __future__ import annotations
+
+import pytest
+
+from server.lifecycle import MAX_LIFETIME_S, lifetime
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ('{"expiration_duration_seconds": 60}', 60),
+        ('{"expiration_duration_seconds": 3600.5, "initial_acl": {"default": "forbid"}}', 3600.5),
+        ('{"expiration_duration_seconds": 1e30}', MAX_LIFETIME_S),
+        (None, None),
+        ("", None),
+        ("{", None),
+        ("[]", None),
+        ("{}", None),
+        ('{"expiration_duration_seconds": null}', None),
+        ('{"expiration_duration_seconds": "60"}', None),
+        ('{"expiration_duration_seconds": true}', None),
+        ('{"expiration_duration_seconds": -1}', None),
+    ],
+)
+def test_what_is_not_understood_is_ignored(header: str | None, seconds: float | None) -> None:
+    assert lifetime(header) == seconds
