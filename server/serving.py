@@ -76,20 +76,16 @@ def run(app: ASGIApp, listeners: Listeners, tls: TlsFiles | None, on_started: Ca
 
 
 async def _serve_both(
-    plain: uvicorn.Server,
-    over_tls: uvicorn.Server | None,
+    plain: _QuietServer,
+    over_tls: _QuietServer | None,
     listeners: Listeners,
     on_started: Callable[[], Awaitable[None]],
 ) -> None:
-    servers = [plain] if over_tls is None else [over_tls, plain]
-    _stop_on_signals(servers)
+    _stop_on_signals([plain] if over_tls is None else [over_tls, plain])
     # The plain server owns the app's lifespan: it starts first and stops last.
-    first = asyncio.create_task(plain.serve([listeners.plain]))
-    await _started(plain, first)
-    second = None
+    first, second = await plain.start(listeners.plain), None
     if over_tls is not None and listeners.tls is not None:
-        second = asyncio.create_task(over_tls.serve([listeners.tls]))
-        await _started(over_tls, second)
+        second = await over_tls.start(listeners.tls)
     greeting = asyncio.ensure_future(on_started())
     try:
         if second is not None:
@@ -102,18 +98,32 @@ async def _serve_both(
             await greeting
 
 
-async def _started(server: uvicorn.Server, task: asyncio.Task[None]) -> None:
-    """Return when a server accepts connections or has given up (its task then carries why)."""
-    while not (server.started or task.done()):
-        await asyncio.sleep(0.01)
-
-
 class _QuietServer(uvicorn.Server):
-    """uvicorn's server with the signals left to us: two of them share one process."""
+    """uvicorn's server with the signals left to us, as two share the process, and an event for being up."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._is_up = asyncio.Event()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._is_up.set()
+
+    async def start(self, sock: socket.socket) -> asyncio.Task[None]:
+        """Begin to serve: returns the serving task once connections are accepted.
+
+        Raises: whatever kept it from starting."""
+        serving = asyncio.create_task(self.serve([sock]))
+        is_up = asyncio.create_task(self._is_up.wait())
+        await asyncio.wait((serving, is_up), return_when=asyncio.FIRST_COMPLETED)
+        is_up.cancel()
+        if serving.done():
+            serving.result()
+        return serving
 
 
 def _stop_on_signals(servers: list[uvicorn.Server]) -> None:

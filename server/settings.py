@@ -39,7 +39,7 @@ class Settings(BaseSettings):
         tls_port: where TLS listens on the same host; 0 turns it off.
         data_dir: holds the store, pictures and certificates of one node.
         models: registry names, diffusers folders or Hugging Face ids; the first is the default.
-        device: auto, cpu, cuda, or cuda:0,1.
+        device: auto, cpu, cuda, or a list (cuda:0,1 or cpu,cpu): one worker each.
         api_keys: any of these admits; none leaves the server open. `@FILE` reads one key a line.
         public_url: what clients call this server behind a reverse proxy; None follows each request.
         allow_private_cidrs: networks that picture fetches and webhooks may reach besides public addresses.
@@ -55,7 +55,7 @@ class Settings(BaseSettings):
     tls_port: int = Field(8443, ge=0, le=65535)
     data_dir: Path = CHECKOUT / "data"
     models: Words = ("flux-shapes",)
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+(,\d+)*)?)$")
+    device: str = Field("auto", pattern=r"^(auto|cpu(,cpu)*|cuda(:\d+(,\d+)*)?)$")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     quantization: str = "none"
     api_keys: Words = Field((), repr=False)
@@ -199,6 +199,6 @@ def _sentence(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         return f"{field} is not a setting"
     if field == "device":
-        text = "must be auto, cpu, cuda, or a list such as cuda:0,1"
+        text = "must be auto, cpu, cuda, or a list such as cuda:0,1 or cpu,cpu"
     got = "" if field == "api_keys" or isinstance(error["input"], tuple) else f", not {error['input']!r}"
     return f"{flag_of(field)}: {text}{got}"

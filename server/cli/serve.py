@@ -102,7 +102,7 @@ def _run(settings: Settings) -> None:
     try:
         listeners = serving.listen(settings.host, settings.port, settings.tls_port)
     except (serving.PortInUseError, OSError) as exc:
-        raise CommandError(f"cannot listen on {settings.host}: {exc}", ENVIRONMENT) from exc
+        raise CommandError(str(exc), ENVIRONMENT) from exc
     # These import FastAPI and the whole node: only the command that serves pays for them, once it has its ports.
     from server.app import create_app
     from server.banner import Greeting

@@ -1,0 +1,72 @@
+"""Drives the unmodified `fal_client`, synchronous, through one scenario: JSON in argv, JSON lines out.
+
+Nothing in here knows an address: the environment points the client, as `fluxserve env` prints it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+import fal_client
+from fal_client import FalClientHTTPError
+
+
+def tell(event: str, **facts: Any) -> None:
+    print(json.dumps({"event": event, "at": time.time()} | facts), flush=True)
+
+
+def on_update(status: fal_client.Status) -> None:
+    logs = getattr(status, "logs", None) or []
+    tell("update", status=type(status).__name__, logs=[entry["message"] for entry in logs])
+
+
+def subscribe(endpoint: str, arguments: dict[str, Any]) -> None:
+    result = fal_client.subscribe(
+        endpoint,
+        arguments,
+        with_logs=True,
+        on_enqueue=lambda request_id: tell("enqueued", request_id=request_id),
+        on_queue_update=on_update,
+    )
+    tell("result", result=result)
+
+
+def run(endpoint: str, arguments: dict[str, Any]) -> None:
+    tell("result", result=fal_client.run(endpoint, arguments))
+
+
+def queue(endpoint: str, arguments: dict[str, Any]) -> None:
+    handle = fal_client.submit(endpoint, arguments)
+    tell("enqueued", request_id=handle.request_id)
+    for status in handle.iter_events(with_logs=True):
+        on_update(status)
+    # By id, as another process would ask.
+    on_update(fal_client.status(endpoint, handle.request_id, with_logs=True))
+    tell("result", result=fal_client.result(endpoint, handle.request_id))
+
+
+def cancel(endpoint: str, arguments: dict[str, Any]) -> None:
+    handle = fal_client.submit(endpoint, arguments)
+    tell("enqueued", request_id=handle.request_id)
+    cancelled = False
+    for status in handle.iter_events(with_logs=True, interval=0.01):
+        on_update(status)
+        if not cancelled and getattr(status, "logs", None):
+            handle.cancel()
+            tell("cancelled")
+            cancelled = True
+    tell("result", result=handle.get())
+
+
+def main() -> None:
+    scenario, endpoint, arguments = json.loads(sys.argv[1])
+    try:
+        {"subscribe": subscribe, "run": run, "queue": queue, "cancel": cancel}[scenario](endpoint, arguments)
+    except FalClientHTTPError as exc:
+        tell("error", status=exc.status_code, detail=exc.response.json().get("detail"), message=str(exc))
+
+
+main()

@@ -1,0 +1,159 @@
+"""The main job: an unmodified fal client, pointed here by `fluxserve env`, gets the picture it asked for."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import ssl
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from tests.acceptance.judging import assert_shows
+from tests.acceptance.official import Client
+from tests.acceptance.serving import Server
+
+PROMPT = "a red circle on a blue background"
+STEP = re.compile(r"step (\d+)/(\d+)")
+
+
+def download(server: Server, url: str) -> Image.Image:
+    """The picture behind a result's address, fetched as a stranger would: without credentials."""
+    assert url.startswith((server.url, server.tls_url)), url
+    trust = ssl.create_default_context(cafile=str(server.data_dir / "tls" / "ca.pem"))
+    answer = httpx.get(url, verify=trust, timeout=10)
+    assert answer.status_code == 200
+    picture = Image.open(io.BytesIO(answer.content))
+    picture.load()
+    assert answer.headers["content-type"] == f"image/{str(picture.format).lower()}"
+    return picture
+
+
+def steps_in(logs: list[str]) -> list[tuple[int, int]]:
+    """(k, n) of every "step k/n" line."""
+    return [(int(m[1]), int(m[2])) for line in logs if (m := STEP.search(line))]
+
+
+def test_subscribe_shows_the_steps_and_brings_the_picture(client: Client, server: Server) -> None:
+    trace = client(server, "subscribe", "fal-ai/flux-pro", prompt=PROMPT, seed=7)
+    steps = steps_in(trace.logs())
+    assert steps, trace.events
+    assert steps == sorted(steps)
+    assert {total for _, total in steps} == {28}
+    assert trace.statuses[-1] == "Completed"
+    assert "InProgress" in trace.statuses
+
+    result = trace.result
+    assert (result["seed"], result["prompt"]) == (7, PROMPT)
+    assert result["has_nsfw_concepts"] == [False]
+    assert result["timings"]["inference"] > 0
+    (image,) = result["images"]
+    assert (image["width"], image["height"], image["content_type"]) == (1024, 768, "image/jpeg")
+    picture = download(server, image["url"])
+    assert (picture.size, picture.format) == ((1024, 768), "JPEG")
+    assert_shows(picture, "blue", [("red", "circle")])
+
+
+def test_submit_status_and_result_by_id(client: Client, server: Server) -> None:
+    trace = client(server, "queue", "fal-ai/flux/dev", prompt=PROMPT, image_size="square", num_inference_steps=6)
+    assert trace.statuses[-1] == "Completed"
+    assert steps_in(trace.logs())[-1] == (6, 6)
+    assert len(trace.request_id) >= 32
+    assert download(server, trace.result["images"][0]["url"]).size == (512, 512)
+
+
+def test_run_delivers_size_format_and_number_asked_for(client: Client, server: Server) -> None:
+    trace = client(
+        server,
+        "run",
+        "fal-ai/flux-pro",
+        prompt=PROMPT,
+        image_size={"width": 200, "height": 120},
+        num_inference_steps=3,
+        num_images=2,
+        output_format="png",
+        guidance_scale=2.5,
+        safety_tolerance="4",
+        seed=11,
+    )
+    images = trace.result["images"]
+    pictures = [download(server, image["url"]) for image in images]
+    assert [(p.size, p.format) for p in pictures] == [((200, 120), "PNG")] * 2
+    assert [image["content_type"] for image in images] == ["image/png"] * 2
+    assert pictures[0].tobytes() != pictures[1].tobytes()
+    assert len(trace.result["has_nsfw_concepts"]) == 2
+
+
+def test_the_same_seed_is_the_same_picture_for_every_client(client: Client, server: Server) -> None:
+    options: dict[str, Any] = {"image_size": "square", "num_inference_steps": 4, "output_format": "png", "seed": 3}
+    trace = client(server, "run", "fal-ai/flux/dev", prompt=PROMPT, **options)
+    alone = httpx.post(f"{server.url}/run/fal-ai/flux/dev", json={"prompt": PROMPT} | options, timeout=60).json()
+    urls = [trace.result["images"][0]["url"], alone["images"][0]["url"]]
+    first, second = (download(server, url).tobytes() for url in urls)
+    assert first == second
+
+
+def test_sync_mode_answers_with_the_picture_itself_and_keeps_nothing(client: Client, server: Server) -> None:
+    kept = sorted((server.data_dir / "files").rglob("*"))
+    trace = client(
+        server, "run", "fal-ai/flux-pro", prompt=PROMPT, sync_mode=True, num_inference_steps=2, image_size="square"
+    )
+    (image,) = trace.result["images"]
+    header, _, data = image["url"].partition(",")
+    assert header == "data:image/jpeg;base64"
+    with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
+        assert picture.size == (512, 512)
+    assert sorted((server.data_dir / "files").rglob("*")) == kept
+
+
+def test_cancel_ends_a_running_request_within_one_step(client: Client, server: Server) -> None:
+    trace = client(server, "cancel", "fal-ai/flux-pro", prompt=PROMPT, num_inference_steps=50, image_size="square_hd")
+    assert trace.error["status"] == 499, trace.events
+    before, after = steps_in(trace.logs(until="cancelled")), steps_in(trace.logs())
+    # The update that led to the cancel is one poll old and a step may be under way: two lines at most.
+    assert after[-1][0] - before[-1][0] <= 2
+    assert after[-1][0] < 50
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "kind"),
+    [
+        ("num_inference_steps", -1, "greater_than_equal"),
+        ("num_inference_steps", 51, "less_than_equal"),
+        ("image_size", {"width": 14143, "height": 64}, "less_than_equal"),
+        ("image_size", "enormous", None),
+        ("prompt", None, None),
+        ("num_images", 0, "greater_than_equal"),
+        ("output_format", "tiff", "literal_error"),
+        ("seed", "seven", None),
+    ],
+)
+def test_a_wrong_field_is_a_422_that_names_it(
+    client: Client, server: Server, field: str, value: object, kind: str | None
+) -> None:
+    trace = client(server, "run", "fal-ai/flux-pro", **({"prompt": PROMPT} | {field: value}))
+    error = trace.error
+    assert error["status"] == 422
+    (detail,) = error["detail"]
+    assert detail["loc"][:2] == ["body", field]
+    if kind is not None:
+        assert detail["type"] == kind
+    assert {"msg", "type", "input"} <= set(detail)
+    assert "Traceback" not in detail["msg"]
+    if client.name == "node":
+        assert error["fieldErrors"][0]["loc"][:2] == ["body", field]
+
+
+def test_subscribe_raises_the_same_error(client: Client, server: Server) -> None:
+    error = client(server, "subscribe", "fal-ai/flux-pro", prompt=PROMPT, num_inference_steps=0).error
+    assert error["status"] == 422
+    assert error["detail"][0]["loc"] == ["body", "num_inference_steps"]
+
+
+def test_an_unknown_endpoint_is_404(client: Client, server: Server) -> None:
+    error = client(server, "run", "fal-ai/no-such-model", prompt=PROMPT).error
+    assert error["status"] == 404
+    assert isinstance(error["detail"], str)
