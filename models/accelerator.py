@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator
-from typing import Literal, Protocol
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from dataclasses import dataclass
+from typing import Generic, Literal, Protocol, TypeVar
 
 import psutil
 import torch
 from torch import Tensor
 
 Attention = Literal["grouped", "varlen"]
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 class Marker(Protocol):
@@ -23,6 +27,17 @@ class Marker(Protocol):
 
     def elapsed_ms(self, start: Marker) -> float | None:
         """Device milliseconds from `start` to here; None where only the caller's clock can tell."""
+
+
+class Launched(Protocol[T_co]):
+    """Work that runs beside the steps."""
+
+    def is_done(self) -> bool: ...
+
+    def wait(self) -> None: ...
+
+    def result(self) -> T_co:
+        """What the work returned, waiting for it if need be. Raises: what the work raised."""
 
 
 class Accelerator(Protocol):
@@ -39,10 +54,11 @@ class Accelerator(Protocol):
     def memory(self) -> dict[str, int]:
         """Bytes by name, for metrics: at least `used` and `total`."""
 
-    def stream(self, purpose: str, waits: bool = True) -> contextlib.AbstractContextManager[None]:
-        """Work launched inside runs beside the steps; with `waits`, after everything launched so far.
+    def launch(self, purpose: str, work: Callable[[], T], waits: bool = True) -> Launched[T]:
+        """Run `work` beside the steps; with `waits`, after everything launched so far.
 
-        One stream a purpose."""
+        What has the same purpose runs in order. Host copies made inside by `to_host` are complete once it is done.
+        """
 
     def mark(self) -> Marker:
         """A marker after everything launched on the current stream."""
@@ -50,11 +66,8 @@ class Accelerator(Protocol):
     def adopt(self, *tensors: Tensor) -> None:
         """Say that the current stream now uses tensors made on another."""
 
-    def after(self, marker: Marker) -> None:
-        """Let the current stream wait for `marker` without stopping the caller."""
-
     def to_host(self, tensor: Tensor) -> Tensor:
-        """A host copy, complete once a marker set afterwards is done."""
+        """A host copy, complete once what was launched up to here is done."""
 
     def release_cached_memory(self) -> None: ...
 
@@ -77,36 +90,50 @@ class _Done:
         return None
 
 
+class _Background(Generic[T]):
+    """Work on another thread."""
+
+    def __init__(self, future: Future[T]) -> None:
+        self._future = future
+
+    def is_done(self) -> bool:
+        return self._future.done()
+
+    def wait(self) -> None:
+        wait_for([self._future])
+
+    def result(self) -> T:
+        return self._future.result()
+
+
 class CpuAccelerator:
-    """The processor: synchronous, one stream."""
+    """The processor. Steps run on the caller's thread, everything else on one thread a purpose beside it."""
 
     kind = "cpu"
     attention: Attention = "grouped"
     modulates_row_by_row = True
 
-    def __init__(self, threads: int | None = None) -> None:
+    def __init__(self) -> None:
         self.device = torch.device("cpu")
         self.default_dtype = torch.float32
-        self.name = f"CPU, {threads or torch.get_num_threads()} threads"
+        self._threads = torch.get_num_threads()
+        self.name = f"CPU, {self._threads} threads"
         self._process = psutil.Process(os.getpid())
-        if threads:
-            torch.set_num_threads(threads)
+        self._pools: dict[str, ThreadPoolExecutor] = {}
 
     def memory(self) -> dict[str, int]:
         return {"used": self._process.memory_info().rss, "total": psutil.virtual_memory().total}
 
-    @contextlib.contextmanager
-    def stream(self, purpose: str, waits: bool = True) -> Iterator[None]:
-        yield
+    def launch(self, purpose: str, work: Callable[[], T], waits: bool = True) -> Launched[T]:
+        if purpose not in self._pools:
+            self._pools[purpose] = ThreadPoolExecutor(1, purpose, torch.set_num_threads, (self._threads,))
+        return _Background(self._pools[purpose].submit(work))
 
     def mark(self) -> Marker:
         return _Done()
 
     def adopt(self, *tensors: Tensor) -> None:
         return None
-
-    def after(self, marker: Marker) -> None:
-        marker.wait()
 
     def to_host(self, tensor: Tensor) -> Tensor:
         return tensor
@@ -122,6 +149,24 @@ class CpuAccelerator:
 
     def is_fatal(self, error: BaseException) -> bool:
         return False
+
+
+@dataclass(frozen=True)
+class _OnStream(Generic[T]):
+    """Work on a CUDA stream, complete when its marker is reached."""
+
+    value: T
+    marker: Marker
+
+    def is_done(self) -> bool:
+        return self.marker.is_done()
+
+    def wait(self) -> None:
+        self.marker.wait()
+
+    def result(self) -> T:
+        self.marker.wait()
+        return self.value
 
 
 class _CudaMarker:
@@ -165,13 +210,12 @@ class CudaAccelerator:
             "reserved": torch.cuda.memory_reserved(self.device),
         }
 
-    @contextlib.contextmanager
-    def stream(self, purpose: str, waits: bool = True) -> Iterator[None]:
+    def launch(self, purpose: str, work: Callable[[], T], waits: bool = True) -> Launched[T]:
         side = self._streams.setdefault(purpose, torch.cuda.Stream(self.device))
         if waits:
             side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(side):
-            yield
+            return _OnStream(work(), _CudaMarker())
 
     def mark(self) -> Marker:
         return _CudaMarker()
@@ -180,10 +224,6 @@ class CudaAccelerator:
         # Otherwise the allocator may hand the memory out again while this stream still reads it.
         for tensor in tensors:
             tensor.record_stream(torch.cuda.current_stream(self.device))
-
-    def after(self, marker: Marker) -> None:
-        if isinstance(marker, _CudaMarker):
-            torch.cuda.current_stream(self.device).wait_event(marker.event)
 
     def to_host(self, tensor: Tensor) -> Tensor:
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)

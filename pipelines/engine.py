@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-
-import numpy as np
 
 from models.accelerator import Accelerator, Marker
 from pipelines.cost import CostModel
+from pipelines.decode import DecodeQueue
+from pipelines.decode import Finished as FinishedRow
 from pipelines.params import GenerationParams
 from pipelines.protocol import (
     Cancel,
@@ -26,7 +26,7 @@ from pipelines.protocol import (
     Submit,
 )
 from pipelines.request import Request, RequestError, Row
-from pipelines.runner import PendingPicture, Runner
+from pipelines.runner import Runner
 from pipelines.scheduler import Scheduler, SchedulerConfig
 
 _IN_FLIGHT = 2
@@ -76,8 +76,7 @@ class Engine:
         self._accelerator = accelerator
         self._clock = clock
         self._requests: dict[tuple[str, int], Request] = {}
-        self._to_decode: deque[Row] = deque()
-        self._decoding: deque[PendingPicture] = deque()
+        self._decodes = DecodeQueue(runner_for, clock)
         self._in_flight: deque[_Step] = deque()
         self._frames: list[Frame] = []
 
@@ -126,49 +125,66 @@ class Engine:
             self._drop(request)
             self._frames.append(Cancelled(request.job_id, request.epoch, request.step))
 
-    def step(self) -> list[Frame]:
+    def step(self, wait: bool = True) -> list[Frame]:
         """Do one step's worth of work and return what happened since the last call.
 
+        Args: wait: sleep until something happens if nothing can step now; a caller with other sources of events
+            (new requests) passes False and looks again soon.
         Raises: whatever broke the device for good; every other trouble ends requests, not the engine.
         """
         for request in self.scheduler.expired(self._clock()):
             self._fail(request, "deadline", "the request did not start in time")
-        self._deliver()
-        if self._to_decode:
-            self._decode(self._to_decode.popleft())
-        rows = self._admit(self.scheduler.plan())
+        for end in self._decodes.poll():
+            self._deliver(end)
+        rows = self._admit(self.scheduler.plan(), wait)
         if rows:
             self._denoise(rows)
-        self._settle(rows_launched=bool(rows))
+        self._settle(may_wait=wait and not rows)
         frames, self._frames = self._frames, []
         return frames
 
-    def _admit(self, plan: tuple[Row, ...]) -> list[Row]:
+    def _admit(self, plan: tuple[Row, ...], wait: bool) -> list[Row]:
         """Start the newcomers of the plan and return the rows that can step now.
 
-        While others run, a newcomer whose prompt is still being encoded joins a later step instead of stalling
-        this one; with nothing else to do, the engine waits for it.
+        A newcomer whose prompt is still being encoded joins a later step instead of stalling this one; only with
+        nothing else under way does the engine wait for it.
         """
         newcomers = dict.fromkeys(row.request for row in plan if not row.request.is_admitted)
         for request in list(newcomers)[: self.config.admit_per_step]:
             self._start(request)
-        started = [row for row in plan if row.request.is_admitted and not row.request.is_gone]
-        ready = [row for row in started if row.request.conditioning and row.request.conditioning.ready.is_done()]
-        if not ready and not self._in_flight and not self._decoding:
-            return started
-        return ready
+        ready = [row for row in plan if self._is_ready(row.request)]
+        if ready or not wait or self._in_flight or self._decodes:
+            return ready
+        for request in dict.fromkeys(row.request for row in plan):
+            if request.admission is not None:
+                request.admission.wait()
+        return [row for row in plan if self._is_ready(row.request)]
 
     def _start(self, request: Request) -> None:
-        """Encode the prompt, draw the noise."""
+        """Begin to encode the prompt and draw the noise."""
         began = self._clock()
         self.scheduler.admit(request)
         request.timings["queue_wait"] = began - request.added
         self._frames.append(Started(request.job_id, request.epoch))
         try:
-            self._runner_for(request.group).admit(request)
+            request.admission = self._runner_for(request.group).admit(request)
         except Exception as exc:
-            self._blame([request], exc)
-        request.timings["encode"] = self._clock() - began
+            self._blame(request, exc)
+
+    def _is_ready(self, request: Request) -> bool:
+        """Can its rows step? Takes over what admission has computed."""
+        if request.admission is not None and request.admission.is_done():
+            try:
+                admission = request.admission.result()
+            except Exception as exc:
+                self._blame(request, exc)
+                return False
+            request.admission = None
+            request.conditioning = admission.conditioning
+            for row, latents in zip(request.rows, admission.latents, strict=True):
+                row.latents = latents
+            request.timings["encode"] = self._clock() - request.added - request.timings["queue_wait"]
+        return request.conditioning is not None
 
     def _denoise(self, rows: list[Row]) -> None:
         """Launch one step. If it breaks, find out whose fault it is."""
@@ -180,8 +196,8 @@ class Engine:
             return
         end = self._accelerator.mark()
         self.steps += 1
-        through = self.scheduler.advance(rows)
-        self._to_decode.extend(through)
+        for row in self.scheduler.advance(rows):
+            self._decodes.add(row)
         reports = []
         for request in dict.fromkeys(row.request for row in rows):
             if request.step != request.reported_step:
@@ -197,7 +213,7 @@ class Engine:
             raise error
         self._accelerator.release_cached_memory()
         if len(rows) == 1:
-            self._blame([rows[0].request], error)
+            self._blame(rows[0].request, error)
         elif self._accelerator.is_out_of_memory(error):
             self.scheduler.out_of_memory(rows)
         else:
@@ -205,17 +221,16 @@ class Engine:
                 if not row.request.is_gone:
                     self._denoise([row])
 
-    def _settle(self, rows_launched: bool) -> None:
-        """Report the steps that are through; wait for one if too many are under way or nothing else is left."""
+    def _settle(self, may_wait: bool) -> None:
+        """Report the steps that are through. Waits for one if too many are under way, or if told that it may."""
         while self._in_flight:
             oldest = self._in_flight[0]
-            may_wait = len(self._in_flight) >= _IN_FLIGHT or not rows_launched
-            if not may_wait and not oldest.end.is_done():
+            if len(self._in_flight) < _IN_FLIGHT and not may_wait and not oldest.end.is_done():
                 return
             oldest.end.wait()
             self._report(self._in_flight.popleft())
-        if not rows_launched and not self._to_decode and self._decoding:
-            self._decoding[0].marker.wait()
+        if may_wait and not self._frames:
+            self._decodes.wait()
 
     def _report(self, step: _Step) -> None:
         """Progress of everyone in a step that has ended; the cost model learns from its duration."""
@@ -225,7 +240,8 @@ class Engine:
         self.scheduler.observe(step.lengths, ms)
         for request, done in step.requests:
             if not request.is_gone:
-                request.timings["denoise"] = now - request.added - request.timings["queue_wait"]
+                before = request.timings["queue_wait"] + request.timings["encode"]
+                request.timings["denoise"] = now - request.added - before
                 total = request.params.num_inference_steps
                 eta = request.steps_left / request.params.num_images * ms / 1e3
                 self._frames.append(Progress(request.job_id, request.epoch, done, total, eta))
@@ -239,53 +255,23 @@ class Engine:
         height, width = pixels.shape[:2]
         self._frames.append(Preview(request.job_id, request.epoch, step, row.index, width, height, pixels.tobytes()))
 
-    def _decode(self, row: Row) -> None:
-        """Launch one picture's decode: one at a time, so that running steps never wait for long."""
-        if row.request.is_gone:
+    def _deliver(self, end: FinishedRow) -> None:
+        """Send a picture, black if it is unsafe."""
+        row, request = end.row, end.row.request
+        if end.error is not None or end.pixels is None:
+            self._blame(request, end.error or RequestError("there is no picture"))
             return
-        try:
-            pending = self._runner_for(row.request.group).decode(row, self._clock())
-        except Exception as exc:
-            self._blame([row.request], exc)
-        else:
-            self._decoding.append(pending)
-
-    def _deliver(self) -> None:
-        """Send the pictures that have reached the host."""
-        while self._decoding and self._decoding[0].marker.is_done():
-            pending = self._decoding.popleft()
-            if pending.row.request.is_gone:
-                continue
-            try:
-                self._send(pending)
-            except Exception as exc:
-                self._blame([pending.row.request], exc)
-
-    def _send(self, pending: PendingPicture) -> None:
-        row, request = pending.row, pending.row.request
-        decoded = self._clock()
-        if not bool(pending.is_finite):
-            raise RequestError(f"the model produced no picture for seed {row.seed} (not a number)")
-        pixels = pending.pixels.numpy()
-        is_unsafe = self._is_unsafe(request, pixels)
-        height, width = pixels.shape[:2]
-        content = bytes(height * width * 3) if is_unsafe else pixels.tobytes()
+        height, width = end.pixels.shape[:2]
+        content = bytes(height * width * 3) if end.is_unsafe else end.pixels.tobytes()
         self._frames.append(
-            Picture(request.job_id, request.epoch, row.index, row.seed, width, height, content, is_unsafe)
+            Picture(request.job_id, request.epoch, row.index, row.seed, width, height, content, end.is_unsafe)
         )
-        timings = request.timings
-        timings["decode"] = timings.get("decode", 0.0) + decoded - pending.started
-        timings["safety"] = timings.get("safety", 0.0) + self._clock() - decoded
+        for name, seconds in (("decode", end.decode_s), ("safety", end.safety_s)):
+            request.timings[name] = request.timings.get(name, 0.0) + seconds
         row.latents = row.noise_pred = None
         request.rows_pending -= 1
         if request.rows_pending == 0:
             self._finish(request)
-
-    def _is_unsafe(self, request: Request, pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> bool:
-        threshold = request.params.safety_threshold
-        if threshold is None:
-            return False
-        return self._runner_for(request.group).unsafe_probability(pixels) >= threshold
 
     def _finish(self, request: Request) -> None:
         request.timings["inference"] = self._clock() - request.added - request.timings["queue_wait"]
@@ -293,17 +279,17 @@ class Engine:
         self._drop(request)
         self._frames.append(Finished(request.job_id, request.epoch, timings))
 
-    def _blame(self, requests: Sequence[Request], error: Exception) -> None:
-        """End the requests that `error` belongs to. Raises: the error, if the device is beyond use."""
+    def _blame(self, request: Request, error: Exception) -> None:
+        """End the request that `error` belongs to. Raises: the error, if the device is beyond use."""
         if self._accelerator.is_fatal(error):
             raise error
-        for request in requests:
-            if isinstance(error, RequestError):
-                self._fail(request, "model_error", str(error))
-            elif self._accelerator.is_out_of_memory(error):
-                self._fail(request, "out_of_memory", "the picture does not fit into the device's memory")
-            else:
-                self._fail(request, "model_error", f"the model failed on this request ({type(error).__name__})")
+        if isinstance(error, RequestError):
+            self._fail(request, "model_error", str(error))
+        elif self._accelerator.is_out_of_memory(error):
+            self._accelerator.release_cached_memory()
+            self._fail(request, "out_of_memory", "the picture does not fit into the device's memory")
+        else:
+            self._fail(request, "model_error", f"the model failed on this request ({type(error).__name__})")
 
     def _fail(self, request: Request, kind: FailureKind, message: str) -> None:
         self._drop(request)
@@ -312,6 +298,7 @@ class Engine:
     def _drop(self, request: Request) -> None:
         """Forget a request and free its tensors."""
         request.is_gone = True
+        request.admission = None
         self.scheduler.remove(request)
         self._requests.pop((request.job_id, request.epoch), None)
         request.conditioning = None

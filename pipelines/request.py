@@ -10,7 +10,7 @@ from pipelines.params import GenerationParams
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from models.accelerator import Marker
+    from models.accelerator import Launched
     from pipelines.modulation import ModulationTable
 
 
@@ -29,7 +29,6 @@ class Conditioning:
         sigmas: (steps + 1,) float32, on the host.
         rope: complex64 (T + N, 1, head_dim / 2).
         height, width: of the drawn picture, in latent cells.
-        ready: reached when all of it is there.
     """
 
     text: Tensor
@@ -39,7 +38,6 @@ class Conditioning:
     rope: Tensor
     height: int
     width: int
-    ready: Marker
 
     @property
     def text_tokens(self) -> int:
@@ -48,6 +46,14 @@ class Conditioning:
     @property
     def image_tokens(self) -> int:
         return (self.height // 2) * (self.width // 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What admission yields: the conditioning, and the noise of every row, (N, C) each."""
+
+    conditioning: Conditioning
+    latents: tuple[Tensor, ...]
 
 
 @dataclass(slots=True, eq=False)
@@ -74,6 +80,7 @@ class Request:
     work_ms: float = 0.0
     is_admitted: bool = False
     is_gone: bool = False
+    admission: Launched[Admission] | None = None
     conditioning: Conditioning | None = None
     rows: list[Row] = field(default_factory=list)
     steps_left: int = 0

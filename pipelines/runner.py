@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.accelerator import Accelerator, Marker
+from models.accelerator import Accelerator, Launched
 from models.components import FluxComponents
 from pipelines.attention import choose_attention
 from pipelines.encode import PromptCache, encode_prompt
@@ -20,7 +20,7 @@ from pipelines.packed import PackLayout, RowVectors, packed_forward
 from pipelines.params import GenerationParams
 from pipelines.preview import LatentPreview
 from pipelines.reference import rounded_up
-from pipelines.request import Conditioning, Request, RequestError, Row
+from pipelines.request import Admission, Conditioning, Request, RequestError, Row
 from pipelines.safety import safety_checker
 from pipelines.sampling import (
     crop_centred,
@@ -37,14 +37,11 @@ _MODULATION_CHUNK = 32
 
 
 @dataclass(frozen=True, slots=True)
-class PendingPicture:
-    """A picture on its way to the host; read `pixels` and `is_finite` only once `marker` is done."""
+class Decoded:
+    """A finished picture on the host: (height, width, 3) uint8, and whether its latents were numbers."""
 
-    row: Row
     pixels: Tensor
     is_finite: Tensor
-    marker: Marker
-    started: float
 
 
 class Runner(Protocol):
@@ -58,17 +55,17 @@ class Runner(Protocol):
     def tokens(self, params: GenerationParams) -> int:
         """Joint tokens that one picture adds to a step."""
 
-    def admit(self, request: Request) -> None:
+    def admit(self, request: Request) -> Launched[Admission]:
         """Compute the request's conditioning and noise, beside the running steps."""
 
     def denoise(self, rows: Sequence[Row]) -> None:
         """Advance the latents of every row by one step, all or none."""
 
-    def decode(self, row: Row, now: float) -> PendingPicture:
+    def decode(self, row: Row) -> Launched[Decoded]:
         """Turn finished latents into pixels, beside the running steps."""
 
-    def unsafe_probability(self, pixels: NDArray[np.uint8]) -> float:
-        """Of a finished picture; 0 without a checker."""
+    def judge(self, pixels: NDArray[np.uint8]) -> Launched[float]:
+        """How likely a finished picture is unsafe, beside the running steps. Needs `has_safety_checker`."""
 
     def preview(self, row: Row) -> NDArray[np.uint8]:
         """A small picture (h, w, 3) of the row as it would end now."""
@@ -110,12 +107,15 @@ class FluxRunner:
         height, width = self._drawn(params)
         return (height * width) // self.components.size_multiple**2 + self._max_length(params)
 
-    @torch.inference_mode()
-    def admit(self, request: Request) -> None:
-        with self._accelerator.stream("text", waits=False):
-            request.conditioning = self._condition(request.params)
-            for row in request.rows:
-                row.latents = self._noise(row, request.conditioning)
+    def admit(self, request: Request) -> Launched[Admission]:
+        params = request.params
+
+        @torch.inference_mode()
+        def work() -> Admission:
+            conditioning = self._condition(params)
+            return Admission(conditioning, tuple(self._noise(seed, conditioning) for seed in params.seeds))
+
+        return self._accelerator.launch("text", work, waits=False)
 
     @torch.inference_mode()
     def denoise(self, rows: Sequence[Row]) -> None:
@@ -136,23 +136,24 @@ class FluxRunner:
             row.latents = part
             row.noise_pred = pred if row.request.params.preview_every else None
 
-    @torch.inference_mode()
-    def decode(self, row: Row, now: float) -> PendingPicture:
-        conditioning, latents, vae = _conditioning(row), _latents(row), self.components.vae
-        with self._accelerator.stream("vae"):
+    def decode(self, row: Row) -> Launched[Decoded]:
+        conditioning, latents, params = _conditioning(row), _latents(row), row.request.params
+
+        @torch.inference_mode()
+        def work() -> Decoded:
+            vae, to_host = self.components.vae, self._accelerator.to_host
             is_finite = torch.isfinite(latents).all()
             unpacked = unpack_latents(latents[None], conditioning.height, conditioning.width)
             scaled = unpacked / vae.config.scaling_factor + vae.config.shift_factor
             pixels = to_pixels(vae.decode(scaled, return_dict=False)[0][0])
-            pixels = crop_centred(pixels, row.request.params.height, row.request.params.width).contiguous()
-            on_host = self._accelerator.to_host(pixels), self._accelerator.to_host(is_finite)
-            return PendingPicture(row, *on_host, self._accelerator.mark(), now)
+            return Decoded(to_host(crop_centred(pixels, params.height, params.width).contiguous()), to_host(is_finite))
 
-    def unsafe_probability(self, pixels: NDArray[np.uint8]) -> float:
-        if self._safety is None:
-            return 0.0
-        with self._accelerator.stream("safety", waits=False):
-            return self._safety.unsafe_probability(pixels)
+        return self._accelerator.launch("vae", work)
+
+    def judge(self, pixels: NDArray[np.uint8]) -> Launched[float]:
+        checker = self._safety
+        assert checker is not None, "this model has no safety checker"
+        return self._accelerator.launch("safety", lambda: checker.unsafe_probability(pixels), waits=False)
 
     @torch.inference_mode()
     def preview(self, row: Row) -> NDArray[np.uint8]:
@@ -201,7 +202,6 @@ class FluxRunner:
             rope=self._rope(text.shape[0], height // 2, width // 2),
             height=height,
             width=width,
-            ready=self._accelerator.mark(),
         )
         return conditioning
 
@@ -211,9 +211,9 @@ class FluxRunner:
         cos, sin = self.components.transformer.pos_embed(ids)
         return torch.complex(cos[:, ::2].contiguous(), sin[:, ::2].contiguous())[:, None]
 
-    def _noise(self, row: Row, conditioning: Conditioning) -> Tensor:
+    def _noise(self, seed: int, conditioning: Conditioning) -> Tensor:
         channels, dtype = self.components.latent_channels, self.components.dtype
-        noise = initial_latents(row.seed, channels, conditioning.height, conditioning.width, dtype)
+        noise = initial_latents(seed, channels, conditioning.height, conditioning.width, dtype)
         return noise.to(self.components.device)
 
     def _packed(self, rows: Sequence[Row]) -> _Pack:
@@ -222,7 +222,6 @@ class FluxRunner:
         if self._pack is None or self._pack.rows != ordered:
             conditionings = [_conditioning(row) for row in ordered]
             for conditioning in conditionings:
-                self._accelerator.after(conditioning.ready)
                 self._accelerator.adopt(conditioning.text, conditioning.rope, *conditioning.modulation.tensors)
             layout = PackLayout(
                 text_lengths=tuple(c.text_tokens for c in conditionings),
