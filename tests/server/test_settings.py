@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from server.settings import CHECKOUT, SettingsError, flag_of, is_loopback, load
+from server.settings import CHECKOUT, Settings, SettingsError, flag_of, is_loopback, load
 
 
 @pytest.fixture(autouse=True)
@@ -113,3 +113,21 @@ def test_a_rejected_key_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None
 def test_flag_names() -> None:
     assert flag_of("tls_port") == "--tls-port"
     assert flag_of("api_keys") == "--api-key"
+
+
+@pytest.mark.parametrize("field", list(Settings.model_fields))
+def test_every_setting_is_documented_with_its_flag_and_variable(field: str) -> None:
+    rows = (CHECKOUT / "docs" / "configuration.md").read_text().splitlines()
+    (row,) = [row for row in rows if row.startswith(f"| `{flag_of(field)}`")]
+    assert f"`FLUXSERVE_{field.upper()}`" in row
+    assert f"`{field}`" in row
+
+
+@pytest.mark.parametrize("field", list(Settings.model_fields))
+def test_every_setting_is_a_flag_of_serve(field: str) -> None:
+    from typer.main import get_command
+
+    from server.cli.main import app
+
+    serve = get_command(app).commands["serve"]  # type: ignore[attr-defined]
+    assert flag_of(field) in {option for parameter in serve.params for option in parameter.opts}
