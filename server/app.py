@@ -14,10 +14,12 @@ from server.areas import Area
 from server.auth import KeyRing
 from server.errors import WireError
 from server.gateway import Gateway
+from server.guard import Guard
 from server.metrics import Metrics
 from server.responses import error_response
 from server.routes.files import FilesArea
 from server.routes.queue import QueueArea
+from server.routes.realtime import RealtimeArea
 from server.routes.rest import RestArea
 from server.routes.run import RunArea
 from server.routes.system import system_router
@@ -36,6 +38,7 @@ def create_app(node: Node) -> FastAPI:
     metrics = Metrics(node)
     keys = KeyRing(node.settings.api_keys)
     tokens = Tokens.of(node.settings.data_dir)
+    guard = Guard(keys, tokens)
     uploads = Uploads(node.objects, node.settings.data_dir / "uploads", node.settings.retention_s)
     app = FastAPI(
         title="fluxserve",
@@ -56,7 +59,8 @@ def create_app(node: Node) -> FastAPI:
             Area.REST: RestArea(tokens),
             Area.CDN: FilesArea(node, UploadArea(uploads, tokens, keys)),
         },
-        keys=keys,
+        realtime=RealtimeArea(node, guard),
+        guard=guard,
         public_url=node.settings.public_url,
         observe=metrics.observe,
     )

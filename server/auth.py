@@ -6,11 +6,13 @@ import hashlib
 import hmac
 import ipaddress
 from collections.abc import Iterable
+from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from server.errors import PlainError
+from server.paths import app_root
 
 NO_CREDENTIALS = 'Authentication is required: send the header "Authorization: Key YOUR_KEY"'
 MALFORMED = 'Invalid Key Authorization header format: expected "Authorization: Key YOUR_KEY"'
@@ -45,6 +47,15 @@ class KeyRing:
         given = _digest(key)
         matches = [hmac.compare_digest(given, digest) for digest in self._digests]
         return any(matches)
+
+
+def admits(claims: dict[str, Any] | None, endpoint: str) -> bool:
+    """Whether a realtime token speaks for an endpoint: it names the alias alone, or an id at or above it."""
+    if claims is None:
+        return False
+    path = endpoint.strip("/")
+    alias = app_root(path).rpartition("/")[2]
+    return any(app == alias or f"{path}/".startswith(f"{app.strip('/')}/") for app in claims.get("apps", []))
 
 
 def _digest(key: str) -> bytes:

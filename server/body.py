@@ -48,6 +48,11 @@ def parse_object(data: bytes) -> dict[str, Any]:
         value = orjson.loads(data)
     except orjson.JSONDecodeError as exc:
         raise InputError([problem([exc.pos], "JSON decode error", "json_invalid", {"error": exc.msg})]) from exc
+    return checked_object(value)
+
+
+def checked_object(value: object) -> dict[str, Any]:
+    """The value itself if it is an object that is not nested too deeply. Raises InputError."""
     if not isinstance(value, dict):
         msg = "Input should be a valid dictionary or object to extract fields from"
         raise InputError([problem([], msg, "model_attributes_type", value=value)])

@@ -69,14 +69,17 @@ def request_error_headers(error_type: str, retryable: bool) -> dict[str, str]:
     return headers | ({"x-fal-needs-retry": "1"} if retryable else {})
 
 
+_ABSENT = object()
+
+
 def problem(
-    loc: Sequence[str | int], msg: str, kind: str, ctx: dict[str, Any] | None = None, value: object = None
+    loc: Sequence[str | int], msg: str, kind: str, ctx: dict[str, Any] | None = None, value: object = _ABSENT
 ) -> Problem:
     """One `detail` entry; `loc` is below the body, and big or missing values are left out."""
     entry: Problem = {"loc": ["body", *loc], "msg": msg, "type": kind, "url": DOCS_URL + kind}
     if ctx:
         entry["ctx"] = ctx
-    if value is not None and _is_small(value):
+    if value is not _ABSENT and _is_small(value):
         entry["input"] = value
     return entry
 

@@ -13,8 +13,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import cors
 from server.areas import Area, Arrival, arrive
-from server.auth import KeyRing, is_local_caller
+from server.auth import is_local_caller
 from server.errors import PlainError, WireError, to_wire
+from server.guard import Guard
 from server.responses import error_response
 
 Observe = Callable[[str, str, int, float], None]
@@ -25,6 +26,9 @@ log = logging.getLogger("fluxserve.http")
 LEFT = 499
 """Counted as the status of a request whose caller left before the answer began."""
 
+REFUSED = 1008
+"""WebSocket close code; before the handshake it is sent as HTTP 403."""
+
 _OPEN_SYSTEM_PATHS = frozenset({"", "/livez", "/readyz", "/docs", "/openapi.json", "/favicon.ico"})
 _OPEN_TO_LOCAL_CALLERS = frozenset({"/health", "/metrics"})
 _WITH_REQUEST_ID = frozenset({Area.RUN, Area.QUEUE})
@@ -33,23 +37,30 @@ _WITH_REQUEST_ID = frozenset({Area.RUN, Area.QUEUE})
 class Gateway:
     """ASGI middleware: `areas` get the requests that are fal's, `app` those for our own pages.
 
-    An area sees a scope whose path is the inner one, with the Arrival under `"arrival"`.
+    `realtime` gets every WebSocket. An area sees a scope with the inner path, and the Arrival under `"arrival"`.
     """
 
     def __init__(
-        self, app: ASGIApp, areas: Mapping[Area, ASGIApp], keys: KeyRing, public_url: str | None, observe: Observe
+        self,
+        app: ASGIApp,
+        areas: Mapping[Area, ASGIApp],
+        realtime: ASGIApp,
+        guard: Guard,
+        public_url: str | None,
+        observe: Observe,
     ) -> None:
         self._app = app
         self._areas = areas
+        self._realtime = realtime
         self._observe = observe
-        self._keys = keys
+        self._guard = guard
         self._public_url = public_url.rstrip("/") if public_url else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             await self._http(scope, receive, _Answer(send))
         elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1000})
+            await self._websocket(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
@@ -67,6 +78,14 @@ class Gateway:
         finally:
             self._observe(answer.area, scope["method"], answer.status, time.perf_counter() - began)
 
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            arrival = arrive(scope, self._public_url)
+        except WireError:
+            await send({"type": "websocket.close", "code": REFUSED})
+            return
+        await self._realtime({**scope, "arrival": arrival}, receive, send)
+
     async def _dispatch(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         headers = Headers(scope=scope)
         if scope["method"] == "OPTIONS":
@@ -77,7 +96,7 @@ class Gateway:
         answer.area = arrival.area
         answer.request_id = arrival.request_id if arrival.area in _WITH_REQUEST_ID else None
         if not _is_open(arrival, scope, headers):
-            self._keys.check(headers)
+            self._guard.check(arrival, headers)
         path = arrival.path or "/"
         changes = {"path": path, "raw_path": path.encode(), "query_string": arrival.query, "arrival": arrival}
         inner = {**scope, **changes}

@@ -18,9 +18,11 @@ def input_error(exc: ValidationError) -> InputError:
 def _problem(entry: ErrorDetails) -> Problem:
     # Alternatives of a union are tagged <like this>; the caller knows only the field.
     loc = [part for part in entry["loc"] if not (isinstance(part, str) and part.startswith("<"))]
-    # A missing field's input is its parent: nothing that helps, and perhaps large.
-    value = None if entry["type"] == "missing" else entry["input"]
-    return problem(loc, entry["msg"], entry["type"], _plain(entry.get("ctx")), value)
+    ctx = _plain(entry.get("ctx"))
+    if entry["type"] == "missing":
+        # Its input is its parent: nothing that helps, and perhaps large.
+        return problem(loc, entry["msg"], entry["type"], ctx)
+    return problem(loc, entry["msg"], entry["type"], ctx, entry["input"])
 
 
 def _plain(ctx: dict[str, Any] | None) -> dict[str, Any] | None:

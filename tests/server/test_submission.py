@@ -161,6 +161,11 @@ def test_a_missing_prompt_is_named() -> None:
     assert (entry["loc"], entry["type"]) == (["body", "prompt"], "missing")
 
 
+def test_a_rejected_null_is_shown_as_null() -> None:
+    entry = fault(prompt=None)
+    assert (entry["type"], entry["input"]) == ("string_type", None)
+
+
 def test_several_faults_are_all_reported() -> None:
     assert len(faults(num_images=0, output_format="gif", image_size={"width": 0, "height": 0})) == 4
 

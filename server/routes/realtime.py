@@ -1,0 +1,222 @@
+"""Realtime: inputs and results over one WebSocket, in msgpack or JSON, in order.
+
+Every input is an ephemeral job. Inputs that come faster than they are drawn wait in a short line, from which the
+oldest fall out; the answer has the encoding of its question.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import uuid
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
+
+import msgpack
+import orjson
+from starlette.datastructures import Headers
+from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from server import endpoints, wire
+from server.areas import Area, Arrival
+from server.body import checked_object, parse_object
+from server.endpoints import Endpoint
+from server.errors import InputError, PlainError, WireError, problem, to_wire
+from server.guard import Guard
+from server.submission import Wishes, new_job
+
+if TYPE_CHECKING:
+    from server.node import Node
+
+IDLE_S = 60.0
+"""A socket on which nothing happens for this long is closed; clients open it again at the next input."""
+MAX_BUFFERING = 60
+REALTIME_PATHS = ("realtime", "")
+NORMAL_CLOSE = 1000
+REFUSED = 1008
+
+
+class RealtimeArea:
+    """ASGI app for WebSockets."""
+
+    def __init__(self, node: Node, guard: Guard, idle_s: float = IDLE_S) -> None:
+        self._node = node
+        self._guard = guard
+        self._idle_s = idle_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        arrival: Arrival = scope["arrival"]
+        socket = WebSocket(scope, receive, send)
+        try:
+            endpoint = self._endpoint(arrival)
+        except PlainError:
+            await socket.close(REFUSED)
+            return
+        await socket.accept()
+        try:
+            self._guard.check(arrival, Headers(scope=scope))
+        except PlainError:
+            # After accepting: then JS drops its token and fetches a new one at the next input.
+            await socket.send_text('{"status":"error","error":"Unauthorized"}')
+            await socket.close(NORMAL_CLOSE)
+            return
+        await _Session(self._node, socket, arrival, endpoint, self._idle_s).run()
+
+    @staticmethod
+    def _endpoint(arrival: Arrival) -> Endpoint:
+        endpoint, rest = endpoints.find(arrival.path)
+        if arrival.area is not Area.RUN or rest not in REALTIME_PATHS:
+            raise endpoints.path_not_found(rest)
+        return endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class _Input:
+    """One message as it came."""
+
+    data: bytes
+    is_binary: bool
+
+    def decode(self) -> dict[str, Any]:
+        """Raises: InputError."""
+        return _unpack(self.data) if self.is_binary else parse_object(self.data)
+
+
+@dataclass
+class _Session:
+    """One open socket: a reader fills the line, a writer empties it."""
+
+    node: Node
+    socket: WebSocket
+    arrival: Arrival
+    endpoint: Endpoint
+    idle_s: float
+    line: deque[_Input] = field(init=False)
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    is_binary: bool = False
+
+    def __post_init__(self) -> None:
+        self.line = deque(maxlen=_max_buffering(self.arrival.query))
+
+    async def run(self) -> None:
+        """Until the client leaves or nothing happens for too long."""
+        reader = asyncio.create_task(self._read())
+        writer = asyncio.create_task(self._answer_all())
+        try:
+            await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (reader, writer):
+                task.cancel()
+            ends = await asyncio.gather(reader, writer, return_exceptions=True)
+        for end in ends:
+            if isinstance(end, Exception) and not isinstance(end, WebSocketDisconnect):
+                raise end
+
+    async def _read(self) -> None:
+        while True:
+            message = await self.socket.receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            data = message.get("bytes")
+            is_binary = data is not None
+            self.line.append(
+                _Input(data if data is not None else message["text"].encode("utf-8", "replace"), is_binary)
+            )
+            self.arrived.set()
+
+    async def _answer_all(self) -> None:
+        while await self._next_arrived():
+            while self.line:
+                wanted = self.line.popleft()
+                self.is_binary = wanted.is_binary
+                await self._send(await self._answer(wanted))
+        await self._send(_error("TIMEOUT", f"Nothing was sent for {self.idle_s:g} seconds"))
+        await self.socket.close(NORMAL_CLOSE)
+
+    async def _next_arrived(self) -> bool:
+        """Wait for an input; False after idle_s without one."""
+        try:
+            async with asyncio.timeout(self.idle_s):
+                await self.arrived.wait()
+        except TimeoutError:
+            return False
+        self.arrived.clear()
+        return True
+
+    async def _answer(self, wanted: _Input) -> dict[str, Any]:
+        """The result of one input, or fal's error message; the socket stays usable."""
+        try:
+            return await self._draw(wanted.decode())
+        except InputError as exc:
+            first = exc.problems[0]
+            where = ".".join(str(part) for part in first["loc"][1:])
+            return _error("INVALID_INPUT", f"{where}: {first['msg']}" if where else str(first["msg"]))
+        except Exception as exc:
+            failure = to_wire(exc)
+            return _error(str(failure.body.get("error_type", "error")).upper(), _text(failure))
+
+    async def _draw(self, body: dict[str, Any]) -> dict[str, Any]:
+        spec = self.node.model_for(self.endpoint.variants)
+        new = new_job(self.endpoint, str(uuid.uuid4()), body, Wishes(), spec, is_ephemeral=True)
+        await asyncio.to_thread(self.node.submit, new)
+        is_over = False
+        try:
+            job = await self.node.wait_finished(new.id)
+            is_over = True
+        finally:
+            if not is_over:
+                await asyncio.shield(asyncio.to_thread(self.node.cancel, new.id))
+        if job is None or job.outcome is None:
+            raise PlainError(500, "The request was lost")
+        status, result, headers = wire.result(job.outcome, self.arrival.origin)
+        if status != 200:
+            raise WireError(status, result, headers)
+        return result
+
+    async def _send(self, body: dict[str, Any]) -> None:
+        if self.is_binary:
+            await self.socket.send_bytes(msgpack.packb(body))
+        else:
+            await self.socket.send_text(orjson.dumps(body).decode())
+
+
+def _max_buffering(query: bytes) -> int:
+    """How many inputs may wait, as the client asks: 1 to 60."""
+    text = parse_qs(query.decode("latin-1")).get("max_buffering", [""])[-1]
+    if not text.isascii() or not text.isdecimal() or len(text) > 6:
+        return MAX_BUFFERING
+    return min(max(int(text), 1), MAX_BUFFERING)
+
+
+def _error(code: str, reason: str) -> dict[str, Any]:
+    return {"type": "x-fal-error", "error": code, "reason": reason}
+
+
+def _text(failure: WireError) -> str:
+    detail = failure.body.get("detail")
+    return detail if isinstance(detail, str) else str(detail[0]["msg"]) if detail else "The request failed"
+
+
+def _unpack(data: bytes) -> dict[str, Any]:
+    """One msgpack map as plain JSON values; binary becomes a data URI. Raises: InputError."""
+    try:
+        value = msgpack.unpackb(data, raw=False)
+    except (ValueError, msgpack.UnpackException, RecursionError) as exc:
+        raise InputError([problem([], "The message is not msgpack", "msgpack_invalid")]) from exc
+    plain: dict[str, Any] = _plain(checked_object(value))
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return f"data:application/octet-stream;base64,{base64.b64encode(value).decode()}"
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise InputError([problem([], "msgpack extension types are not supported", "msgpack_invalid")])
