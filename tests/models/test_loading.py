@@ -1,0 +1,247 @@
+"""Checkpoints from folders and caches, and the sentences that explain why one cannot be had."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+from models import checkpoint_files
+from models.accelerator import CpuAccelerator, DeviceError, open_accelerator, pick_dtype
+from models.checkpoint_files import LoadError, check_safetensors, locate
+from models.components import FluxComponents, weight_bytes
+from models.loading import PartCache, load
+from models.registry import TINY, ModelSpec
+from pipelines.pool import ModelPool
+from tests.pipelines.test_safety import make_classifier, make_concepts
+
+
+@pytest.fixture(scope="module")
+def tiny() -> FluxComponents:
+    return load(TINY, CpuAccelerator())
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny: FluxComponents, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stock FluxPipeline folder."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny-flux"
+    tiny.pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(checkpoint: Path, tmp_path: Path) -> Path:
+    """The same folder, to be spoiled: links to the weights, so that parts stay identical."""
+    folder = tmp_path / "copy"
+    for file in checkpoint.rglob("*"):
+        target = folder / file.relative_to(checkpoint)
+        if file.is_dir():
+            target.mkdir(parents=True, exist_ok=True)
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(file)
+    return folder
+
+
+def spec(folder: Path, name: str = "tiny") -> ModelSpec:
+    return replace(TINY, name=name, source=str(folder))
+
+
+def test_a_folder_gives_the_weights_that_were_saved(tiny: FluxComponents, checkpoint: Path) -> None:
+    stages: list[tuple[str, float]] = []
+    loaded = load(spec(checkpoint), CpuAccelerator(), progress=lambda stage, fraction: stages.append((stage, fraction)))
+    for name, module in tiny.modules.items():
+        theirs = loaded.modules[name].state_dict()
+        assert all(torch.equal(value, theirs[key]) for key, value in module.state_dict().items()), name
+    assert not any(parameter.requires_grad for parameter in loaded.transformer.parameters())
+    assert loaded.size_multiple == 8
+    assert loaded.safety is None
+    fractions = [fraction for _, fraction in stages]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
+
+
+def test_dtype_is_that_of_the_device_unless_said(checkpoint: Path) -> None:
+    accelerator = CpuAccelerator()
+    assert load(spec(checkpoint), accelerator).dtype == torch.float32
+    assert load(spec(checkpoint), accelerator, torch.bfloat16).dtype == torch.bfloat16
+    assert pick_dtype("auto", accelerator) == torch.float32
+    assert pick_dtype("bfloat16", accelerator) == torch.bfloat16
+    with pytest.raises(ValueError, match="float3"):
+        pick_dtype("float3", accelerator)
+
+
+def test_random_weights_are_the_same_every_time(tiny: FluxComponents) -> None:
+    again = load(TINY, CpuAccelerator())
+    ours, theirs = tiny.transformer.state_dict(), again.transformer.state_dict()
+    assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
+    weight = tiny.transformer.transformer_blocks[0].ff.net[2].weight
+    assert float(weight.std()) == pytest.approx(0.02, rel=0.1)
+
+
+@pytest.mark.parametrize("make", [make_classifier, make_concepts])
+def test_both_layouts_of_safety_checkers_are_found(copy: Path, make: object) -> None:
+    safety = make({0: "normal", 1: "nsfw"}) if make is make_classifier else make_concepts()  # type: ignore[operator]
+    safety.model.save_pretrained(copy / "safety_checker")
+    beside = "safety_checker" if make is make_classifier else "feature_extractor"
+    safety.image_processor.save_pretrained(copy / beside)
+    loaded = load(spec(copy), CpuAccelerator())
+    assert loaded.safety is not None
+    assert type(loaded.safety.model) is type(safety.model)
+
+
+def test_equal_parts_are_shared_between_checkpoints(checkpoint: Path, copy: Path) -> None:
+    cache = PartCache()
+    first = load(spec(checkpoint), CpuAccelerator(), cache=cache)
+    weights = copy / "transformer" / "diffusion_pytorch_model.safetensors"
+    content = weights.read_bytes()
+    weights.unlink()
+    weights.write_bytes(content)
+    second = load(spec(copy), CpuAccelerator(), cache=cache)
+    assert second.text_encoder_2 is first.text_encoder_2
+    assert second.vae is first.vae
+    assert second.transformer is not first.transformer
+    assert second.shared == {"text_encoder", "text_encoder_2", "vae"}
+
+
+def test_a_pool_unloads_the_least_recently_used(checkpoint: Path, copy: Path, tmp_path: Path) -> None:
+    (copy / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    source = checkpoint / "transformer" / "diffusion_pytorch_model.safetensors"
+    (copy / "transformer" / "diffusion_pytorch_model.safetensors").write_bytes(source.read_bytes())
+    specs = [spec(checkpoint, "one"), spec(copy, "two")]
+    roomy = ModelPool(specs, CpuAccelerator())
+    roomy.runner("one")
+    alone = roomy.weights()
+    roomy.runner("two")
+    assert roomy.weights() == alone + weight_bytes(roomy.runner("two").components.transformer)
+    assert roomy.loaded == ["one", "two"]
+    tight = ModelPool(specs, CpuAccelerator(), memory_bytes=alone + 100)
+    tight.runner("one")
+    tight.runner("two")
+    assert tight.loaded == ["two"]
+    tight.runner("one")
+    assert tight.loaded == ["one"]
+    with pytest.raises(KeyError):
+        tight.runner("three")
+
+
+def spoil_cut(folder: Path) -> str:
+    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    content = file.read_bytes()
+    file.unlink()
+    file.write_bytes(content[:-100])
+    return "cut short"
+
+
+def spoil_html(folder: Path) -> str:
+    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    file.unlink()
+    file.write_bytes(b"<!DOCTYPE html><html>please log in</html>")
+    return "not a safetensors file"
+
+
+def spoil_pickle(folder: Path) -> str:
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").rename(folder / "vae" / "diffusion_pytorch_model.bin")
+    return "never loaded"
+
+
+def spoil_index(folder: Path) -> str:
+    (folder / "model_index.json").unlink()
+    return "model_index.json"
+
+
+def spoil_config(folder: Path) -> str:
+    (folder / "transformer" / "config.json").unlink()
+    return "transformer"
+
+
+@pytest.mark.parametrize("spoil", [spoil_cut, spoil_html, spoil_pickle, spoil_index, spoil_config])
+def test_a_damaged_folder_is_one_clear_sentence(copy: Path, spoil: object) -> None:
+    words = spoil(copy)  # type: ignore[operator]
+    with pytest.raises(LoadError, match=words):
+        load(spec(copy), CpuAccelerator())
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 1 << 40]}},
+        {"a": {"dtype": "PICKLE", "shape": [1], "data_offsets": [0, 4]}},
+    ],
+)
+def test_a_lying_header_is_refused(tmp_path: Path, header: dict) -> None:
+    body = json.dumps(header).encode()
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(struct.pack("<Q", len(body)) + body + b"\0" * 4)
+    with pytest.raises(LoadError):
+        check_safetensors(file)
+
+
+def test_a_missing_folder_says_which() -> None:
+    with pytest.raises(LoadError, match="/no/such/place does not exist"):
+        locate(replace(TINY, source="/no/such/place"))
+
+
+@pytest.fixture
+def cached(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A Hugging Face cache that holds the checkpoint as owner/tiny, offline."""
+    repo = tmp_path / "hub" / "models--owner--tiny"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text("0" * 40)
+    (repo / "snapshots").mkdir()
+    (repo / "snapshots" / ("0" * 40)).symlink_to(checkpoint)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return repo
+
+
+def test_a_repository_is_taken_from_the_local_cache_offline(cached: Path) -> None:
+    folder = locate(replace(TINY, source="owner/tiny"))
+    assert (folder / "model_index.json").is_file()
+
+
+def test_a_repository_that_is_not_cached_offline_says_how_to_get_it(cached: Path) -> None:
+    with pytest.raises(LoadError, match="hf download owner/other"):
+        locate(replace(TINY, source="owner/other"))
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(GatedRepoError, "HF_TOKEN"), (RepositoryNotFoundError, "check the name"), (LocalEntryNotFoundError, "HF_HOME")],
+)
+def test_what_the_hub_answers_becomes_advice(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception], words: str
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> str:
+        raise error.__new__(error)
+
+    monkeypatch.setattr(checkpoint_files, "snapshot_download", refuse)
+    with pytest.raises(LoadError, match=words) as caught:
+        locate(replace(TINY, source="owner/tiny"))
+    assert str(caught.value).count("\n") == 0
+
+
+def test_unknown_architecture_and_quantization_name_the_known_ones() -> None:
+    with pytest.raises(LoadError, match=r"random:FLUX\.1-dev"):
+        load(replace(TINY, source="random:nothing"), CpuAccelerator())
+    with pytest.raises(LoadError, match="none, fp8"):
+        load(TINY, CpuAccelerator(), quantization="int3")
+    with pytest.raises(LoadError, match="CUDA"):
+        load(TINY, CpuAccelerator(), quantization="fp8")
+
+
+def test_devices_are_opened_by_name() -> None:
+    assert open_accelerator("cpu").kind == "cpu"
+    assert open_accelerator("auto").kind in ("cpu", "cuda")
+    for wrong in ("tpu", "cuda:x", ""):
+        with pytest.raises(DeviceError, match="unknown device"):
+            open_accelerator(wrong)
+    if not torch.cuda.is_available():
+        with pytest.raises(DeviceError, match="cuda:0 is not here"):
+            open_accelerator("cuda")
