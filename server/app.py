@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+import httpx
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
@@ -16,6 +18,7 @@ from server.errors import WireError
 from server.gateway import Gateway
 from server.guard import Guard
 from server.metrics import Metrics
+from server.outgoing import VettedTransport, parse_networks
 from server.responses import error_response
 from server.routes.files import FilesArea
 from server.routes.queue import QueueArea
@@ -24,8 +27,10 @@ from server.routes.rest import RestArea
 from server.routes.run import RunArea
 from server.routes.system import system_router
 from server.routes.uploads import UploadArea
+from server.signing import Signer
 from server.tokens import Tokens
 from server.uploads import Uploads
+from server.webhooks import Webhooks
 
 if TYPE_CHECKING:
     from server.node import Node
@@ -39,6 +44,7 @@ def create_app(node: Node) -> FastAPI:
     keys = KeyRing(node.settings.api_keys)
     tokens = Tokens.of(node.settings.data_dir)
     guard = Guard(keys, tokens)
+    signer = Signer.of(node.settings.data_dir)
     uploads = Uploads(node.objects, node.settings.data_dir / "uploads", node.settings.retention_s)
     app = FastAPI(
         title="fluxserve",
@@ -46,7 +52,7 @@ def create_app(node: Node) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        lifespan=_lifespan(node),
+        lifespan=_lifespan(node, signer),
     )
     app.include_router(system_router(node, metrics, VERSION))
     app.add_exception_handler(WireError, _wire_error)
@@ -56,7 +62,7 @@ def create_app(node: Node) -> FastAPI:
         areas={
             Area.RUN: RunArea(node),
             Area.QUEUE: QueueArea(node),
-            Area.REST: RestArea(tokens),
+            Area.REST: RestArea(tokens, signer),
             Area.CDN: FilesArea(node, UploadArea(uploads, tokens, keys)),
         },
         realtime=RealtimeArea(node, guard),
@@ -67,13 +73,18 @@ def create_app(node: Node) -> FastAPI:
     return app
 
 
-def _lifespan(node: Node) -> Any:
+def _lifespan(node: Node, signer: Signer) -> Any:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await node.start()
+        transport = VettedTransport(parse_networks(node.settings.allow_private_cidrs))
+        client = httpx.AsyncClient(transport=transport, trust_env=False, follow_redirects=False)
+        postman = asyncio.create_task(Webhooks(node.store, signer, client).run(), name="webhooks")
         try:
             yield
         finally:
+            postman.cancel()
+            await asyncio.gather(postman, return_exceptions=True)
             await node.stop()
 
     return lifespan

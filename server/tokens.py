@@ -30,7 +30,7 @@ class Tokens:
         path = data_dir / "token-secret"
         if not path.exists():
             data_dir.mkdir(parents=True, exist_ok=True)
-            _write_private(path, secrets.token_bytes(_SECRET_BYTES))
+            write_private(path, secrets.token_bytes(_SECRET_BYTES))
         return cls(path.read_bytes())
 
     def issue(self, kind: Kind, lifetime_s: float, /, **claims: Any) -> str:
@@ -48,7 +48,7 @@ class Tokens:
         return claims
 
 
-def _write_private(path: Path, data: bytes) -> None:
+def write_private(path: Path, data: bytes) -> None:
     """Create a file that only we can read; if another process was first, its file stands."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

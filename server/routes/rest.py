@@ -9,6 +9,7 @@ from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from server.areas import Arrival
@@ -16,9 +17,11 @@ from server.body import read_object
 from server.errors import InputError, PlainError, problem
 from server.lifecycle import lifetime
 from server.responses import json_response, wrong_method
+from server.signing import Signer
 from server.tokens import Tokens
 from server.uploads import Promise
 
+JWKS = "/.well-known/jwks.json"
 UPLOAD_TTL_S = 86400
 CDN_TTL_S = 30 * 86400
 MAX_REALTIME_TTL_S = 86400
@@ -27,8 +30,9 @@ MAX_REALTIME_TTL_S = 86400
 class RestArea:
     """ASGI app of the REST area."""
 
-    def __init__(self, tokens: Tokens) -> None:
+    def __init__(self, tokens: Tokens, signer: Signer) -> None:
         self._tokens = tokens
+        self._signer = signer
         self._posts = {
             "/tokens": self._token,
             "/tokens/realtime": self._realtime_token,
@@ -39,6 +43,9 @@ class RestArea:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         arrival: Arrival = scope["arrival"]
+        if arrival.path == JWKS:
+            await self._jwks(scope)(scope, receive, send)
+            return
         answer = self._posts.get(arrival.path)
         if answer is None:
             raise PlainError(404, f"Path {arrival.path[:200]} not found")
@@ -47,6 +54,12 @@ class RestArea:
         body = await read_object(Request(scope, receive))
         response = json_response(answer(arrival, body, Headers(scope=scope)))
         await response(scope, receive, send)
+
+    def _jwks(self, scope: Scope) -> Response:
+        """The keys that check webhook signatures; receivers may keep them for a day."""
+        if scope["method"] not in ("GET", "HEAD"):
+            raise wrong_method("GET", "HEAD", "OPTIONS")
+        return json_response(self._signer.jwks(), headers={"cache-control": "public, max-age=3600"})
 
     def _token(self, arrival: Arrival, body: dict[str, Any], headers: Headers) -> str:
         """A bare JSON string, as the realtime clients expect."""

@@ -1,0 +1,82 @@
+"""Calls to addresses that users name: only to the public internet, unless the operator allows more.
+
+The name is resolved once, every address is checked, and the connection goes to the address that was checked, so a
+name that changes its answer in between gains nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Iterable
+
+import httpx
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
+
+class ForbiddenAddressError(Exception):
+    """The host lies where this server may not reach."""
+
+
+def parse_networks(cidrs: Iterable[str]) -> tuple[Network, ...]:
+    """Networks from their CIDR texts."""
+    return tuple(ipaddress.ip_network(cidr) for cidr in cidrs)
+
+
+def is_allowed(address: Address, allowed: Iterable[Network]) -> bool:
+    """Whether a connection to it may be made: it is in an allowed network, or public in every reading."""
+    if any(address in network for network in allowed):
+        return True
+    return all(reading.is_global and not reading.is_multicast for reading in _readings(address))
+
+
+class VettedTransport(httpx.AsyncBaseTransport):
+    """Sends requests to allowed addresses only; environment proxies are not used.
+
+    Args: allowed: networks beside the public internet.
+    """
+
+    def __init__(self, allowed: Iterable[Network] = ()) -> None:
+        self._allowed = tuple(allowed)
+        # No kept connections: they are found again by address, and would serve another name at the same address.
+        self._inner = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_keepalive_connections=0))
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Raises: ForbiddenAddressError; httpx.ConnectError if the name is unknown."""
+        host = request.url.host
+        address = await self._vet(host, request.url.port or (443 if request.url.scheme == "https" else 80))
+        # The Host header was set from the name; TLS checks the certificate against it, too.
+        request.url = request.url.copy_with(host=str(address))
+        request.extensions = {**request.extensions, "sni_hostname": host}
+        return await self._inner.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+    async def _vet(self, host: str, port: int) -> Address:
+        """The first allowed address of a host."""
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError as exc:
+            raise httpx.ConnectError(f"{host} cannot be resolved") from exc
+        addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
+        for address in addresses:
+            if is_allowed(address, self._allowed):
+                return address
+        raise ForbiddenAddressError(f"{host} is not on the public internet; --allow-private-cidr allows more")
+
+
+def _readings(address: Address) -> list[Address]:
+    """The address and every IPv4 address that it may stand for."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return [address]
+    inner = [address.ipv4_mapped, address.sixtofour, address.teredo[1] if address.teredo else None]
+    if address in _NAT64:
+        inner.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+    carried: list[Address] = [reading for reading in inner if reading is not None]
+    # A mapped address is not "global" itself; what counts is what it carries.
+    return carried if address.ipv4_mapped else [address, *carried]
