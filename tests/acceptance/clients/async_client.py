@@ -51,7 +51,7 @@ async def cancel(endpoint: str, arguments: dict[str, Any]) -> None:
     cancelled = False
     async for status in handle.iter_events(with_logs=True, interval=0.01):
         on_update(status)
-        if not cancelled and getattr(status, "logs", None):
+        if not cancelled and any(entry["message"].startswith("step") for entry in getattr(status, "logs", None) or []):
             await handle.cancel()
             tell("cancelled")
             cancelled = True

@@ -45,7 +45,7 @@ const scenarios = {
     tell("enqueued", { request_id: requestId })
     let cancelled = false
     const cancelOnce = async (status) => {
-      if (cancelled || !status.logs?.length) return
+      if (cancelled || !status.logs?.some((log) => log.message.startsWith("step"))) return
       cancelled = true
       await fal.queue.cancel(endpoint, { requestId })
       tell("cancelled", {})
