@@ -21,6 +21,7 @@ from server.metrics import Metrics
 from server.outgoing import VettedTransport, parse_networks
 from server.responses import error_response
 from server.routes.files import FilesArea
+from server.routes.openai import openai_router
 from server.routes.queue import QueueArea
 from server.routes.realtime import RealtimeArea
 from server.routes.rest import RestArea
@@ -55,6 +56,7 @@ def create_app(node: Node) -> FastAPI:
         lifespan=_lifespan(node, signer),
     )
     app.include_router(system_router(node, metrics, VERSION))
+    app.include_router(openai_router(node))
     app.add_exception_handler(WireError, _wire_error)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     app.add_middleware(

@@ -24,6 +24,7 @@ from server import endpoints, wire
 from server.areas import Area, Arrival
 from server.body import checked_object, parse_object
 from server.endpoints import Endpoint
+from server.ephemeral import draw
 from server.errors import InputError, PlainError, WireError, problem, to_wire
 from server.guard import Guard
 from server.submission import Wishes, new_job
@@ -161,17 +162,7 @@ class _Session:
     async def _draw(self, body: dict[str, Any]) -> dict[str, Any]:
         spec = self.node.model_for(self.endpoint.variants)
         new = new_job(self.endpoint, str(uuid.uuid4()), body, Wishes(), spec, is_ephemeral=True)
-        await asyncio.to_thread(self.node.submit, new)
-        is_over = False
-        try:
-            job = await self.node.wait_finished(new.id)
-            is_over = True
-        finally:
-            if not is_over:
-                await asyncio.shield(asyncio.to_thread(self.node.cancel, new.id))
-        if job is None or job.outcome is None:
-            raise PlainError(500, "The request was lost")
-        status, result, headers = wire.result(job.outcome, self.arrival.origin)
+        status, result, headers = wire.result(await draw(self.node, new), self.arrival.origin)
         if status != 200:
             raise WireError(status, result, headers)
         return result

@@ -7,31 +7,31 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from pipelines.protocol import Progress
 from server import endpoints, wire
 from server.areas import Arrival
 from server.body import read_object
-from server.errors import RequestError, WireError
+from server.ephemeral import draw
+from server.errors import WireError
 from server.outputs import preview_image
 from server.responses import json_response, wrong_method
 from server.routes.connection import event, send_events, while_connected
 from server.routes.queue import ascii_json
-from server.store.base import Job
+from server.store.base import NewJob, Outcome
 from server.submission import new_job, read_wishes
 
 if TYPE_CHECKING:
     from server.node import Node
 
 STREAM = "stream"
-REFRESH_S = 1.0
 
 
 class RunArea:
@@ -60,42 +60,46 @@ class RunArea:
             is_ephemeral=True,
             preview_every=_preview_every(arrival.query) if rest == STREAM else 0,
         )
-        await asyncio.to_thread(self._node.submit, new, wishes.max_queued)
-        is_over = False
-        try:
-            if rest == STREAM:
-                await send_events(receive, send, self._events(arrival))
-            else:
-                job = await while_connected(receive, self._node.wait_finished(new.id))
-                await _answer(arrival, job)(scope, receive, send)
-            is_over = True
-        finally:
-            if not is_over:  # the caller left, or the server stops
-                await asyncio.shield(asyncio.to_thread(self._node.cancel, new.id))
+        if rest == STREAM:
+            await send_events(receive, send, self._events(arrival, new, wishes.max_queued))
+            return
+        outcome = await while_connected(receive, draw(self._node, new, wishes.max_queued))
+        status, result, headers = wire.result(outcome, arrival.origin)
+        await json_response(result, status, headers)(scope, receive, send)
 
-    async def _events(self, arrival: Arrival) -> AsyncGenerator[bytes, None]:
+    async def _events(self, arrival: Arrival, new: NewJob, max_queued: int | None) -> AsyncGenerator[bytes, None]:
         """Progress at every step, then the complete output. Before the first one a failure keeps its own status."""
+        end = asyncio.ensure_future(draw(self._node, new, max_queued))
+        has_begun = False
+        try:
+            async with aclosing(self._steps(new, end)) as steps:
+                async for step in steps:
+                    yield event(ascii_json(step))
+                    has_begun = True
+            yield event(ascii_json(_last_event(arrival, await end, has_begun)))
+        finally:
+            end.cancel()
+            await asyncio.gather(end, return_exceptions=True)
+
+    async def _steps(self, new: NewJob, end: asyncio.Future[Outcome]) -> AsyncGenerator[dict[str, Any], None]:
+        """One event a step, until the job has ended."""
         hub = self._node.hub
-        job_id = arrival.request_id
         last_step = -1
-        while True:
-            seen = hub.version(job_id)  # before the row is read, or a change in between would be missed
-            job = self._node.store.get(job_id)
-            if job is None:
-                return
-            if job.outcome is not None:
-                yield event(ascii_json(_last_event(arrival, job, has_begun=last_step >= 0)))
-                return
-            progress = hub.progress(job_id)
+        while not end.done():
+            seen = hub.version(new.id)
+            progress = hub.progress(new.id)
             if progress is not None and progress.step != last_step:
                 last_step = progress.step
-                yield event(ascii_json(await self._progress(job, progress)))
-            await hub.wait(job_id, seen, REFRESH_S)
+                yield await self._progress(new, progress)
+            watch = asyncio.ensure_future(hub.wait(new.id, seen, None))
+            either: set[asyncio.Future[Any]] = {watch, end}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            watch.cancel()
 
-    async def _progress(self, job: Job, progress: Progress) -> dict[str, Any]:
+    async def _progress(self, new: NewJob, progress: Progress) -> dict[str, Any]:
         """An event in the shape of the output, so that code which draws `images` of every event shows previews."""
-        params = job.params or {}
-        previews = [self._node.hub.preview(job.id, index) for index in range(params.get("num_images", 1))]
+        params = new.params or {}
+        previews = [self._node.hub.preview(new.id, index) for index in range(params.get("num_images", 1))]
         return {
             "images": [await asyncio.to_thread(preview_image, preview) for preview in previews if preview is not None],
             "seed": params.get("seed"),
@@ -107,17 +111,9 @@ class RunArea:
         }
 
 
-def _answer(arrival: Arrival, job: Job | None) -> Response:
-    if job is None or job.outcome is None:
-        raise RequestError(500, "internal_error", "The request was lost", retryable=True)
-    status, body, headers = wire.result(job.outcome, arrival.origin)
-    return json_response(body, status, headers)
-
-
-def _last_event(arrival: Arrival, job: Job, has_begun: bool) -> dict[str, Any]:
+def _last_event(arrival: Arrival, outcome: Outcome, has_begun: bool) -> dict[str, Any]:
     """The output, or the error object; an error before any event is raised, so that it gets its status."""
-    assert job.outcome is not None
-    status, body, headers = wire.result(job.outcome, arrival.origin)
+    status, body, headers = wire.result(outcome, arrival.origin)
     if status != 200 and not has_begun:
         raise WireError(status, body, headers)
     return body
