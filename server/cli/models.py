@@ -6,9 +6,6 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Column, Table
-
 from models.registry import REGISTRY, ModelSpec
 from server.cli.options import Json
 
@@ -19,6 +16,9 @@ def models(as_json: Json = False) -> None:
         rows = [asdict(spec) | {"is_here": is_here(spec)} for spec in REGISTRY.values()]
         print(json.dumps({"models": rows}))
         return
+    from rich.console import Console
+    from rich.table import Column, Table
+
     name = Column("name", no_wrap=True)
     table = Table(name, "here", "steps", "licence", "what it is", box=None, header_style="bold")
     for spec in REGISTRY.values():

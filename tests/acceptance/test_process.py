@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -84,6 +85,16 @@ def test_a_request_under_way_outlives_a_stop(tiny: Server) -> None:
     tiny.start().wait_live()
     until(lambda: httpx.get(job["response_url"]).status_code == 200)
     assert httpx.get(job["response_url"]).json()["images"][0]["width"] == 256
+
+
+def test_an_answer_under_way_still_arrives_after_the_signal(tiny: Server) -> None:
+    tiny.start().wait_ready()
+    slow = TINY | {"num_inference_steps": 30, "image_size": {"width": 256, "height": 256}}
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(httpx.post, f"{tiny.url}/run/fal-ai/flux/dev", json=slow, timeout=60)
+        until(lambda: tiny.health()["queue"]["running"] == 1)
+        assert tiny.stop() == 0
+        assert answer.result().status_code == 200
 
 
 def test_a_second_server_on_the_same_data_folder_is_refused(tiny: Server, tmp_path: Path) -> None:
