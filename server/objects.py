@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mimetypes
 import os
 import re
 import secrets
@@ -16,6 +17,8 @@ from typing import IO
 
 _KEY = re.compile(r"[0-9a-f]{32}\.[a-z0-9]{1,8}")
 _SUFFIX = re.compile(r"[a-z0-9]{1,8}")
+UNDESCRIBED_S = 7 * 86400.0
+"""How long a file is kept whose description is lost."""
 ABANDONED_S = 3600.0
 """A temporary file this old belongs to a write that was killed."""
 
@@ -62,16 +65,14 @@ class Objects:
         """
         key = key or self.new_key(suffix)
         path = self._path(key)
-        if not path.parent.is_dir():
-            path.parent.mkdir(exist_ok=True)
-            _sync_folder(self._folder)
         expires_at = None if ttl_s is None else self._clock() + ttl_s
         try:
             size = _write_whole(_temporary(path), data)
             described = StoredObject(key, size, content_type, file_name, expires_at)
-            _write_whole(_description(path), json.dumps(asdict(described)).encode())
+            # Not synced: should the power fail just now, `stat` can do without it, and a sync may take 10 ms.
+            _description(path).write_text(json.dumps(asdict(described)))
             _temporary(path).rename(path)
-            _sync_folder(path.parent)
+            _sync_folder(self._folder)
         except BaseException:
             self._remove(path)
             raise
@@ -96,8 +97,8 @@ class Objects:
         path = self._path(key)
         if not path.is_file():
             return None
-        found = _read_description(path)
-        is_expired = found is not None and found.expires_at is not None and found.expires_at <= self._clock()
+        found = _read_description(path) or _describe_by_name(path)
+        is_expired = found.expires_at is not None and found.expires_at <= self._clock()
         return None if is_expired else found
 
     def delete(self, key: str) -> bool:
@@ -111,10 +112,10 @@ class Objects:
 
     def sweep(self) -> int:
         """Delete what has expired and what killed writes left; returns how many files went."""
-        return sum(self._sweep_one(path) for path in sorted(self._folder.glob("*/*")))
+        return sum(self._sweep_one(path) for path in sorted(self._folder.iterdir()))
 
     def _path(self, key: str) -> Path:
-        return self._folder / key[:2] / key
+        return self._folder / key
 
     def _sweep_one(self, path: Path) -> bool:
         if _KEY.fullmatch(path.name):
@@ -154,8 +155,15 @@ def _write_whole(path: Path, data: bytes | IO[bytes]) -> int:
 def _read_description(path: Path) -> StoredObject | None:
     try:
         return StoredObject(**json.loads(_description(path).read_bytes()))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError, TypeError):
         return None
+
+
+def _describe_by_name(path: Path) -> StoredObject:
+    """For a file whose description a power cut took."""
+    content_type = mimetypes.guess_type(path.name, strict=False)[0] or "application/octet-stream"
+    facts = path.stat()
+    return StoredObject(path.name, facts.st_size, content_type, expires_at=facts.st_mtime + UNDESCRIBED_S)
 
 
 def _sync_folder(folder: Path) -> None:

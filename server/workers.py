@@ -10,7 +10,6 @@ import signal
 import socket
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -106,7 +105,7 @@ class Worker:
         self._is_stopping = False
         self._ready_at = 0.0
         self._writer: asyncio.StreamWriter | None = None
-        self._lines: deque[str] = deque(maxlen=20)
+        self._complaint: str | None = None
 
     @property
     def owner(self) -> str:
@@ -153,6 +152,7 @@ class Worker:
         """One process from start to death, with its owner's death reported at the end."""
         self._generation += 1
         self.state, self.loading, self.ready, self.heartbeat = WorkerState.STARTING, None, None, None
+        self._complaint = None
         owner = self.owner
         try:
             process, reader = await self._start()
@@ -233,8 +233,9 @@ class Worker:
 
     def _take(self, frame: Frame) -> None:
         if isinstance(frame, Log):
-            level = logging.getLevelNamesMapping().get(frame.level, logging.INFO)
+            level = logging.getLevelNamesMapping().get(frame.level.upper(), logging.INFO)
             logger.log(level, "%s: %s", self.device, frame.message)
+            self._complaint = frame.message if level >= logging.ERROR else self._complaint
             return
         if isinstance(frame, Loading):
             self.state, self.loading = WorkerState.LOADING, frame
@@ -258,17 +259,16 @@ class Worker:
         with contextlib.suppress(ConnectionError):
             while line := await _read_line(process.stdout):
                 text = line.decode(errors="replace").rstrip()
-                self._lines.append(text)
                 logger.info("%s: %s", self.device, text)
 
     def _note_death(self, status: int | None, reason: str) -> None:
         if self.is_ready and time.monotonic() - self._ready_at >= STEADY_S:
             self._failures = 0
         how = reason or _describe_exit(status)
-        # Its last words explain an exit, but not a kill from outside.
+        # What it complained of explains an exit, but not a kill from outside.
         is_exit = not reason and status is not None and status >= 0
-        self.last_error = f"{how}: {self._lines[-1]}" if is_exit and self._lines else how
-        logger.warning("%s: worker process %s ended: %s", self.device, self.pid, self.last_error)
+        self.last_error = self._complaint if is_exit and self._complaint else how
+        logger.warning("%s: worker process %s ended: %s (%s)", self.device, self.pid, how, self.last_error)
         self.state, self.ready, self.heartbeat, self.pid = WorkerState.RESTARTING, None, None, None
         self._failures = max(self._failures + 1, 20) if status == EXIT_BROKEN else self._failures + 1
 
@@ -332,7 +332,9 @@ class Workers:
 def _environment() -> dict[str, str]:
     """The child's environment: ours, finding our packages from any working folder, and with prompt output."""
     path = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1"}
+    fixed = {"PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1"}
+    # What transformers warns of at import is nothing an operator can act on.
+    return {"TRANSFORMERS_VERBOSITY": "error", **os.environ, **fixed}
 
 
 async def _read_line(stream: asyncio.StreamReader) -> bytes:

@@ -89,7 +89,7 @@ class SqliteStore:
             )
             return self._save_all(tx, ((job, transitions.claimed(job, owner, now, lease_s)) for job in waiting))
 
-        return self._writer.run(claim)
+        return self._writer.run(claim, is_promise=False)
 
     def renew(self, owner: str, lease_s: float) -> list[Job]:
         def renew(tx: Transaction) -> list[Job]:
@@ -99,7 +99,7 @@ class SqliteStore:
             )
             return _jobs(tx, "WHERE status = 'running' AND owner = ? AND cancel_requested", (owner,))
 
-        return self._writer.run(renew)
+        return self._writer.run(renew, is_promise=False)
 
     def finish(self, job_id: str, owner: str, epoch: int, outcome: Outcome) -> bool:
         return self._change_current(job_id, owner, epoch, lambda job: transitions.ended(job, outcome, self._clock()))
@@ -301,7 +301,7 @@ def _become_owner(path: Path) -> int:
 def _connect(path: Path) -> apsw.Connection:
     connection = apsw.Connection(str(path))
     connection.set_busy_timeout(5000)
-    # FULL, not NORMAL: the latter loses acknowledged rows when the power fails. F_FULLFSYNC matters on macOS only.
+    # The writer chooses the synchronous level of every commit; F_FULLFSYNC matters on macOS only.
     for pragma in ("journal_mode = WAL", "synchronous = FULL", "fullfsync = ON", "foreign_keys = ON"):
         connection.execute(f"PRAGMA {pragma}")
     return connection

@@ -67,7 +67,7 @@ class ScriptedWorker:
             self.send(Loading(model, "weights", 0.5))
             time.sleep(float(os.environ.get("SCRIPTED_LOAD_S", "0")))
         if status := os.environ.get("SCRIPTED_EXIT"):
-            print("the checkpoint is not here")
+            self.send(Log("error", "the checkpoint is not here"))
             sys.exit(int(status))
         described = [
             {

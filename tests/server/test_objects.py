@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server import objects as objects_module
-from server.objects import ABANDONED_S, Objects
+from server.objects import ABANDONED_S, UNDESCRIBED_S, Objects
 from tests.server.stores import Clock
 
 ROOT = Path(__file__).parents[2]
@@ -76,6 +76,25 @@ def test_a_deleted_file_leaves_nothing(objects: Objects) -> None:
     assert (objects.path(key), files(objects)) == (None, [])
 
 
+@pytest.mark.parametrize("damage", ["missing", "empty"])
+def test_a_file_whose_description_a_power_cut_took_is_served_and_swept(
+    objects: Objects, clock: Clock, damage: str
+) -> None:
+    key = objects.put(b"x", "image/webp", "webp", file_name="mine.webp")
+    path = objects.path(key)
+    assert path is not None
+    description = path.with_name(key + ".json")
+    description.unlink() if damage == "missing" else description.write_bytes(b"")
+    os.utime(path, (clock.now, clock.now))
+    found = objects.stat(key)
+    assert found is not None
+    assert (found.size, found.content_type, found.file_name) == (1, "image/webp", None)
+    clock.advance(UNDESCRIBED_S)
+    assert objects.path(key) is None
+    objects.sweep()
+    assert files(objects) == []
+
+
 def test_an_expired_file_is_not_served_and_is_swept(objects: Objects, clock: Clock) -> None:
     brief, lasting = objects.put(b"x", "image/png", "png", ttl_s=60), objects.put(b"y", "image/png", "png")
     clock.advance(59)
@@ -130,7 +149,6 @@ def test_kill_9_leaves_whole_files_and_sweepable_rests(tmp_path: Path, clock: Cl
 def test_a_write_in_progress_is_not_swept(objects: Objects, clock: Clock) -> None:
     key = "0" * 32 + ".png"
     part = objects._path(key + ".part")
-    part.parent.mkdir()
     part.write_bytes(b"half")
     os.utime(part, (clock.now, clock.now))
     assert objects.sweep() == 0

@@ -17,7 +17,7 @@ import pytest
 
 from server.store.base import JobStatus, StoreError
 from server.store.sqlite import MIGRATIONS, SqliteStore
-from server.store.writer import GroupCommit, Transaction
+from server.store.writer import Change, GroupCommit, Transaction
 from tests.server.stores import DONE, LEASE_S, new_job
 
 ROOT = Path(__file__).parents[2]
@@ -177,6 +177,40 @@ def test_what_arrives_during_a_commit_shares_the_next_one(path: Path) -> None:
     writer.close()
     assert sum(commits) == 20
     assert max(commits) == 20
+
+
+def test_promises_wait_for_the_disk_and_claims_do_not(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    levels: list[int] = []
+    commit = store._writer._on_commit
+
+    def note(changes: list[Change]) -> None:
+        levels.append(next(store._writer._connection.execute("PRAGMA synchronous"))[0])
+        commit(changes)
+
+    monkeypatch.setattr(store._writer, "_on_commit", note)
+    full, normal = 2, 1
+    store.enqueue(new_job())
+    (job,) = store.claim("w1", 1, LEASE_S)
+    store.renew("w1", LEASE_S)
+    store.request_cancel(job.id)
+    store.finish(job.id, "w1", job.epoch, DONE)
+    assert levels == [full, normal, normal, full, full]
+
+
+def test_a_claim_beside_a_promise_is_as_durable_as_the_promise(store: SqliteStore) -> None:
+    gate = hold_back(store._writer)
+    levels: list[int] = []
+
+    def look(tx: Transaction) -> None:
+        levels.append(next(tx.connection.execute("PRAGMA synchronous"))[0])
+
+    with ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(store._writer.run, look, is_promise) for is_promise in (False, True)]
+        wait_for_inbox(store._writer, 2)
+        gate.set()
+        for future in futures:
+            future.result()
+    assert levels == [2, 2]
 
 
 def test_a_broken_operation_is_the_callers_error_and_the_writer_lives(store: SqliteStore) -> None:
