@@ -16,7 +16,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
-from pipelines.attention import Attend
+from pipelines.attention import Attend, runs
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,18 @@ class PackLayout:
     def joint_lengths(self) -> tuple[int, ...]:
         return tuple(t + n for t, n in zip(self.text_lengths, self.image_lengths, strict=True))
 
+    @cached_property
+    def text_rows(self) -> RowVectors:
+        return RowVectors(self.text_lengths)
+
+    @cached_property
+    def image_rows(self) -> RowVectors:
+        return RowVectors(self.image_lengths)
+
+    @cached_property
+    def joint_rows(self) -> RowVectors:
+        return RowVectors(self.joint_lengths)
+
     def join(self, text: Tensor, image: Tensor) -> Tensor:
         """(sum T, ...) and (sum N, ...) -> (S, ...) in joint order."""
         if len(self.text_lengths) == 1:
@@ -54,16 +66,30 @@ class PackLayout:
 
 
 class RowVectors:
-    """One vector a picture, spread over that picture's tokens: (R, K) -> (tokens, K), or (1, K) for one picture."""
+    """One vector a picture, applied to all of that picture's tokens.
 
-    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
-        self._repeats = torch.tensor(lengths, device=device) if len(lengths) > 1 else None
-        self._total = sum(lengths)
+    Neighbours of equal length are handled together by broadcasting, so nothing the size of the tokens is gathered.
+    """
 
-    def spread(self, vectors: Tensor) -> Tensor:
-        if self._repeats is None:
-            return vectors  # broadcasting costs nothing and is what the stock module does
-        return vectors.repeat_interleave(self._repeats, dim=0, output_size=self._total)
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self._groups: list[tuple[int, int, int, int]] = []
+        row = token = 0
+        for count, length in runs(lengths):
+            self._groups.append((row, token, count, length))
+            row, token = row + count, token + count * length
+
+    def modulate(self, tokens: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """tokens * scale + shift, in place on `tokens` (S, D); scale and shift are (R, D)."""
+        for row, start, count, length in self._groups:
+            part = tokens[start : start + count * length].unflatten(0, (count, length))
+            part.mul_(scale[row : row + count, None]).add_(shift[row : row + count, None])
+        return tokens
+
+    def gate(self, tokens: Tensor, gate: Tensor, update: Tensor) -> Tensor:
+        """tokens + gate * update, in place on `update`; gate is (R, D) or (R, 1)."""
+        for row, start, count, length in self._groups:
+            update[start : start + count * length].unflatten(0, (count, length)).mul_(gate[row : row + count, None])
+        return update.add_(tokens)
 
 
 def modulation_width(transformer: FluxTransformer2DModel) -> int:
@@ -117,25 +143,23 @@ def packed_forward(
         modulation: (R, modulation_width), from `modulation_rows`, one row a picture.
     Returns: (sum N, out_channels).
     """
-    text_rows = RowVectors(layout.text_lengths, latents.device)
-    image_rows = RowVectors(layout.image_lengths, latents.device)
-    joint_rows = RowVectors(layout.joint_lengths, latents.device)
     dim = text.shape[-1]
     image = transformer.x_embedder(latents)
     offset = 0
     for block in transformer.transformer_blocks:
-        image_mod = image_rows.spread(modulation[:, offset : offset + 6 * dim]).chunk(6, dim=-1)
-        text_mod = text_rows.spread(modulation[:, offset + 6 * dim : offset + 12 * dim]).chunk(6, dim=-1)
+        image_mod = modulation[:, offset : offset + 6 * dim].chunk(6, dim=-1)
+        text_mod = modulation[:, offset + 6 * dim : offset + 12 * dim].chunk(6, dim=-1)
         text, image = _double_block(block, layout, text, image, text_mod, image_mod, attend)
         offset += 12 * dim
     joint = layout.join(text, image)
     for block in transformer.single_transformer_blocks:
-        joint_mod = joint_rows.spread(modulation[:, offset : offset + 3 * dim]).chunk(3, dim=-1)
+        joint_mod = modulation[:, offset : offset + 3 * dim].chunk(3, dim=-1)
         joint = _single_block(block, layout, joint, joint_mod, attend)
         offset += 3 * dim
     _, image = layout.part(joint)
-    scale, shift = image_rows.spread(modulation[:, offset:]).chunk(2, dim=-1)
-    output: Tensor = transformer.proj_out(transformer.norm_out.norm(image) * scale + shift)
+    scale, shift = modulation[:, offset:].chunk(2, dim=-1)
+    normed = layout.image_rows.modulate(transformer.norm_out.norm(image), scale, shift)
+    output: Tensor = transformer.proj_out(normed)
     return output
 
 
@@ -149,9 +173,9 @@ def _double_block(
     attend: Attend,
 ) -> tuple[Tensor, Tensor]:
     """FluxTransformerBlock.forward over packed tokens."""
-    attn = block.attn
-    normed_image = block.norm1.norm(image) * image_mod[1] + image_mod[0]
-    normed_text = block.norm1_context.norm(text) * text_mod[1] + text_mod[0]
+    attn, texts, images = block.attn, layout.text_rows, layout.image_rows
+    normed_image = images.modulate(block.norm1.norm(image), image_mod[1], image_mod[0])
+    normed_text = texts.modulate(block.norm1_context.norm(text), text_mod[1], text_mod[0])
     image_qk, image_v = _project(attn, normed_image, "to_q", "to_k", "to_v", "to_qkv")
     text_qk, text_v = _project(attn, normed_text, "add_q_proj", "add_k_proj", "add_v_proj", "to_added_qkv")
     query = layout.join(attn.norm_added_q(text_qk[0]), attn.norm_q(image_qk[0]))
@@ -160,21 +184,23 @@ def _double_block(
         rotate(query, layout.rope), rotate(key, layout.rope), layout.join(text_v, image_v), layout.joint_lengths
     )
     text_attended, image_attended = layout.part(attended)
-    image = image + image_mod[2] * attn.to_out[1](attn.to_out[0](image_attended))
-    text = text + text_mod[2] * attn.to_add_out(text_attended)
-    image = image + image_mod[5] * block.ff(block.norm2(image) * image_mod[4] + image_mod[3])
-    text = text + text_mod[5] * block.ff_context(block.norm2_context(text) * text_mod[4] + text_mod[3])
+    image = images.gate(image, image_mod[2], attn.to_out[1](attn.to_out[0](image_attended)))
+    text = texts.gate(text, text_mod[2], attn.to_add_out(text_attended))
+    image_hidden = images.modulate(block.norm2(image), image_mod[4], image_mod[3])
+    text_hidden = texts.modulate(block.norm2_context(text), text_mod[4], text_mod[3])
+    image = images.gate(image, image_mod[5], block.ff(image_hidden))
+    text = texts.gate(text, text_mod[5], block.ff_context(text_hidden))
     return _clip_half(text), image
 
 
 def _single_block(block: Any, layout: PackLayout, joint: Tensor, mod: tuple[Tensor, ...], attend: Attend) -> Tensor:
     """FluxSingleTransformerBlock.forward over packed tokens in joint order."""
-    normed = block.norm.norm(joint) * mod[1] + mod[0]
+    normed = layout.joint_rows.modulate(block.norm.norm(joint), mod[1], mod[0])
     (query, key), value = _project(block.attn, normed, "to_q", "to_k", "to_v", "to_qkv")
     query, key = block.attn.norm_q(query), block.attn.norm_k(key)
     attended = attend(rotate(query, layout.rope), rotate(key, layout.rope), value, layout.joint_lengths)
     hidden = torch.cat((attended, block.act_mlp(block.proj_mlp(normed))), dim=-1)
-    return _clip_half(joint + mod[2] * block.proj_out(hidden))
+    return _clip_half(layout.joint_rows.gate(joint, mod[2], block.proj_out(hidden)))
 
 
 def _project(

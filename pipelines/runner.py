@@ -16,7 +16,7 @@ from models.components import FluxComponents
 from pipelines.attention import choose_attention
 from pipelines.encode import PromptCache, encode_prompt
 from pipelines.modulation import ModulationTable
-from pipelines.packed import PackLayout, RowVectors, packed_forward
+from pipelines.packed import PackLayout, packed_forward
 from pipelines.params import GenerationParams
 from pipelines.preview import LatentPreview
 from pipelines.reference import rounded_up
@@ -129,11 +129,11 @@ class FluxRunner:
         noise_pred = packed_forward(
             self.components.transformer, pack.layout, latents, pack.text, modulation, self._attend
         )
-        spread = RowVectors(pack.layout.image_lengths, latents.device).spread(steps[:, None])
-        latents = euler_step(latents, noise_pred, spread)
         lengths = pack.layout.image_lengths
-        for row, part, pred in zip(pack.rows, latents.split(lengths), noise_pred.split(lengths), strict=True):
-            row.latents = part
+        for row, part, pred, step in zip(
+            pack.rows, latents.split(lengths), noise_pred.split(lengths), steps.unbind(), strict=True
+        ):
+            row.latents = euler_step(part, pred, step)
             row.noise_pred = pred if row.request.params.preview_every else None
 
     def decode(self, row: Row) -> Launched[Decoded]:
