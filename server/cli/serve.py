@@ -101,8 +101,10 @@ def _run(settings: Settings) -> None:
 
     try:
         listeners = serving.listen(settings.host, settings.port, settings.tls_port)
-    except (serving.PortInUseError, OSError) as exc:
+    except serving.PortInUseError as exc:
         raise CommandError(str(exc), ENVIRONMENT) from exc
+    except OSError as exc:
+        raise CommandError(f"cannot listen on --host {settings.host}: {exc.strerror or exc}", ENVIRONMENT) from exc
     # These import FastAPI and the whole node: only the command that serves pays for them, once it has its ports.
     from server.app import create_app
     from server.banner import Greeting

@@ -90,6 +90,21 @@ def test_a_taken_port_exits_3_with_one_sentence(cli: Cli, tmp_path: Path) -> Non
     assert "--port" in done.err
 
 
+def test_an_address_of_another_machine_exits_3(cli: Cli, tmp_path: Path) -> None:
+    done = cli("serve", "--host", "192.0.2.1", "--api-key", "k", "--port", "0", "--data-dir", str(tmp_path))
+    assert done.code == 3
+    assert done.err.startswith("fluxserve: cannot listen on --host 192.0.2.1: ")
+    assert done.err.count("\n") == 1
+
+
+def test_a_data_folder_that_is_a_file_exits_3(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = cli("serve", "--port", "0", "--tls-port", "0", "--data-dir", str(tmp_path / "file"))
+    assert done.code == 3
+    assert str(tmp_path / "file") in done.err
+    assert "Traceback" not in done.err
+
+
 def test_env_is_taken_by_a_shell_whole(cli: Cli, tmp_path: Path) -> None:
     text = cli("env", "--data-dir", str(tmp_path / "with space")).out
     script = f"set -eu\n{text}\n" + 'test -s "$SSL_CERT_FILE"; echo "$FAL_RUN_HOST $FAL_QUEUE_RUN_HOST $FAL_KEY"'

@@ -1,0 +1,58 @@
+"""The files around the code agree with each other: versions, locks, changelog."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+from server.app import VERSION
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def pins(name: str) -> dict[str, str]:
+    """Package -> version of a lock file; every line must be an exact pin."""
+    lines = (ROOT / name).read_text().splitlines()
+    pairs = [re.fullmatch(r"([a-z0-9-]+)==([0-9][0-9a-z.]*)", line) for line in lines]
+    assert all(pairs), [line for line, pair in zip(lines, pairs, strict=True) if not pair]
+    return {pair[1]: pair[2] for pair in pairs if pair}
+
+
+def wanted(requirements: list[str]) -> set[str]:
+    """Normalised package names of a list of requirements."""
+    names = (re.match(r"[A-Za-z0-9_-]+", requirement) for requirement in requirements)
+    return {re.sub(r"[-_]+", "-", name[0]).lower() for name in names if name}
+
+
+def test_one_version() -> None:
+    assert PROJECT["version"] == VERSION
+
+
+def test_the_locks_pin_what_the_project_needs_and_agree() -> None:
+    runtime, development = pins("requirements.lock"), pins("requirements-dev.lock")
+    assert wanted(PROJECT["dependencies"]) <= set(runtime)
+    assert wanted(PROJECT["optional-dependencies"]["dev"]) <= set(development)
+    assert {name: development[name] for name in runtime if name in development}.items() <= runtime.items()
+
+
+def test_torch_is_pinned_without_a_build_label_so_that_one_command_serves_cpu_and_gpu() -> None:
+    assert pins("requirements.lock")["torch"] == "2.13.0"
+
+
+def test_the_javascript_lock_names_versions_and_no_host() -> None:
+    folder = ROOT / "tests" / "acceptance" / "js"
+    wanted_client = json.loads((folder / "package.json").read_text())["dependencies"]["@fal-ai/client"]
+    lock = json.loads((folder / "package-lock.json").read_text())["packages"]
+    assert lock["node_modules/@fal-ai/client"]["version"] == wanted_client
+    assert not [name for name, entry in lock.items() if "resolved" in entry]
+
+
+def test_make_help_lists_every_command() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    (phony,) = re.findall(r"^\.PHONY: (help .*)$", makefile, re.MULTILINE)
+    shown = subprocess.run(["make", "-s", "help"], capture_output=True, text=True, cwd=ROOT, timeout=30).stdout
+    assert set(phony.split()) == set(re.findall(r"^  make ([a-z-]+)", shown, re.MULTILINE))
