@@ -108,12 +108,19 @@ def curl(reach: Reach) -> Setup:
     return Setup("curl (the queue is /queue instead of /run)", (line,), {"url": reach.url, "key": reach.key})
 
 
+def openai(reach: Reach) -> Setup:
+    """The openai package and tools that read its environment, for POST /v1/images/generations."""
+    values = {"OPENAI_BASE_URL": f"{reach.url}/v1", "OPENAI_API_KEY": reach.key}
+    return _shell_setup("openai client, Open WebUI and the like (pictures only)", values)
+
+
 CLIENTS: dict[str, Callable[[Reach], Setup]] = {
     "python": python,
     "js": javascript,
     "browser": browser,
     "curl": curl,
     "fal-apps": fal_apps,
+    "openai": openai,
 }
 """What `--client` takes."""
 

@@ -26,6 +26,7 @@ class Client(StrEnum):
     BROWSER = "browser"
     CURL = "curl"
     FAL_APPS = "fal-apps"
+    OPENAI = "openai"
 
 
 def env(

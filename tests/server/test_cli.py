@@ -15,6 +15,8 @@ from PIL import Image
 
 from server import running
 from server.cli import main as command
+from server.cli.env import Client
+from server.clients import CLIENTS
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,10 @@ def test_env_follows_the_server_that_runs(cli: Cli, tmp_path: Path) -> None:
     assert values["python"]["FAL_RUN_HOST"] == "127.0.0.1:8443/run"
 
 
+def test_env_offers_every_client_there_is() -> None:
+    assert {str(client) for client in Client} == set(CLIENTS)
+
+
 def test_env_hands_out_the_key_it_knows(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLUXSERVE_API_KEYS", "id:secret,other:key")
     values = json.loads(cli("env", "--data-dir", str(tmp_path), "--client", "python", "--json").out)
@@ -142,7 +148,7 @@ def test_env_for_python_without_tls_fails_with_advice(
     done = cli("env", "--client", "python", "--data-dir", str(tmp_path))
     assert (done.code, "--tls-port" in done.err) == (1, True)
     everything = json.loads(cli("env", "--data-dir", str(tmp_path), "--json").out)
-    assert set(everything) == {"js", "browser", "curl"}
+    assert set(everything) == {"js", "browser", "curl", "openai"}
 
 
 def test_a_note_of_a_dead_process_is_ignored(tmp_path: Path) -> None:

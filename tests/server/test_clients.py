@@ -15,7 +15,7 @@ from server.clients import OPEN_KEY, Reach
 HERE = Reach("http://127.0.0.1:8000", "https://127.0.0.1:8443", Path("/data dir/ca-bundle.pem"), OPEN_KEY)
 
 
-@pytest.mark.parametrize("client", ["python", "fal-apps"])
+@pytest.mark.parametrize("client", ["python", "fal-apps", "openai"])
 def test_a_shell_takes_the_lines_as_they_are(client: str) -> None:
     setup = clients.CLIENTS[client](HERE)
     script = "\n".join([*setup.lines, "env -0"])
