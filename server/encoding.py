@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from io import BytesIO
 from typing import Any, Literal
@@ -30,7 +31,11 @@ def encode(pixels: bytes, width: int, height: int, image_format: ImageFormat) ->
 
 
 def end_with_parent() -> None:
-    """Make this pool process exit when the node does, even by kill -9: nothing else would wake it."""
+    """Make this pool process exit when the node does, even by kill -9: nothing else would wake it.
+
+    And not before: a Ctrl-C at the terminal reaches it too, but the node may have pictures to finish.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

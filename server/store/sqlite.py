@@ -44,17 +44,18 @@ class SqliteStore:
     Writes go through `GroupCommit`; reads use one other connection, which a write-ahead log never blocks.
 
     Args: path: the database; its folder must exist. clock: Unix seconds, the only clock for leases and deadlines.
+        vfs: SQLite's name of the file layer to write through; tests cut the power in one.
     Raises: StoreError if another process has it open, or the file is damaged or from a newer version.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time, vfs: str | None = None) -> None:
         self._clock = clock
         self._lock_file = _become_owner(path)
         self._line = WaitingLine()
         self._read_lock = threading.Lock()
         self._is_closed = False
         try:
-            connection = _connect(path)
+            connection = _connect(path, vfs)
             _migrate(connection)
             self._fill_line(connection)
             self._reader = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
@@ -298,8 +299,8 @@ def _become_owner(path: Path) -> int:
     return descriptor
 
 
-def _connect(path: Path) -> apsw.Connection:
-    connection = apsw.Connection(str(path))
+def _connect(path: Path, vfs: str | None) -> apsw.Connection:
+    connection = apsw.Connection(str(path), vfs=vfs)
     connection.set_busy_timeout(5000)
     # The writer chooses the synchronous level of every commit; F_FULLFSYNC matters on macOS only.
     for pragma in ("journal_mode = WAL", "synchronous = FULL", "fullfsync = ON", "foreign_keys = ON"):
