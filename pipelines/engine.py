@@ -26,7 +26,7 @@ from pipelines.protocol import (
     Submit,
 )
 from pipelines.request import Request, RequestError, Row
-from pipelines.runner import Runner
+from pipelines.runner import Limits, Runner
 from pipelines.scheduler import Scheduler, SchedulerConfig
 
 _IN_FLIGHT = 2
@@ -75,6 +75,7 @@ class Engine:
         self._runner_for = runner_for
         self._accelerator = accelerator
         self._clock = clock
+        self._limits: dict[str, Limits] = {}
         self._requests: dict[tuple[str, int], Request] = {}
         self._decodes = DecodeQueue(runner_for, clock)
         self._in_flight: deque[_Step] = deque()
@@ -98,8 +99,8 @@ class Engine:
         now = self._clock()
         try:
             params = GenerationParams.from_dict(submit.params)
-            runner = self._runner_for(params.model)
-            runner.check(params)
+            limits = self._limits_of(params.model)
+            limits.check(params)
         except (RequestError, ValueError, TypeError, KeyError) as exc:
             message = f"no model {exc} here" if isinstance(exc, KeyError) else str(exc)
             self._frames.append(Failed(submit.job_id, submit.epoch, "model_error", message))
@@ -109,7 +110,7 @@ class Engine:
             epoch=submit.epoch,
             params=params,
             group=params.model,
-            tokens=runner.tokens(params),
+            tokens=limits.tokens(params),
             arrival=now - submit.age_s,
             priority=submit.priority,
             start_by=None if submit.start_within_s is None else now + submit.start_within_s,
@@ -117,6 +118,11 @@ class Engine:
         )
         self._requests[submit.job_id, submit.epoch] = request
         self.scheduler.add(request)
+
+    def _limits_of(self, model: str) -> Limits:
+        if model not in self._limits:
+            self._limits[model] = self._runner_for(model).limits
+        return self._limits[model]
 
     def abort(self, cancel: Cancel) -> None:
         """Drop a request before the next step; one that has ended already is left as it ended."""

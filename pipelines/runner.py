@@ -44,16 +44,40 @@ class Decoded:
     is_finite: Tensor
 
 
-class Runner(Protocol):
-    """One loaded checkpoint. Calls launch work and may return before the device has done it."""
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a model draws, known without its weights: it may be unloaded while requests for it wait."""
 
-    has_safety_checker: bool
+    size_multiple: int
+    max_pixels: int
+    max_sequence_length: int
 
     def check(self, params: GenerationParams) -> None:
-        """Raises: RequestError if this model cannot do it, with the limit in the message."""
+        """Raises: RequestError if the model cannot do it, with the limit in the message."""
+        height, width = self.drawn(params)
+        if height * width > self.max_pixels:
+            raise RequestError(
+                f"{params.width} x {params.height} pixels are more than the {self.max_pixels} that this model can draw"
+            )
+
+    def drawn(self, params: GenerationParams) -> tuple[int, int]:
+        """Height and width in pixels of what is drawn: the next multiples of the model's cell."""
+        return rounded_up(params.height, self.size_multiple), rounded_up(params.width, self.size_multiple)
+
+    def text_tokens(self, params: GenerationParams) -> int:
+        return min(params.max_sequence_length, self.max_sequence_length)
 
     def tokens(self, params: GenerationParams) -> int:
         """Joint tokens that one picture adds to a step."""
+        height, width = self.drawn(params)
+        return (height * width) // self.size_multiple**2 + self.text_tokens(params)
+
+
+class Runner(Protocol):
+    """One loaded checkpoint. Calls launch work and may return before the device has done it."""
+
+    limits: Limits
+    has_safety_checker: bool
 
     def admit(self, request: Request) -> Launched[Admission]:
         """Compute the request's conditioning and noise, beside the running steps."""
@@ -94,18 +118,8 @@ class FluxRunner:
         self._preview: LatentPreview | None = None
         self._pack: _Pack | None = None
         self.has_safety_checker = self._safety is not None
-
-    def check(self, params: GenerationParams) -> None:
-        limit = self.components.spec.max_pixels
-        height, width = self._drawn(params)
-        if height * width > limit:
-            raise RequestError(
-                f"{params.width} x {params.height} pixels are more than the {limit} that this model can draw"
-            )
-
-    def tokens(self, params: GenerationParams) -> int:
-        height, width = self._drawn(params)
-        return (height * width) // self.components.size_multiple**2 + self._max_length(params)
+        spec = components.spec
+        self.limits = Limits(components.size_multiple, spec.max_pixels, spec.max_sequence_length)
 
     def admit(self, request: Request) -> Launched[Admission]:
         params = request.params
@@ -167,18 +181,10 @@ class FluxRunner:
         rendered: NDArray[np.uint8] = self._preview.render(unpacked).cpu().numpy()
         return rendered
 
-    def _drawn(self, params: GenerationParams) -> tuple[int, int]:
-        """Height and width in pixels of what is drawn: the next multiples of the model's cell."""
-        multiple = self.components.size_multiple
-        return rounded_up(params.height, multiple), rounded_up(params.width, multiple)
-
-    def _max_length(self, params: GenerationParams) -> int:
-        return min(params.max_sequence_length, self.components.spec.max_sequence_length)
-
     def _condition(self, params: GenerationParams) -> Conditioning:
         components, transformer = self.components, self.components.transformer
-        height, width = (side // components.vae_scale_factor for side in self._drawn(params))
-        max_length = self._max_length(params)
+        height, width = (side // components.vae_scale_factor for side in self.limits.drawn(params))
+        max_length = self.limits.text_tokens(params)
         prompt = self._prompts.get(params.prompt, max_length)
         if prompt is None:
             prompt = encode_prompt(components, params.prompt, max_length)

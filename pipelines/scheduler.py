@@ -28,6 +28,8 @@ class SchedulerConfig:
         max_resident: requests that may hold tensors at once; the rest wait as plain values.
         ageing: milliseconds of remaining work that one millisecond of waiting outweighs.
         low_priority_ms: work that a low-priority request counts as longer.
+        switch_ms: work that requests of another group (model) count as longer than those of the running one: what
+            it costs to load that model where memory does not hold both.
     """
 
     budget_ms: float = 250.0
@@ -35,6 +37,7 @@ class SchedulerConfig:
     max_resident: int = 64
     ageing: float = 0.1
     low_priority_ms: float = 60_000.0
+    switch_ms: float = 0.0
 
 
 Entry = tuple[float, int, int, Row]
@@ -45,8 +48,8 @@ class Scheduler:
     """Shortest remaining request first, with ageing; packs what pays; decides anew at every step.
 
     A request's rank is `remaining_ms + ageing * arrival_ms`, plus a constant for low priority. It only falls, so a
-    request is never overtaken by one that arrives later than `(remaining_ms + low_priority_ms) / ageing` after it:
-    that is the fairness bound. The first row in rank order always runs, whatever it costs.
+    request is never overtaken by one that arrives later than `(remaining_ms + low_priority_ms + switch_ms) / ageing`
+    after it: that is the fairness bound. The first row in rank order always runs, whatever it costs.
     """
 
     def __init__(self, config: SchedulerConfig, cost: CostModel) -> None:
@@ -61,6 +64,7 @@ class Scheduler:
         self._numbers: dict[Request, int] = {}
         self._deadlines: list[tuple[float, int, Request]] = []
         self._resident = 0
+        self._group: str | None = None
         self._clean_steps = 0
 
     @property
@@ -179,8 +183,11 @@ class Scheduler:
         skipped = 0
         total_ms, tokens = self.cost.fixed_ms, 0
         newcomers: set[int] = set()
+        self._group = self._choose_group()
         for position, (_, _, _, row) in enumerate(self._order):
             request = row.request
+            if request.group != self._group:
+                continue
             is_new = not request.is_admitted and id(request) not in newcomers
             row_ms = self.cost.row_ms(request.tokens)
             waiting = len(self._order) - position
@@ -203,13 +210,28 @@ class Scheduler:
             del self._order[position]
         return tuple(picked)
 
+    def _choose_group(self) -> str | None:
+        """The group of the first row, unless the running group's first is behind it by less than a switch costs."""
+        is_full = self._resident >= self.config.max_resident
+        first: Entry | None = None
+        for entry in self._order:
+            request = entry[3].request
+            if is_full and not request.is_admitted:
+                continue
+            first = first or entry
+            if entry[0] > first[0] + self.config.switch_ms:
+                break
+            if request.group == self._group:
+                return self._group
+        return first[3].request.group if first else self._group
+
     def _joins(self, row: Row, picked: list[Row], total_ms: float, tokens: int, row_ms: float, waiting: int) -> bool:
         """Does the row fit beside those picked, and does it pay?
 
         By exchange: left out, it and all behind it pay the fixed cost of a step once more; taken along, everyone
         before it waits `row_ms` longer.
         """
-        if row.request.group != picked[0].request.group or total_ms > self.config.budget_ms:
+        if total_ms > self.config.budget_ms:
             return False
         if self.token_limit is not None and tokens + row.request.tokens > self.token_limit:
             return False

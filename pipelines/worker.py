@@ -30,7 +30,7 @@ import transformers
 from models.accelerator import Accelerator, DeviceError, open_accelerator, pick_dtype
 from models.checkpoint_files import LoadError
 from models.registry import UnknownModelError, resolve
-from pipelines.engine import Engine
+from pipelines.engine import Engine, EngineConfig
 from pipelines.pool import ModelPool
 from pipelines.protocol import (
     Cancel,
@@ -45,10 +45,13 @@ from pipelines.protocol import (
     Submit,
     encode,
 )
+from pipelines.scheduler import SchedulerConfig
 
 HEARTBEAT_S = 0.5
 POLL_S = 0.002
 """Pause while only a prompt or a picture is under way beside the steps; a new request ends it at once."""
+SWITCH_MS = 10_000.0
+"""What it costs to load another checkpoint where memory does not hold all: tens of gigabytes from the page cache."""
 EXIT_BROKEN = 3
 """Exit status when the model, the device or an argument is at fault: a restart will not help by itself."""
 
@@ -110,7 +113,8 @@ def serve(link: Link, pool: ModelPool, accelerator: Accelerator) -> int:
     """Load every model, then step until told to stop. Returns the exit status."""
     models = [_describe(pool, name) for name in pool.specs]
     link.send(Ready(str(accelerator.device), accelerator.name, models))
-    engine = Engine(pool.runner, accelerator)
+    switch_ms = SWITCH_MS if len(pool.loaded) < len(pool.specs) else 0.0
+    engine = Engine(pool.runner, accelerator, EngineConfig(SchedulerConfig(switch_ms=switch_ms)))
     last_beat, pause_s = 0.0, 0.0
     while True:
         for frame in link.receive(pause_s):

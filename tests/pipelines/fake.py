@@ -10,9 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from models.accelerator import CpuAccelerator, Launched
-from pipelines.params import GenerationParams
-from pipelines.request import Admission, Conditioning, Request, RequestError, Row
-from pipelines.runner import Decoded
+from pipelines.request import Admission, Conditioning, Request, Row
+from pipelines.runner import Decoded, Limits
 
 T = TypeVar("T")
 
@@ -43,9 +42,10 @@ class Held(Ready):
 
 
 class FakeRunner:
-    """Ten tokens a picture; records what ran together; raises what the hooks raise."""
+    """Records what ran together; raises what the hooks raise."""
 
     has_safety_checker = True
+    limits = Limits(size_multiple=8, max_pixels=64 * 64, max_sequence_length=16)
 
     def __init__(self) -> None:
         self.steps: list[list[str]] = []
@@ -55,13 +55,6 @@ class FakeRunner:
         self.unsafe_probability = 0.1
         self.hold_decodes = False
         self.held: list[Held] = []
-
-    def check(self, params: GenerationParams) -> None:
-        if params.width > 1000:
-            raise RequestError("at most 1000")
-
-    def tokens(self, params: GenerationParams) -> int:
-        return 10
 
     def admit(self, request: Request) -> Launched[Admission]:
         def work() -> Admission:

@@ -210,7 +210,7 @@ def test_a_sticky_device_error_ends_the_engine(engine: Engine, runner: FakeRunne
 
 
 @pytest.mark.parametrize(
-    ("changes", "word"), [({"width": 1001}, "1000"), ({"model": "other"}, "other"), ({"width": 0}, "width")]
+    ("changes", "word"), [({"width": 129}, "4096"), ({"model": "other"}, "other"), ({"width": 0}, "width")]
 )
 def test_what_cannot_be_done_fails_at_once(engine: Engine, changes: dict[str, object], word: str) -> None:
     values = make_params().to_dict() | changes

@@ -110,6 +110,32 @@ def test_models_never_share_a_step() -> None:
     assert len({request.group for request in requests_of(scheduler.plan())}) == 1
 
 
+def test_the_running_model_goes_on_until_a_switch_pays() -> None:
+    scheduler = make_scheduler(budget_ms=30, switch_ms=500.0, ageing=0.1)
+    running, short = make_request(steps=10, group="a"), make_request(steps=1, group="b", arrival=0.1)
+    scheduler.add(running)
+    run_step(scheduler)
+    scheduler.add(short)
+    for _ in range(9):
+        assert requests_of(run_step(scheduler)) == [running]
+    assert requests_of(run_step(scheduler)) == [short]
+    scheduler.add(make_request(steps=1, group="b", arrival=0.2))
+    long_ago = make_request(steps=1, group="a", arrival=-10.0)
+    scheduler.add(long_ago)
+    assert requests_of(run_step(scheduler)) == [long_ago]
+
+
+def test_a_full_device_goes_on_with_what_it_holds() -> None:
+    scheduler = make_scheduler(max_resident=1)
+    held, short = make_request(steps=9, group="a"), make_request(steps=1, group="b", arrival=0.1)
+    scheduler.add(held)
+    run_step(scheduler)
+    scheduler.add(short)
+    for _ in range(8):
+        assert requests_of(run_step(scheduler)) == [held]
+    assert requests_of(run_step(scheduler)) == [short]
+
+
 def test_memory_is_bounded_by_resident_requests() -> None:
     scheduler = make_scheduler(max_resident=2)
     for _ in range(10):
