@@ -58,7 +58,7 @@ def create_app(node: Node) -> FastAPI:
     app.include_router(system_router(node, metrics, VERSION))
     app.include_router(openai_router(node))
     app.add_exception_handler(WireError, _wire_error)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    app.openapi = lambda: _openapi(app, not keys.is_open)  # type: ignore[method-assign]
     app.add_middleware(
         Gateway,
         areas={
@@ -97,10 +97,10 @@ async def _wire_error(_: Request, exc: Exception) -> Response:
     return error_response(exc)
 
 
-def _openapi(app: FastAPI) -> dict[str, Any]:
+def _openapi(app: FastAPI, is_protected: bool) -> dict[str, Any]:
     """fal's areas from the endpoint table, our own pages as FastAPI describes them."""
     own = FastAPI.openapi(app)
-    document = catalogue.openapi(catalogue.all_endpoints(), app.title, app.version)
+    document = catalogue.openapi(catalogue.all_endpoints(), app.title, app.version, is_protected)
     document["paths"] |= own["paths"]
     document["components"]["schemas"] |= own.get("components", {}).get("schemas", {})
     return document

@@ -38,7 +38,9 @@ def _entry(row: Endpoint, spec: ModelSpec) -> dict[str, Any]:
     return {"endpoint_id": row.id, "metadata": metadata}
 
 
-def openapi(rows: Iterable[Endpoint], title: str, version: str, server_url: str = "") -> dict[str, Any]:
+def openapi(
+    rows: Iterable[Endpoint], title: str, version: str, is_protected: bool, server_url: str = "/"
+) -> dict[str, Any]:
     """OpenAPI 3.1 of some endpoints: each runs at once under /run, is queued under /queue, and is followed up."""
     paths: dict[str, Any] = {}
     schemas: dict[str, Any] = {}
@@ -52,19 +54,19 @@ def openapi(rows: Iterable[Endpoint], title: str, version: str, server_url: str 
     for model in answers.ALL:
         _collect(model.model_json_schema(ref_template=_SCHEMAS + "{model}"), model.__name__, schemas)
     key = {"type": "apiKey", "in": "header", "name": "Authorization", "description": "Key YOUR_KEY"}
-    return {
+    document = {
         "openapi": "3.1.0",
         "info": {"title": title, "version": version},
-        "servers": [{"url": server_url or "/"}],
+        "servers": [{"url": server_url}],
         "paths": paths,
         "components": {"schemas": schemas, "securitySchemes": {"apiKeyAuth": key}},
-        "security": [{"apiKeyAuth": []}],
     }
+    return document | ({"security": [{"apiKeyAuth": []}]} if is_protected else {})
 
 
-def queue_openapi(row: Endpoint, version: str, server_url: str) -> dict[str, Any]:
+def queue_openapi(row: Endpoint, version: str, is_protected: bool, server_url: str) -> dict[str, Any]:
     """One endpoint's document, with the metadata that fal puts there."""
-    document = openapi([row], f"Queue OpenAPI for {row.id}", version, server_url)
+    document = openapi([row], f"Queue OpenAPI for {row.id}", version, is_protected, server_url)
     document["info"]["x-fal-metadata"] = {
         "endpointId": row.id,
         "category": "text-to-image",
@@ -101,7 +103,7 @@ def _run(row: Endpoint, name: str) -> dict[str, Any]:
 def _stream(row: Endpoint, name: str) -> dict[str, Any]:
     events = {
         "description": "Progress events, then the output",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {}},
     }
     answers_ = {"200": events} | _errors("400", "401", "413", "422", "429", "499", "500", "503", "504")
     return _operation(f"{row.summary}: run now, with progress", f"stream{name}", answers_, name)
@@ -121,7 +123,7 @@ def _follow_ups(root: str) -> dict[str, Any]:
     status = {"200": _json("Ended", "QueueStatus"), "202": _json("Not ended yet", "QueueStatus")} | _errors(
         "401", "404"
     )
-    events = {"description": "Status events", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+    events = {"description": "Status events", "content": {"text/event-stream": {}}}
     result = {"200": _json("The pictures", "Output")} | _errors("400", "401", "404", "422", "499", "500", "503", "504")
     cancel = {"202": _json("The request will end", "Cancellation")} | _errors("400", "401", "404")
     operations = {

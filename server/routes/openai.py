@@ -26,13 +26,16 @@ if TYPE_CHECKING:
     from server.node import Node
 
 _TYPES = {401: "authentication_error", 404: "invalid_request_error", 429: "rate_limit_error"}
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"description": "An error in OpenAI's shape"} for status in (400, 401, 404, 413, 429, 499, 500, 503)
+}
 
 
 def openai_router(node: Node) -> APIRouter:
     """The facade's one route; the model list is in `system`."""
     router = APIRouter()
 
-    @router.post("/v1/images/generations", openapi_extra=_openapi_extra())
+    @router.post("/v1/images/generations", responses=_RESPONSES, openapi_extra=_openapi_extra())
     async def generate(request: Request) -> Response:
         """Draw now and answer as OpenAI does."""
         try:

@@ -56,13 +56,14 @@ def system_router(node: Node, metrics: Metrics, version: str) -> APIRouter:
         found = [row for row in rows if not q or q.lower() in f"{row.id} {row.summary}".lower()]
         return catalogue.model_list(found[:limit], node.model_for)
 
-    @router.get("/api/openapi/queue/openapi.json")
+    @router.get("/api/openapi/queue/openapi.json", responses={404: {"description": "No such endpoint"}})
     async def endpoint_openapi(endpoint_id: str, request: Request) -> dict[str, Any]:
         """One endpoint's OpenAPI document, where fal has it."""
         row = endpoints.ENDPOINTS.get(endpoint_id)
         if row is None:
             raise PlainError(404, f"Application '{endpoint_id[:200]}' not found")
-        return catalogue.queue_openapi(row, version, request.scope["arrival"].origin)
+        origin = request.scope["arrival"].origin
+        return catalogue.queue_openapi(row, version, bool(node.settings.api_keys), origin)
 
     @router.get("/", response_class=HTMLResponse)
     @router.get("/docs", response_class=HTMLResponse)

@@ -183,6 +183,11 @@ def test_openapi_describes_every_endpoint(api: Api) -> None:
     assert len(names) == len(set(names))
 
 
+def test_openapi_asks_for_a_key_where_the_server_does(api: Api, locked: Api) -> None:
+    assert "security" not in api.http.get("/openapi.json").json()
+    assert locked.http.get("/openapi.json").json()["security"] == [{"apiKeyAuth": []}]
+
+
 def test_answers_are_as_openapi_says(api: Api) -> None:
     def check(name: str, answer: httpx.Response) -> None:
         model = {model.__name__: model for model in answers.ALL}[name]
