@@ -1,7 +1,7 @@
 """Realtime: inputs and results over one WebSocket, in msgpack or JSON, in order.
 
 Every input is an ephemeral job. Inputs that come faster than they are drawn wait in a short line, from which the
-oldest fall out; the answer has the encoding of its question.
+oldest fall out; a result has the encoding of its question.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ IDLE_S = 60.0
 """A socket on which nothing happens for this long is closed; clients open it again at the next input."""
 MAX_BUFFERING = 60
 REALTIME_PATHS = ("realtime", "")
+ERROR = "x-fal-error"
 NORMAL_CLOSE = 1000
 REFUSED = 1008
 
@@ -168,7 +169,8 @@ class _Session:
         return result
 
     async def _send(self, body: dict[str, Any]) -> None:
-        if self.is_binary:
+        # Errors are always text: only there does fal_client raise them instead of returning them.
+        if self.is_binary and body.get("type") != ERROR:
             await self.socket.send_bytes(msgpack.packb(body))
         else:
             await self.socket.send_text(orjson.dumps(body).decode())
@@ -183,7 +185,7 @@ def _max_buffering(query: bytes) -> int:
 
 
 def _error(code: str, reason: str) -> dict[str, Any]:
-    return {"type": "x-fal-error", "error": code, "reason": reason}
+    return {"type": ERROR, "error": code, "reason": reason}
 
 
 def _text(failure: WireError) -> str:
