@@ -12,9 +12,9 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.acceptance.judging import assert_shows
+from tests.acceptance.judging import assert_holds, is_right
 from tests.acceptance.official import Client
-from tests.acceptance.serving import Server
+from tests.acceptance.serving import MODEL, Server
 
 PROMPT = "a red circle on a blue background"
 STEP = re.compile(r"step (\d+)/(\d+)")
@@ -54,7 +54,34 @@ def test_subscribe_shows_the_steps_and_brings_the_picture(client: Client, server
     assert (image["width"], image["height"], image["content_type"]) == (1024, 768, "image/jpeg")
     picture = download(server, image["url"])
     assert (picture.size, picture.format) == ((1024, 768), "JPEG")
-    assert_shows(picture, "blue", [("red", "circle")])
+    assert_holds(picture, ground="blue", colour="red")
+
+
+@pytest.mark.skipif(MODEL != "flux-shapes", reason="only the embedded model draws what it is told")
+def test_pictures_follow_their_prompts(server: Server) -> None:
+    grounds, colours = ("blue", "white", "black"), ("red", "green", "yellow")
+    shapes = ("circle", "square", "star")
+    wanted = [(ground, colour, shape) for ground, colour in zip(grounds, colours, strict=True) for shape in shapes]
+    right = []
+    for seed, (ground, colour, shape) in enumerate(wanted):
+        body = {"prompt": f"a {colour} {shape} on a {ground} background", "image_size": "square", "seed": seed}
+        answer = httpx.post(f"{server.url}/run/fal-ai/flux/dev", json=body, timeout=60).json()
+        if is_right(download(server, answer["images"][0]["url"]), ground, colour, shape):
+            right.append((ground, colour, shape))
+    assert len(right) >= 7, f"only {right} of {wanted}"
+
+
+@pytest.mark.skipif(MODEL != "flux-shapes", reason="only the embedded model has a sign that its checker forbids")
+def test_a_flagged_picture_is_black_unless_the_checker_is_off(server: Server) -> None:
+    body = {"prompt": "a black skull on a red background", "image_size": "square", "seed": 5, "output_format": "png"}
+    flagged, shown = (
+        httpx.post(f"{server.url}/run/fal-ai/flux/dev", json=body | {"enable_safety_checker": on}, timeout=60).json()
+        for on in (True, False)
+    )
+    assert (flagged["has_nsfw_concepts"], shown["has_nsfw_concepts"]) == ([True], [False])
+    assert download(server, flagged["images"][0]["url"]).getextrema() == ((0, 0), (0, 0), (0, 0))
+    assert download(server, shown["images"][0]["url"]).getextrema() != ((0, 0), (0, 0), (0, 0))
+    assert server.health()["has_safety_checker"] is True
 
 
 def test_submit_status_and_result_by_id(client: Client, server: Server) -> None:
