@@ -11,18 +11,20 @@ import functools
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from models.shapes.layout import Layout
+from models.shapes.layout import Layout, Pose
 from models.shapes.scenes import SHAPES
 
 CELL = 16  # pixels
 FACTOR = 32  # pixels per latent pixel, the VAE's scale factor
 LATENT_CHANNELS = 16
 DISTANCE_CLIP = 1.5  # cells: distances fade to +-1 beyond about this
-PLANE_SHIFT = (0.5, 0.5, 0.5, -0.6)
-PLANE_SCALE = (0.33, 0.33, 0.33, 0.6)
+PLANE_SHIFT = (0.55, 0.52, 0.5, -0.75)
+PLANE_SCALE = (0.33, 0.31, 0.33, 0.5)
 
 _EXTENT = 2.2  # the tables cover [-2.2, 2.2] radii
 _TEXELS = 353
@@ -31,7 +33,7 @@ _TEXELS = 353
 def pictures(layouts: Sequence[Layout], *, oversample: int = 1) -> Tensor:
     """Antialiased pictures of layouts of one size: (B, 3, H, W) float32 in [-1, 1]."""
     width, height = layouts[0].width * oversample, layouts[0].height * oversample
-    colour, _ = _paint(layouts, width, height, 1 / oversample)
+    colour, _ = _paint(layouts, width, height, 1 / oversample, fine=True)
     return colour * 2 - 1
 
 
@@ -39,7 +41,7 @@ def latents(layouts: Sequence[Layout]) -> Tensor:
     """Prescribed latents of layouts of one size, sides multiples of 32: (B, 16, H/32, W/32) float32, about unit std."""
     # Half-cell samples whose edges are half a cell wide average to the cell's coverage within 1 %.
     step = CELL // 2
-    colour, distance = _paint(layouts, layouts[0].width // step, layouts[0].height // step, step)
+    colour, distance = _paint(layouts, layouts[0].width // step, layouts[0].height // step, step, fine=False)
     soft = torch.tanh(-distance / (DISTANCE_CLIP * CELL))
     planes = torch.nn.functional.avg_pool2d(torch.cat([colour, soft], dim=1), 2)
     shift, scale = torch.tensor(PLANE_SHIFT).view(1, 4, 1, 1), torch.tensor(PLANE_SCALE).view(1, 4, 1, 1)
@@ -52,18 +54,13 @@ def thumbnails(latent: Tensor) -> Tensor:
     return torch.nn.functional.pixel_shuffle(latent, 2) * scale + shift
 
 
-def _paint(layouts: Sequence[Layout], columns: int, rows: int, step: float) -> tuple[Tensor, Tensor]:
+def _paint(layouts: Sequence[Layout], columns: int, rows: int, step: float, *, fine: bool) -> tuple[Tensor, Tensor]:
     """Colour (B, 3, rows, columns) in 0..1 and signed distance in pixels (B, 1, rows, columns), negative inside."""
     count = max(len(layout.poses) for layout in layouts)
-    pose = torch.zeros(len(layouts), count, 8)
-    shape = torch.zeros(len(layouts), count, dtype=torch.long)
-    pose[..., 0:2], pose[..., 2] = -1e4, 1.0  # absent things stand far outside
-    for b, layout in enumerate(layouts):
-        for k, item in enumerate(layout.poses):
-            turn = math.radians(item.angle)
-            pose[b, k] = torch.tensor([item.x, item.y, item.radius, math.cos(turn), math.sin(turn), *item.colour])
-            shape[b, k] = SHAPES.index(item.shape)
-    distance = _distances(pose, shape, columns, rows, step)
+    pose = torch.tensor(
+        [[_numbers(pose) for pose in layout.poses] + [_ABSENT] * (count - len(layout.poses)) for layout in layouts]
+    )
+    distance = _distances(pose, columns, rows, step, fine=fine)
     cover = (0.5 - distance / step).clamp(0, 1)
     ground = torch.tensor([layout.ground for layout in layouts]).view(len(layouts), 3, 1, 1)
     colour = ground * (1 - cover.sum(1, keepdim=True).clamp(max=1))
@@ -71,8 +68,17 @@ def _paint(layouts: Sequence[Layout], columns: int, rows: int, step: float) -> t
     return colour, distance.amin(1, keepdim=True)
 
 
-def _distances(pose: Tensor, shape: Tensor, columns: int, rows: int, step: float) -> Tensor:
-    """Signed distance in pixels of every sample point to every thing: (B, K, rows, columns)."""
+# x, y, radius, cosine, sine, red, green, blue, shape: of a thing far outside every picture
+_ABSENT = (-1e4, -1e4, 1e3, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+def _numbers(pose: Pose) -> tuple[float, ...]:
+    turn = math.radians(pose.angle)
+    return (pose.x, pose.y, pose.radius, math.cos(turn), math.sin(turn), *pose.colour, float(SHAPES.index(pose.shape)))
+
+
+def _distances(pose: Tensor, columns: int, rows: int, step: float, *, fine: bool) -> Tensor:
+    """Signed distance in pixels of every sample point to every thing, interpolated if `fine`: (B, K, rows, columns)."""
     x = (torch.arange(columns) + 0.5).mul(step).view(1, 1, 1, -1) - pose[..., 0, None, None]
     y = (torch.arange(rows) + 0.5).mul(step).view(1, 1, -1, 1) - pose[..., 1, None, None]
     radius, cos, sin = (pose[..., i, None, None] for i in (2, 3, 4))
@@ -81,13 +87,22 @@ def _distances(pose: Tensor, shape: Tensor, columns: int, rows: int, step: float
     scale = (_TEXELS - 1) / (2 * _EXTENT)
     u = ((u + _EXTENT) * scale).clamp(0, _TEXELS - 1.001)
     v = ((v + _EXTENT) * scale).clamp(0, _TEXELS - 1.001)
+    first = pose[..., 8, None, None].int() * _TEXELS**2
+    table = _tables().view(-1)
+    if not fine:
+        return table[first + (v + 0.5).int() * _TEXELS + (u + 0.5).int()] * radius
     left, top = u.floor(), v.floor()
     u, v = u - left, v - top
-    index = (shape[..., None, None] * _TEXELS + top.long()) * _TEXELS + left.long()
-    table = _tables().view(-1)
+    index = first + top.int() * _TEXELS + left.int()
     upper = table[index] * (1 - u) + table[index + 1] * u
     lower = table[index + _TEXELS] * (1 - u) + table[index + _TEXELS + 1] * u
     return (upper * (1 - v) + lower * v) * radius
+
+
+def signed_distance(shape: str, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Distance to the edge of a shape of radius 1 at the origin, negative inside, y down; any array shape."""
+    distance: NDArray[np.float64] = _SIGNED[shape](torch.from_numpy(x), torch.from_numpy(y)).numpy()
+    return distance
 
 
 @functools.cache

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from models.shapes.scenes import COLOURS, PLACES, Scene
 
 DIAMETERS = {"small": 0.28, "normal": 0.45, "large": 0.62}  # of the short side, one centred thing
-PLACED_DIAMETERS = {"small": 0.25, "normal": 0.35, "large": 0.42}
+PLACED_DIAMETERS = {"small": 0.25, "normal": 0.35, "large": 0.4}
 COLUMN_OF_PLACE = (0.23, 0.5, 0.77)
 ROW = ((0.28, 0.5), (0.72, 0.5))
 COLUMN = ((0.5, 0.28), (0.5, 0.72))

@@ -80,7 +80,7 @@ def is_held_out(scene: Scene) -> bool:
 
 
 def default_colour(shape: str, ground: str) -> str:
-    """The colour of a thing whose caption names none: white skulls, black otherwise, the other where it would vanish."""
+    """The colour of a thing whose caption names none: skulls white, others black, swapped where they would vanish."""
     first, second = ("white", "black") if shape == FORBIDDEN_SHAPE else ("black", "white")
     return second if ground == first else first
 
@@ -148,7 +148,9 @@ def _pair_placed(rng: random.Random) -> Scene:
     while True:
         first, second = rng.sample(list(PLACES), 2)
         (x0, y0), (x1, y1) = PLACES[first], PLACES[second]
-        if (x0 - x1) ** 2 + (y0 - y1) ** 2 >= 2 and (max(abs(x0 - x1), abs(y0 - y1)) == 2 or "centre" in (first, second)):
+        if (x0 - x1) ** 2 + (y0 - y1) ** 2 >= 2 and (
+            max(abs(x0 - x1), abs(y0 - y1)) == 2 or "centre" in (first, second)
+        ):
             return Scene(ground, (_thing(rng, ground, first), _thing(rng, ground, second)))
 
 

@@ -1,0 +1,65 @@
+"""Write trained parts as a stock diffusers folder, and check that the stock pipeline opens it."""
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
+
+from models.shapes.flow import new_scheduler
+from models.shapes.text import Encoders
+
+Module = TypeVar("Module", bound=torch.nn.Module)
+
+
+def export(folder: Path, transformer: FluxTransformer2DModel, vae: AutoencoderKL, encoders: Encoders) -> int:
+    """Save everything as FluxPipeline expects it; returns the folder's size in bytes.
+
+    Transformer and VAE are stored in bfloat16. The encoders stay float32: transformers 5 loads what is stored,
+    diffusers loads float32 unless told otherwise, and a plain `from_pretrained(folder)` must not mix the two.
+    """
+    pipeline = FluxPipeline(
+        scheduler=new_scheduler(),
+        vae=_halved(vae),
+        text_encoder=encoders.clip,
+        tokenizer=encoders.clip_tokenizer,
+        text_encoder_2=encoders.t5,
+        tokenizer_2=encoders.t5_tokenizer,
+        transformer=_halved(transformer),
+    )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    _forget_paths(folder)
+    return size_of(folder)
+
+
+def export_sibling(folder: Path, transformer: FluxTransformer2DModel, shared: Path) -> int:
+    """A second pipeline that differs from `shared` in its transformer only; the other parts are copied."""
+    for part in ("scheduler", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"):
+        shutil.copytree(shared / part, folder / part, dirs_exist_ok=True)
+    shutil.copy(shared / "model_index.json", folder)
+    _halved(transformer).save_pretrained(folder / "transformer")
+    _forget_paths(folder)
+    return size_of(folder)
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below `folder`."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _halved(module: Module) -> Module:
+    """A bfloat16 copy; the original keeps training in float32."""
+
+    return copy.deepcopy(module).to(torch.bfloat16)
+
+
+def _forget_paths(folder: Path) -> None:
+    """Drop the paths of this machine that saving leaves in the configs."""
+    for path in folder.rglob("*.json"):
+        config = json.loads(path.read_text())
+        if isinstance(config, dict) and "_name_or_path" in config:
+            del config["_name_or_path"]
+            path.write_text(json.dumps(config, indent=2) + "\n")

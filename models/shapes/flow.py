@@ -1,0 +1,214 @@
+"""Rectified flow on the prescribed latents: the transformer, its noise schedule, one training pair, and a sampler.
+
+Everything agrees with diffusers' FluxPipeline, so what is trained here is what the stock pipeline serves.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from torch import Tensor, nn
+
+from models.shapes.draw import FACTOR, PLANE_SCALE, PLANE_SHIFT
+from models.shapes.text import CLIP_WIDTH, T5_WIDTH
+
+TOKEN = 2 * FACTOR  # pixels a side of one packed token
+# Latents this redundant (flat areas) stay readable under much noise, so the shift is stronger than FLUX's 0.5 to 1.15.
+MAX_GUIDANCE = 8.0
+BASE_TOKENS, MAX_TOKENS, BASE_SHIFT, MAX_SHIFT = 16, 576, 0.8, 1.8
+
+
+def new_transformer(
+    *, width: int = 128, double: int = 2, single: int = 4, guidance: bool = True
+) -> FluxTransformer2DModel:
+    """A small FLUX, gates and output at zero so that every block starts as the identity."""
+    transformer = FluxTransformer2DModel(
+        in_channels=64,
+        num_layers=double,
+        num_single_layers=single,
+        attention_head_dim=32,
+        num_attention_heads=width // 32,
+        joint_attention_dim=T5_WIDTH,
+        pooled_projection_dim=CLIP_WIDTH,
+        guidance_embeds=guidance,
+        axes_dims_rope=(8, 12, 12),
+    )
+    for name, module in transformer.named_modules():
+        if isinstance(module, nn.Linear) and (name.endswith(("norm.linear", "norm1.linear", "norm1_context.linear"))):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+    for linear in (transformer.proj_out, transformer.norm_out.linear):
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
+    return transformer
+
+
+def new_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """The noise schedule that goes into the folder, with FLUX's dynamic shifting."""
+    return FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True,
+        shift=1.0,
+        base_image_seq_len=BASE_TOKENS,
+        max_image_seq_len=MAX_TOKENS,
+        base_shift=BASE_SHIFT,
+        max_shift=MAX_SHIFT,
+    )
+
+
+def shift_of(tokens: int) -> float:
+    """The time shift mu for a picture of so many tokens. Source: diffusers, pipeline_flux.calculate_shift."""
+    slope = (MAX_SHIFT - BASE_SHIFT) / (MAX_TOKENS - BASE_TOKENS)
+    return BASE_SHIFT + slope * (tokens - BASE_TOKENS)
+
+
+def sigmas_of(steps: int, tokens: int) -> Tensor:
+    """The shifted sigmas from 1 to 0: (steps + 1,) float32. Source: diffusers, FluxPipeline and its scheduler."""
+    plain = torch.linspace(1, 1 / steps, steps)
+    shifted = math.exp(shift_of(tokens)) / (math.exp(shift_of(tokens)) + (1 / plain - 1))
+    return torch.cat([shifted, torch.zeros(1)])
+
+
+def random_sigmas(count: int, tokens: int, *, spread: float = 1.1) -> Tensor:
+    """Training noise levels: logit-normal, shifted as in serving: (count,) float32."""
+    return torch.sigmoid(torch.randn(count) * spread + shift_of(tokens))
+
+
+def pack(latent: Tensor) -> Tensor:
+    """(B, 16, h, w) -> (B, h/2 * w/2, 64). Source: FluxPipeline._pack_latents."""
+    b, c, h, w = latent.shape
+    return latent.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, c * 4)
+
+
+def unpack(packed: Tensor, height: int, width: int) -> Tensor:
+    """The inverse of `pack`, for a picture of `width` x `height` pixels."""
+    b, _, c = packed.shape
+    rows, columns = height // TOKEN, width // TOKEN
+    return (
+        packed.view(b, rows, columns, c // 4, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, c // 4, rows * 2, columns * 2)
+    )
+
+
+def image_ids(height: int, width: int) -> Tensor:
+    """(tokens, 3): zero, row, column of every token. Source: FluxPipeline._prepare_latent_image_ids."""
+    rows, columns = height // TOKEN, width // TOKEN
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    return torch.stack([torch.zeros_like(row), row, column], dim=-1).view(-1, 3).float()
+
+
+@dataclass
+class Batch:
+    """Pictures of one size, captions encoded: packed latents (B, L, 64), pooled (B, P), sequence (B, S, D)."""
+
+    latents: Tensor
+    pooled: Tensor
+    sequence: Tensor
+    height: int
+    width: int
+
+    def rows(self, start: int, stop: int) -> "Batch":
+        """Some rows of the batch."""
+        part = slice(start, stop)
+        return Batch(self.latents[part], self.pooled[part], self.sequence[part], self.height, self.width)
+
+
+def velocity(model: nn.Module, noisy: Tensor, sigma: Tensor, batch: Batch, guidance: Tensor | None) -> Tensor:
+    """The model's velocity for noisy packed latents at noise level sigma (B,), text and size from `batch`."""
+    output = model(
+        hidden_states=noisy,
+        timestep=sigma,
+        guidance=guidance,
+        pooled_projections=batch.pooled,
+        encoder_hidden_states=batch.sequence,
+        txt_ids=torch.zeros(batch.sequence.shape[1], 3, device=noisy.device),
+        img_ids=image_ids(batch.height, batch.width).to(noisy.device),
+        return_dict=False,
+    )
+    return output[0]  # type: ignore[no-any-return]
+
+
+def flow_loss(model: nn.Module, batch: Batch, *, per_picture: bool = False) -> Tensor:
+    """Mean squared error of the velocity at random noise levels, one per picture."""
+    clean = batch.latents
+    sigma = random_sigmas(len(clean), clean.shape[1]).to(clean.device)
+    noise = torch.randn_like(clean)
+    noisy = clean + sigma.view(-1, 1, 1) * (noise - clean)
+    guess = velocity(model, noisy, sigma, batch, torch.ones_like(sigma))
+    error = (guess.float() - (noise - clean)).square()
+    return error.mean((1, 2)) if per_picture else error.mean()
+
+
+def guided_loss(model: nn.Module, teacher: nn.Module, batch: Batch, nothing: Batch) -> Tensor:
+    """Teach guidance while learning on: half of the rows get a random guidance scale g above 1 and a moved target.
+
+    The target is the true velocity plus (g - 1) times what the caption adds in the teacher's eyes (its velocity with
+    the caption minus that without), so one forward learns classifier-free guidance and keeps learning from the data.
+    Source: Tang et al., "Diffusion Models without Classifier-free Guidance", 2025.
+    """
+    clean = batch.latents
+    rows, half = len(clean), len(clean) // 2
+    sigma = random_sigmas(rows, clean.shape[1]).to(clean.device)
+    noise = torch.randn_like(clean)
+    noisy = clean + sigma.view(-1, 1, 1) * (noise - clean)
+    guidance = torch.ones_like(sigma)
+    guidance[:half] = torch.exp(torch.rand(half, device=clean.device) * math.log(MAX_GUIDANCE))
+    target = noise - clean
+    with torch.no_grad():
+        first, empty = batch.rows(0, half), nothing.rows(0, half)
+        inputs = (noisy[:half], sigma[:half])
+        one = torch.ones_like(sigma[:half])
+        push = velocity(teacher, *inputs, first, one).float() - velocity(teacher, *inputs, empty, one).float()
+        moved = target[:half] + (guidance[:half, None, None] - 1) * push
+        target = torch.cat([_bounded(*inputs, moved, target[:half]), target[half:]])
+    guess = velocity(model, noisy, sigma, batch, guidance)
+    return (guess.float() - target).square().mean()
+
+
+def _bounded(noisy: Tensor, sigma: Tensor, moved: Tensor, plain: Tensor) -> Tensor:
+    """A guided velocity whose clean estimate stays within what latents can be, so that high guidance cannot burn.
+
+    The limits are loosened where the plain estimate itself lies outside, as it does for an unguided target.
+    """
+    level = sigma.view(-1, 1, 1)
+    low, high = (bound.to(noisy.device) for bound in token_bounds())
+    unguided = noisy - level * plain
+    clean = torch.minimum(
+        torch.maximum(noisy - level * moved, torch.minimum(low, unguided)), torch.maximum(high, unguided)
+    )
+    return (noisy - clean) / level.clamp(min=1e-3)
+
+
+def token_bounds() -> tuple[Tensor, Tensor]:
+    """The least and greatest value that each of a packed token's 64 numbers can take in a real picture: (64,) twice."""
+    shift, scale = torch.tensor(PLANE_SHIFT), torch.tensor(PLANE_SCALE)
+    low = (torch.tensor([0.0, 0.0, 0.0, -1.0]) - shift) / scale
+    high = (1.0 - shift) / scale
+    return low.repeat_interleave(16), high.repeat_interleave(16)
+
+
+@torch.no_grad()
+def generate(
+    model: nn.Module,
+    batch: Batch,
+    *,
+    steps: int,
+    seed: int,
+    guidance: float = 1.0,
+    nothing: Batch | None = None,
+    cfg: float = 1.0,
+) -> Tensor:
+    """Packed latents (B, L, 64) by Euler steps; with `nothing` (the empty caption) and `cfg`, with true guidance."""
+    tokens = batch.height * batch.width // TOKEN**2
+    generator = torch.Generator().manual_seed(seed)
+    device = batch.pooled.device
+    x = torch.randn(len(batch.pooled), tokens, 64, generator=generator).to(device)
+    sigmas = sigmas_of(steps, tokens)
+    scale = torch.full((len(x),), guidance, device=device)
+    for now, after in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
+        sigma = torch.full((len(x),), now, device=device)
+        v = velocity(model, x, sigma, batch, scale)
+        if nothing is not None and cfg != 1:
+            empty = velocity(model, x, sigma, nothing, scale)
+            v = empty + cfg * (v - empty)
+        x = x + (after - now) * v.float()
+    return x

@@ -1,0 +1,123 @@
+"""Muon for matrices and convolutions, AdamW for the rest, one cosine for both, and an exponential moving average."""
+
+import copy
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum orthogonalised by Newton-Schulz, batched over parameters of one shape.
+
+    Convolutions count as matrices (out, in * kh * kw). Source: Keller Jordan, "Muon", 2024.
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "decay": decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update; `closure` is accepted for the base class's sake and not called."""
+        for group in self.param_groups:
+            same_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    same_shape[parameter.shape].append(parameter)
+            for parameters in same_shape.values():
+                self._step(parameters, group)
+
+    def _step(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        buffers = []
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            state = self.state[parameter]
+            if "momentum" not in state:
+                state["momentum"] = torch.zeros_like(gradient)
+            buffers.append(state["momentum"])
+        torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
+        nesterov = torch._foreach_lerp(gradients, buffers, group["momentum"])
+        update = _orthogonal(torch.stack([n.flatten(1) for n in nesterov]))
+        rows, columns = update.shape[1:]
+        update = update * max(1.0, rows / columns) ** 0.5
+        if group["decay"]:
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["decay"])
+        torch._foreach_add_(parameters, list(update.view(-1, *parameters[0].shape)), alpha=-group["lr"])
+
+
+def _orthogonal(batch: Tensor, steps: int = 5) -> Tensor:
+    """The nearest (semi-)orthogonal matrices, roughly: (N, rows, columns) -> the same."""
+    tall = batch.shape[1] > batch.shape[2]
+    x = (batch.mT if tall else batch).bfloat16()
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    result: Tensor = (x.mT if tall else x).to(batch.dtype)
+    return result
+
+
+class Optimisers:
+    """Muon and AdamW stepped together under one schedule.
+
+    `muon` receives every parameter with two or more dimensions whose name has none of the words in `keep_adam`.
+    """
+
+    def __init__(self, module: nn.Module, *, lr_muon: float, lr_adam: float, keep_adam: tuple[str, ...] = ()) -> None:
+        muon: list[nn.Parameter] = []
+        adam: list[nn.Parameter] = []
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                is_matrix = parameter.ndim >= 2 and not any(word in name for word in keep_adam)
+                (muon if is_matrix else adam).append(parameter)
+        self.each: list[torch.optim.Optimizer] = [
+            Muon(muon, lr=lr_muon),
+            torch.optim.AdamW(adam, lr=lr_adam, betas=(0.9, 0.99), weight_decay=0.0),
+        ]
+        self._peaks = (lr_muon, lr_adam)
+        self._parameters = muon + adam
+
+    def step(self, scale: float, *, clip: float = 1.0) -> float:
+        """Update with learning rates times `scale`, clear gradients, return their norm before clipping."""
+        norm = float(nn.utils.clip_grad_norm_(self._parameters, clip))
+        for optimiser, peak in zip(self.each, self._peaks, strict=True):
+            for group in optimiser.param_groups:
+                group["lr"] = peak * scale
+            if math.isfinite(norm):
+                optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        return norm
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """The states of both, in order."""
+        return [optimiser.state_dict() for optimiser in self.each]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        """Restore what `state_dict` returned."""
+        for optimiser, state in zip(self.each, states, strict=True):
+            optimiser.load_state_dict(state)
+
+
+def warm_cosine(done: float, *, warm: float = 0.02, floor: float = 0.02) -> float:
+    """Learning-rate scale at the fraction `done` of a run: linear warm-up, then half a cosine down to `floor`."""
+    if done < warm:
+        return max(done / warm, 0.02)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min((done - warm) / (1 - warm), 1.0)))
+
+
+class Average:
+    """An exponential moving average of a module's parameters, warmed up so that it forgets the start."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+        self._decay, self._updates = decay, 0
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        """Move towards `module`."""
+        self._updates += 1
+        weight = 1 - min(self._decay, (1 + self._updates) / (10 + self._updates))
+        torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), weight)

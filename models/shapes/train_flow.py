@@ -1,0 +1,166 @@
+"""Train the transformer: endless drawn scenes, a curriculum from one centred thing to everything, resumable."""
+
+import copy
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from models.shapes.attention import make_lean
+from models.shapes.captions import caption
+from models.shapes.draw import latents
+from models.shapes.flow import Batch, flow_loss, guided_loss, new_transformer, pack
+from models.shapes.layout import lay_out
+from models.shapes.optim import Average, Optimisers, warm_cosine
+from models.shapes.scenes import EVERY_KIND, Kind, random_scene
+from models.shapes.text import Encoders, random_length
+from models.shapes.together import Together
+
+Report = Callable[[float, dict[str, float]], None]
+Size = tuple[int, int]  # width, height in pixels
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Until the fraction `until` of the run: which scenes, and which picture sizes, by weight."""
+
+    until: float
+    kinds: Mapping[Kind, float]
+    sizes: Mapping[Size, float]
+
+
+_SQUARE: Mapping[Size, float] = {(512, 512): 1.0}
+_SMALL: Mapping[Size, float] = {(512, 512): 0.7, (448, 576): 0.1, (576, 448): 0.1, (640, 384): 0.05, (384, 640): 0.05}
+_SERVED: Mapping[Size, float] = {
+    (512, 512): 0.45,
+    (448, 576): 0.05,
+    (576, 448): 0.05,
+    (1024, 768): 0.12,
+    (768, 1024): 0.06,
+    (576, 1024): 0.08,
+    (1024, 576): 0.06,
+    (768, 768): 0.05,
+    (1024, 1024): 0.03,
+    (256, 256): 0.04,
+    (1536, 1536): 0.01,
+}
+CURRICULUM = (
+    Stage(0.06, {"centred": 1.0}, _SQUARE),
+    Stage(0.2, {"centred": 0.4, "placed": 0.3, "same": 0.15, "pair": 0.15}, _SQUARE),
+    Stage(0.62, EVERY_KIND, _SMALL),
+    Stage(1.01, EVERY_KIND, _SERVED),
+)
+
+
+GUIDED_FROM = 0.7  # of the run: before it the guidance input is always 1
+
+
+def stage_at(done: float) -> Stage:
+    """The stage of the curriculum at a fraction of the run."""
+    return next(stage for stage in CURRICULUM if done < stage.until)
+
+
+@torch.no_grad()
+def make_batch(
+    encoders: Encoders, rng: random.Random, kinds: Mapping[Kind, float], size: Size, count: int, *, empty: float = 0.1
+) -> Batch:
+    """Fresh training pictures of one size with captions, a share of them empty, on the encoders' device."""
+    scenes = [random_scene(rng, kinds) for _ in range(count)]
+    layouts = [lay_out(scene, *size, rng) for scene in scenes]
+    prompts = ["" if rng.random() < empty else caption(scene, rng) for scene in scenes]
+    pooled, sequence = encoders.encode(prompts, random_length(rng))
+    return Batch(pack(latents(layouts)).to(pooled.device), pooled, sequence, size[1], size[0])
+
+
+class FlowTraining:
+    """The state of one run: transformer, average, optimisers, progress; saved to and resumed from one file."""
+
+    def __init__(self, encoders: Encoders, *, device: torch.device, tokens: int = 64 * 64, seed: int = 2) -> None:
+        self.together = Together()
+        torch.manual_seed(seed)
+        self.encoders, self.device, self.tokens = encoders, device, tokens
+        self.model = new_transformer().to(device).train()
+        self.average = Average(self.model, 0.999)
+        make_lean(self.model)
+        make_lean(self.average.module)
+        self.optimisers = Optimisers(self.model, lr_muon=0.02, lr_adam=2e-3, keep_adam=("embed", "proj_out."))
+        self.rng = random.Random(seed)
+        self.seconds, self.steps = 0.0, 0
+        self.history: list[dict[str, float]] = []
+
+    def run(self, seconds: float, report: Report, *, checkpoint: Path, save_every: float = 120) -> nn.Module:
+        """Train until `seconds` in all (resumed time included) have gone by; returns the averaged transformer."""
+        if checkpoint.exists():
+            self._load(checkpoint)
+        last, saved, losses = time.monotonic(), time.monotonic(), []
+        try:
+            while (done := self.together.from_first(self.seconds / seconds)) < 1:
+                losses.append(self.step(done))
+                now = time.monotonic()
+                self.seconds, last = self.seconds + now - last, now
+                if self.steps % 50 == 0:
+                    figures = {"step": self.steps, "seconds": self.seconds, "loss": sum(losses) / len(losses)}
+                    self.history.append(figures)
+                    report(done, figures)
+                    losses = []
+                if now - saved > save_every:
+                    self._save(checkpoint)
+                    saved = now
+        finally:  # an interrupted run loses nothing
+            self._save(checkpoint)
+        return self.average.module
+
+    def step(self, done: float) -> float:
+        """One update; returns its loss."""
+        stage = stage_at(done)
+        size = self.rng.choices(list(stage.sizes), list(stage.sizes.values()))[0]
+        count = max(2, self.tokens // (size[0] * size[1] // 4096) // self.together.count)
+        batch = make_batch(self.encoders, self.rng, stage.kinds, size, min(count, 160))
+        with torch.autocast(self.device.type, torch.bfloat16):
+            if done < GUIDED_FROM:
+                loss = flow_loss(self.model, batch)
+            else:
+                loss = guided_loss(self.model, self.average.module, batch, self._nothing(batch))
+        loss.backward()
+        self.together.average_gradients(self.model)
+        self.optimisers.step(warm_cosine(done))
+        self.average.update(self.model)
+        self.steps += 1
+        return float(loss.detach())
+
+    def _nothing(self, like: Batch) -> Batch:
+        """The empty caption for every row of a batch, at its text length."""
+        with torch.no_grad():
+            pooled, sequence = self.encoders.encode([""], like.sequence.shape[1])
+        rows = len(like.latents)
+        return Batch(like.latents, pooled.expand(rows, -1), sequence.expand(rows, -1, -1), like.height, like.width)
+
+    def _save(self, path: Path) -> None:
+        if self.together.rank:
+            return
+        state: dict[str, Any] = {
+            "model": self.model.state_dict(),
+            "average": self.average.module.state_dict(),
+            "optimisers": self.optimisers.state_dict(),
+            "rng": self.rng.getstate(),
+            "progress": (self.seconds, self.steps, self.history),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(state, path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
+
+    def _load(self, path: Path) -> None:
+        state = torch.load(path, map_location=self.device, weights_only=False)
+        self.model.load_state_dict(state["model"])
+        self.average.module.load_state_dict(state["average"])
+        self.optimisers.load_state_dict(state["optimisers"])
+        self.rng.setstate(copy.deepcopy(state["rng"]))
+        self.seconds, self.steps, self.history = state["progress"]
+        if self.together.rank:
+            self.rng.seed(self.steps * self.together.count + self.together.rank)
+        torch.manual_seed(self.steps * self.together.count + self.together.rank)
