@@ -98,7 +98,8 @@ class Delivery:
         self._hub.log(run.job.id, "the worker had a fault; the request will run again", "WARN")
         await asyncio.sleep(min(0.2 * 2 ** (run.job.attempt - 1), MAX_PAUSE_S))
         await self.insist(lambda: self._store.release_one(*self._claim(run)))
-        self._hub.start_over(run.job.id)
+        if (job := self._store.get(run.job.id)) is not None:
+            self.tell(job)
 
     async def end(self, run: Run, outcome: Outcome) -> bool:
         """Record an outcome with the job's log; False if the claim is not current any more."""
@@ -107,10 +108,17 @@ class Delivery:
         is_recorded = await self.insist(lambda: self._store.finish(job_id, owner, epoch, outcome))
         if is_recorded:
             logger.info("request %s ended: %s %d", job_id, outcome.status, outcome.http_status)
+            self._hub.ended(job_id)
         else:
             logger.warning("request %s: an end of attempt %d came too late", job_id, run.job.attempt)
-        self._hub.changed(job_id)
         return is_recorded
+
+    def tell(self, job: Job) -> None:
+        """The store took a claim back, so the job waits again or has ended: watchers look again."""
+        if job.status.is_finished:
+            self._hub.ended(job.id)
+        else:
+            self._hub.start_over(job.id)
 
     async def insist(self, operation: Callable[[], T]) -> T:
         """Run a store operation in a thread until the store can do it."""

@@ -183,7 +183,7 @@ class Dispatcher:
         if saves:
             await asyncio.wait(saves, timeout=SAVE_GRACE_S)
         for job in await self._delivery.insist(lambda: self._store.release(owner, died=True, blameless=blameless)):
-            self._hub.start_over(job.id)
+            self._delivery.tell(job)
             if job.status is JobStatus.QUEUED:
                 self._hub.log(job.id, "the worker stopped; the request will run again", "WARN")
             logger.warning("request %s lost its worker %s: now %s", job.id, owner, job.status)
@@ -204,25 +204,30 @@ class Dispatcher:
     async def _claim_once(self) -> bool:
         """Claim for the worker that will be free first; False when nothing waits or nobody has room."""
         assert self._workers is not None
-        with_room = sorted(
-            (worker for worker in self._workers.ready if self._room(worker)), key=self._predicted_load_ms
-        )
-        waiting = self._store.counts()[JobStatus.QUEUED]
-        if not waiting:
-            return False
-        for worker in with_room:
+        suspects = self._store.suspects()
+        waiting = self._store.counts()[JobStatus.QUEUED] - suspects
+        takers = sorted(self._workers.ready, key=self._predicted_load_ms)
+        if suspects:
+            # Each runs alone, so that the guilty one shows itself and ends no other; one worker is kept free for that.
+            alone = min(takers, key=self._held, default=None)
+            if alone is not None and self._held(alone):
+                takers.remove(alone)
+            elif alone is not None and await self._claim_for(alone, 1, suspects=True):
+                return True
+        with_room = [worker for worker in takers if self._room(worker)]
+        for worker in with_room if waiting else ():
             # An even share: several workers that come free together should each get some.
             share = min(self._room(worker), math.ceil(waiting / len(with_room)))
-            if await self._claim_for(worker, share):
+            if await self._claim_for(worker, share, suspects=False):
                 return True
         return False
 
-    async def _claim_for(self, worker: Worker, limit: int) -> bool:
+    async def _claim_for(self, worker: Worker, limit: int, suspects: bool) -> bool:
         owner, models = worker.owner, worker.models
         self._owners.add(owner)
         self._is_claiming = True
         try:
-            jobs = await self._delivery.in_thread(lambda: self._store.claim(owner, limit, LEASE_S, models))
+            jobs = await self._delivery.in_thread(lambda: self._store.claim(owner, limit, LEASE_S, models, suspects))
         finally:
             self._is_claiming = False
         if jobs and (worker.owner != owner or not worker.is_ready):
@@ -251,9 +256,15 @@ class Dispatcher:
             worker.send(Cancel(job.id, job.epoch))
         self._hub.changed(job.id)
 
+    def _held(self, worker: Worker) -> int:
+        return sum(run.owner == worker.owner for run in self._runs.values())
+
     def _room(self, worker: Worker) -> int:
-        begun = [run.has_started for run in self._runs.values() if run.owner == worker.owner]
-        return max(0, AHEAD - begun.count(False))
+        """How many requests it may be given: none beside one that must run alone."""
+        held = [run for run in self._runs.values() if run.owner == worker.owner]
+        if any(run.job.deaths for run in held):
+            return 0
+        return max(0, AHEAD - sum(not run.has_started for run in held))
 
     def _predicted_load_ms(self, worker: Worker) -> float:
         """What it said it holds, and an average request for each that it cannot have counted yet."""
@@ -286,7 +297,7 @@ class Dispatcher:
                     renewed_at = time.monotonic()
                 for job in await self._delivery.in_thread(self._store.expire):
                     logger.warning("request %s expired: now %s", job.id, job.status)
-                    self._hub.changed(job.id)
+                    self._delivery.tell(job)
                     self._wake.set()
             except StoreError as exc:
                 logger.error("the store refuses to renew leases: %s", exc)

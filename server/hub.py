@@ -18,8 +18,10 @@ from typing import Any
 from pipelines.protocol import Preview, Progress
 
 MAX_LOG_ENTRIES = 200
-KEEP_S = 600.0
-"""How long after its last change a job that nobody watches is remembered; its durable log is in its outcome."""
+KEEP_ENDED_S = 60.0
+"""How long a job that has ended is remembered; its durable log is in its outcome."""
+KEEP_S = 3600.0
+"""How long any other is after its last change, if nobody watches."""
 
 
 @dataclass
@@ -28,6 +30,7 @@ class _Live:
 
     touched_at: float
     version: int = 0
+    has_ended: bool = False
     logs: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=MAX_LOG_ENTRIES))
     progress: Progress | None = None
     previews: dict[int, Preview] = field(default_factory=dict)
@@ -83,6 +86,15 @@ class Hub:
         """Something about this job is different, in the store or here."""
         self._change(job_id, lambda live: None)
 
+    def ended(self, job_id: str) -> None:
+        """The store has its end: watchers look a last time, and soon it is forgotten here."""
+
+        def end(live: _Live) -> None:
+            live.has_ended = True
+            live.previews.clear()
+
+        self._change(job_id, end)
+
     def logs(self, job_id: str) -> list[dict[str, Any]]:
         """The lines so far, oldest first, at most MAX_LOG_ENTRIES."""
         with self._lock:
@@ -126,12 +138,13 @@ class Hub:
         return live.version
 
     def forget_old(self) -> None:
-        """Drop jobs that have been still for KEEP_S and that nobody watches."""
-        before = self._clock() - KEEP_S
+        """Drop jobs that have been still for long enough and that nobody watches."""
+        now = self._clock()
         with self._lock:
-            old = [job_id for job_id, live in self._jobs.items() if live.touched_at < before and not live.waiting]
-            for job_id in old:
-                del self._jobs[job_id]
+            for job_id, live in list(self._jobs.items()):
+                kept_s = KEEP_ENDED_S if live.has_ended else KEEP_S
+                if live.touched_at < now - kept_s and not live.waiting:
+                    del self._jobs[job_id]
 
     def _change(self, job_id: str, edit: Callable[[_Live], object]) -> None:
         with self._lock:

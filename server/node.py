@@ -27,6 +27,7 @@ logger = logging.getLogger("fluxserve.node")
 
 DRAIN_S = 5.0
 SWEEP_S = 3600.0
+FORGET_S = 10.0
 FILE_MARGIN_S = 3600.0
 """Files outlive the row that names them by this much, so that no result ever names a missing file."""
 REQUEST_THREADS = 32
@@ -82,6 +83,7 @@ class Node:
         self.workers.start()
         self._tasks = [
             asyncio.create_task(self._keep_tidy(), name="tidy"),
+            asyncio.create_task(self._forget_ended(), name="forget"),
             asyncio.create_task(self._warm_outputs(), name="warm"),
         ]
 
@@ -117,8 +119,9 @@ class Node:
         outcome, _ = self.store.request_cancel(job_id)
         if outcome is CancelOutcome.REQUESTED:
             self.dispatcher.cancel(job_id)
-        if outcome in (CancelOutcome.REQUESTED, CancelOutcome.CANCELLED):
             self.hub.changed(job_id)
+        elif outcome is CancelOutcome.CANCELLED:
+            self.hub.ended(job_id)
         return outcome
 
     async def wait_finished(self, job_id: str, timeout_s: float | None = None) -> Job | None:
@@ -174,7 +177,7 @@ class Node:
         await self.outputs.warm()
 
     async def _keep_tidy(self) -> None:
-        """Hourly: drop what is past its retention, in the store, on the disk and in memory."""
+        """Hourly: drop what is past its retention, in the store and on the disk."""
         while True:
             try:
                 rows = await asyncio.to_thread(self.store.sweep, self.settings.retention_s)
@@ -182,5 +185,10 @@ class Node:
                 logger.info("swept %d requests and %d files", len(rows), files)
             except Exception:
                 logger.exception("the sweep failed; it will be tried again")
-            self.hub.forget_old()
             await asyncio.sleep(SWEEP_S)
+
+    async def _forget_ended(self) -> None:
+        """Keep the hub small: a busy node ends tens of jobs a second, each with a log."""
+        while True:
+            await asyncio.sleep(FORGET_S)
+            self.hub.forget_old()

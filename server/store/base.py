@@ -176,12 +176,23 @@ class Store(Protocol):
 
         Cheap: called for every poll of every waiting client."""
 
-    def claim(self, owner: str, limit: int, lease_s: float, models: frozenset[str] | None = None) -> list[Job]:
+    def claim(
+        self,
+        owner: str,
+        limit: int,
+        lease_s: float,
+        models: frozenset[str] | None = None,
+        suspects: bool | None = None,
+    ) -> list[Job]:
         """Take up to `limit` waiting jobs: running, `owner`, `epoch + 1`, `attempt + 1`, `lease_until`, atomically.
 
         Order: by age, where a low-priority job counts as LOW_PRIORITY_DELAY_S younger than it is.
-        Only jobs of the given models, if given. Jobs past their start deadline are not claimed
-        (`expire` ends them)."""
+        With `suspects`, only jobs with deaths (which should run alone, so that the guilty one shows itself); with
+        False, only jobs without. Only jobs of the given models, if given. Jobs past their start deadline are
+        not claimed (`expire` ends them)."""
+
+    def suspects(self) -> int:
+        """How many waiting jobs have deaths. Cheap: asked before every claim."""
 
     def renew(self, owner: str, lease_s: float) -> list[Job]:
         """Extend the leases of all running jobs of `owner`; returns those whose cancel was requested."""

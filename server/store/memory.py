@@ -58,16 +58,29 @@ class MemoryStore:
         with self._open():
             return self._line.position(job_id)
 
-    def claim(self, owner: str, limit: int, lease_s: float, models: frozenset[str] | None = None) -> list[Job]:
+    def claim(
+        self,
+        owner: str,
+        limit: int,
+        lease_s: float,
+        models: frozenset[str] | None = None,
+        suspects: bool | None = None,
+    ) -> list[Job]:
         with self._open():
             now = self._clock()
             waiting = sorted(self._in_state(JobStatus.QUEUED), key=lambda job: (job.queue_rank, job.seq))
             ready = [
                 job
                 for job in waiting
-                if (models is None or job.model in models) and (job.start_deadline is None or job.start_deadline > now)
+                if (models is None or job.model in models)
+                and (suspects is None or suspects == (job.deaths > 0))
+                and not _is_past(job.start_deadline, now)
             ]
             return [self._save(job, transitions.claimed(job, owner, now, lease_s)) for job in ready[:limit]]
+
+    def suspects(self) -> int:
+        with self._open():
+            return self._line.suspects
 
     def renew(self, owner: str, lease_s: float) -> list[Job]:
         with self._open():

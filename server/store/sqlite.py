@@ -78,10 +78,19 @@ class SqliteStore:
     def queue_position(self, job_id: str) -> int | None:
         return self._line.position(job_id)
 
-    def claim(self, owner: str, limit: int, lease_s: float, models: frozenset[str] | None = None) -> list[Job]:
+    def claim(
+        self,
+        owner: str,
+        limit: int,
+        lease_s: float,
+        models: frozenset[str] | None = None,
+        suspects: bool | None = None,
+    ) -> list[Job]:
+        wanted = "" if models is None else f"AND model IN ({', '.join('?' * len(models))})"
+        wanted += {None: "", True: " AND deaths > 0", False: " AND deaths = 0"}[suspects]
+
         def claim(tx: Transaction) -> list[Job]:
             now = self._clock()
-            wanted = "" if models is None else f"AND model IN ({', '.join('?' * len(models))})"
             waiting = _jobs(
                 tx,
                 f"WHERE status = 'queued' AND (start_deadline IS NULL OR start_deadline > ?) {wanted} "
@@ -91,6 +100,9 @@ class SqliteStore:
             return self._save_all(tx, ((job, transitions.claimed(job, owner, now, lease_s)) for job in waiting))
 
         return self._writer.run(claim, is_promise=False)
+
+    def suspects(self) -> int:
+        return self._line.suspects
 
     def renew(self, owner: str, lease_s: float) -> list[Job]:
         def renew(tx: Transaction) -> list[Job]:

@@ -17,6 +17,7 @@ class WaitingLine:
         self._lock = Lock()
         self._order: SortedList[tuple[float, int]] = SortedList()
         self._places: dict[str, tuple[float, int]] = {}
+        self._suspects: set[str] = set()
         self._counts: Counter[JobStatus] = Counter()
 
     def change(self, before: Job | None, after: Job | None) -> None:
@@ -47,6 +48,12 @@ class WaitingLine:
         with self._lock:
             return len(self._places)
 
+    @property
+    def suspects(self) -> int:
+        """How many of them were running when a worker died."""
+        with self._lock:
+            return len(self._suspects)
+
     def counts(self) -> dict[JobStatus, int]:
         """Rows by state, every state named."""
         with self._lock:
@@ -56,8 +63,11 @@ class WaitingLine:
         place = (job.queue_rank, job.seq)
         self._places[job.id] = place
         self._order.add(place)
+        if job.deaths:
+            self._suspects.add(job.id)
 
     def _leave(self, job_id: str) -> None:
+        self._suspects.discard(job_id)
         place = self._places.pop(job_id, None)
         if place is not None:
             self._order.remove(place)

@@ -165,14 +165,33 @@ def test_a_poison_request_ends_and_its_neighbours_survive(folder: Path) -> None:
     async def main() -> tuple[Job, list[Job]]:
         async with running(folder) as node:
             poison = submit(node, "crash", params={"num_inference_steps": 50})
-            others = [submit(node) for _ in range(6)]
+            others = [submit(node, params={"num_inference_steps": 20}) for _ in range(6)]
             return await ended(node, poison), [await ended(node, other) for other in others]
 
     poison, others = asyncio.run(main())
     assert poison.outcome is not None
     assert (poison.status, poison.outcome.http_status) == (JobStatus.FAILED, 503)
-    assert poison.deaths in (2, 3)
+    assert (poison.deaths <= 3, poison.lone_deaths) == (True, 2), "once in company, then alone"
     assert {job.status for job in others} == {JobStatus.COMPLETED}
+    assert {job.deaths for job in others} <= {0, 1}
+
+
+def test_a_suspect_that_no_worker_can_run_holds_up_nobody(folder: Path) -> None:
+    node = make_node(folder)
+    gone = node.submit(new_job(params={"model": "gone"}))
+    node.store.claim("an-owner-of-the-past", 1, 30.0)
+    node.store.release("an-owner-of-the-past", died=True)
+    node.store.close()
+
+    async def main() -> tuple[list[Job], Job | None]:
+        async with running(folder) as node:
+            jobs = [await ended(node, job_id) for job_id in [submit(node) for _ in range(6)]]
+            return jobs, node.store.get(gone.id)
+
+    jobs, waiting = asyncio.run(main())
+    assert {job.status for job in jobs} == {JobStatus.COMPLETED}
+    assert waiting is not None
+    assert waiting.status is JobStatus.QUEUED
 
 
 def test_a_running_request_is_cancelled_within_a_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +208,7 @@ def test_a_running_request_is_cancelled_within_a_step(folder: Path, monkeypatch:
     job, took_s = asyncio.run(main())
     assert job.outcome is not None
     assert (job.status, job.outcome.http_status) == (JobStatus.CANCELLED, 499)
-    assert took_s < 1.0, "far less than the 5 s after which the lease renewal would have told"
+    assert took_s < 4.0, "less than the 5 s after which the lease renewal would have told"
     assert any(message.startswith("cancelled after") for message in messages(job))
 
 
@@ -215,7 +234,7 @@ def test_a_cancel_during_the_claim_is_not_forgotten(folder: Path, monkeypatch: p
 
     job, took_s = asyncio.run(main())
     assert job.status is JobStatus.CANCELLED
-    assert took_s < 2.0
+    assert took_s < 4.0
 
 
 def test_frames_of_an_earlier_claim_are_dropped(folder: Path) -> None:
@@ -399,9 +418,10 @@ def test_stopping_lets_what_runs_finish_and_hands_the_rest_back(folder: Path, mo
         node = make_node(folder)
         await node.start()
         await until(lambda: node.ready)
+        await node.outputs.warm()
         brief, endless = submit(node), submit(node, params={"num_inference_steps": 100_000})
         await until(lambda: node.hub.progress(endless) is not None)
-        await node.stop(drain_s=0.5)
+        await node.stop(drain_s=2.0)
         return brief, endless
 
     async def second(brief: str, endless: str) -> tuple[Job | None, Job | None]:

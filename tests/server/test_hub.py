@@ -8,7 +8,7 @@ import time
 from datetime import datetime, timedelta
 
 from pipelines.protocol import Preview, Progress
-from server.hub import KEEP_S, MAX_LOG_ENTRIES, Hub
+from server.hub import KEEP_ENDED_S, KEEP_S, MAX_LOG_ENTRIES, Hub
 from tests.server.stores import Clock
 
 
@@ -131,6 +131,19 @@ def test_a_cancelled_watcher_leaves_nothing_behind() -> None:
         assert "a" not in hub._jobs
 
     asyncio.run(main())
+
+
+def test_a_job_that_has_ended_is_soon_forgotten() -> None:
+    clock = Clock()
+    hub = Hub(clock)
+    hub.log("over", "x")
+    hub.log("still running", "x")
+    seen = hub.version("over")
+    hub.ended("over")
+    assert (hub.version("over") != seen, len(hub.logs("over"))) == (True, 1)
+    clock.advance(KEEP_ENDED_S + 1)
+    hub.forget_old()
+    assert (hub.logs("over"), len(hub.logs("still running"))) == ([], 1)
 
 
 def test_old_jobs_are_forgotten() -> None:

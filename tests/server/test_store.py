@@ -271,6 +271,17 @@ def test_three_deaths_in_company_end_a_job(store: Store) -> None:
         assert {job.status for job in store.release("w1", died=True)} == {expected}
 
 
+def test_suspects_can_be_claimed_by_themselves(store: Store) -> None:
+    suspect, fresh = store.enqueue(new_job()), store.enqueue(new_job())
+    assert store.suspects() == 0
+    claim_one(store)
+    store.release("w1", died=True)
+    assert store.suspects() == 1
+    assert [job.id for job in store.claim("w1", 5, LEASE_S, suspects=False)] == [fresh.id]
+    assert [job.id for job in store.claim("w1", 5, LEASE_S, suspects=True)] == [suspect.id]
+    assert store.suspects() == 0
+
+
 def test_a_job_that_the_dead_worker_had_not_begun_is_not_blamed(store: Store) -> None:
     suspect, waiting = store.enqueue(new_job()), store.enqueue(new_job())
     store.claim("w1", 2, LEASE_S)

@@ -81,11 +81,12 @@ class StoreMachine(RuleBasedStateMachine):
         )
         return job.id
 
-    @rule(target=claims, owner=OWNERS, limit=st.integers(1, 3))
-    def claim(self, owner: str, limit: int) -> object:
+    @rule(target=claims, owner=OWNERS, limit=st.integers(1, 3), suspects=st.sampled_from([None, True, False]))
+    def claim(self, owner: str, limit: int, suspects: bool | None) -> object:
         now = self.clock.now
-        in_time = [i for i in self.line() if self.model[i].deadline is None or self.model[i].deadline > now]
-        taken = self.store.claim(owner, limit, LEASE_S)
+        wanted = [i for i in self.line() if suspects is None or suspects == (self.model[i].deaths > 0)]
+        in_time = [i for i in wanted if self.model[i].deadline is None or self.model[i].deadline > now]
+        taken = self.store.claim(owner, limit, LEASE_S, suspects=suspects)
         assert [job.id for job in taken] == in_time[:limit]
         for job in taken:
             expected = self.model[job.id]
@@ -203,6 +204,7 @@ class StoreMachine(RuleBasedStateMachine):
     @invariant()
     def counts_are_as_the_model_says(self) -> None:
         states = [expected.state for expected in self.model.values()]
+        assert self.store.suspects() == sum(self.model[job_id].deaths > 0 for job_id in self.line())
         assert self.store.counts() == {status: states.count(status) for status in self.store.counts()}
 
 
