@@ -37,7 +37,8 @@ def env(
     as_json: Json = False,
 ) -> None:
     """Print how to point each fal client at this server, its own settings included."""
-    reach = _reach(settings_from(config, data_dir=data_dir), host)
+    settings = settings_from(config, data_dir=data_dir)
+    reach = _reach(settings, host)
     try:
         if client is not None:
             setup = clients.CLIENTS[client](reach)
@@ -49,6 +50,22 @@ def env(
     except clients.ClientSetupError as exc:
         raise CommandError(str(exc)) from exc
     print(text)
+    if host is not None and not as_json:
+        print("\n".join(f"# {line}" for line in _for_another_machine(settings, reach, host)))
+
+
+def _for_another_machine(settings: Settings, reach: Reach, host: str) -> list[str]:
+    """What else a client elsewhere needs."""
+    if reach.tls_url is None or reach.ca_bundle is None:
+        return []
+    lines = [f"copy {reach.ca_bundle} to that machine and let SSL_CERT_FILE name the copy"]
+    try:
+        names = tls.names_in(tls.read_certificate(tls.files_of(settings.data_dir).server))
+    except (OSError, ValueError):
+        return lines
+    if host.lower() not in names:
+        lines.append(f"the certificate does not name {host}: serve with --public-url {reach.tls_url}")
+    return lines
 
 
 def _reach(settings: Settings, host: str | None) -> Reach:

@@ -141,6 +141,14 @@ def test_env_for_another_machine_names_it(cli: Cli, tmp_path: Path) -> None:
     assert values["fal-apps"]["FAL_REST_HOST"] == "gpu.lan:8443/rest"
 
 
+def test_env_for_another_machine_says_what_else_it_needs(cli: Cli, tmp_path: Path) -> None:
+    cli("certs", "--data-dir", str(tmp_path))
+    text = cli("env", "--host", "gpu.lan", "--client", "python", "--data-dir", str(tmp_path)).out
+    assert f"# copy {tmp_path / 'tls' / 'ca-bundle.pem'} to that machine" in text
+    assert "# the certificate does not name gpu.lan: serve with --public-url https://gpu.lan:8443" in text
+    assert "does not name" not in cli("env", "--host", "localhost", "--data-dir", str(tmp_path)).out
+
+
 def test_env_for_python_without_tls_fails_with_advice(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
