@@ -5,7 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from models.accelerator import CpuAccelerator
 from models.components import FluxComponents
+from models.loading import load
+from models.registry import REGISTRY
+from pipelines.engine import Engine
 from pipelines.protocol import Cancel, Cancelled, Finished
 from pipelines.reference import reference_pictures
 from pipelines.runner import FluxRunner
@@ -39,6 +43,17 @@ def test_lone_request_equals_diffusers_bit_for_bit(
     else:
         assert max(_distance(a, b) for a, b in zip(ours, theirs, strict=True)) <= TOLERANCE
     assert np.std(ours[0]) > 20, "a flat picture would prove nothing"
+
+
+def test_the_embedded_model_equals_diffusers_bit_for_bit() -> None:
+    spec = REGISTRY["flux-shapes"]
+    shapes = load(spec, CpuAccelerator())
+    params = make_params(model=spec.name, width=256, height=192, num_inference_steps=3)
+    embedded = FluxRunner(shapes, CpuAccelerator())
+    engine = Engine(lambda name: embedded, CpuAccelerator())
+    submit(engine, "a", params)
+    (ours,) = pictures(drain(engine), "a")
+    assert np.array_equal(ours, reference_pictures(shapes, params)[0])
 
 
 def test_odd_size_is_the_middle_of_the_next_drawable_one(components: FluxComponents, runner: FluxRunner) -> None:
