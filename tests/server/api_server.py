@@ -39,10 +39,10 @@ class Api:
 @contextlib.contextmanager
 def serve(node: ApiNode) -> Iterator[Api]:
     """Serve a node whose worker the test plays."""
-    with listening(create_app(cast("Node", node))) as url:
-        # Plain HTTP: reading the public authorities would be most of a test's time.
-        with httpx.Client(base_url=url, timeout=10, verify=False) as client:  # noqa: SIM117
-            yield Api(node, client, url)
+    app = create_app(cast("Node", node))
+    # Not verifying: the public authorities, which plain HTTP does not need, would take most of a test's time to read.
+    with listening(app) as url, httpx.Client(base_url=url, timeout=10, verify=False) as http:
+        yield Api(node, http, url)
 
 
 @contextlib.contextmanager
