@@ -1,4 +1,4 @@
-"""Realtime: inputs and results over one WebSocket, in msgpack or JSON, in order.
+"""WebSockets: inputs and results over one socket, in order; realtime in msgpack or JSON, or HTTP's frames as JSON.
 
 Every input is an ephemeral job. Inputs that come faster than they are drawn wait in a short line, from which the
 oldest fall out; a result has the encoding of its question.
@@ -7,7 +7,7 @@ oldest fall out; a result has the encoding of its question.
 from __future__ import annotations
 
 import asyncio
-import base64
+import time
 import uuid
 from collections import deque
 from dataclasses import dataclass, field
@@ -22,11 +22,11 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from server import endpoints, wire
 from server.areas import Area, Arrival
-from server.body import checked_object, parse_object
 from server.endpoints import Endpoint
 from server.ephemeral import draw
-from server.errors import InputError, PlainError, WireError, problem, to_wire
+from server.errors import InputError, PlainError, WireError, to_wire
 from server.guard import Guard
+from server.messages import Message
 from server.submission import Wishes, new_job
 
 if TYPE_CHECKING:
@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 IDLE_S = 60.0
 """A socket on which nothing happens for this long is closed; clients open it again at the next input."""
 MAX_BUFFERING = 60
-REALTIME_PATHS = ("realtime", "")
+_PATHS: dict[Area, tuple[str, ...]] = {Area.RUN: ("realtime", ""), Area.WS: ("",)}
+"""The app's own routes that are sockets, by area."""
+
 ERROR = "x-fal-error"
 NORMAL_CLOSE = 1000
 REFUSED = 1008
@@ -65,30 +67,20 @@ class RealtimeArea:
             await socket.send_text('{"status":"error","error":"Unauthorized"}')
             await socket.close(NORMAL_CLOSE)
             return
-        await _Session(self._node, socket, arrival, endpoint, self._idle_s).run()
+        session = HttpSession if arrival.area is Area.WS else Session
+        await session(self._node, socket, arrival, endpoint, self._idle_s).run()
 
     @staticmethod
     def _endpoint(arrival: Arrival) -> Endpoint:
         endpoint, rest = endpoints.find(arrival.path)
-        if arrival.area is not Area.RUN or rest not in REALTIME_PATHS:
+        paths = _PATHS.get(arrival.area, ())
+        if rest not in paths:
             raise endpoints.path_not_found(rest)
         return endpoint
 
 
-@dataclass(frozen=True, slots=True)
-class _Input:
-    """One message as it came."""
-
-    data: bytes
-    is_binary: bool
-
-    def decode(self) -> dict[str, Any]:
-        """Raises: InputError."""
-        return _unpack(self.data) if self.is_binary else parse_object(self.data)
-
-
 @dataclass
-class _Session:
+class Session:
     """One open socket: a reader fills the line, a writer empties it."""
 
     node: Node
@@ -96,7 +88,7 @@ class _Session:
     arrival: Arrival
     endpoint: Endpoint
     idle_s: float
-    line: deque[_Input] = field(init=False)
+    line: deque[Message] = field(init=False)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     is_binary: bool = False
 
@@ -125,18 +117,25 @@ class _Session:
             data = message.get("bytes")
             is_binary = data is not None
             self.line.append(
-                _Input(data if data is not None else message["text"].encode("utf-8", "replace"), is_binary)
+                Message(data if data is not None else message["text"].encode("utf-8", "replace"), is_binary)
             )
             self.arrived.set()
 
     async def _answer_all(self) -> None:
         while await self._next_arrived():
             while self.line:
-                wanted = self.line.popleft()
-                self.is_binary = wanted.is_binary
-                await self._send(await self._answer(wanted))
-        await self._send(_error("TIMEOUT", f"Nothing was sent for {self.idle_s:g} seconds"))
+                await self.reply(self.line.popleft())
+        await self.part()
         await self.socket.close(NORMAL_CLOSE)
+
+    async def reply(self, wanted: Message) -> None:
+        """Answer one message in its own encoding."""
+        self.is_binary = wanted.is_binary
+        await self._send(await self._answer(wanted))
+
+    async def part(self) -> None:
+        """Say why the socket will be closed now."""
+        await self._send(_error("TIMEOUT", f"Nothing was sent for {self.idle_s:g} seconds"))
 
     async def _next_arrived(self) -> bool:
         """Wait for an input; False after idle_s without one."""
@@ -148,7 +147,7 @@ class _Session:
         self.arrived.clear()
         return True
 
-    async def _answer(self, wanted: _Input) -> dict[str, Any]:
+    async def _answer(self, wanted: Message) -> dict[str, Any]:
         """The result of one input, or fal's error message; the socket stays usable."""
         try:
             return await self._draw(wanted.decode())
@@ -161,12 +160,16 @@ class _Session:
             return _error(str(failure.body.get("error_type", "error")).upper(), _text(failure))
 
     async def _draw(self, body: dict[str, Any]) -> dict[str, Any]:
-        spec = self.node.model_for(self.endpoint.variants)
-        new = new_job(self.endpoint, str(uuid.uuid4()), body, Wishes(), spec, is_ephemeral=True)
-        status, result, headers = wire.result(await draw(self.node, new), self.arrival.origin)
+        status, result, headers = await self.draw(body, str(uuid.uuid4()))
         if status != 200:
             raise WireError(status, result, headers)
         return result
+
+    async def draw(self, body: dict[str, Any], request_id: str) -> tuple[int, dict[str, Any], dict[str, str]]:
+        """Status, body and headers of one input's end. Raises: InputError."""
+        spec = self.node.model_for(self.endpoint.variants)
+        new = new_job(self.endpoint, request_id, body, Wishes(), spec, is_ephemeral=True)
+        return wire.result(await draw(self.node, new), self.arrival.origin)
 
     async def _send(self, body: dict[str, Any]) -> None:
         # Errors are always text: only there does fal_client raise them instead of returning them.
@@ -174,6 +177,28 @@ class _Session:
             await self.socket.send_bytes(msgpack.packb(body))
         else:
             await self.socket.send_text(orjson.dumps(body).decode())
+
+
+class HttpSession(Session):
+    """HTTP over a WebSocket, as `fal.apps` speaks it in the WS area: for each input a start, a body, an end."""
+
+    async def reply(self, wanted: Message) -> None:
+        request_id = str(uuid.uuid4())
+        began = time.monotonic()
+        try:
+            status, body, headers = await self.draw(wanted.decode(), request_id)
+        except Exception as exc:
+            failure = to_wire(exc)
+            status, body, headers = failure.status, failure.body, failure.headers
+        frame = {"request_id": request_id, "status": status}
+        head = {"content-type": "application/json", "x-fal-request-id": request_id} | headers
+        first_byte_s = time.monotonic() - began
+        await self._send({"type": "start"} | frame | {"headers": head})
+        await self._send(body)
+        await self._send({"type": "end"} | frame | {"time_to_first_byte_seconds": first_byte_s})
+
+    async def part(self) -> None:
+        """Nothing: every frame belongs to a request."""
 
 
 def _max_buffering(query: bytes) -> int:
@@ -191,25 +216,3 @@ def _error(code: str, reason: str) -> dict[str, Any]:
 def _text(failure: WireError) -> str:
     detail = failure.body.get("detail")
     return detail if isinstance(detail, str) else str(detail[0]["msg"]) if detail else "The request failed"
-
-
-def _unpack(data: bytes) -> dict[str, Any]:
-    """One msgpack map as plain JSON values; binary becomes a data URI. Raises: InputError."""
-    try:
-        value = msgpack.unpackb(data, raw=False)
-    except (ValueError, msgpack.UnpackException, RecursionError) as exc:
-        raise InputError([problem([], "The message is not msgpack", "msgpack_invalid")]) from exc
-    plain: dict[str, Any] = _plain(checked_object(value))
-    return plain
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return f"data:application/octet-stream;base64,{base64.b64encode(value).decode()}"
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if value is None or isinstance(value, str | int | float):
-        return value
-    raise InputError([problem([], "msgpack extension types are not supported", "msgpack_invalid")])

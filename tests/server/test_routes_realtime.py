@@ -89,6 +89,19 @@ def test_each_answer_has_the_encoding_of_its_question(api: Api, worker: list[Job
     assert all(job.is_ephemeral for job in worker)
 
 
+@pytest.mark.parametrize("path", ["/ws/fal-ai/flux/dev", "/ws/fal-ai/flux/dev/"])
+def test_http_over_a_socket(api: Api, worker: list[Job], path: str) -> None:
+    with opened(api, path) as socket:
+        for body, status in (({"prompt": "x", "seed": 1}, 200), ({"prompt": "x", "num_images": 9}, 422)):
+            socket.send(json.dumps(body))
+            start, answer, end = (json.loads(socket.recv(timeout=10)) for _ in range(3))
+            assert (start["type"], start["status"], end["type"], end["status"]) == ("start", status, "end", status)
+            assert start["request_id"] == end["request_id"] == start["headers"]["x-fal-request-id"]
+            assert end["time_to_first_byte_seconds"] >= 0
+            assert answer.get("seed") == body.get("seed")
+    assert "num_images" in str(answer["detail"])
+
+
 def test_a_wrong_input_leaves_the_socket_usable(api: Api, worker: list[Job]) -> None:
     with opened(api) as socket:
         error = ask(socket, num_images=9)  # sent as msgpack; errors are text, where fal_client raises them
