@@ -13,6 +13,8 @@ import os
 # OpenMP threads spin between two operations by default. Beside any other load on the same cores a step then takes
 # ten times as long (214 against 19 ms measured on two busy cores); it must be said before torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# transformers announces on import which optional packages it would rather have.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import queue
 import socket
