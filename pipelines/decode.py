@@ -16,6 +16,13 @@ from pipelines.runner import Decoded, Runner
 _UNDER_WAY = 2
 """Decodes launched at once: one works, one is ready to follow, and memory holds no more than two."""
 
+_BACKLOG = 2
+"""Rows that may wait for a decode before steps pause: where decoding is the slower half, more steps would only make a
+longer queue."""
+
+_AGEING_TOKENS = 100.0
+"""Tokens of picture that one second of age outweighs in the order of decodes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Finished:
@@ -44,16 +51,21 @@ class _Job:
 
 
 class DecodeQueue:
-    """Rows whose steps are done, in order. A row whose request is gone is dropped without a word."""
+    """Rows whose steps are done; small pictures first, with ageing. Rows whose request is gone are dropped silently."""
 
     def __init__(self, runner_for: Callable[[str], Runner], clock: Callable[[], float]) -> None:
         self._runner_for = runner_for
         self._clock = clock
-        self._waiting: deque[Row] = deque()
+        self._waiting: list[Row] = []
         self._jobs: deque[_Job] = deque()
 
     def __bool__(self) -> bool:
         return bool(self._waiting or self._jobs)
+
+    @property
+    def is_behind(self) -> bool:
+        """Do so many rows wait that more steps would not bring any picture earlier?"""
+        return len(self._waiting) >= _BACKLOG
 
     def add(self, row: Row) -> None:
         self._waiting.append(row)
@@ -62,7 +74,8 @@ class DecodeQueue:
         """Launch what can be launched; return the rows that are through."""
         ended = [end for job in list(self._jobs) if job.stage.is_done() and (end := self._advance(job))]
         while self._waiting and len(self._jobs) < _UNDER_WAY:
-            row = self._waiting.popleft()
+            row = min(self._waiting, key=_rank)
+            self._waiting.remove(row)
             if not row.request.is_gone:
                 ended += self._launch(row)
         return ended
@@ -104,6 +117,10 @@ class DecodeQueue:
         threshold = job.row.request.params.safety_threshold
         is_unsafe = threshold is not None and unsafe_probability >= threshold
         return Finished(job.row, job.pixels, is_unsafe, job.decoded - job.started, now - job.decoded)
+
+
+def _rank(row: Row) -> float:
+    return row.request.tokens + _AGEING_TOKENS * row.request.arrival
 
 
 def _checked(job: _Job) -> NDArray[np.uint8]:

@@ -142,7 +142,7 @@ class Engine:
             self._fail(request, "deadline", "the request did not start in time")
         for end in self._decodes.poll():
             self._deliver(end)
-        rows = self._admit(self.scheduler.plan(), wait)
+        rows = [] if self._decodes.is_behind else self._admit(self.scheduler.plan(), wait)
         if rows:
             self._denoise(rows)
         self._settle(may_wait=wait and not rows)
@@ -264,6 +264,8 @@ class Engine:
     def _deliver(self, end: FinishedRow) -> None:
         """Send a picture, black if it is unsafe."""
         row, request = end.row, end.row.request
+        if request.is_gone:  # another picture of it failed in the same moment
+            return
         if end.error is not None or end.pixels is None:
             self._blame(request, end.error or RequestError("there is no picture"))
             return

@@ -105,6 +105,25 @@ def test_steps_go_on_while_a_picture_is_decoded(engine: Engine, runner: FakeRunn
     assert ends(drain(engine), "short") == ["Finished"]
 
 
+def test_small_pictures_are_decoded_first_and_a_backlog_pauses_steps(engine: Engine, runner: FakeRunner) -> None:
+    runner.hold_decodes = True
+    for index in range(6):
+        submit(engine, f"big{index}", make_params(num_inference_steps=1, width=64, height=64))
+        engine.step(wait=False)
+    submit(engine, "small", make_params(num_inference_steps=1, width=8, height=8))
+    for _ in range(20):
+        engine.step(wait=False)
+    assert len(runner.held) == 2
+    assert len(runner.steps) < 7, "steps went on although pictures pile up"
+    order: list[str] = []
+    for _ in range(40):
+        for held in runner.held:
+            held.done = True
+        order += [frame.job_id for frame in engine.step(wait=False) if isinstance(frame, Finished)]
+    assert len(order) == 7
+    assert order.index("small") < 6
+
+
 def test_a_start_deadline_fails_what_has_not_started(runner: FakeRunner) -> None:
     now = [100.0]
     engine = Engine({TINY.name: runner}.__getitem__, FragileDevice(), clock=lambda: now[0])
