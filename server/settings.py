@@ -57,7 +57,7 @@ class Settings(BaseSettings):
     models: Words = ("flux-shapes",)
     device: str = Field("auto", pattern=r"^(auto|cpu(,cpu)*|cuda(:\d+(,\d+)*)?)$")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    quantization: str = "none"
+    quantization: Literal["none", "fp8"] = "none"
     api_keys: Words = Field((), repr=False)
     public_url: str | None = None
     allow_private_cidrs: Words = ()
@@ -83,7 +83,10 @@ class Settings(BaseSettings):
     @field_validator("api_keys")
     @classmethod
     def _read_key_files(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(key for word in value for key in _keys_of(word))
+        keys = tuple(key for word in value for key in _keys_of(word))
+        if not all(key.isprintable() and key.strip() for key in keys):
+            raise ValueError("must not be empty, and holds printable characters only")
+        return keys
 
     @field_validator("data_dir")
     @classmethod
@@ -180,6 +183,8 @@ def _file_source(config: Path | None) -> tuple[PydanticBaseSettingsSource, ...]:
         return (TomlConfigSettingsSource(Settings, toml_file=_readable(config)),)
     except tomllib.TOMLDecodeError as exc:
         raise SettingsError(f"--config {config} is not valid TOML: {exc}") from exc
+    except UnicodeDecodeError as exc:
+        raise SettingsError(f"--config {config} is not valid TOML: it is not UTF-8 text") from exc
     except OSError as exc:
         raise SettingsError(f"--config {config} cannot be read: {exc.strerror}") from exc
 

@@ -23,6 +23,7 @@ from server.validation import input_error
 MIN_TIMEOUT_S = 0.1
 MAX_TIMEOUT_S = 7 * 86400.0
 LOW_PRIORITY = 1
+_TIMEOUT_HEADERS = ("X-Fal-Request-Start-Timeout", "X-Fal-Request-Timeout")  # the newer name wins
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +46,10 @@ class Wishes:
 def read_wishes(headers: Headers, query: bytes) -> Wishes:
     """Raises: RequestError 400 `bad_request` for a value that cannot be meant; unknown priorities are ignored."""
     values = parse_qs(query.decode("latin-1"), keep_blank_values=True)
-    timeout = headers.get("x-fal-request-start-timeout") or headers.get("x-fal-request-timeout")
+    timeout = next((name for name in _TIMEOUT_HEADERS if name in headers), None)
     return Wishes(
         priority=LOW_PRIORITY if headers.get("x-fal-queue-priority", "").lower() == "low" else 0,
-        start_within_s=None if timeout is None else _timeout(timeout),
+        start_within_s=None if timeout is None else _timeout(timeout, headers[timeout]),
         max_attempts=1 if _is_yes(headers.get("x-fal-no-retry", "")) else 10,
         store_io=headers.get("x-fal-store-io", "1").strip() != "0",
         webhook_url=_webhook(values["fal_webhook"][-1]) if values.get("fal_webhook") else None,
@@ -157,13 +158,13 @@ def _too_large(width: int, height: int, max_pixels: int) -> InputError:
     return InputError([problem(["image_size"], msg, "image_too_large", limits, {"width": width, "height": height})])
 
 
-def _timeout(text: str) -> float:
+def _timeout(name: str, text: str) -> float:
     try:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
     if not MIN_TIMEOUT_S < seconds < math.inf:  # nan fails this, too
-        raise RequestError(400, "bad_request", f"X-Fal-Request-Timeout must be seconds, more than {MIN_TIMEOUT_S}")
+        raise RequestError(400, "bad_request", f"{name} must be seconds, more than {MIN_TIMEOUT_S}")
     return min(seconds, MAX_TIMEOUT_S)
 
 

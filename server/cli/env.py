@@ -72,7 +72,9 @@ def _reach(settings: Settings, host: str | None) -> Reach:
     """Where the running server is, or else where one with these settings will be."""
     reach = reach_of(settings, settings.port, settings.tls_port or None)
     note = running.read(settings.data_dir)
-    if note is not None:
+    if note is None:
+        typer.echo(f"# no server runs on {settings.data_dir}: these lines fit one with the default ports", err=True)
+    else:
         key = clients.UNKNOWN_KEY if note.is_protected and not settings.api_keys else reach.key
         reach = replace(reach, url=note.url, tls_url=note.tls_url, key=key)
     if host is not None:

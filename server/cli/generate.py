@@ -37,7 +37,7 @@ def generate(
     safety_checker: Annotated[bool, typer.Option(help="Black out unsafe pictures.")] = True,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
-    quantization: Annotated[str, typer.Option(help="none, or a scheme.")] = "none",
+    quantization: Annotated[str, typer.Option(help="none or fp8 (needs a GPU).")] = "none",
     as_json: Json = False,
 ) -> None:
     """Draw one prompt on this machine and write the picture, without a server."""
@@ -45,6 +45,7 @@ def generate(
 
     if output.suffix.lower() not in FORMATS:
         raise CommandError(f"--output {output}: the name must end in {', '.join(FORMATS)}", USAGE)
+    _check_writable(output)
     spec = _spec(model)
     width, height = _pixels(size)
     try:
@@ -66,6 +67,14 @@ def generate(
         result = _generate(spec, params, device, dtype, quantization, on_frame)
     files = [_write(picture, _file(output, picture.index, num_images)) for picture in result.pictures]
     print(_report(params, result, files) if as_json else _summary(params, result, files))
+
+
+def _check_writable(output: Path) -> None:
+    """Before minutes of drawing, not after. Raises: CommandError."""
+    if not output.parent.is_dir():
+        raise CommandError(f"cannot write {output}: there is no folder {output.parent}")
+    if not os.access(output if output.exists() else output.parent, os.W_OK):
+        raise CommandError(f"cannot write {output}: permission denied")
 
 
 def _spec(model: str) -> ModelSpec:

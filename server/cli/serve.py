@@ -32,7 +32,7 @@ def serve(
         str | None, typer.Option(help="auto, cpu, cuda, or a list such as cuda:0,1.", show_default="auto")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, bfloat16, float16 or float32.", show_default="auto")] = None,
-    quantization: Annotated[str | None, typer.Option(help="none, or a scheme.", show_default="none")] = None,
+    quantization: Annotated[str | None, typer.Option(help="none or fp8 (needs a GPU).", show_default="none")] = None,
     api_key: Annotated[
         list[str] | None, typer.Option(help="A key that admits, or @FILE with one a line; repeatable.")
     ] = None,
@@ -116,7 +116,10 @@ def _run(settings: Settings) -> None:
         node = Node.from_settings(settings)
         greeting = Greeting(settings, listeners.port, listeners.tls_port)
         serving.run(create_app(node), listeners, files, lambda: greeting.follow(node.health))
-    except (StoreError, OSError) as exc:
+    except StoreError as exc:
         raise CommandError(str(exc), ENVIRONMENT) from exc
+    except OSError as exc:
+        reason = exc.strerror or str(exc)
+        raise CommandError(f"cannot use --data-dir {settings.data_dir}: {reason}", ENVIRONMENT) from exc
     finally:
         listeners.close()

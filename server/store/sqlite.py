@@ -308,6 +308,8 @@ def _become_owner(path: Path) -> int:
     except OSError as exc:
         os.close(descriptor)
         raise StoreError(f"another fluxserve is using the data directory {path.parent}") from exc
+    # Prompts are private: SQLite would make the file readable to all, and gives its log the same mode.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     return descriptor
 
 

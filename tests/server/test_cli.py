@@ -103,8 +103,18 @@ def test_a_data_folder_that_is_a_file_exits_3(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = cli("serve", "--port", "0", "--tls-port", "0", "--data-dir", str(tmp_path / "file"))
     assert done.code == 3
-    assert str(tmp_path / "file") in done.err
+    assert f"--data-dir {tmp_path / 'file'}" in done.err
     assert "Traceback" not in done.err
+
+
+def test_generate_looks_where_it_will_write_before_it_draws(cli: Cli, tmp_path: Path) -> None:
+    done = cli("generate", "x", "-o", str(tmp_path / "missing" / "x.png"), "--model", "nobody/nothing")
+    assert done.code == 1
+    assert done.err == f"fluxserve: cannot write {tmp_path}/missing/x.png: there is no folder {tmp_path}/missing\n"
+
+
+def test_env_warns_when_no_server_runs(cli: Cli, tmp_path: Path) -> None:
+    assert "no server runs" in cli("env", "--client", "curl", "--data-dir", str(tmp_path)).err
 
 
 def test_env_is_taken_by_a_shell_whole(cli: Cli, tmp_path: Path) -> None:

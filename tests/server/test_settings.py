@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -62,6 +63,9 @@ def test_key_file_holds_one_key_a_line(tmp_path: Path) -> None:
         ({"port": 9000, "tls_port": 9000}, ["--port", "--tls-port", "9000"]),
         ({"models": ()}, ["--model", "at least one"]),
         ({"api_keys": ("@/no/such/file",)}, ["--api-key", "/no/such/file"]),
+        ({"api_keys": ("",)}, ["--api-key", "empty"]),
+        ({"api_keys": ("a\nb",)}, ["--api-key", "printable"]),
+        ({"quantization": "int3"}, ["--quantization", "fp8", "int3"]),
     ],
 )
 def test_a_wrong_setting_is_one_sentence_with_flag_and_limit(flags: dict[str, object], words: list[str]) -> None:
@@ -71,6 +75,18 @@ def test_a_wrong_setting_is_one_sentence_with_flag_and_limit(flags: dict[str, ob
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+def test_a_file_that_is_no_text_says_so(tmp_path: Path) -> None:
+    (tmp_path / "f.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SettingsError, match="not UTF-8"):
+        load({}, tmp_path / "f.toml")
+
+
+def test_every_quantization_scheme_is_a_setting() -> None:
+    from models.quantization import SCHEMES
+
+    assert set(get_args(Settings.model_fields["quantization"].annotation)) == set(SCHEMES)
 
 
 @pytest.mark.parametrize(

@@ -258,6 +258,12 @@ def test_a_file_from_a_newer_version_is_refused(path: Path) -> None:
         SqliteStore(path)
 
 
+def test_prompts_are_readable_by_their_owner_alone(path: Path) -> None:
+    store = SqliteStore(path)
+    assert {file.stat().st_mode & 0o077 for file in path.parent.glob(path.name + "*")} == {0}
+    store.close()
+
+
 def test_a_damaged_file_is_refused_and_the_lock_is_free_again(path: Path) -> None:
     path.write_bytes(b"this is no database" * 1000)
     for _ in range(2):

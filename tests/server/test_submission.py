@@ -259,6 +259,11 @@ def test_headers_and_query_are_understood() -> None:
     assert wishes("fal_max_queue_length=0").max_queued == 0
 
 
+def test_a_bad_timeout_is_named_as_it_was_sent() -> None:
+    with pytest.raises(RequestError, match="X-Fal-Request-Start-Timeout must be seconds"):
+        wishes(x_fal_request_start_timeout="soon")
+
+
 @pytest.mark.parametrize("timeout", ["abc", "", "nan", "inf", "-1", "0", "0.1"])
 def test_an_unusable_timeout_is_a_bad_request(timeout: str) -> None:
     with pytest.raises(RequestError) as caught:
