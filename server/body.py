@@ -17,6 +17,14 @@ MAX_DEPTH = 64
 """Nesting that no endpoint needs, but that the JSON writers of every later stage can still follow."""
 
 
+_CAUSES = {
+    "number is infinity when parsed as double": "a number is too large",
+    "depth limit exceeded": f"nested deeper than {MAX_DEPTH} levels",
+    "str is not valid UTF-8: surrogates not allowed": "the body is not UTF-8 text",
+}
+"""The parser's words that no caller could act on -> ours."""
+
+
 async def read_bytes(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
     """The whole body. Raises PlainError 413 beyond `limit` bytes, ClientDisconnect if the caller goes."""
     declared = request.headers.get("content-length", "")
@@ -47,7 +55,8 @@ def parse_object(data: bytes) -> dict[str, Any]:
     try:
         value = orjson.loads(data)
     except orjson.JSONDecodeError as exc:
-        raise InputError([problem([exc.pos], "JSON decode error", "json_invalid", {"error": exc.msg})]) from exc
+        error = _CAUSES.get(exc.msg, exc.msg)
+        raise InputError([problem([exc.pos], "JSON decode error", "json_invalid", {"error": error})]) from exc
     return checked_object(value)
 
 

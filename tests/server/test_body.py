@@ -46,6 +46,21 @@ def test_what_is_not_json_is_named_so(data: bytes) -> None:
     assert entry(data)["type"] == "json_invalid"
 
 
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        (b'{"a": 1e999}', "a number is too large"),
+        (b'{"a": -' + b"9" * 5000 + b"}", "a number is too large"),
+        (b'{"a": "\xff"}', "the body is not UTF-8 text"),
+        ('{"a": "é"}'.encode("latin-1"), "the body is not UTF-8 text"),
+        (b'{"a":' * 2000, f"nested deeper than {MAX_DEPTH} levels"),
+        (b'{"a":' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}", f"nested deeper than {MAX_DEPTH} levels"),
+    ],
+)
+def test_the_cause_is_said_in_words_a_caller_can_act_on(data: bytes, error: str) -> None:
+    assert entry(data)["ctx"] == {"error": error}
+
+
 @pytest.mark.parametrize("data", [b"[]", b"null", b'"text"', b"5", b"true"])
 def test_other_json_than_an_object_is_refused(data: bytes) -> None:
     fault = entry(data)
