@@ -109,7 +109,9 @@ class Uploads:
             raise PlainError(400, f"parts must be a list of 1 to {MAX_PARTS} entries")
         chosen = {}
         for part in parts:
-            number, etag = (part.get("partNumber"), part.get("etag")) if isinstance(part, dict) else (None, None)
+            if not isinstance(part, dict) or not {"partNumber", "etag"} <= part.keys():
+                raise PlainError(400, 'Each entry of parts must be {"partNumber": number, "etag": text}')
+            number, etag = part["partNumber"], part["etag"]
             name = f"{number}-{etag}".replace('"', "")
             path = self._folder / promise.key / name
             if not isinstance(number, int) or not _PART.fullmatch(name) or not path.is_file():

@@ -92,7 +92,8 @@ class UploadArea:
 
     async def _part(self, arrival: Arrival, request: Request, promise: Promise, tail: str) -> Response:
         if not tail.isascii() or not tail.isdecimal() or len(tail) > 5:
-            raise PlainError(404, f"Path {arrival.path[-20:]} not found")
+            # Without the path, which holds the permission.
+            raise PlainError(404, "An upload address ends in the number of a part, or in complete")
         if request.method == "POST":
             # The `gcs` way of fal's toolkit asks for an address for every part first.
             return json_response({"upload_url": arrival.origin + arrival.path})

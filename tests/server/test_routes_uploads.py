@@ -111,7 +111,18 @@ def test_an_end_that_names_other_parts_is_400(api: Api, parts: Any) -> None:
 
 @pytest.mark.parametrize(("tail", "status"), [("0", 400), ("1001", 400), ("x", 404), ("-1", 404), ("1/2", 403)])
 def test_odd_part_numbers_are_refused(api: Api, tail: str, status: int) -> None:
-    assert api.http.put(f"{initiate(api, MULTIPART)['upload_url']}/{tail}", content=b"x").status_code == status
+    url = initiate(api, MULTIPART)["upload_url"]
+    answer = api.http.put(f"{url}/{tail}", content=b"x")
+    assert answer.status_code == status
+    assert url[-8:] not in answer.text
+
+
+@pytest.mark.parametrize("part", [{"part_number": 1, "etag": "x"}, {"partNumber": 1}, 1])
+def test_an_end_with_misspelt_parts_says_what_is_expected(api: Api, part: Any) -> None:
+    urls = initiate(api, MULTIPART)
+    answer = api.http.post(f"{urls['upload_url']}/complete", json={"parts": [part]})
+    assert answer.status_code == 400
+    assert answer.json() == {"detail": 'Each entry of parts must be {"partNumber": number, "etag": text}'}
 
 
 def test_the_python_way_in_one_piece(locked: Api) -> None:
