@@ -27,9 +27,7 @@ _CAUSES = {
 
 async def read_bytes(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
     """The whole body. Raises PlainError 413 beyond `limit` bytes, ClientDisconnect if the caller goes."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
-        raise _too_large(limit)
+    check_declared(request, limit)
     chunks: list[bytes] = []
     size = 0
     async for chunk in request.stream():
@@ -38,6 +36,13 @@ async def read_bytes(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
             raise _too_large(limit)
         chunks.append(chunk)
     return b"".join(chunks)
+
+
+def check_declared(request: Request, limit: int) -> None:
+    """Refuse a body by its announced size, before any of it is read. Raises PlainError 413."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise _too_large(limit)
 
 
 async def read_object(request: Request) -> dict[str, Any]:

@@ -20,13 +20,13 @@ from starlette.types import Receive, Scope, Send
 
 from server.areas import Arrival
 from server.auth import KeyRing
-from server.body import read_object
+from server.body import check_declared, read_object
 from server.errors import PlainError
 from server.lifecycle import lifetime
 from server.responses import json_response, wrong_method
 from server.routes.rest import UPLOAD_TTL_S
 from server.tokens import Tokens
-from server.uploads import Promise, Uploads
+from server.uploads import MAX_PART_BYTES, MAX_UPLOAD_BYTES, Promise, Uploads
 
 _BY_ACCESS_URL = re.compile(r"/files/(?P<key>[^/]+)/multipart/(?P<token>[^/]+)/(?P<tail>[^/]+)")
 _BY_UPLOAD_URL = re.compile(r"/files/upload/(?P<token>[^/]+)(?:/(?P<tail>[^/]+))?")
@@ -59,6 +59,7 @@ class UploadArea:
     async def _whole(self, arrival: Arrival, request: Request) -> Response:
         _require(request, "POST")
         self._check(request.headers)
+        check_declared(request, MAX_UPLOAD_BYTES)
         promise = _promise(request.headers)
         await self._uploads.receive(promise, request.stream())
         return json_response({"access_url": f"{arrival.origin}/files/{promise.key}", "uploaded": True})
@@ -82,6 +83,7 @@ class UploadArea:
         tail = match["tail"]
         if tail is None:
             _require(request, "PUT")
+            check_declared(request, MAX_UPLOAD_BYTES)
             await self._uploads.receive(promise, request.stream())
             return json_response({})
         if tail == "complete":
@@ -98,6 +100,7 @@ class UploadArea:
             # The `gcs` way of fal's toolkit asks for an address for every part first.
             return json_response({"upload_url": arrival.origin + arrival.path})
         _require(request, "PUT")
+        check_declared(request, MAX_PART_BYTES)
         etag = await self._uploads.receive_part(promise, int(tail), request.stream())
         # JS reads the body, Python the header.
         return json_response({"partNumber": int(tail), "etag": etag}, headers={"etag": f'"{etag}"'})

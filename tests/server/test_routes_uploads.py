@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import socket
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import fal_client
 import fal_client.client
 import pytest
 
+from server.uploads import MAX_PART_BYTES, MAX_UPLOAD_BYTES
 from tests.server.api_node import ApiNode
 from tests.server.api_server import Api, serve
 
@@ -123,6 +126,22 @@ def test_an_end_with_misspelt_parts_says_what_is_expected(api: Api, part: Any) -
     answer = api.http.post(f"{urls['upload_url']}/complete", json={"parts": [part]})
     assert answer.status_code == 400
     assert answer.json() == {"detail": 'Each entry of parts must be {"partNumber": number, "etag": text}'}
+
+
+@pytest.mark.parametrize(
+    ("method", "tail", "limit"),
+    [("PUT", "", MAX_UPLOAD_BYTES), ("PUT", "/1", MAX_PART_BYTES), ("POST", None, MAX_UPLOAD_BYTES)],
+)
+def test_an_announced_size_beyond_the_limit_is_refused_unread(
+    api: Api, method: str, tail: str | None, limit: int
+) -> None:
+    """Only the head is sent: an answer can come from it alone."""
+    url = urlsplit("/files/upload" if tail is None else initiate(api, MULTIPART)["upload_url"] + tail)
+    head = f"{method} {url.path} HTTP/1.1\r\nHost: x\r\nContent-Length: {limit + 1}\r\n\r\n"
+    server = urlsplit(api.url)
+    with socket.create_connection((server.hostname or "", server.port or 0), timeout=10) as connection:
+        connection.sendall(head.encode())
+        assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
 
 
 def test_the_python_way_in_one_piece(locked: Api) -> None:
