@@ -29,6 +29,9 @@ LEFT = 499
 REFUSED = 1008
 """WebSocket close code; before the handshake it is sent as HTTP 403."""
 
+LOGGED_PATH = 120
+"""Characters of a path in the log: no address of a request is longer, and the permission in an upload's is cut."""
+
 _OPEN_SYSTEM_PATHS = frozenset({"", "/livez", "/readyz", "/docs", "/openapi.json", "/favicon.ico"})
 _OPEN_TO_LOCAL_CALLERS = frozenset({"/health", "/metrics"})
 _WITH_REQUEST_ID = frozenset({Area.RUN, Area.QUEUE})
@@ -109,7 +112,10 @@ class Gateway:
         wire = to_wire(exc)
         if wire.status >= 500:
             answer.request_id = answer.request_id or str(uuid.uuid4())
-            log.error("%s %s request_id=%s", scope["method"], scope["path"], answer.request_id, exc_info=exc)
+            # A refusal that was foreseen needs no traceback, and on a full disk there are many.
+            unforeseen = exc if wire.status == 500 else None
+            request = scope["method"], scope["path"][:LOGGED_PATH], answer.request_id
+            log.error("%s %s request_id=%s: %s", *request, exc, exc_info=unforeseen)
         return wire
 
 

@@ -10,12 +10,13 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from server.errors import PlainError
+from server.errors import PlainError, RequestError
 from server.objects import Objects
 
 MAX_UPLOAD_BYTES = 2 << 30
@@ -53,7 +54,7 @@ class Promise:
 
 
 class Uploads:
-    """Receives bytes of promised files.
+    """Receives bytes of promised files. Every method raises RequestError 503 when the disk refuses.
 
     Args: folder: for parts and unfinished files, on the disk of the object store. ttl_s: the default lifetime.
     """
@@ -70,8 +71,9 @@ class Uploads:
         await asyncio.to_thread(self._sweep)
         temporary = self._folder / f"{secrets.token_hex(8)}.whole"
         try:
-            await _write(temporary, chunks, MAX_UPLOAD_BYTES)
-            await asyncio.to_thread(self._store, promise, [temporary])
+            with _disk_may_refuse():
+                await _write(temporary, chunks, MAX_UPLOAD_BYTES)
+                await asyncio.to_thread(self._store, promise, [temporary])
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -84,11 +86,12 @@ class Uploads:
             raise PlainError(400, f"Part numbers go from 1 to {MAX_PARTS}")
         await asyncio.to_thread(self._sweep)
         folder = self._folder / promise.key
-        folder.mkdir(exist_ok=True)
         temporary = folder / f"{secrets.token_hex(8)}.new"
         try:
-            digest = await _write(temporary, chunks, MAX_PART_BYTES)
-            temporary.rename(folder / f"{number}-{digest}")
+            with _disk_may_refuse():
+                folder.mkdir(exist_ok=True)
+                digest = await _write(temporary, chunks, MAX_PART_BYTES)
+                temporary.rename(folder / f"{number}-{digest}")
         finally:
             temporary.unlink(missing_ok=True)
         return digest
@@ -101,7 +104,8 @@ class Uploads:
         paths = self._parts(promise, parts)
         if sum(path.stat().st_size for path in paths) > MAX_UPLOAD_BYTES:
             raise PlainError(413, f"An upload may have {MAX_UPLOAD_BYTES} bytes")
-        await asyncio.to_thread(self._store, promise, paths)
+        with _disk_may_refuse():
+            await asyncio.to_thread(self._store, promise, paths)
         await asyncio.to_thread(shutil.rmtree, self._folder / promise.key, ignore_errors=True)
 
     def _parts(self, promise: Promise, parts: Any) -> list[Path]:
@@ -161,6 +165,16 @@ class _Joined(io.RawIOBase):
             self._file.close()
             self._file = None
         return 0
+
+
+@contextmanager
+def _disk_may_refuse() -> Iterator[None]:
+    """A full disk is no fault of ours, and passes: the caller is told so. Raises: RequestError 503."""
+    try:
+        yield
+    except OSError as exc:
+        detail = f"The server cannot store the file now: {exc.strerror or 'its disk refuses'}"
+        raise RequestError(503, "runner_scheduling_failure", detail, retryable=True) from exc
 
 
 async def _write(path: Path, chunks: AsyncIterator[bytes], limit: int) -> str:

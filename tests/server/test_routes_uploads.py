@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import resource
 import socket
 from collections.abc import Iterator
 from datetime import datetime
@@ -142,6 +143,42 @@ def test_an_announced_size_beyond_the_limit_is_refused_unread(
     with socket.create_connection((server.hostname or "", server.port or 0), timeout=10) as connection:
         connection.sendall(head.encode())
         assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.fixture
+def refusing_disk() -> Iterator[None]:
+    """This process may write no file beyond 1 MiB: past it the kernel refuses, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("refusing_disk")
+@pytest.mark.parametrize("tail", ["", "/1"])
+def test_a_disk_that_refuses_is_a_503_that_leaves_nothing(
+    api: Api, tail: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    urls = initiate(api, MULTIPART)
+    answer = api.http.put(urls["upload_url"] + tail, content=bytes(3 << 20))
+    assert (answer.status_code, answer.json()["error_type"]) == (503, "runner_scheduling_failure")
+    assert answer.json()["detail"].startswith("The server cannot store the file now: ")
+    assert answer.headers["x-fal-retryable"] == "true"
+    folders = [api.node.settings.data_dir / name for name in ("uploads", "files")]
+    assert [path for folder in folders for path in folder.rglob("*") if path.is_file()] == []
+    assert api.http.get(urls["file_url"]).status_code == 404
+    assert [record.exc_info for record in caplog.records if record.levelname == "ERROR"] == [None]
+    assert urls["upload_url"][-8:] not in caplog.text
+
+
+@pytest.mark.usefixtures("refusing_disk")
+def test_parts_that_do_not_fit_together_stay_for_another_try(api: Api) -> None:
+    urls = initiate(api, MULTIPART)
+    parts = [api.http.put(f"{urls['upload_url']}/{n}", content=bytes(700_000)).json() for n in (1, 2)]
+    assert api.http.post(f"{urls['upload_url']}/complete", json={"parts": parts}).status_code == 503
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    assert api.http.post(f"{urls['upload_url']}/complete", json={"parts": parts}).status_code == 200
+    assert len(api.http.get(urls["file_url"]).content) == 1_400_000
 
 
 def test_the_python_way_in_one_piece(locked: Api) -> None:
