@@ -14,12 +14,13 @@ from typing import Any
 from models.registry import ModelSpec, resolve
 from server.delivery import Delivery
 from server.devices import count_gpus, devices
+from server.disk import Disk
 from server.dispatcher import Dispatcher
 from server.hub import Hub
 from server.objects import Objects
 from server.outputs import Outputs
 from server.settings import Settings
-from server.store.base import CancelOutcome, Job, JobStatus, NewJob, Store
+from server.store.base import CancelOutcome, Job, JobStatus, NewJob, QueueFullError, Store, StoreError
 from server.store.sqlite import SqliteStore
 from server.workers import WORKER_COMMAND, WorkerOptions, Workers, WorkerState
 
@@ -28,6 +29,7 @@ logger = logging.getLogger("fluxserve.node")
 DRAIN_S = 5.0
 SWEEP_S = 3600.0
 FORGET_S = 10.0
+PROBE_S = 1.0
 FILE_MARGIN_S = 3600.0
 """Files outlive the row that names them by this much, so that no result ever names a missing file."""
 REQUEST_THREADS = 32
@@ -47,6 +49,7 @@ class Node:
     delivery: Delivery
     dispatcher: Dispatcher
     workers: Workers
+    disk: Disk
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     _is_stopping: bool = False
 
@@ -70,7 +73,8 @@ class Node:
         )
         # Random, so that a claim of an earlier life of this node is never taken for one of ours.
         workers = Workers(secrets.token_hex(4), names, options, dispatcher)
-        return cls(settings, specs, store, hub, objects, outputs, delivery, dispatcher, workers)
+        disk = Disk(settings.data_dir)
+        return cls(settings, specs, store, hub, objects, outputs, delivery, dispatcher, workers, disk)
 
     async def start(self) -> None:
         """Take up what an earlier life left, start the workers and begin to claim."""
@@ -84,6 +88,7 @@ class Node:
         self._tasks = [
             asyncio.create_task(self._keep_tidy(), name="tidy"),
             asyncio.create_task(self._forget_ended(), name="forget"),
+            asyncio.create_task(self._probe_disk(), name="disk"),
             asyncio.create_task(self._warm_outputs(), name="warm"),
         ]
 
@@ -109,7 +114,13 @@ class Node:
         Raises: QueueFullError, StoreError.
         """
         limits = [self.settings.max_queue, *([] if max_queued is None else [max_queued])]
-        job = self.store.enqueue(new, min(limits))
+        try:
+            job = self.store.enqueue(new, min(limits))
+        except QueueFullError:
+            raise
+        except StoreError:
+            self.disk.refused()
+            raise
         self.hub.changed(job.id)
         self.dispatcher.wake()
         return job
@@ -148,8 +159,8 @@ class Node:
 
     @property
     def ready(self) -> bool:
-        """Whether a worker is loaded and the queue accepts."""
-        return self.dispatcher.is_accepting and bool(self.workers.ready)
+        """Whether a worker is loaded, the queue accepts and the disk takes it."""
+        return self.dispatcher.is_accepting and bool(self.workers.ready) and self.disk.is_writable
 
     def health(self) -> dict[str, Any]:
         """What /health says."""
@@ -167,6 +178,8 @@ class Node:
     def _state(self) -> str:
         if self._is_stopping:
             return "stopping"
+        if not self.disk.is_writable:
+            return "unwritable"
         if self.ready:
             return "ready"
         return "loading" if any(worker.state is WorkerState.LOADING for worker in self.workers) else "starting"
@@ -186,6 +199,12 @@ class Node:
             except Exception:
                 logger.exception("the sweep failed; it will be tried again")
             await asyncio.sleep(SWEEP_S)
+
+    async def _probe_disk(self) -> None:
+        """Find out that the disk is full before a request does, and that it no longer is."""
+        while True:
+            await asyncio.to_thread(self.disk.probe)
+            await asyncio.sleep(PROBE_S)
 
     async def _forget_ended(self) -> None:
         """Keep the hub small: a busy node ends tens of jobs a second, each with a log."""

@@ -31,7 +31,7 @@ def system_router(node: Node, metrics: Metrics, version: str) -> APIRouter:
 
     @router.get("/readyz")
     async def readyz() -> Response:
-        """200 when a worker is loaded and the queue accepts, else 503."""
+        """200 when a worker is loaded, the queue accepts and the disk takes writes, else 503."""
         state = node.health()["state"]
         return json_response({"status": "ready" if node.ready else state}, 200 if node.ready else 503)
 

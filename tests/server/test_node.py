@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import server.disk
 from models.registry import REGISTRY, UnknownModelError
 from server.node import Node
 from server.settings import Settings
@@ -46,6 +48,48 @@ def test_health_follows_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert (node.ready, node.health()["state"]) == (False, "stopping")
 
     asyncio.run(main())
+
+
+def test_a_disk_that_refuses_makes_the_node_unready_until_it_takes_writes(tmp_path: Path) -> None:
+    """The kernel refuses this process's writes beyond a kilobyte, as on a full disk, or under a quota."""
+
+    async def main() -> None:
+        async with running(tmp_path) as node:
+            limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
+            try:
+                with pytest.raises(StoreError):
+                    node.submit(new_job())
+                assert (node.ready, node.health()["state"], node.health()["ready"]) == (False, "unwritable", False)
+                await asyncio.to_thread(node.disk.probe)
+                assert not node.ready
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            await until(lambda: node.ready)
+            assert node.health()["state"] == "ready"
+            assert node.submit(new_job()).status is JobStatus.QUEUED
+
+    asyncio.run(main())
+
+
+def test_too_little_room_is_seen_before_a_write_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as node:
+            with monkeypatch.context() as patch:
+                patch.setattr(server.disk, "MIN_FREE_BYTES", 1 << 60)
+                await until(lambda: not node.ready)
+                assert node.health()["state"] == "unwritable"
+            await until(lambda: node.ready)
+
+    asyncio.run(main())
+
+
+def test_a_full_queue_is_no_fault_of_the_disk(tmp_path: Path) -> None:
+    node = make_node(tmp_path, max_queue=0)
+    with pytest.raises(QueueFullError):
+        node.submit(new_job())
+    assert node.disk.is_writable
+    node.store.close()
 
 
 def test_the_queue_has_the_smaller_of_both_limits(tmp_path: Path) -> None:
