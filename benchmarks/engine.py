@@ -24,6 +24,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in pipelines/worker.py
 import argparse
 import json
 import random
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -225,7 +226,8 @@ class Ours:
 
     def run(self, source: Source) -> Outcome:
         clock, outcome = Clock(), Outcome()
-        engine = Engine(self._runner_for, self._accelerator, self.config, clock)
+        ready = threading.Event()
+        engine = Engine(self._runner_for, self._accelerator, self.config, clock, ready.set)
         jobs: dict[str, Job] = {}
         start, processor = clock(), time.process_time()
         while True:
@@ -241,7 +243,8 @@ class Ours:
             began, steps = clock(), engine.steps
             frames = engine.step(wait=False)
             if not frames and engine.steps == steps:
-                time.sleep(0.001)
+                ready.wait(0.02 if self._accelerator.notifies else 0.001)
+                ready.clear()
             outcome.busy_s += clock() - began
             for frame in frames:
                 assert not isinstance(frame, Failed), frame

@@ -40,6 +40,9 @@ class Launched(Protocol[T_co]):
     def result(self) -> T_co:
         """What the work returned, waiting for it if need be. Raises: what the work raised."""
 
+    def notify(self, callback: Callable[[], object]) -> None:
+        """Call back from any thread once done, if the device can (`Accelerator.notifies`)."""
+
 
 class Accelerator(Protocol):
     """One device as the engine needs it: where, in which precision, how much memory, which streams."""
@@ -49,6 +52,8 @@ class Accelerator(Protocol):
     name: str
     default_dtype: torch.dtype
     attention: Attention
+    notifies: bool
+    """True where the end of launched work calls back; elsewhere it has to be polled."""
     modulates_row_by_row: bool
     """True where single-row products are cheap and make a lone request equal the stock pipeline bit for bit."""
 
@@ -106,6 +111,9 @@ class _Background(Generic[T]):
     def result(self) -> T:
         return self._future.result()
 
+    def notify(self, callback: Callable[[], object]) -> None:
+        self._future.add_done_callback(lambda future: callback())
+
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
@@ -127,6 +135,7 @@ class CpuAccelerator:
 
     kind = "cpu"
     attention: Attention = "grouped"
+    notifies = True
     modulates_row_by_row = True
 
     def __init__(self) -> None:
@@ -185,6 +194,9 @@ class _OnStream(Generic[T]):
         self.marker.wait()
         return self.value
 
+    def notify(self, callback: Callable[[], object]) -> None:
+        return None
+
 
 class _CudaMarker:
     """A CUDA event."""
@@ -207,6 +219,7 @@ class CudaAccelerator:
     """One CUDA device. Steps run on a high-priority stream, everything else beside them."""
 
     kind = "cuda"
+    notifies = False
     modulates_row_by_row = False
 
     def __init__(self, index: int) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from inspect import signature
 
 import torch
 import torch.nn.functional as F
@@ -39,12 +41,25 @@ def runs(lengths: Sequence[int]) -> list[tuple[int, int]]:
 
 def varlen_attention(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int]) -> Tensor:
     """One variable-length kernel for all pictures (torch.nn.attention.varlen, FlashAttention layout)."""
+    offsets = _offsets(tuple(lengths), query.device)
+    longest = max(lengths)
+    output: Tensor = _varlen_kernel()(query, key, value, offsets, offsets, longest, longest)
+    return output.flatten(1)
+
+
+@lru_cache
+def _varlen_kernel() -> Callable[..., Tensor]:
+    """torch's kernel; unsplit where it can be told so, since a split chosen by the batch would change roundings."""
     from torch.nn.attention.varlen import varlen_attn
 
-    offsets = torch.tensor([0, *lengths], device="cpu").cumsum(0).to(query.device, torch.int32, non_blocking=True)
-    longest = max(lengths)
-    output: Tensor = varlen_attn(query, key, value, offsets, offsets, longest, longest)  # type: ignore[assignment]
-    return output.flatten(1)
+    unsplit = {"num_splits": 1} if "num_splits" in signature(varlen_attn).parameters else {}
+    return partial(varlen_attn, **unsplit)  # type: ignore[arg-type, return-value]
+
+
+@lru_cache(maxsize=64)
+def _offsets(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """Where each picture starts and the last one ends; the same in all blocks of a step, so copied over once."""
+    return torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
 
 
 def choose_attention(kind: Attention, dtype: torch.dtype) -> Attend:

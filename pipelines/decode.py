@@ -53,8 +53,11 @@ class _Job:
 class DecodeQueue:
     """Rows whose steps are done; small pictures first, with ageing. Rows whose request is gone are dropped silently."""
 
-    def __init__(self, runner_for: Callable[[str], Runner], clock: Callable[[], float]) -> None:
+    def __init__(
+        self, runner_for: Callable[[str], Runner], clock: Callable[[], float], on_ready: Callable[[], object]
+    ) -> None:
         self._runner_for = runner_for
+        self._on_ready = on_ready
         self._clock = clock
         self._waiting: list[Row] = []
         self._jobs: deque[_Job] = deque()
@@ -91,6 +94,7 @@ class DecodeQueue:
         except Exception as exc:
             return [Finished(row, None, False, 0.0, 0.0, exc)]
         self._jobs.append(_Job(row, self._clock(), decoding))
+        decoding.notify(self._on_ready)
         return []
 
     def _advance(self, job: _Job) -> Finished | None:
@@ -106,6 +110,7 @@ class DecodeQueue:
                 if request.params.safety_threshold is None or not self._runner_for(request.group).has_safety_checker:
                     return self._end(job, 0.0, now)
                 job.judging = self._runner_for(request.group).judge(job.pixels)
+                job.judging.notify(self._on_ready)
                 return None
             return self._end(job, job.judging.result(), now)
         except Exception as exc:

@@ -59,7 +59,10 @@ class Engine:
 
     `add_request` and `abort` may be called between steps; everything that happens comes out of `step` as frames.
 
-    Args: runner_for: the runner of a model by name; may load it. Raises KeyError for a model it does not hold.
+    Args:
+        runner_for: the runner of a model by name; may load it. Raises KeyError for a model it does not hold.
+        on_ready: called from any thread when a prompt or picture beside the steps is done, where the device can tell;
+            a caller of `step(wait=False)` sleeps until then.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Engine:
         accelerator: Accelerator,
         config: EngineConfig | None = None,
         clock: Callable[[], float] = time.monotonic,
+        on_ready: Callable[[], object] = lambda: None,
     ) -> None:
         self.config = config or EngineConfig()
         self.scheduler = Scheduler(self.config.scheduler, CostModel())
@@ -75,9 +79,10 @@ class Engine:
         self._runner_for = runner_for
         self._accelerator = accelerator
         self._clock = clock
+        self._on_ready = on_ready
         self._limits: dict[str, Limits] = {}
         self._requests: dict[tuple[str, int], Request] = {}
-        self._decodes = DecodeQueue(runner_for, clock)
+        self._decodes = DecodeQueue(runner_for, clock, on_ready)
         self._in_flight: deque[_Step] = deque()
         self._frames: list[Frame] = []
 
@@ -174,6 +179,7 @@ class Engine:
         self._frames.append(Started(request.job_id, request.epoch))
         try:
             request.admission = self._runner_for(request.group).admit(request)
+            request.admission.notify(self._on_ready)
         except Exception as exc:
             self._blame(request, exc)
 

@@ -51,7 +51,7 @@ from pipelines.scheduler import SchedulerConfig
 
 HEARTBEAT_S = 0.5
 POLL_S = 0.002
-"""Pause while only a prompt or a picture is under way beside the steps; a new request ends it at once."""
+"""Pause while only a prompt or a picture is under way beside the steps, where the device cannot call back."""
 SWITCH_MS = 10_000.0
 """What it costs to load another checkpoint where memory does not hold all: tens of gigabytes from the page cache."""
 EXIT_BROKEN = 3
@@ -66,7 +66,7 @@ class Link:
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
-        self._inbox: queue.SimpleQueue[Frame] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
         self._outbox: queue.Queue[bytes | None] = queue.Queue(maxsize=1024)
         self._writer = threading.Thread(target=self._write, name="frames-out", daemon=True)
         self._writer.start()
@@ -77,14 +77,18 @@ class Link:
         self._outbox.put(encode(frame))
 
     def receive(self, timeout_s: float) -> list[Frame]:
-        """What has arrived; with nothing there, waits up to `timeout_s` for one frame."""
-        frames: list[Frame] = []
+        """What has arrived; with nothing there, waits up to `timeout_s` for a frame or a `wake`."""
+        frames: list[Frame | None] = []
         try:
             frames.append(self._inbox.get(timeout=timeout_s) if timeout_s else self._inbox.get_nowait())
             while True:
                 frames.append(self._inbox.get_nowait())
         except queue.Empty:
-            return frames
+            return [frame for frame in frames if frame is not None]
+
+    def wake(self) -> None:
+        """End a `receive` that waits; from any thread."""
+        self._inbox.put(None)
 
     def close(self) -> None:
         """Send what is queued, then hang up."""
@@ -116,7 +120,9 @@ def serve(link: Link, pool: ModelPool, accelerator: Accelerator) -> int:
     models = [_describe(pool, name) for name in pool.specs]
     link.send(Ready(str(accelerator.device), accelerator.name, models))
     switch_ms = SWITCH_MS if len(pool.loaded) < len(pool.specs) else 0.0
-    engine = Engine(pool.runner, accelerator, EngineConfig(SchedulerConfig(switch_ms=switch_ms)))
+    config = EngineConfig(SchedulerConfig(switch_ms=switch_ms))
+    engine = Engine(pool.runner, accelerator, config, on_ready=link.wake)
+    poll_s = HEARTBEAT_S if accelerator.notifies else POLL_S
     last_beat, pause_s = 0.0, 0.0
     while True:
         for frame in link.receive(pause_s):
@@ -131,7 +137,7 @@ def serve(link: Link, pool: ModelPool, accelerator: Accelerator) -> int:
         for event in events:
             link.send(event)
         has_moved = bool(events) or engine.steps > steps_before
-        pause_s = 0.0 if has_moved else POLL_S if engine.has_work else HEARTBEAT_S
+        pause_s = 0.0 if has_moved else poll_s if engine.has_work else HEARTBEAT_S
         now = time.monotonic()
         if now - last_beat >= HEARTBEAT_S:
             last_beat = now

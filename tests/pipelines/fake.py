@@ -31,6 +31,9 @@ class Ready:
     def result(self) -> T:
         return self._work()
 
+    def notify(self, callback: Callable[[], object]) -> None:
+        return None
+
 
 class Held(Ready):
     """Work that ends when the test says so."""
