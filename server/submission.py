@@ -189,5 +189,5 @@ def _webhook(url: str) -> str:
 
 def _count(text: str) -> int:
     if not text.isascii() or not text.isdecimal() or len(text) > 9:
-        raise RequestError(400, "bad_request", "fal_max_queue_length must be a whole number of requests, 0 or more")
+        raise RequestError(400, "bad_request", "fal_max_queue_length must be a whole number from 0 to 999999999")
     return int(text)

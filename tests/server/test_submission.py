@@ -292,6 +292,14 @@ def test_an_unusable_query_is_a_bad_request(query: str) -> None:
     assert caught.value.body["error_type"] == "bad_request"
 
 
+@pytest.mark.parametrize("text", ["-1", "9999999999", "9" * 5000])
+def test_an_unusable_queue_length_is_told_the_limits(text: str) -> None:
+    assert wishes("fal_max_queue_length=999999999").max_queued == 999_999_999
+    with pytest.raises(RequestError) as caught:
+        wishes(f"fal_max_queue_length={text}")
+    assert caught.value.body["detail"] == "fal_max_queue_length must be a whole number from 0 to 999999999"
+
+
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
