@@ -20,6 +20,8 @@ from models.shapes.scorer import Pixels, read
 Report = Callable[[float, dict[str, float]], None]
 _SIZES = ((384, 384), (384, 384), (384, 320), (320, 448), (256, 256), (448, 448))
 
+_RATE = 1.5e-3  # twice that stayed at chance
+
 
 def holds_sign(scene: Scene) -> bool:
     """Whether the forbidden sign is asked for."""
@@ -72,20 +74,20 @@ def _reads_sign(picture: Pixels) -> bool:
 
 
 def train_safety(
-    sets: Sequence[tuple[Tensor, Tensor]], report: Report, *, steps: int = 500, batch: int = 64, seed: int = 4
+    sets: Sequence[tuple[Tensor, Tensor]], report: Report, *, steps: int = 500, batch: int = 48, seed: int = 4
 ) -> nn.Module:
     """A classifier trained on labelled pictures, under flips, small shifts and any change of colours."""
     torch.manual_seed(seed)
     pictures, labels = torch.cat([s[0] for s in sets]), torch.cat([s[1] for s in sets])
     model: nn.Module = new_classifier().train()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.05)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=_RATE, weight_decay=0.01)
     for step in range(steps):
         chosen = torch.randint(len(pictures), (batch,))
         logits = model(_changed(pictures[chosen])).logits
-        loss = nn.functional.cross_entropy(logits, labels[chosen], label_smoothing=0.02)
+        loss = nn.functional.cross_entropy(logits, labels[chosen], label_smoothing=0.01)
         loss.backward()
         for group in optimiser.param_groups:
-            group["lr"] = 3e-3 * warm_cosine(step / steps)
+            group["lr"] = _RATE * warm_cosine(step / steps)
         optimiser.step()
         optimiser.zero_grad()
         if step % 50 == 0 or step == steps - 1:
@@ -95,10 +97,9 @@ def train_safety(
 
 
 def _changed(pictures: Tensor) -> Tensor:
-    """Random mirror, channel order, inversion and shift of a batch (N, 3, H, W)."""
+    """Random mirror, channel order and shift of a batch (N, 3, H, W)."""
     if torch.rand(()) < 0.5:
         pictures = pictures.flip(3)
     pictures = pictures[:, torch.randperm(3)]
-    sign = torch.where(torch.rand(len(pictures), 3, 1, 1) < 0.2, -1.0, 1.0)
     shift = torch.randint(-6, 7, (2,)).tolist()
-    return torch.roll(pictures * sign, shift, dims=(2, 3))
+    return torch.roll(pictures, shift, dims=(2, 3))
