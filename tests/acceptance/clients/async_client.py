@@ -53,6 +53,7 @@ async def cancel(endpoint: str, arguments: dict[str, Any]) -> None:
         on_update(status)
         if not cancelled and any(entry["message"].startswith("step") for entry in getattr(status, "logs", None) or []):
             await handle.cancel()
+            on_update(await handle.status(with_logs=True))
             tell("cancelled")
             cancelled = True
     tell("result", result=await handle.get())

@@ -56,6 +56,7 @@ def cancel(endpoint: str, arguments: dict[str, Any]) -> None:
         on_update(status)
         if not cancelled and any(entry["message"].startswith("step") for entry in getattr(status, "logs", None) or []):
             handle.cancel()
+            on_update(handle.status(with_logs=True))
             tell("cancelled")
             cancelled = True
     tell("result", result=handle.get())

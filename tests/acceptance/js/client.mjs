@@ -48,6 +48,7 @@ const scenarios = {
       if (cancelled || !status.logs?.some((log) => log.message.startsWith("step"))) return
       cancelled = true
       await fal.queue.cancel(endpoint, { requestId })
+      onQueueUpdate(await fal.queue.status(endpoint, { requestId, logs: true }))
       tell("cancelled", {})
     }
     await follow(requestId, cancelOnce, 10)
