@@ -69,7 +69,7 @@ def test_pictures_follow_their_prompts(server: Server) -> None:
         answer = httpx.post(f"{server.url}/run/fal-ai/flux/dev", json=body, timeout=60).json()
         if is_right(download(server, answer["images"][0]["url"]), ground, colour, shape):
             right.append((ground, colour, shape))
-    # Nine fixed seeds. The first weights get every circle and square right and no star: docs/ says how they score.
+    # Nine fixed seeds. The first weights get every circle and square right and no star yet.
     assert len(right) >= 6, f"only {right} of {wanted}"
 
 
