@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Iterator
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 DRAIN_S = 10
 """How long open answers may still take after the first signal, in seconds; a second signal ends them at once."""
+
+SAME_SIGNAL_S = 1.0
+"""Signals this close together are one wish."""
 
 KEEP_ALIVE_S = 75
 """Longer than any client's pause between polls, so that polling reuses its connection."""
@@ -127,14 +131,19 @@ class _QuietServer(uvicorn.Server):
 
 
 def _stop_on_signals(servers: list[uvicorn.Server]) -> None:
-    """The first signal asks the servers to drain, one after the other; the second makes them drop what is open."""
+    """The first signal asks the servers to drain, one after the other; a later one makes them drop what is open."""
+    loop = asyncio.get_running_loop()
+    first: list[float] = []
 
     def stop() -> None:
-        for server in servers:
-            server.force_exit = servers[0].should_exit
+        # One stop often arrives twice: once to the process group and once handed on by make.
+        if first and loop.time() - first[0] > SAME_SIGNAL_S:
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+            for server in servers:
+                server.force_exit = True
+        first.append(loop.time())
         servers[0].should_exit = True
 
-    loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
 

@@ -76,6 +76,14 @@ def test_a_signal_ends_it_cleanly(tiny: Server, number: signal.Signals) -> None:
     assert "Traceback" not in tiny.output
 
 
+def test_a_stop_that_arrives_twice_is_one_stop(tiny: Server) -> None:
+    tiny.start().wait_live()
+    assert tiny.process is not None
+    tiny.process.send_signal(signal.SIGTERM)
+    assert tiny.stop() == 0
+    assert "Traceback" not in tiny.output
+
+
 def test_a_request_under_way_outlives_a_stop(tiny: Server) -> None:
     tiny.start().wait_ready()
     slow = TINY | {"num_inference_steps": 20, "image_size": {"width": 256, "height": 256}}
