@@ -16,9 +16,9 @@ from pipelines.runner import Decoded, Runner
 _UNDER_WAY = 2
 """Decodes launched at once: one works, one is ready to follow, and memory holds no more than two."""
 
-_BACKLOG = 2
-"""Rows that may wait for a decode before steps pause: where decoding is the slower half, more steps would only make a
-longer queue."""
+_BACKLOG = 1
+"""Rows waiting for a decode, besides those under way, at which steps pause: where decoding is the slower half, more
+steps would only make a longer queue."""
 
 _AGEING_TOKENS = 100.0
 """Tokens of picture that one second of age outweighs in the order of decodes."""
