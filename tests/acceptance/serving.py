@@ -17,7 +17,8 @@ from typing import Any
 import httpx
 import psutil
 
-COMMAND = [str(Path(sys.executable).with_name("fluxserve"))]
+ROOT = Path(__file__).parents[2]
+COMMAND = (str(Path(sys.executable).with_name("fluxserve")),)
 MODEL = os.environ.get("FLUXSERVE_TEST_MODEL", "flux-shapes")
 START_S = 60.0
 STOP_S = 30.0
@@ -25,12 +26,16 @@ STOP_S = 30.0
 
 @dataclass
 class Server:
-    """One serving process; `start` again after a stop or a kill keeps its ports and its data folder."""
+    """One serving process; `start` again after a stop or a kill keeps its ports and its data folder.
+
+    Args: command: what stands for `fluxserve`; it runs in the checkout.
+    """
 
     data_dir: Path
     arguments: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
     model: str = MODEL
+    command: tuple[str, ...] = COMMAND
     port: int = field(default_factory=lambda: free_port())
     tls_port: int = field(default_factory=lambda: free_port())
     process: subprocess.Popen[str] | None = None
@@ -63,11 +68,25 @@ class Server:
         """Start the process; returns at once."""
         self.data_dir.mkdir(parents=True, exist_ok=True)
         ports = ["--port", str(self.port), "--tls-port", str(self.tls_port)]
-        command = [*COMMAND, "serve", *ports, "--data-dir", str(self.data_dir), "--model", self.model, *self.arguments]
+        command = [
+            *self.command,
+            "serve",
+            *ports,
+            "--data-dir",
+            str(self.data_dir),
+            "--model",
+            self.model,
+            *self.arguments,
+        ]
         self.started_at = time.monotonic()
         with self._log.open("a") as log:
             self.process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, text=True, env=clean_environment() | self.environment
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=clean_environment() | self.environment,
+                cwd=ROOT,
             )
         return self
 

@@ -4,7 +4,9 @@
 
 Prompts: "crash" dies in its second step, "hang" stops answering, "oom", "model error", "internal" and "deadline" fail
 that way, "silent exit" exits before it starts, "babble" sends what is no frame, "zombie" ends under an older epoch
-first. Environment: SCRIPTED_STEP_S seconds a step, SCRIPTED_LOAD_S seconds to load, SCRIPTED_EXIT status to exit with.
+first. "wait NAME" goes on after its first step when a file NAME is in the folder of gates; "hold NAME" is not even
+started before. Environment: SCRIPTED_STEP_S seconds a step, SCRIPTED_LOAD_S seconds to load, SCRIPTED_EXIT status to
+exit with, SCRIPTED_GATES the folder of gates.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import socket
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 from pipelines.protocol import (
     Cancel,
@@ -40,6 +43,9 @@ from pipelines.protocol import (
 )
 
 STEP_S = float(os.environ.get("SCRIPTED_STEP_S", "0.005"))
+GATES = Path(os.environ.get("SCRIPTED_GATES", "/nonexistent"))
+IDLE_S = 0.05
+"""How often a closed gate is looked at."""
 FAILURES: dict[str, FailureKind] = {
     "oom": "out_of_memory",
     "model error": "model_error",
@@ -57,6 +63,7 @@ class ScriptedWorker:
         self.models = models
         self.reader = FrameReader()
         self.requests: dict[tuple[str, int], tuple[Submit, int]] = {}
+        self.held: dict[tuple[str, int], Submit] = {}
         self.steps = 0
 
     def send(self, *frames: Frame) -> None:
@@ -87,14 +94,17 @@ class ScriptedWorker:
     def serve(self) -> None:
         last_beat = 0.0
         while True:
-            busy = bool(self.requests)
-            readable, _, _ = select.select([self.socket], [], [], 0 if busy else 0.05)
+            going = [key for key, (frame, done) in self.requests.items() if done < 1 or is_open(frame, "wait ")]
+            readable, _, _ = select.select([self.socket], [], [], 0 if going else IDLE_S)
             if readable and not self.receive():
                 return
-            if busy:
+            if going:
                 time.sleep(STEP_S)
-            for key in list(self.requests):
-                self.step(key)
+            for key in going:
+                if key in self.requests:
+                    self.step(key)
+            for frame in [frame for frame in self.held.values() if is_open(frame, "hold ")]:
+                self.begin(self.held.pop((frame.job_id, frame.epoch)))
             if time.monotonic() - last_beat > 0.1:
                 last_beat = time.monotonic()
                 self.send(Heartbeat(self.steps, len(self.requests), 0, 10.0 * len(self.requests), {"allocated": 1}))
@@ -106,9 +116,8 @@ class ScriptedWorker:
                 return False
             if isinstance(frame, Submit):
                 self.admit(frame)
-            elif isinstance(frame, Cancel) and (frame.job_id, frame.epoch) in self.requests:
-                _, step = self.requests.pop((frame.job_id, frame.epoch))
-                self.send(Cancelled(frame.job_id, frame.epoch, step))
+            elif isinstance(frame, Cancel):
+                self.cancel(frame)
         return bool(data)
 
     def admit(self, frame: Submit) -> None:
@@ -118,8 +127,22 @@ class ScriptedWorker:
         if prompt in FAILURES:
             self.send(Failed(frame.job_id, frame.epoch, FAILURES[prompt], f"scripted {prompt}"))
             return
+        if is_open(frame, "hold "):
+            self.begin(frame)
+        else:
+            self.held[frame.job_id, frame.epoch] = frame
+
+    def begin(self, frame: Submit) -> None:
         self.send(Started(frame.job_id, frame.epoch))
         self.requests[frame.job_id, frame.epoch] = (frame, 0)
+
+    def cancel(self, frame: Cancel) -> None:
+        key = (frame.job_id, frame.epoch)
+        if self.held.pop(key, None) is not None:
+            self.send(Cancelled(*key, 0))
+        elif key in self.requests:
+            _, step = self.requests.pop(key)
+            self.send(Cancelled(*key, step))
 
     def step(self, key: tuple[str, int]) -> None:
         frame, done = self.requests[key]
@@ -162,12 +185,19 @@ class ScriptedWorker:
         self.send(*self.end(frame))
 
 
+def is_open(frame: Submit, kind: str) -> bool:
+    """Whether no closed gate of this kind keeps the request."""
+    prompt = frame.params["prompt"]
+    return not prompt.startswith(kind) or (GATES / prompt.removeprefix(kind)).exists()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--device", required=True)
     parser.add_argument("--dtype")
     parser.add_argument("--quantization")
+    parser.add_argument("--memory-gb", type=float)
     parser.add_argument("--model", action="append", required=True)
     arguments = parser.parse_args()
     worker = ScriptedWorker(socket.socket(fileno=arguments.fd), arguments.device, arguments.model)

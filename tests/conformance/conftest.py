@@ -1,0 +1,170 @@
+"""Fixtures of the numbered cases: a real server process without an engine, and the official clients beside it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.acceptance.serving import Server
+from tests.conformance.child import JS, Child, js_child, python_child
+from tests.conformance.recording import Record
+from tests.conformance.scripted import Scripted
+
+KEY = "7f1d2c3b-conformance:secret"
+
+StartServer = Callable[..., Scripted]
+"""Scripted server settings in, running server out; it ends with the test."""
+
+
+def serve(folder: Any, *arguments: str, constants: dict[str, Any] | None = None, **environment: str) -> Scripted:
+    """Start a scripted server with these flags; not ready yet."""
+    gates = folder / "gates"
+    gates.mkdir(parents=True)
+    record = folder / "requests.jsonl"
+    server = Server(
+        folder / "data",
+        arguments=("--device", "cpu", *arguments),
+        environment={
+            "SCRIPTED_GATES": str(gates),
+            "SCRIPTED_RECORD": str(record),
+            "SCRIPTED_CONSTANTS": json.dumps(constants or {}),
+            **environment,
+        },
+        command=(sys.executable, "-m", "tests.conformance.scripted_serve"),
+    )
+    return Scripted(server.start(), gates, record)
+
+
+@pytest.fixture(scope="session")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripted]:
+    """The open server of the session. Tests use `server`."""
+    yield from _served(serve(tmp_path_factory.mktemp("open")))
+
+
+@pytest.fixture(scope="session")
+def shared_protected(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripted]:
+    """The server with a key. Tests use `protected`."""
+    yield from _served(serve(tmp_path_factory.mktemp("protected"), "--api-key", KEY))
+
+
+def _served(scripted: Scripted) -> Iterator[Scripted]:
+    try:
+        scripted.server.wait_ready()
+        yield scripted
+    finally:
+        scripted.server.close()
+
+
+@pytest.fixture
+def server(shared_server: Scripted) -> Iterator[Scripted]:
+    """An open server with one scripted worker; what a test left waiting is let go at its end."""
+    yield shared_server
+    shared_server.open_all()
+
+
+@pytest.fixture
+def protected(shared_protected: Scripted) -> Iterator[Scripted]:
+    """A server that asks for KEY."""
+    yield shared_protected
+    shared_protected.open_all()
+
+
+@pytest.fixture
+def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]:
+    """Servers of the test's own, where it restarts one or needs other settings: see `serve`."""
+    started: list[Scripted] = []
+
+    def start(*arguments: str, **options: Any) -> Scripted:
+        scripted = serve(tmp_path_factory.mktemp("own"), *arguments, **options)
+        started.append(scripted)
+        scripted.server.wait_ready()
+        return scripted
+
+    yield start
+    for scripted in started:
+        scripted.open_all()
+        scripted.server.close()
+
+
+@pytest.fixture
+def record(server: Scripted) -> Record:
+    """What reaches the open server from here on."""
+    return server.record()
+
+
+@pytest.fixture
+def http(server: Scripted) -> Iterator[httpx.Client]:
+    """A plain client for the open server, for the cases marked raw; it follows no redirect."""
+    # Not verifying: plain HTTP needs no authorities, and reading them costs more than most tests.
+    with httpx.Client(base_url=server.url, timeout=60, verify=False) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def shared_python(shared_server: Scripted) -> Iterator[Child]:
+    """One `fal_client` process for the session. Tests use `python`."""
+    yield from _living(python_child(shared_server.server))
+
+
+@pytest.fixture(scope="session")
+def shared_js(shared_server: Scripted) -> Iterator[Child]:
+    """One Node process for the session. Tests use `js`."""
+    yield from _living(js_child(shared_server.server))
+
+
+def _living(child: Child) -> Iterator[Child]:
+    yield child
+    child.kill()
+
+
+@pytest.fixture
+def python(server: Scripted, shared_python: Child) -> Child:
+    """`fal_client` 1.0.3 against the open server, sync and async."""
+    return shared_python
+
+
+@pytest.fixture
+def js(server: Scripted, request: pytest.FixtureRequest) -> Child:
+    """`@fal-ai/client` in Node against the open server, through the proxy endpoint."""
+    need_node()
+    child: Child = request.getfixturevalue("shared_js")
+    return child
+
+
+@pytest.fixture
+def new_python() -> Iterator[Callable[..., Child]]:
+    """`fal_client` processes of the test's own: `new_python(server, FAL_KEY="...")`."""
+    yield from _children(python_child)
+
+
+@pytest.fixture
+def new_js() -> Iterator[Callable[..., Child]]:
+    """Node processes of the test's own: `new_js(server, credentials="...")`."""
+    need_node()
+    yield from _children(js_child)
+
+
+def _children(make: Callable[..., Child]) -> Iterator[Callable[..., Child]]:
+    made: list[Child] = []
+
+    def start(scripted: Scripted, **changes: Any) -> Child:
+        made.append(make(scripted.server, **changes))
+        return made[-1]
+
+    yield start
+    for child in made:
+        child.kill()
+
+
+def need_node() -> None:
+    """Skip the test where Node or the client is not installed."""
+    if shutil.which("node") is None:
+        pytest.skip("Node is not installed")
+    if not (JS / "node_modules").is_dir():
+        pytest.skip("the JavaScript client is not installed: make dev")
