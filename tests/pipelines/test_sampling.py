@@ -11,7 +11,7 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_tim
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.random_weights import FLUX_SIGMAS
+from models.architectures import FLUX_SIGMAS
 from pipelines.sampling import (
     crop_centred,
     euler_step,

@@ -1,0 +1,121 @@
+"""How much arithmetic a request is, counted from the architecture: multiply-adds of matrices, times two. No torch.
+
+What PyTorch's FlopCounterMode counts: matrix products, convolutions, attention; not norms, activations or softmax. The
+safety checker is left out. An engine that computes less than this for the same picture is credited with all of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.architectures import ARCHITECTURES, FLUX_TRANSFORMER, Architecture
+from models.checkpoint_files import locate
+from models.registry import ModelSpec
+
+_TIME_CHANNELS = 256
+"""Width of the sinusoidal embedding of a timestep or guidance value."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFlops:
+    """Floating point operations of one picture, by stage. `step` is one of `steps` denoising steps."""
+
+    text: int
+    step: int
+    steps: int
+    decode: int
+
+    @property
+    def total(self) -> int:
+        return self.text + self.steps * self.step + self.decode
+
+
+def architecture_of(spec: ModelSpec) -> Architecture:
+    """The architecture behind a checkpoint: known by name for random weights, else read from its configs.
+
+    Raises: LoadError if the checkpoint is not on this machine and cannot be fetched; KeyError for an unknown name.
+    """
+    if spec.source.startswith("random:"):
+        return ARCHITECTURES[spec.source]
+    folder = locate(spec)
+    parts = ("transformer", "vae", "text_encoder", "text_encoder_2", "scheduler")
+    return Architecture(*(_config(folder, part) for part in parts))
+
+
+def _config(folder: Path, part: str) -> dict[str, Any]:
+    name = "scheduler_config.json" if part == "scheduler" else "config.json"
+    config: dict[str, Any] = json.loads((folder / part / name).read_text())
+    return config
+
+
+def request_flops(arch: Architecture, width: int, height: int, steps: int, text_tokens: int) -> RequestFlops:
+    """One picture of so many pixels; sides are rounded up to whole tokens, as the engine draws them."""
+    cell = 2 ** len(arch.vae["block_out_channels"])
+    rows, columns = -(-height // cell), -(-width // cell)
+    return RequestFlops(
+        text=clip_flops(arch.clip) + t5_flops(arch.t5, text_tokens),
+        step=step_flops(arch.transformer, rows * columns, text_tokens),
+        steps=steps,
+        decode=decode_flops(arch.vae, 2 * rows, 2 * columns),
+    )
+
+
+def step_flops(transformer: Mapping[str, Any], image_tokens: int, text_tokens: int) -> int:
+    """One forward of the FLUX transformer over one picture.
+
+    Every token passes 12 D^2 weights in each block of either kind; attention is 4 S^2 D over the joint sequence.
+    """
+    config = FLUX_TRANSFORMER | transformer
+    width = config["attention_head_dim"] * config["num_attention_heads"]
+    double, single = config["num_layers"], config["num_single_layers"]
+    joint = image_tokens + text_tokens
+    blocks = (double + single) * (12 * width**2 * joint + 2 * joint**2 * width)
+    # Two streams of six vectors in a double block, three in a single one, two before the output.
+    modulation = (12 * double + 3 * single + 2) * width**2
+    embedded = config["pooled_projection_dim"] + _TIME_CHANNELS * (2 if config["guidance_embeds"] else 1)
+    conditioning = (embedded + (3 if config["guidance_embeds"] else 2) * width) * width
+    ends = (2 * image_tokens * config["in_channels"] + text_tokens * config["joint_attention_dim"]) * width
+    return int(2 * (blocks + modulation + conditioning + ends))
+
+
+def t5_flops(t5: Mapping[str, Any], tokens: int) -> int:
+    """One prompt through the T5 encoder, padding included."""
+    inner = t5["num_heads"] * t5["d_kv"]
+    gates = 3 if str(t5.get("feed_forward_proj", "relu")).startswith("gated") else 2
+    linears = tokens * t5["d_model"] * (4 * inner + gates * t5["d_ff"])
+    return int(2 * t5["num_layers"] * (linears + 2 * tokens**2 * inner))
+
+
+def clip_flops(clip: Mapping[str, Any]) -> int:
+    """One prompt through the CLIP text encoder, always padded to its full length."""
+    width, tokens = clip["hidden_size"], clip["max_position_embeddings"]
+    linears = tokens * width * (4 * width + 2 * clip["intermediate_size"])
+    return int(2 * clip["num_hidden_layers"] * (linears + 2 * tokens**2 * width))
+
+
+def decode_flops(vae: Mapping[str, Any], height: int, width: int) -> int:
+    """One picture through the VAE decoder. Args: height, width: in latent cells."""
+    channels = list(reversed(vae["block_out_channels"]))
+    latent, widest, resnets = vae["latent_channels"], channels[0], vae["layers_per_block"] + 1
+    area = height * width
+    per_cell = 9 * latent * widest + (latent**2 if vae.get("use_post_quant_conv", True) else 0)
+    total = area * (per_cell + 2 * _resnet(widest, widest))
+    if vae.get("mid_block_add_attention", True):
+        total += area * 4 * widest**2 + 2 * area**2 * widest
+    before = widest
+    for level, after in enumerate(channels):
+        total += area * (_resnet(before, after) + (resnets - 1) * _resnet(after, after))
+        if level < len(channels) - 1:
+            area *= 4
+            total += area * 9 * after**2
+        before = after
+    return int(2 * (total + area * 9 * before * 3))
+
+
+def _resnet(before: int, after: int) -> int:
+    """Multiply-adds a pixel of a residual block with two 3 x 3 convolutions."""
+    return 9 * after * (before + after) + (before * after if before != after else 0)
