@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.accelerator import Launched
+from models.accelerator import Accelerator, Launched
 from pipelines.request import RequestError, Row
 from pipelines.runner import Decoded, Runner
 
@@ -51,14 +51,23 @@ class _Job:
 
 
 class DecodeQueue:
-    """Rows whose steps are done; small pictures first, with ageing. Rows whose request is gone are dropped silently."""
+    """Rows whose steps are done; small pictures first, with ageing. Rows whose request is gone are dropped silently.
+
+    A decode that finds no memory is tried again with no other decode beside it, and so are all from then on.
+    """
 
     def __init__(
-        self, runner_for: Callable[[str], Runner], clock: Callable[[], float], on_ready: Callable[[], object]
+        self,
+        runner_for: Callable[[str], Runner],
+        accelerator: Accelerator,
+        clock: Callable[[], float],
+        on_ready: Callable[[], object],
     ) -> None:
         self._runner_for = runner_for
+        self._accelerator = accelerator
         self._on_ready = on_ready
         self._clock = clock
+        self._at_once = _UNDER_WAY
         self._waiting: list[Row] = []
         self._jobs: deque[_Job] = deque()
 
@@ -76,11 +85,11 @@ class DecodeQueue:
     def poll(self) -> list[Finished]:
         """Launch what can be launched; return the rows that are through."""
         ended = [end for job in list(self._jobs) if job.stage.is_done() and (end := self._advance(job))]
-        while self._waiting and len(self._jobs) < _UNDER_WAY:
+        while self._waiting and len(self._jobs) < self._at_once:
             row = min(self._waiting, key=_rank)
             self._waiting.remove(row)
-            if not row.request.is_gone:
-                ended += self._launch(row)
+            if not row.request.is_gone and (end := self._launch(row)):
+                ended.append(end)
         return ended
 
     def wait(self) -> None:
@@ -88,14 +97,24 @@ class DecodeQueue:
         if self._jobs:
             self._jobs[0].stage.wait()
 
-    def _launch(self, row: Row) -> list[Finished]:
+    def _launch(self, row: Row) -> Finished | None:
+        started = self._clock()
         try:
             decoding = self._runner_for(row.request.group).decode(row)
         except Exception as exc:
-            return [Finished(row, None, False, 0.0, 0.0, exc)]
-        self._jobs.append(_Job(row, self._clock(), decoding))
+            return self._failed(row, started, exc)
+        self._jobs.append(_Job(row, started, decoding))
         decoding.notify(self._on_ready)
-        return []
+        return None
+
+    def _failed(self, row: Row, started: float, error: Exception) -> Finished | None:
+        """The end of a row that could not be decoded, or None if it is to be tried again."""
+        if self._at_once > 1 and self._accelerator.is_out_of_memory(error):
+            self._accelerator.release_cached_memory()
+            self._at_once = 1
+            self._waiting.append(row)
+            return None
+        return Finished(row, None, False, self._clock() - started, 0.0, error)
 
     def _advance(self, job: _Job) -> Finished | None:
         """Take the stage that is done; None if another one follows."""
@@ -115,7 +134,7 @@ class DecodeQueue:
             return self._end(job, job.judging.result(), now)
         except Exception as exc:
             self._jobs.remove(job)
-            return Finished(job.row, None, False, now - job.started, 0.0, exc)
+            return self._failed(job.row, job.started, exc)
 
     def _end(self, job: _Job, unsafe_probability: float, now: float) -> Finished:
         self._jobs.remove(job)

@@ -82,7 +82,7 @@ class Engine:
         self._on_ready = on_ready
         self._limits: dict[str, Limits] = {}
         self._requests: dict[tuple[str, int], Request] = {}
-        self._decodes = DecodeQueue(runner_for, clock, on_ready)
+        self._decodes = DecodeQueue(runner_for, accelerator, clock, on_ready)
         self._in_flight: deque[_Step] = deque()
         self._frames: list[Frame] = []
 

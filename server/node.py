@@ -69,7 +69,12 @@ class Node:
         delivery = Delivery(store, hub, outputs)
         dispatcher = Dispatcher(store, hub, delivery)
         options = WorkerOptions(
-            settings.models, settings.dtype, settings.quantization, settings.hang_s, tuple(worker_command)
+            models=settings.models,
+            dtype=settings.dtype,
+            quantization=settings.quantization,
+            memory_gb=settings.memory_gb,
+            hang_s=settings.hang_s,
+            command=tuple(worker_command),
         )
         # Random, so that a claim of an earlier life of this node is never taken for one of ours.
         workers = Workers(secrets.token_hex(4), names, options, dispatcher)

@@ -72,6 +72,7 @@ class WorkerOptions:
     models: tuple[str, ...]
     dtype: str = "auto"
     quantization: str = "none"
+    memory_gb: float | None = None
     hang_s: float = 120.0
     command: Sequence[str] = WORKER_COMMAND
 
@@ -79,7 +80,8 @@ class WorkerOptions:
         """The child's command line."""
         fixed = ["--fd", str(descriptor), "--device", device, "--dtype", self.dtype]
         models = [part for model in self.models for part in ("--model", model)]
-        return [*self.command, *fixed, "--quantization", self.quantization, *models]
+        memory = [] if self.memory_gb is None else ["--memory-gb", str(self.memory_gb)]
+        return [*self.command, *fixed, "--quantization", self.quantization, *memory, *models]
 
 
 class Worker:

@@ -33,6 +33,10 @@ def serve(
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, bfloat16, float16 or float32.", show_default="auto")] = None,
     quantization: Annotated[str | None, typer.Option(help="none or fp8 (needs a GPU).", show_default="none")] = None,
+    memory_gb: Annotated[
+        float | None,
+        typer.Option(help="Weights a worker holds at once; beyond it the least recently used model is unloaded."),
+    ] = None,
     api_key: Annotated[
         list[str] | None, typer.Option(help="A key that admits, or @FILE with one a line; repeatable.")
     ] = None,
@@ -65,6 +69,7 @@ def serve(
         device=device,
         dtype=dtype,
         quantization=quantization,
+        memory_gb=memory_gb,
         api_keys=api_key,
         public_url=public_url,
         allow_private_cidrs=allow_private_cidr,

@@ -218,6 +218,35 @@ def test_a_picture_that_does_not_fit_alone_fails(engine: Engine, runner: FakeRun
     assert ends(frames, "a") == ["Finished"]
 
 
+def test_a_decode_without_memory_is_tried_again_alone(engine: Engine, runner: FakeRunner) -> None:
+    tries: list[str] = []
+
+    def small_memory(row: Row) -> None:
+        tries.append(row.request.job_id)
+        if len(tries) == 1:
+            raise MemoryError
+
+    runner.on_decode = small_memory
+    for name in "ab":
+        submit(engine, name, make_params(num_inference_steps=1))
+    frames = drain(engine)
+    assert sorted(tries) == ["a", "a", "b"]
+    assert ends(frames, "a") == ends(frames, "b") == ["Finished"]
+
+
+def test_a_picture_whose_decode_never_fits_fails_alone(engine: Engine, runner: FakeRunner) -> None:
+    def no_memory(row: Row) -> None:
+        if row.request.job_id == "big":
+            raise MemoryError
+
+    runner.on_decode = no_memory
+    submit(engine, "big", make_params(num_inference_steps=1))
+    submit(engine, "a", make_params(num_inference_steps=1))
+    frames = drain(engine)
+    assert failure(frames, "big").kind == "out_of_memory"
+    assert ends(frames, "a") == ["Finished"]
+
+
 def test_a_sticky_device_error_ends_the_engine(engine: Engine, runner: FakeRunner) -> None:
     def broken(rows: Sequence[Row]) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")

@@ -65,6 +65,7 @@ def test_key_file_holds_one_key_a_line(tmp_path: Path) -> None:
         ({"api_keys": ("@/no/such/file",)}, ["--api-key", "/no/such/file"]),
         ({"api_keys": ("",)}, ["--api-key", "empty"]),
         ({"api_keys": ("a\nb",)}, ["--api-key", "printable"]),
+        ({"memory_gb": 0}, ["--memory-gb", "greater than 0"]),
         ({"quantization": "int3"}, ["--quantization", "fp8", "int3"]),
     ],
 )

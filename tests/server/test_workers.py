@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 from pipelines.protocol import Finished, Frame, Progress, Submit
-from server.workers import MAX_BACKOFF_S, Worker, WorkerOptions, Workers, WorkerState
+from pipelines.worker import parse_arguments
+from server.workers import MAX_BACKOFF_S, WORKER_COMMAND, Worker, WorkerOptions, Workers, WorkerState
 
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "tests.server.scripted_worker")
@@ -51,6 +52,14 @@ async def one_worker(witness: Witness, hang_s: float = 30.0, device: str = "cpu"
         yield next(iter(workers))
     finally:
         await workers.stop()
+
+
+def test_the_real_worker_understands_what_it_is_started_with() -> None:
+    given = WorkerOptions(("flux-shapes", "a/b"), dtype="float32", quantization="fp8", memory_gb=0.5).argv(5, "cuda:1")
+    understood = parse_arguments(given[len(WORKER_COMMAND) :])
+    assert (understood.fd, understood.device, understood.model) == (5, "cuda:1", ["flux-shapes", "a/b"])
+    assert (understood.dtype, understood.quantization, understood.memory_gb) == ("float32", "fp8", 0.5)
+    assert parse_arguments(WorkerOptions(("m",)).argv(5, "cpu")[len(WORKER_COMMAND) :]).memory_gb is None
 
 
 def test_a_worker_loads_runs_a_request_and_stops_cleanly() -> None:
