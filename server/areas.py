@@ -20,6 +20,7 @@ from starlette.types import Scope
 from server.auth import is_loopback_peer
 from server.errors import PlainError
 from server.paths import FollowUp, follow_up
+from server.tls import FAL_HOSTS
 
 
 class Area(StrEnum):
@@ -84,6 +85,8 @@ class Arrival:
 def arrive(scope: Scope, public_url: str | None) -> Arrival:
     """Read the area, the inner path and the caller's view of us from an ASGI scope.
 
+    Who came by one of fal's own names (private DNS, a tunnel) is answered by it: `public_url` may lead nowhere there.
+
     Raises: PlainError 400 for an unusable Host header or proxy target, 405 for a wrong proxy method.
     """
     headers = Headers(scope=scope)
@@ -91,6 +94,7 @@ def arrive(scope: Scope, public_url: str | None) -> Arrival:
     path = clean_path(scope)
     if path.startswith(_PROXY_PATHS) and _is_proxy_path(path):
         return _proxied(scope, headers, public_url or origin)
+    public_url = None if host in FAL_HOSTS else public_url
     area, inner = _by_host_or_prefix(host, path)
     was_bare = area is Area.QUEUE and inner == path and not public_url
     prefix = "" if was_bare else f"/{Area.QUEUE}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -62,9 +62,34 @@ def python(reach: Reach) -> Setup:
         _python_hosts(reach),
         (
             "fal_client.upload_*() and realtime() with a token still call rest.fal.ai and v3.fal.media:",
-            "your key and files would go to fal. Use fal_client.encode_file(), and realtime(use_jwt=False).",
+            "your key and files would go to fal. Use fal_client.encode_file(), and realtime(use_jwt=False),",
+            "or --client python-proxy, which brings those calls here as well.",
         ),
     )
+
+
+def python_proxy(reach: Reach) -> Setup:
+    """`fal_client` with its fixed hosts brought here too, by CONNECT at the plain port: uploads, realtime tokens."""
+    _python_base(reach)
+    parts = urlsplit(reach.url)
+    if parts.scheme != "http" or parts.path.strip("/"):
+        raise ClientSetupError(
+            "HTTPS_PROXY must name the plain port of the server itself, which --public-url hides: "
+            "export HTTPS_PROXY=http://HOST:PORT of the machine that serves"
+        )
+    # In both spellings, as programs disagree on which one wins; and a NO_PROXY left over must not except fal's names.
+    values = dict.fromkeys(("HTTPS_PROXY", "https_proxy"), reach.url)
+    values |= dict.fromkeys(("NO_PROXY", "no_proxy"), "localhost,127.0.0.1,::1")
+    values |= {"FAL_KEY": reach.key} | ({"SSL_CERT_FILE": str(reach.ca_bundle)} if reach.ca_bundle else {})
+    setup = _shell_setup(
+        "Python, fal_client with uploads and realtime tokens, by proxy",
+        values,
+        (
+            "For one program, not for a whole shell: all https of the process is led here, and the proxy",
+            "refuses every name that is not fal's.",
+        ),
+    )
+    return replace(setup, lines=("unset FAL_RUN_HOST FAL_QUEUE_RUN_HOST", *setup.lines))
 
 
 def fal_apps(reach: Reach) -> Setup:
@@ -118,6 +143,7 @@ def openai(reach: Reach) -> Setup:
 
 CLIENTS: dict[str, Callable[[Reach], Setup]] = {
     "python": python,
+    "python-proxy": python_proxy,
     "js": javascript,
     "browser": browser,
     "curl": curl,

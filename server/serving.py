@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Literal
 
 import uvicorn
 
+from server.sockets import SocketProtocol
 from server.tls import TlsFiles
+from server.tunnels import Tunnels
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -73,16 +75,18 @@ def run(app: ASGIApp, listeners: Listeners, tls: TlsFiles | None, on_started: Ca
 
     Args: on_started: awaited beside the servers once both accept connections.
     """
-    plain = _QuietServer(_config(app, lifespan="on"))
+    tunnels = Tunnels()
+    plain = _QuietServer(_config(app, lifespan="on", http=tunnels.plain_protocol()))
     over_tls = _QuietServer(_config(app, lifespan="off", tls=tls)) if listeners.tls else None
     with asyncio.Runner(loop_factory=plain.config.get_loop_factory()) as runner:
-        runner.run(_serve_both(plain, over_tls, listeners, on_started))
+        runner.run(_serve_both(plain, over_tls, listeners, tunnels, on_started))
 
 
 async def _serve_both(
     plain: _QuietServer,
     over_tls: _QuietServer | None,
     listeners: Listeners,
+    tunnels: Tunnels,
     on_started: Callable[[], Awaitable[None]],
 ) -> None:
     _stop_on_signals([plain] if over_tls is None else [over_tls, plain])
@@ -90,6 +94,7 @@ async def _serve_both(
     first, second = await plain.start(listeners.plain), None
     if over_tls is not None and listeners.tls is not None:
         second = await over_tls.start(listeners.tls)
+        tunnels.lead_to(over_tls)
     greeting = asyncio.ensure_future(on_started())
     try:
         if second is not None:
@@ -97,6 +102,7 @@ async def _serve_both(
             plain.should_exit = True
         await first
     finally:
+        tunnels.close()
         greeting.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await greeting
@@ -148,12 +154,19 @@ def _stop_on_signals(servers: list[uvicorn.Server]) -> None:
         loop.add_signal_handler(number, stop)
 
 
-def _config(app: ASGIApp, lifespan: Literal["on", "off"], tls: TlsFiles | None = None) -> uvicorn.Config:
+def _config(
+    app: ASGIApp,
+    lifespan: Literal["on", "off"],
+    http: type[asyncio.Protocol] | Literal["auto"] = "auto",
+    tls: TlsFiles | None = None,
+) -> uvicorn.Config:
     return uvicorn.Config(
         app,
+        http=http,
         lifespan=lifespan,
         log_config=None,
         access_log=False,
+        ws=SocketProtocol,
         # Forwarded headers are read, and distrusted, in server.areas.
         proxy_headers=False,
         server_header=False,

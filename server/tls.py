@@ -36,13 +36,16 @@ FAL_HOSTS = (
     "fal.run",
     "queue.fal.run",
     "ws.fal.run",
+    "falrun.com",
+    "queue.falrun.com",
     "rest.fal.ai",
     "rest.alpha.fal.ai",
     "fal.media",
     "v3.fal.media",
     "v3b.fal.media",
 )
-"""Names that reach us when the operator redirects fal's own hosts by DNS or by a CONNECT proxy."""
+"""Names that reach us when fal's own hosts are redirected by DNS or by CONNECT (server/tunnels.py). The Python client
+tries falrun.com when fal.run cannot be reached."""
 
 
 @dataclass(frozen=True, slots=True)

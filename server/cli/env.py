@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 from enum import StrEnum
@@ -22,6 +23,7 @@ class Client(StrEnum):
     """What `--client` takes; the table is `server.clients.CLIENTS`."""
 
     PYTHON = "python"
+    PYTHON_PROXY = "python-proxy"
     JS = "js"
     BROWSER = "browser"
     CURL = "curl"
@@ -96,11 +98,8 @@ def _possible(reach: Reach) -> dict[str, Setup]:
     """The setups of every client that can reach the server at all."""
     setups: dict[str, Setup] = {}
     for name, setup in clients.CLIENTS.items():
-        try:
+        with contextlib.suppress(clients.ClientSetupError):
             setups[name] = setup(reach)
-        except clients.ClientSetupError:
-            if reach.tls_url is not None:
-                raise
     return setups
 
 

@@ -15,7 +15,7 @@ from server.clients import OPEN_KEY, Reach
 HERE = Reach("http://127.0.0.1:8000", "https://127.0.0.1:8443", Path("/data dir/ca-bundle.pem"), OPEN_KEY)
 
 
-@pytest.mark.parametrize("client", ["python", "fal-apps", "openai"])
+@pytest.mark.parametrize("client", ["python", "python-proxy", "fal-apps", "openai"])
 def test_a_shell_takes_the_lines_as_they_are(client: str) -> None:
     setup = clients.CLIENTS[client](HERE)
     script = "\n".join([*setup.lines, "env -0"])
@@ -44,6 +44,22 @@ def test_a_public_certificate_needs_no_file_and_prefixes_stay() -> None:
 def test_python_without_tls_is_an_error_that_says_what_to_do() -> None:
     with pytest.raises(clients.ClientSetupError, match="--tls-port"):
         clients.python(Reach("http://127.0.0.1:8000", None, None, OPEN_KEY))
+
+
+def test_the_proxy_is_the_plain_port_and_nothing_left_in_the_shell_beats_it() -> None:
+    setup = clients.python_proxy(HERE)
+    names = ("HTTPS_PROXY", "https_proxy", "NO_PROXY")
+    assert [setup.values[name] for name in names] == [HERE.url, HERE.url, "localhost,127.0.0.1,::1"]
+    script = "\n".join([*setup.lines, 'echo "${FAL_RUN_HOST-none} $https_proxy"'])
+    shell = {"PATH": "/usr/bin:/bin", "FAL_RUN_HOST": "127.0.0.1:1/run", "https_proxy": "http://corp:3128"}
+    out = subprocess.run(["sh", "-ec", script], capture_output=True, text=True, env=shell).stdout
+    assert out == f"none {HERE.url}\n"
+
+
+@pytest.mark.parametrize("url", ["https://fal.example.com", "http://fal.example.com/gpu"])
+def test_a_reverse_proxy_passes_no_connect_and_the_setup_says_so(url: str) -> None:
+    with pytest.raises(clients.ClientSetupError, match="HTTPS_PROXY"):
+        clients.python_proxy(Reach(url, "https://fal.example.com", None, OPEN_KEY))
 
 
 def test_the_upload_leak_is_named() -> None:
