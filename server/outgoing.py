@@ -49,10 +49,16 @@ class VettedTransport(httpx.AsyncBaseTransport):
         """Raises: ForbiddenAddressError; httpx.ConnectError if the name is unknown."""
         host = request.url.host
         address = await self._vet(host, request.url.port or (443 if request.url.scheme == "https" else 80))
-        # The Host header was set from the name; TLS checks the certificate against it, too.
-        request.url = request.url.copy_with(host=str(address))
-        request.extensions = {**request.extensions, "sni_hostname": host}
-        return await self._inner.handle_async_request(request)
+        # Another request, since a redirect is read relative to the first one's name. The Host header was set from the
+        # name; TLS checks the certificate against it, too.
+        pinned = httpx.Request(
+            request.method,
+            request.url.copy_with(host=str(address)),
+            headers=request.headers,
+            stream=request.stream,
+            extensions={**request.extensions, "sni_hostname": host},
+        )
+        return await self._inner.handle_async_request(pinned)
 
     async def aclose(self) -> None:
         await self._inner.aclose()

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import multiprocessing
-import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines.protocol import Picture, Preview
-from server.encoding import ImageFormat, encode, end_with_parent
+from server.encoding import ImageFormat, encode
 from server.objects import Objects
+from server.picture_pool import PicturePool
 
 CONTENT_TYPES: dict[ImageFormat, str] = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 FILES_PREFIX = "/files/"
-MAX_PROCESSES = 4
-POOL_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,23 +32,21 @@ class EncodedPicture:
 class Outputs:
     """Encodes in a small pool of processes, so that neither the event loop nor the GIL waits for it.
 
-    The pool starts with the first picture (or `warm`). A pool process that is killed costs one retry.
-
-    Args: objects: where files go. ttl_s: how long they are kept.
+    Args: objects: where files go. ttl_s: how long they are kept. pool: encodes; closed with this.
     """
 
-    def __init__(self, objects: Objects, ttl_s: float | None = None) -> None:
+    def __init__(self, objects: Objects, ttl_s: float | None = None, pool: PicturePool | None = None) -> None:
         self._objects = objects
         self._ttl_s = ttl_s
-        self._pool: ProcessPoolExecutor | None = None
+        self._pool = pool or PicturePool()
 
     async def warm(self) -> None:
         """Start a pool process now, so that the first picture does not wait for it (about 0.3 s)."""
-        await self._in_pool(bytes(3), 1, 1, "jpeg")
+        await self._pool.run(encode, bytes(3), 1, 1, "jpeg")
 
     async def encode(self, picture: Picture, image_format: ImageFormat) -> EncodedPicture:
         """The picture as a file's bytes. Raises: ValueError if its pixels do not fit its size."""
-        data = await self._in_pool(picture.pixels, picture.width, picture.height, image_format)
+        data = await self._pool.run(encode, picture.pixels, picture.width, picture.height, image_format)
         return EncodedPicture(data, image_format, picture.seed, picture.width, picture.height, picture.has_nsfw_concept)
 
     async def deliver(self, picture: EncodedPicture, sync_mode: bool, ttl_s: float | None = None) -> dict[str, Any]:
@@ -86,35 +79,7 @@ class Outputs:
 
     def close(self) -> None:
         """End the pool; what it is encoding is dropped."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            self._pool = None
-
-    async def _in_pool(self, pixels: bytes, width: int, height: int, image_format: ImageFormat) -> bytes:
-        loop = asyncio.get_running_loop()
-        for _ in range(POOL_TRIES - 1):
-            pool = self._open_pool()
-            try:
-                return await loop.run_in_executor(pool, encode, pixels, width, height, image_format)
-            except BrokenProcessPool:
-                self._drop(pool)
-        return await loop.run_in_executor(self._open_pool(), encode, pixels, width, height, image_format)
-
-    def _open_pool(self) -> ProcessPoolExecutor:
-        if self._pool is None:
-            # spawn, not fork: this process has threads, and its children must not inherit its sockets and locks.
-            self._pool = ProcessPoolExecutor(
-                max_workers=min(MAX_PROCESSES, os.cpu_count() or 1),
-                mp_context=multiprocessing.get_context("spawn"),
-                initializer=end_with_parent,
-            )
-        return self._pool
-
-    def _drop(self, pool: ProcessPoolExecutor) -> None:
-        """Forget a broken pool, unless somebody else already has."""
-        if self._pool is pool:
-            self._pool = None
-            pool.shutdown(wait=False)
+        self._pool.close()
 
 
 def result_body(

@@ -36,10 +36,7 @@ def objects(tmp_path: Path) -> Objects:
 def outputs(objects: Objects) -> Iterator[Outputs]:
     made = Outputs(objects)
     yield made
-    pool = made._pool
-    made.close()
-    if pool is not None:
-        pool.shutdown(wait=True)
+    made._pool.close(wait=True)
 
 
 def gradient() -> np.ndarray:
@@ -101,9 +98,9 @@ def test_discarded_pictures_leave_no_file(outputs: Outputs, tmp_path: Path) -> N
 def test_a_killed_pool_process_costs_a_retry_and_no_picture(outputs: Outputs) -> None:
     async def main() -> bytes:
         await outputs.warm()
-        assert outputs._pool is not None
-        for process in list(outputs._pool._processes.values()):
-            os.kill(process.pid, signal.SIGKILL)
+        assert outputs._pool._executor is not None
+        for pid in list(outputs._pool._executor._processes):
+            os.kill(pid, signal.SIGKILL)
         return (await outputs.encode(picture(), "png")).data
 
     with Image.open(BytesIO(asyncio.run(main()))) as opened:

@@ -1,0 +1,107 @@
+"""A picture file of unknown making to RGB pixels; runs in the pool's processes, so it imports Pillow and no more.
+
+The bytes alone decide what they are: a declared type is never believed, and no decoder runs but the three of
+FORMATS. The size is read from the header first, so that a small file of a huge picture costs nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+from PIL import Image, ImageOps
+
+FORMATS = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n", "WEBP": b"RIFF"}
+"""What is read, by the bytes that it begins with."""
+
+SUPPORTED = ["jpeg", "png", "webp"]
+
+_OTHER_PICTURES = (b"GIF8", b"BM", b"II*\x00", b"MM\x00*", b"<svg", b"\x00\x00\x00\x0cJXL ", b"\xff\x0a")
+"""How formats begin that are pictures, but none of ours. AVIF and HEIC name themselves at byte 4."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a picture may measure, in pixels; `max_area` binds what decoding may cost."""
+
+    min_side: int = 1
+    max_side: int = 14142
+    max_area: int = 1 << 25
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """A decoded picture, upright: height x width x 3 bytes, row major RGB."""
+
+    data: bytes
+    width: int
+    height: int
+
+
+class PictureError(Exception):
+    """The file cannot be used; arguments are fal's error type, a sentence, and its context."""
+
+    def __init__(self, kind: str, message: str, ctx: dict[str, Any] | None = None) -> None:
+        super().__init__(kind, message, ctx)
+        self.kind, self.message, self.ctx = kind, message, ctx
+
+
+def decode(data: bytes, limits: Limits) -> Pixels:
+    """The first frame of a PNG, JPEG or WebP file as pixels, turned as its EXIF orientation says.
+
+    Transparency is dropped, as diffusers' `load_image` does.
+    Raises: PictureError `unsupported_image_format`, `image_load_error`, `image_too_large` or `image_too_small`.
+    """
+    name = _format(data)
+    try:
+        with Image.open(BytesIO(data), formats=[name]) as image:
+            _check(*image.size, limits)
+            upright = ImageOps.exif_transpose(_colours(image))
+            return Pixels(upright.tobytes(), *upright.size)
+    except (PictureError, MemoryError):
+        raise
+    except Image.DecompressionBombError as exc:
+        raise PictureError("image_too_large", "The picture is far too large", _sides(limits)) from exc
+    except Exception as exc:
+        # Whatever a decoder may stumble over in bytes that somebody made up: there is no list of it.
+        raise PictureError("image_load_error", f"The {name} picture is damaged and cannot be read") from exc
+
+
+def _format(data: bytes) -> str:
+    """Which of FORMATS the bytes are."""
+    for name, start in FORMATS.items():
+        if data.startswith(start) and (name != "WEBP" or data[8:12] == b"WEBP"):
+            return name
+    if data.startswith(_OTHER_PICTURES) or data[4:8] == b"ftyp":
+        msg = "Pictures must be JPEG, PNG or WebP"
+        raise PictureError("unsupported_image_format", msg, {"supported_formats": SUPPORTED})
+    raise PictureError("image_load_error", "The file is not a picture")
+
+
+def _check(width: int, height: int, limits: Limits) -> None:
+    scale = min(math.sqrt(limits.max_area / (width * height)), limits.max_side / max(width, height))
+    if scale < 1:
+        # The limits are an area and a side; the context states them for a picture of this shape.
+        largest = {"max_height": max(1, int(height * scale)), "max_width": max(1, int(width * scale))}
+        msg = f"{width}x{height} is too large: at most {largest['max_width']}x{largest['max_height']} in this shape"
+        raise PictureError("image_too_large", msg, largest)
+    if min(width, height) < limits.min_side:
+        msg = f"{width}x{height} is too small: each side must have {limits.min_side} pixels"
+        raise PictureError("image_too_small", msg, {"min_height": limits.min_side, "min_width": limits.min_side})
+
+
+def _sides(limits: Limits) -> dict[str, int]:
+    side = min(limits.max_side, math.isqrt(limits.max_area))
+    return {"max_height": side, "max_width": side}
+
+
+def _colours(image: Image.Image) -> Image.Image:
+    """Any mode as 8-bit RGB."""
+    if image.mode.startswith("I"):
+        # 16 bits a sample, which Pillow's own conversion would clip to the lowest 8.
+        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    elif "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
