@@ -15,6 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from server.app import create_app
+from server.sockets import SocketProtocol
 from tests.server.api_node import ApiNode
 
 if TYPE_CHECKING:
@@ -49,7 +50,14 @@ def serve(node: ApiNode) -> Iterator[Api]:
 def listening(app: FastAPI) -> Iterator[str]:
     """Serve an app on a free port of the loopback interface, lifespan included; yields its address."""
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_config=None, lifespan="on", proxy_headers=False, timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        lifespan="on",
+        proxy_headers=False,
+        timeout_graceful_shutdown=1,
+        ws=SocketProtocol,
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

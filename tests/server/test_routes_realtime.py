@@ -11,6 +11,7 @@ from typing import Any
 import msgpack
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.frames import Frame, Opcode
 from websockets.sync.client import ClientConnection, connect
 
 from server.routes import realtime
@@ -155,6 +156,19 @@ def test_an_idle_socket_is_closed_kindly(tmp_path: Path, monkeypatch: pytest.Mon
             socket.recv(timeout=10)
         assert caught.value.rcvd is not None
         assert caught.value.rcvd.code == 1000
+
+
+@pytest.mark.parametrize(("sent", "echoed"), [(b"", 1000), (b"\x03\xe8bye", 1000), (b"\x03\xe9", 1001)])
+def test_a_close_without_a_code_is_answered_with_one(api: Api, sent: bytes, echoed: int) -> None:
+    """What a browser's `close()` sends; the client library here would always name a code itself."""
+    with opened(api) as socket:
+        with socket.protocol_mutex:
+            socket.protocol.send_frame(Frame(Opcode.CLOSE, sent))
+            socket.send_data()
+        with pytest.raises(ConnectionClosed) as caught:
+            socket.recv(timeout=10)
+    assert caught.value.rcvd is not None
+    assert caught.value.rcvd.code == echoed
 
 
 @pytest.mark.parametrize(
