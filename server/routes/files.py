@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers
@@ -10,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from server.areas import Arrival
 from server.errors import PlainError
+from server.objects import StoredObject
 from server.responses import wrong_method
 from server.routes.uploads import UploadArea
 
@@ -22,9 +24,8 @@ _HEADERS = {
     # Uploads may be HTML or SVG: nothing in them may run under our origin.
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox",
     "cross-origin-resource-policy": "cross-origin",
-    # A key names one content for ever.
-    "cache-control": "public, max-age=31536000, immutable",
 }
+_CACHED_S = 365 * 86400
 
 
 class FilesArea:
@@ -52,12 +53,19 @@ class FilesArea:
         if stored is None or path is None:
             raise PlainError(404, "File not found")
         etag = f'"{key}"'
+        headers = {**_HEADERS, "cache-control": _cache_control(stored), "etag": etag}
         if etag in known_etags:
-            return Response(status_code=304, headers={**_HEADERS, "etag": etag})
+            return Response(status_code=304, headers=headers)
         return FileResponse(
             path,
             media_type=stored.content_type,
             filename=stored.file_name,
             content_disposition_type="inline",
-            headers={**_HEADERS, "etag": etag},
+            headers=headers,
         )
+
+
+def _cache_control(stored: StoredObject) -> str:
+    """A key names one content for as long as the file lives: caches may keep it no longer."""
+    left_s = _CACHED_S if stored.expires_at is None else stored.expires_at - time.time()
+    return f"public, max-age={int(min(max(left_s, 0), _CACHED_S))}, immutable"

@@ -46,10 +46,9 @@ REFUSED = 1008
 class RealtimeArea:
     """ASGI app for WebSockets."""
 
-    def __init__(self, node: Node, guard: Guard, idle_s: float = IDLE_S) -> None:
+    def __init__(self, node: Node, guard: Guard) -> None:
         self._node = node
         self._guard = guard
-        self._idle_s = idle_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         arrival: Arrival = scope["arrival"]
@@ -68,7 +67,7 @@ class RealtimeArea:
             await socket.close(NORMAL_CLOSE)
             return
         session = HttpSession if arrival.area is Area.WS else Session
-        await session(self._node, socket, arrival, endpoint, self._idle_s).run()
+        await session(self._node, socket, arrival, endpoint, IDLE_S).run()
 
     @staticmethod
     def _endpoint(arrival: Arrival) -> Endpoint:
@@ -120,6 +119,9 @@ class Session:
                 Message(data if data is not None else message["text"].encode("utf-8", "replace"), is_binary)
             )
             self.arrived.set()
+            # Messages of one packet are all there already: without a turn for the writer the first, for which it is
+            # free, would fall out of a short line.
+            await asyncio.sleep(0)
 
     async def _answer_all(self) -> None:
         while await self._next_arrived():

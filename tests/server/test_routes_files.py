@@ -26,6 +26,15 @@ def test_a_file_is_public_and_harmless(api: Api, key: str, prefix: str) -> None:
     assert answer.headers["content-disposition"].startswith("inline")
 
 
+def test_caches_keep_a_file_no_longer_than_it_lives(api: Api, key: str) -> None:
+    def max_age(name: str) -> int:
+        directives = api.http.get(f"/files/{name}").headers["cache-control"].split(", ")
+        return int(directives[1].removeprefix("max-age="))
+
+    assert max_age(key) == 365 * 86400
+    assert 0 <= max_age(api.node.objects.put(CONTENT, "image/png", "png", ttl_s=600)) <= 600
+
+
 def test_files_are_served_on_every_host_name(api: Api, key: str) -> None:
     for host in ("queue.fal.run", "v3.fal.media", "fal.run"):
         assert api.http.get(f"/files/{key}", headers={"host": host}).content == CONTENT

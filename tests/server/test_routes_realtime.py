@@ -135,6 +135,18 @@ def test_of_a_burst_the_newest_wait(api: Api) -> None:
     assert seeds == [0, 9]
 
 
+def test_a_burst_in_one_packet_keeps_its_first(api: Api) -> None:
+    with opened(api, f"{PATH}?max_buffering=1") as socket:
+        with socket.protocol_mutex:
+            for seed in range(10):
+                socket.protocol.send_text(json.dumps({"prompt": "x", "seed": seed}).encode())
+            socket.send_data()
+        socket.ping().wait(5)
+        with working(api):
+            seeds = [json.loads(socket.recv(timeout=10))["seed"] for _ in range(2)]
+    assert seeds == [0, 9]
+
+
 def test_a_client_that_leaves_cancels_what_runs(api: Api) -> None:
     with opened(api) as socket:
         socket.send(json.dumps({"prompt": "x"}))
@@ -149,7 +161,7 @@ def test_a_client_that_leaves_cancels_what_runs(api: Api) -> None:
 
 
 def test_an_idle_socket_is_closed_kindly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(realtime.RealtimeArea.__init__, "__defaults__", (0.05,))
+    monkeypatch.setattr(realtime, "IDLE_S", 0.05)
     with serve(ApiNode(tmp_path)) as api, opened(api) as socket:
         assert json.loads(socket.recv(timeout=10))["error"] == "TIMEOUT"
         with pytest.raises(ConnectionClosed) as caught:
