@@ -23,6 +23,8 @@ PROMPT = "a red circle on a blue background"
 SEED = 10
 """The first picture is the same for everybody, and one that the embedded model draws unflagged."""
 
+_IMPORT_FAL = 'import { fal } from "@fal-ai/client"'
+
 
 class ClientSetupError(Exception):
     """This client cannot be pointed at this server; the message says what to change."""
@@ -104,12 +106,57 @@ def javascript(reach: Reach) -> Setup:
     values = {"credentials": reach.key, "proxyUrl": {"url": proxy_url(reach), "when": "always"}}
     return Setup(
         title="JavaScript in Node, @fal-ai/client 1.10 or later",
-        lines=('import { fal } from "@fal-ai/client"', f"fal.config({_js(values)})"),
+        lines=(_IMPORT_FAL, f"fal.config({_js(values)})"),
         values=values,
         notes=(
             "proxyUrl as a plain string does nothing in Node: requests, with your key, would go to fal.",
             "fal.realtime opens wss://fal.run whatever the settings.",
         ),
+    )
+
+
+def js_middleware(reach: Reach) -> Setup:
+    """`@fal-ai/client` of any version, in Node or a page: its hosts become prefixes of our address."""
+    return _middleware_setup(reach, "JavaScript, @fal-ai/client 1.0 or later", _IMPORT_FAL)
+
+
+def js_serverless(reach: Reach) -> Setup:
+    """The retired `@fal-ai/serverless-client`."""
+    return _middleware_setup(
+        reach,
+        "JavaScript, the retired @fal-ai/serverless-client 0.15",
+        'import * as fal from "@fal-ai/serverless-client"',
+    )
+
+
+def server_proxy(reach: Reach) -> Setup:
+    """A site that keeps `@fal-ai/server-proxy` between its pages and this server."""
+    patterns = [f"{urlsplit(reach.url).netloc}/**"]
+    page = f'{{ proxyUrl: "/api/fal/proxy", requestMiddleware: {_middleware(reach)} }}'
+    return Setup(
+        title="a site's own @fal-ai/server-proxy in front; FAL_KEY stays in the site's environment",
+        lines=(
+            f"const proxyConfig = {_js({'allowedUrlPatterns': patterns})}",
+            "// the argument of createRouteHandler, createHandler, ...; and in the pages:",
+            _IMPORT_FAL,
+            f"fal.config({page})",
+        ),
+        values={"FAL_KEY": reach.key, "allowedUrlPatterns": patterns, "url": reach.url},
+        notes=(
+            "Without both lines the package sends FAL_KEY and the prompts to fal.",
+            "Uploads go from the page to this server directly; fal.realtime opens fal's own hosts.",
+        ),
+    )
+
+
+def ai_sdk(reach: Reach) -> Setup:
+    """The fal provider of Vercel's AI SDK."""
+    values = {"apiKey": reach.key, "baseURL": f"{reach.url}/run"}
+    return Setup(
+        title="JavaScript, @ai-sdk/fal: generateImage({ model: fal.image(...) })",
+        lines=('import { createFal } from "@ai-sdk/fal"', f"const fal = createFal({_js(values)})"),
+        values=values,
+        notes=("Its speech, transcription and video models call fal.run and queue.fal.run whatever baseURL says.",),
     )
 
 
@@ -120,7 +167,7 @@ def browser(reach: Reach) -> Setup:
         values = {"credentials": reach.key} | values
     return Setup(
         title="JavaScript in a browser, @fal-ai/client",
-        lines=('import { fal } from "@fal-ai/client"', f"fal.config({_js(values)})"),
+        lines=(_IMPORT_FAL, f"fal.config({_js(values)})"),
         values=values,
         notes=('fal.realtime and connectionMode: "client" open fal\'s own hosts whatever the settings.',),
     )
@@ -141,13 +188,24 @@ def openai(reach: Reach) -> Setup:
     return _shell_setup("openai client, Open WebUI and the like (pictures only)", values)
 
 
+def litellm(reach: Reach) -> Setup:
+    """LiteLLM's fal provider: `litellm.image_generation(model="fal_ai/fal-ai/flux/dev", ...)`."""
+    values = {"FAL_AI_API_BASE": f"{reach.url}/run", "FAL_AI_API_KEY": reach.key}
+    return _shell_setup("LiteLLM, models fal_ai/...", values)
+
+
 CLIENTS: dict[str, Callable[[Reach], Setup]] = {
     "python": python,
     "python-proxy": python_proxy,
-    "js": javascript,
-    "browser": browser,
-    "curl": curl,
     "fal-apps": fal_apps,
+    "js": javascript,
+    "js-middleware": js_middleware,
+    "js-serverless": js_serverless,
+    "browser": browser,
+    "server-proxy": server_proxy,
+    "curl": curl,
+    "ai-sdk": ai_sdk,
+    "litellm": litellm,
     "openai": openai,
 }
 """What `--client` takes."""
@@ -156,6 +214,25 @@ CLIENTS: dict[str, Callable[[Reach], Setup]] = {
 def proxy_url(reach: Reach) -> str:
     """The address of the proxy endpoint that the JavaScript client sends everything to."""
     return f"{reach.url}/api/fal/proxy"
+
+
+def _middleware(reach: Reach) -> str:
+    """A `requestMiddleware` that makes fal's hosts prefixes here: queue.* and rest.* by name, all others run.
+
+    Nothing that passes it can reach fal: a host that it does not know becomes a path of ours as well."""
+    areas = r"/^https:\/\/(?:(queue|rest)\.)?[^/]+/"
+    place = f'(_, area) => {json.dumps(reach.url + "/")} + (area ?? "run")'
+    return f"async (r) => ({{ ...r, url: r.url.replace({areas}, {place}) }})"
+
+
+def _middleware_setup(reach: Reach, title: str, first_line: str) -> Setup:
+    config = f"{{ credentials: {json.dumps(reach.key)}, requestMiddleware: {_middleware(reach)} }}"
+    return Setup(
+        title=title,
+        lines=(first_line, f"fal.config({config})"),
+        values={"credentials": reach.key, "url": reach.url},
+        notes=('fal.realtime and connectionMode: "client" open fal\'s own hosts whatever the settings.',),
+    )
 
 
 def _python_base(reach: Reach) -> str:

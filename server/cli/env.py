@@ -24,10 +24,15 @@ class Client(StrEnum):
 
     PYTHON = "python"
     PYTHON_PROXY = "python-proxy"
-    JS = "js"
-    BROWSER = "browser"
-    CURL = "curl"
     FAL_APPS = "fal-apps"
+    JS = "js"
+    JS_MIDDLEWARE = "js-middleware"
+    JS_SERVERLESS = "js-serverless"
+    BROWSER = "browser"
+    SERVER_PROXY = "server-proxy"
+    CURL = "curl"
+    AI_SDK = "ai-sdk"
+    LITELLM = "litellm"
     OPENAI = "openai"
 
 
@@ -104,7 +109,8 @@ def _possible(reach: Reach) -> dict[str, Setup]:
 
 
 def _text(setup: Setup) -> str:
-    notes = [f"// {note}" if setup.lines[0].startswith("import") else f"# {note}" for note in setup.notes]
+    mark = "//" if setup.lines[0].startswith(("import ", "const ")) else "#"
+    notes = [f"{mark} {note}" for note in setup.notes]
     return "\n".join([*setup.lines, *notes])
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from server.clients import OPEN_KEY, Reach
 HERE = Reach("http://127.0.0.1:8000", "https://127.0.0.1:8443", Path("/data dir/ca-bundle.pem"), OPEN_KEY)
 
 
-@pytest.mark.parametrize("client", ["python", "python-proxy", "fal-apps", "openai"])
+@pytest.mark.parametrize("client", ["python", "python-proxy", "fal-apps", "litellm", "openai"])
 def test_a_shell_takes_the_lines_as_they_are(client: str) -> None:
     setup = clients.CLIENTS[client](HERE)
     script = "\n".join([*setup.lines, "env -0"])
@@ -74,6 +75,44 @@ def test_the_javascript_line_is_the_data(client: str) -> None:
     script = "const fal = { config: (value) => console.log(JSON.stringify(value)) };" + setup.lines[-1]
     out = subprocess.run(["node", "-e", script], capture_output=True, text=True, check=True).stdout
     assert json.loads(out) == setup.values
+
+
+FAKE_FAL = "let seen; const fal = { config: (given) => { seen = given } };"
+
+
+def evaluated(given: str, lines: tuple[str, ...], then: str) -> Any:
+    """Run JavaScript lines, without their imports, between two pieces of code; what the second returns."""
+    setup = "\n".join(line for line in lines if not line.startswith("import "))
+    ending = f"(async () => {{ {then} }})().then((value) => console.log(JSON.stringify(value)))"
+    done = subprocess.run(["node", "-e", f"{given}\n{setup};\n{ending}"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node")
+@pytest.mark.parametrize("client", ["js-middleware", "js-serverless", "server-proxy"])
+def test_no_address_passes_the_middleware_to_the_outside(client: str) -> None:
+    moved = {
+        "https://fal.run/fal-ai/flux/dev/stream?a=1": "/run/fal-ai/flux/dev/stream?a=1",
+        "https://queue.fal.run/fal-ai/flux/requests/1/status": "/queue/fal-ai/flux/requests/1/status",
+        "https://rest.alpha.fal.ai/tokens/": "/rest/tokens/",
+        "https://rest.fal.ai/storage/upload/initiate": "/rest/storage/upload/initiate",
+        "https://somewhere.fal.ai/else": "/run/else",
+    }
+    requests = json.dumps([{"url": url, "method": "PUT"} for url in moved])
+    answers = evaluated(
+        FAKE_FAL, clients.CLIENTS[client](HERE).lines, f"return Promise.all({requests}.map(seen.requestMiddleware))"
+    )
+    assert [answer["url"] for answer in answers] == [HERE.url + path for path in moved.values()]
+    assert {answer["method"] for answer in answers} == {"PUT"}
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node")
+def test_the_lines_for_a_sites_proxy_and_for_the_ai_sdk_are_the_data() -> None:
+    proxy, sdk = clients.server_proxy(HERE), clients.ai_sdk(HERE)
+    allowed = evaluated(FAKE_FAL, proxy.lines, "return proxyConfig.allowedUrlPatterns")
+    assert allowed == proxy.values["allowedUrlPatterns"] == ["127.0.0.1:8000/**"]
+    assert evaluated("const createFal = (given) => given", sdk.lines, "return fal") == sdk.values
 
 
 def test_a_key_reaches_every_client_quoted() -> None:
