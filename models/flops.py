@@ -69,7 +69,7 @@ def step_flops(transformer: Mapping[str, Any], image_tokens: int, text_tokens: i
 
     Every token passes 12 D^2 weights in each block of either kind; attention is 4 S^2 D over the joint sequence.
     """
-    config = FLUX_TRANSFORMER | transformer
+    config = {**FLUX_TRANSFORMER, **transformer}
     width = config["attention_head_dim"] * config["num_attention_heads"]
     double, single = config["num_layers"], config["num_single_layers"]
     joint = image_tokens + text_tokens

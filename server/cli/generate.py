@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from models.registry import ModelSpec, UnknownModelError, resolve
+from models.registry import ModelSpec
 from pipelines.params import GenerationParams
 from pipelines.protocol import Frame, Loading, Picture, Progress
 from server.cli.failures import ENVIRONMENT, USAGE, CommandError
-from server.cli.options import Json
+from server.cli.options import Json, pixels, spec_of
 
 if TYPE_CHECKING:
     from pipelines.oneshot import Generated
@@ -46,8 +45,8 @@ def generate(
     if output.suffix.lower() not in FORMATS:
         raise CommandError(f"--output {output}: the name must end in {', '.join(FORMATS)}", USAGE)
     _check_writable(output)
-    spec = _spec(model)
-    width, height = _pixels(size)
+    spec = spec_of(model)
+    width, height = pixels(size, "--size")
     try:
         params = GenerationParams(
             model=spec.name,
@@ -75,25 +74,6 @@ def _check_writable(output: Path) -> None:
         raise CommandError(f"cannot write {output}: there is no folder {output.parent}")
     if not os.access(output if output.exists() else output.parent, os.W_OK):
         raise CommandError(f"cannot write {output}: permission denied")
-
-
-def _spec(model: str) -> ModelSpec:
-    try:
-        return resolve(model)
-    except UnknownModelError as exc:
-        raise CommandError(str(exc), USAGE) from exc
-
-
-def _pixels(size: str) -> tuple[int, int]:
-    """(width, height) of a preset's name or WIDTHxHEIGHT."""
-    from server.schemas.sizes import PRESETS
-
-    if size in PRESETS:
-        return PRESETS[size]
-    match = re.fullmatch(r"(\d{1,6})x(\d{1,6})", size)
-    if match is None:
-        raise CommandError(f"--size {size}: give WIDTHxHEIGHT in pixels, or one of {', '.join(PRESETS)}", USAGE)
-    return int(match[1]), int(match[2])
 
 
 def _generate(

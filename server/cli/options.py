@@ -1,12 +1,14 @@
-"""Flags that several commands share, and the settings they lead to."""
+"""Flags that several commands share, and what they lead to."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from models.registry import ModelSpec, UnknownModelError, resolve
 from server.cli.failures import USAGE, CommandError
 from server.settings import Settings, SettingsError, load
 
@@ -28,3 +30,23 @@ def settings_from(config: Path | None, **flags: Any) -> Settings:
         )
     except SettingsError as exc:
         raise CommandError(str(exc), USAGE) from exc
+
+
+def spec_of(model: str) -> ModelSpec:
+    """What `--model` means. Raises: CommandError with exit status 2."""
+    try:
+        return resolve(model)
+    except UnknownModelError as exc:
+        raise CommandError(str(exc), USAGE) from exc
+
+
+def pixels(size: str, flag: str) -> tuple[int, int]:
+    """(width, height) of a preset's name or WIDTHxHEIGHT. Raises: CommandError naming the flag."""
+    from server.schemas.sizes import PRESETS
+
+    if size in PRESETS:
+        return PRESETS[size]
+    match = re.fullmatch(r"(\d{1,6})x(\d{1,6})", size)
+    if match is None:
+        raise CommandError(f"{flag} {size}: give WIDTHxHEIGHT in pixels, or one of {', '.join(PRESETS)}", USAGE)
+    return int(match[1]), int(match[2])
