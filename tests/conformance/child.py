@@ -54,8 +54,13 @@ class Child:
 
     def fails(self, code: str, **names: Any) -> ClientFailed:
         """Run a piece that must raise; the error."""
+        self.start(code, **names)
+        return self.failure()
+
+    def failure(self) -> ClientFailed:
+        """The error that the piece which was started must raise."""
         try:
-            value = self(code, **names)
+            value = self.result()
         except ClientFailed as failed:
             return failed
         raise AssertionError(f"the client raised nothing and returned {value!r}")
@@ -105,6 +110,11 @@ class Child:
 def python_child(server: Server, **changes: str) -> Child:
     """`fal_client`, set up as `fluxserve env --client python` says; `changes` go over that."""
     return Child([sys.executable, str(HERE / "python_child.py")], server.setup("python") | changes)
+
+
+def proxied_child(server: Server) -> Child:
+    """`fal_client`, set up as `fluxserve env --client python-proxy` says: every host of fal is this server."""
+    return Child([sys.executable, str(HERE / "python_child.py")], server.setup("python-proxy"))
 
 
 def js_child(server: Server, **changes: Any) -> Child:

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.acceptance.serving import Server
-from tests.conformance.child import JS, Child, js_child, python_child
+from tests.conformance.child import JS, Child, js_child, proxied_child, python_child
 from tests.conformance.recording import Record
 from tests.conformance.scripted import Scripted
 
@@ -20,6 +20,9 @@ KEY = "7f1d2c3b-conformance:secret"
 
 StartServer = Callable[..., Scripted]
 """Scripted server settings in, running server out; it ends with the test."""
+
+NewChild = Callable[..., Child]
+"""A scripted server and changes of the set-up in, a client process out; it ends with the test."""
 
 
 def serve(folder: Any, *arguments: str, constants: dict[str, Any] | None = None, **environment: str) -> Scripted:
@@ -50,7 +53,7 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripted
 @pytest.fixture(scope="session")
 def shared_protected(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripted]:
     """The server with a key. Tests use `protected`."""
-    yield from _served(serve(tmp_path_factory.mktemp("protected"), "--api-key", KEY))
+    yield from _served(serve(tmp_path_factory.mktemp("protected"), FLUXSERVE_API_KEYS=KEY))
 
 
 def _served(scripted: Scripted) -> Iterator[Scripted]:
@@ -138,19 +141,19 @@ def js(server: Scripted, request: pytest.FixtureRequest) -> Child:
 
 
 @pytest.fixture
-def new_python() -> Iterator[Callable[..., Child]]:
+def new_python() -> Iterator[NewChild]:
     """`fal_client` processes of the test's own: `new_python(server, FAL_KEY="...")`."""
     yield from _children(python_child)
 
 
 @pytest.fixture
-def new_js() -> Iterator[Callable[..., Child]]:
+def new_js() -> Iterator[NewChild]:
     """Node processes of the test's own: `new_js(server, credentials="...")`."""
     need_node()
     yield from _children(js_child)
 
 
-def _children(make: Callable[..., Child]) -> Iterator[Callable[..., Child]]:
+def _children(make: Callable[..., Child]) -> Iterator[NewChild]:
     made: list[Child] = []
 
     def start(scripted: Scripted, **changes: Any) -> Child:
@@ -168,3 +171,30 @@ def need_node() -> None:
         pytest.skip("Node is not installed")
     if not (JS / "node_modules").is_dir():
         pytest.skip("the JavaScript client is not installed: make dev")
+
+
+@pytest.fixture(scope="session")
+def shared_impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripted]:
+    """The impatient server of the session. Tests use `impatient`."""
+    constants = {"server.routes.connection.PING_S": 0.3, "server.routes.realtime.IDLE_S": 2.0}
+    folder = tmp_path_factory.mktemp("impatient")
+    yield from _served(serve(folder, "--allow-private-cidr", "127.0.0.0/8", constants=constants))
+
+
+@pytest.fixture
+def impatient(shared_impatient: Scripted) -> Iterator[Scripted]:
+    """An open server that soon calls silence silence, and fetches pictures from this machine."""
+    yield shared_impatient
+    shared_impatient.open_all()
+
+
+@pytest.fixture(scope="session")
+def shared_proxied(shared_server: Scripted) -> Iterator[Child]:
+    """One `fal_client` process for the session behind the server's CONNECT proxy. Tests use `proxied`."""
+    yield from _living(proxied_child(shared_server.server))
+
+
+@pytest.fixture
+def proxied(server: Scripted, shared_proxied: Child) -> Child:
+    """`fal_client` against the open server, its fixed REST and CDN hosts too: as `env --client python-proxy` says."""
+    return shared_proxied

@@ -3,7 +3,8 @@
     SCRIPTED_RECORD=FILE SCRIPTED_CONSTANTS='{"server.webhooks.POLL_S": 0.05}' \
         python -m tests.conformance.scripted_serve serve --port N ...
 
-Constants that make a user wait (timeouts, pauses) may be given other values by their dotted names.
+Constants that make a user wait (timeouts, pauses) may be given other values by their dotted names. Endpoints with ids
+of every form that fal knows are added to ours.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ import importlib
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from server.cli.main import main
+from tests.conformance import picture_endpoint
 from tests.conformance.recording import Recorder
 
+MORE_IDS = ("workflows/me/flow/x", "comfy/me/flow", "1234/my-app")
 WORKER = (sys.executable, "-m", "tests.server.scripted_worker")
 
 
@@ -29,6 +33,13 @@ def set_constants() -> None:
         owner = importlib.import_module(module)
         assert hasattr(owner, constant), name
         setattr(owner, constant, value)
+
+
+def add_endpoints() -> None:
+    from server.endpoints import ENDPOINTS
+
+    for name in MORE_IDS:
+        ENDPOINTS[name] = replace(ENDPOINTS["fal-ai/flux/dev"], id=name)
 
 
 def use_scripted_workers() -> None:
@@ -57,6 +68,8 @@ def record_requests() -> None:
 
 if __name__ == "__main__":
     set_constants()
+    add_endpoints()
+    picture_endpoint.install()
     use_scripted_workers()
     record_requests()
     main()
