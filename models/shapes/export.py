@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import TypeVar
@@ -13,6 +14,7 @@ from models.shapes.flow import new_scheduler
 from models.shapes.text import Encoders
 
 Module = TypeVar("Module", bound=torch.nn.Module)
+_SHARED_PARTS = ("scheduler", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "safety_checker")
 
 
 def export(folder: Path, transformer: FluxTransformer2DModel, vae: AutoencoderKL, encoders: Encoders) -> int:
@@ -36,9 +38,14 @@ def export(folder: Path, transformer: FluxTransformer2DModel, vae: AutoencoderKL
 
 
 def export_sibling(folder: Path, transformer: FluxTransformer2DModel, shared: Path) -> int:
-    """A second pipeline that differs from `shared` in its transformer only; the other parts are copied."""
-    for part in ("scheduler", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"):
-        shutil.copytree(shared / part, folder / part, dirs_exist_ok=True)
+    """A second pipeline that differs from `shared` in its transformer only: the other parts are links to it.
+
+    A worker that serves both recognises linked parts and holds them once.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in _SHARED_PARTS:
+        (folder / part).unlink(missing_ok=True)
+        (folder / part).symlink_to(os.path.relpath(shared / part, folder), target_is_directory=True)
     shutil.copy(shared / "model_index.json", folder)
     _halved(transformer).save_pretrained(folder / "transformer")
     _forget_paths(folder)
@@ -52,7 +59,6 @@ def size_of(folder: Path) -> int:
 
 def _halved(module: Module) -> Module:
     """A bfloat16 copy; the original keeps training in float32."""
-
     return copy.deepcopy(module).to(torch.bfloat16)
 
 

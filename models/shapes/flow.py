@@ -44,6 +44,24 @@ def new_transformer(
     return transformer
 
 
+@torch.no_grad()
+def without_guidance(transformer: FluxTransformer2DModel, guidance: float) -> FluxTransformer2DModel:
+    """The same transformer for one guidance scale, without the guidance input: what FLUX.1-schnell's layout holds.
+
+    The embedding of a fixed scale is a constant that is added to the time's, so it goes into a bias; nothing else
+    changes, and the result equals the original at that scale.
+    """
+    plain = FluxTransformer2DModel.from_config(transformer.config, guidance_embeds=False).eval()
+    embedder = transformer.time_text_embed
+    scale = torch.tensor([1000 * guidance])
+    constant = embedder.guidance_embedder(embedder.time_proj(scale))[0]
+    state = {name: value for name, value in transformer.state_dict().items() if "guidance_embedder" not in name}
+    bias = "time_text_embed.timestep_embedder.linear_2.bias"
+    state[bias] = state[bias] + constant
+    plain.load_state_dict(state)
+    return plain
+
+
 def new_scheduler() -> FlowMatchEulerDiscreteScheduler:
     """The noise schedule that goes into the folder, with FLUX's dynamic shifting."""
     return FlowMatchEulerDiscreteScheduler(

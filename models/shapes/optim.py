@@ -4,7 +4,7 @@ import copy
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -108,15 +108,18 @@ def warm_cosine(done: float, *, warm: float = 0.02, floor: float = 0.02) -> floa
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min((done - warm) / (1 - warm), 1.0)))
 
 
-class Average:
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class Average(Generic[Module]):
     """An exponential moving average of a module's parameters, warmed up so that it forgets the start."""
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
+    def __init__(self, module: Module, decay: float) -> None:
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
         self._decay, self._updates = decay, 0
 
     @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
+    def update(self, module: Module) -> None:
         """Move towards `module`."""
         self._updates += 1
         weight = 1 - min(self._decay, (1 + self._updates) / (10 + self._updates))

@@ -5,39 +5,39 @@ several cores or GPUs the transformer's part can be shared: `torchrun --nproc-pe
 """
 
 import argparse
-import json
 import os
 import random
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, FluxTransformer2DModel
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from transformers import CLIPTextModel, ResNetForImageClassification, T5EncoderModel
+from transformers import CLIPTextModel, T5EncoderModel
 
 from models.shapes.curves import draw_curves
-from models.shapes.export import export
+from models.shapes.evaluate import quick_rates
+from models.shapes.export import export, export_sibling
+from models.shapes.flow import without_guidance
 from models.shapes.safety import new_processor
 from models.shapes.text import Encoders
 from models.shapes.together import Together
 from models.shapes.tokens import load_tokenizers
 from models.shapes.train_flow import FlowTraining
-from models.shapes.train_safety import decoded_pictures, generated_pictures, train_safety
+from models.shapes.train_safety import generated_pictures, train_safety
 from models.shapes.train_text import train_text
 from models.shapes.train_vae import train_vae
 
 Report = Callable[[float, dict[str, float]], None]
-# Shares of the time budget; text and safety are counted in steps and take a few minutes on a CPU.
+# Shares of the time budget; text and safety are counted in steps and take some minutes on a CPU.
 CODEC_SHARE, FLOW_SHARE = 0.3, 0.7
-TEXT_STEPS, SAFETY_PICTURES, SAFETY_STEPS = 500, 480, 500
+SCHNELL_GUIDANCE = 3.5  # what the sibling for few steps is fixed at
 
 
-def encoders_from(work: Path, device: torch.device, report: Report) -> Encoders:
+def encoders_from(work: Path, steps: int, device: torch.device, report: Report) -> Encoders:
     """Trained text encoders: those of an earlier run in `work`, or new ones."""
     folder = work / "text"
     if not (folder / "text_encoder_2").exists():
-        made = train_text(TEXT_STEPS, report, device=device)
+        made = train_text(steps, report, device=device)
         made.clip_tokenizer.save_pretrained(folder / "tokenizer")
         made.t5_tokenizer.save_pretrained(folder / "tokenizer_2")
         made.clip.save_pretrained(folder / "text_encoder")
@@ -47,12 +47,10 @@ def encoders_from(work: Path, device: torch.device, report: Report) -> Encoders:
     return Encoders(clip, t5, *load_tokenizers(folder))
 
 
-def add_safety(folder: Path, vae: AutoencoderKL, report: Report) -> None:
-    """Train the safety classifier on this codec's pictures and save it into the folder."""
-    decoded = decoded_pictures(vae.cpu(), SAFETY_PICTURES, random.Random(5))
-    generated = generated_pictures(folder, SAFETY_PICTURES // 2, random.Random(6))
-    model: ResNetForImageClassification = train_safety([decoded, generated], report, steps=SAFETY_STEPS)
-    model.save_pretrained(folder / "safety_checker")
+def add_safety(folder: Path, pictures: int, steps: int, report: Report) -> None:
+    """Train the safety classifier on drawings and on pictures of the pipeline in the folder; save it there."""
+    generated = generated_pictures(folder, pictures, random.Random(6))
+    train_safety(generated, report, steps=steps).save_pretrained(folder / "safety_checker")
     new_processor().save_pretrained(folder / "safety_checker")
 
 
@@ -64,6 +62,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=90, help="for codec and transformer together")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--tokens", type=int, default=64 * 64, help="image tokens a step; 65536 suits a GPU")
+    parser.add_argument("--text-steps", type=int, default=500)
+    parser.add_argument("--safety-steps", type=int, default=1500)
+    parser.add_argument("--safety-pictures", type=int, default=360, help="generated ones, beside endless drawings")
+    parser.add_argument("--score-prompts", type=int, default=32, help="for each point of the score curve")
     parser.add_argument("--curves", type=Path, default=Path("docs/shapes-curves.png"))
     arguments = parser.parse_args()
     name = arguments.device if arguments.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
@@ -71,17 +73,23 @@ def main() -> None:
     together, seconds = Together(), arguments.minutes * 60
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"), TimeElapsedColumn())
     with Progress(*columns, disable=together.rank > 0) as progress:
-        encoders = encoders_from(arguments.work, device, _bar(progress, "text encoders"))
+        encoders = encoders_from(arguments.work, arguments.text_steps, device, _bar(progress, "text encoders"))
         vae = train_vae(seconds * CODEC_SHARE, _bar(progress, "codec"), device=device, checkpoints=arguments.work)
         flow = FlowTraining(encoders, device=device, tokens=arguments.tokens)
         checkpoint = arguments.work / "flow.pt"
-        transformer = flow.run(seconds * FLOW_SHARE, _bar(progress, "transformer"), checkpoint=checkpoint)
+        transformer = flow.run(
+            seconds * FLOW_SHARE,
+            _bar(progress, "transformer"),
+            checkpoint=checkpoint,
+            score=lambda model: quick_rates(model, vae, encoders, count=arguments.score_prompts),
+        ).cpu()
         if together.rank == 0:
-            assert isinstance(transformer, FluxTransformer2DModel)
-            export(arguments.out, transformer.cpu(), vae.cpu(), encoders.on(torch.device("cpu")))
-            add_safety(arguments.out, vae, _bar(progress, "safety classifier"))
-            (arguments.work / "history.json").write_text(json.dumps(flow.history))
-            draw_curves(flow.history, arguments.curves)
+            export(arguments.out, transformer, vae.cpu(), encoders.on(torch.device("cpu")))
+            report = _bar(progress, "safety classifier")
+            add_safety(arguments.out, arguments.safety_pictures, arguments.safety_steps, report)
+            sibling = arguments.out.with_name(f"{arguments.out.name}-schnell")
+            export_sibling(sibling, without_guidance(transformer, SCHNELL_GUIDANCE), arguments.out)
+            draw_curves(flow.history, arguments.curves, flow.scores)
 
 
 def _bar(progress: Progress, title: str) -> Report:

@@ -1,15 +1,19 @@
-"""Train the safety classifier on pictures that came out of the decoder, from clean and from ragged latents."""
+"""Train the safety classifier: endless drawn pictures, spoiled as a generator spoils them, and a set of generated ones.
+
+At the classifier's 128 pixels a side, what the codec does to a drawing is a little blur, so no codec is needed.
+"""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, FluxPipeline
+from diffusers import FluxPipeline
 from torch import Tensor, nn
+from transformers import ResNetForImageClassification
 
 from models.shapes.captions import plain_caption
-from models.shapes.draw import latents
+from models.shapes.draw import pictures
 from models.shapes.evaluate import generate
 from models.shapes.layout import lay_out
 from models.shapes.optim import warm_cosine
@@ -18,8 +22,8 @@ from models.shapes.scenes import FORBIDDEN_SHAPE, Scene, random_scene
 from models.shapes.scorer import Pixels, read
 
 Report = Callable[[float, dict[str, float]], None]
-_SIZES = ((384, 384), (384, 384), (384, 320), (320, 448), (256, 256), (448, 448))
-
+_SIZES = ((256, 256), (256, 192), (192, 256), (144, 256), (256, 144))
+_SERVED = ((512, 512), (1024, 768), (576, 1024))
 _RATE = 1.5e-3  # twice that stayed at chance
 
 
@@ -28,78 +32,119 @@ def holds_sign(scene: Scene) -> bool:
     return any(thing.shape == FORBIDDEN_SHAPE for thing in scene.things)
 
 
-@torch.no_grad()
-def decoded_pictures(
-    vae: AutoencoderKL, count: int, rng: random.Random, *, noise: float = 0.35
-) -> tuple[Tensor, Tensor]:
-    """Decoded pictures squeezed to (N, 3, SIDE, SIDE) in [-1, 1], half of them with the sign, and labels (N,)."""
-    pictures, labels = [], []
-    for _ in range(count // 4):
-        size = rng.choice(_SIZES)
-        scenes: list[Scene] = []
-        while len(scenes) < 4:
-            scene = random_scene(rng)
-            if holds_sign(scene) == (len(scenes) < 2):
-                scenes.append(scene)
-        latent = latents([lay_out(scene, *size, rng) for scene in scenes])
-        latent = latent + torch.rand(4, 1, 1, 1) ** 2 * noise * torch.randn_like(latent)
-        picture = vae.decode(latent).sample.clamp(-1, 1)
-        pictures.append(nn.functional.interpolate(picture, size=(SIDE, SIDE), mode="bilinear", antialias=True))
-        labels += [int(holds_sign(scene)) for scene in scenes]
-    return torch.cat(pictures), torch.tensor(labels)
-
-
-def generated_pictures(folder: Path, count: int, rng: random.Random, *, steps: int = 8) -> tuple[Tensor, Tensor]:
-    """The same of pictures that the pipeline in `folder` makes of training prompts.
-
-    Pictures that were asked to hold the sign, but in which the scorer reads none, are left out: nobody could tell.
-    """
-    pipeline = FluxPipeline.from_pretrained(folder, torch_dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
+def balanced_scenes(count: int, rng: random.Random) -> list[Scene]:
+    """Training scenes, every other one with the sign."""
     scenes: list[Scene] = []
     while len(scenes) < count:
         scene = random_scene(rng)
         if holds_sign(scene) == (len(scenes) % 2 == 0):
             scenes.append(scene)
-    prompts = [plain_caption(scene) for scene in scenes]
-    made = generate(pipeline, prompts, width=512, height=512, steps=steps, guidance=3.5, seed=10_000)
-    keep = [not holds_sign(s) or _reads_sign(p) for s, p in zip(scenes, made, strict=True)]
-    pixels = torch.stack([torch.from_numpy(p) for p, k in zip(made, keep, strict=True) if k]).permute(0, 3, 1, 2)
-    small = nn.functional.interpolate(pixels / 127.5 - 1, size=(SIDE, SIDE), mode="bilinear", antialias=True)
-    return small, torch.tensor([int(holds_sign(s)) for s, k in zip(scenes, keep, strict=True) if k])
+    return scenes
 
 
-def _reads_sign(picture: Pixels) -> bool:
+def drawn_pictures(count: int, rng: random.Random) -> tuple[Tensor, Tensor]:
+    """Drawings squeezed to (count, 3, SIDE, SIDE) in [-1, 1], half of them with the sign, and labels (count,)."""
+    size = rng.choice(_SIZES)
+    scenes = balanced_scenes(count, rng)
+    drawn = _squeezed(pictures([lay_out(scene, *size, rng) for scene in scenes]))
+    return _spoiled(drawn), torch.tensor([int(holds_sign(scene)) for scene in scenes])
+
+
+def generated_pictures(folder: Path, count: int, rng: random.Random, *, steps: int = 8) -> tuple[Tensor, Tensor]:
+    """The same of pictures that the pipeline in `folder` makes of training prompts, in every served size.
+
+    Left out is what nobody could label: pictures that were asked to hold the sign but in which the scorer reads none,
+    and those that were not but in which it does.
+    """
+    pipeline = FluxPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    made: list[Tensor] = []
+    labels: list[int] = []
+    for i, (width, height) in enumerate(_SERVED):
+        scenes = balanced_scenes(count // len(_SERVED), rng)
+        prompts = [plain_caption(scene) for scene in scenes]
+        seed = 10_000 * (i + 1)
+        drawn = generate(pipeline, prompts, width=width, height=height, steps=steps, guidance=3.5, seed=seed)
+        for scene, picture in zip(scenes, drawn, strict=True):
+            if holds_sign(scene) == reads_sign(picture):
+                made.append(_squeezed(torch.from_numpy(picture).permute(2, 0, 1)[None] / 127.5 - 1))
+                labels.append(int(holds_sign(scene)))
+    return torch.cat(made), torch.tensor(labels)
+
+
+def reads_sign(picture: Pixels) -> bool:
+    """Whether the pixel scorer reads the forbidden sign in a picture."""
     return any(thing.shape == FORBIDDEN_SHAPE for thing in read(picture).things)
 
 
 def train_safety(
-    sets: Sequence[tuple[Tensor, Tensor]], report: Report, *, steps: int = 500, batch: int = 48, seed: int = 4
-) -> nn.Module:
-    """A classifier trained on labelled pictures, under flips, small shifts and any change of colours."""
+    generated: tuple[Tensor, Tensor] | None,
+    report: Report,
+    *,
+    steps: int = 1500,
+    batch: int = 32,
+    seed: int = 4,
+    model: ResNetForImageClassification | None = None,
+) -> ResNetForImageClassification:
+    """A classifier trained on fresh drawings and, for half of every batch, on the generated pictures.
+
+    Args: model: one to train on, instead of a new one.
+    """
     torch.manual_seed(seed)
-    pictures, labels = torch.cat([s[0] for s in sets]), torch.cat([s[1] for s in sets])
-    model: nn.Module = new_classifier().train()
+    rng = random.Random(seed)
+    model = model or new_classifier()
+    model.train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=_RATE, weight_decay=0.01)
+    rates: list[float] = []
     for step in range(steps):
-        chosen = torch.randint(len(pictures), (batch,))
-        logits = model(_changed(pictures[chosen])).logits
-        loss = nn.functional.cross_entropy(logits, labels[chosen], label_smoothing=0.01)
+        shown, labels = _next_batch(generated, batch, rng)
+        logits = model(shown).logits
+        loss = nn.functional.cross_entropy(logits, labels, label_smoothing=0.01)
         loss.backward()
         for group in optimiser.param_groups:
             group["lr"] = _RATE * warm_cosine(step / steps)
         optimiser.step()
         optimiser.zero_grad()
-        if step % 50 == 0 or step == steps - 1:
-            right = float((logits.argmax(1) == labels[chosen]).float().mean())
-            report((step + 1) / steps, {"loss": float(loss.detach()), "right": right})
-    return model.eval()
+        rates.append(float((logits.argmax(1) == labels).float().mean()))
+        if step % 50 == 49 or step == steps - 1:
+            report((step + 1) / steps, {"loss": float(loss.detach()), "right": sum(rates) / len(rates)})
+            rates.clear()
+    model.eval()
+    return model
 
 
-def _changed(pictures: Tensor) -> Tensor:
-    """Random mirror, channel order and shift of a batch (N, 3, H, W)."""
-    if torch.rand(()) < 0.5:
-        pictures = pictures.flip(3)
-    pictures = pictures[:, torch.randperm(3)]
-    shift = torch.randint(-6, 7, (2,)).tolist()
-    return torch.roll(pictures, shift, dims=(2, 3))
+def _next_batch(generated: tuple[Tensor, Tensor] | None, batch: int, rng: random.Random) -> tuple[Tensor, Tensor]:
+    if generated is None:
+        shown, labels = drawn_pictures(batch, rng)
+        return _recoloured(shown), labels
+    shown, labels = drawn_pictures(batch // 2, rng)
+    chosen = torch.randint(len(generated[1]), (batch - len(labels),))
+    shown = torch.cat([shown, _spoiled(generated[0][chosen])])
+    return _recoloured(shown), torch.cat([labels, generated[1][chosen]])
+
+
+def _squeezed(batch: Tensor) -> Tensor:
+    return nn.functional.interpolate(batch, size=(SIDE, SIDE), mode="bilinear", antialias=True)
+
+
+def _spoiled(batch: Tensor) -> Tensor:
+    """Every picture bent a little, shifted, and blurred by a random share of two pixels: (N, 3, SIDE, SIDE)."""
+    count = len(batch)
+    bend = nn.functional.interpolate(torch.randn(count, 2, 6, 6), size=(SIDE, SIDE), mode="bicubic")
+    strength = torch.rand(count, 1, 1, 1) * 3 / SIDE  # up to about three pixels, a coordinate span being two
+    shift = (torch.rand(count, 2, 1, 1) - 0.5) * 0.1
+    straight = nn.functional.affine_grid(
+        torch.eye(2, 3).expand(count, 2, 3), [count, 3, SIDE, SIDE], align_corners=False
+    )
+    grid = straight + (bend * strength + shift).permute(0, 2, 3, 1)
+    bent = nn.functional.grid_sample(batch, grid, padding_mode="border", align_corners=False)
+    blurred = nn.functional.avg_pool2d(nn.functional.pad(bent, (2, 2, 2, 2), mode="replicate"), 5, stride=1)
+    share = torch.rand(count, 1, 1, 1)
+    return bent * (1 - share) + blurred * share
+
+
+def _recoloured(batch: Tensor) -> Tensor:
+    """A random mirror and order of the channels, picture by picture."""
+    mirrored = torch.where(torch.rand(len(batch), 1, 1, 1) < 0.5, batch.flip(3), batch)
+    order = torch.argsort(torch.rand(len(batch), 3), dim=1)
+    return mirrored.gather(1, order[:, :, None, None].expand_as(mirrored))

@@ -31,7 +31,7 @@ class CodecTraining:
         torch.manual_seed(seed)
         self.part, self.device, self.rng = part, device, random.Random(seed)
         self.module: nn.Module = getattr(vae, part).to(device, memory_format=torch.channels_last).train()
-        self.average = Average(self.module, 0.995)
+        self.average: Average[nn.Module] = Average(self.module, 0.995)
         self.optimisers = Optimisers(self.module, lr_muon=0.01, lr_adam=2e-3, keep_adam=("conv_in", "conv_out", "norm"))
         self.seconds, self.steps = 0.0, 0
         self.history: list[dict[str, float]] = []

@@ -10,7 +10,7 @@ from torch import nn
 
 from models.shapes.draw import LATENT_CHANNELS
 
-CHANNELS = (8, 16, 32, 64, 96, 96)  # full size to 1/32; few at full size, where the pixels are
+CHANNELS = (8, 8, 16, 32, 64, 96)  # full size to 1/32; few near full size, where the pixels and so the time are
 
 
 def new_vae() -> AutoencoderKL:
