@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import math
 import time
 from collections import Counter
 from collections.abc import Coroutine
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from pipelines.protocol import (
@@ -30,7 +31,7 @@ from pipelines.protocol import (
 )
 from server.delivery import Delivery, Run
 from server.hub import Hub
-from server.store.base import Job, JobStatus, Store, StoreError
+from server.store.base import HINT_BUCKETS, Job, JobStatus, Store, StoreError
 from server.workers import Worker, Workers
 
 logger = logging.getLogger("fluxserve.dispatch")
@@ -227,7 +228,10 @@ class Dispatcher:
         self._owners.add(owner)
         self._is_claiming = True
         try:
-            jobs = await self._delivery.in_thread(lambda: self._store.claim(owner, limit, LEASE_S, models, suspects))
+            # A suspect runs alone wherever there is room, whatever its hint.
+            buckets = None if suspects else self._buckets_of(worker)
+            claim = partial(self._store.claim, owner, limit, LEASE_S, models, suspects, buckets)
+            jobs = await self._delivery.in_thread(claim)
         finally:
             self._is_claiming = False
         if jobs and (worker.owner != owner or not worker.is_ready):
@@ -238,6 +242,14 @@ class Dispatcher:
             self._submit(worker, job)
         self._early_cancels.clear()
         return bool(jobs)
+
+    def _buckets_of(self, worker: Worker) -> frozenset[int] | None:
+        """The hint buckets that are this worker's; None for all."""
+        assert self._workers is not None
+        names = tuple(ready.name for ready in self._workers.ready)
+        if names == (worker.name,):
+            return None
+        return frozenset(bucket for bucket, name in enumerate(_takers(names)) if name == worker.name)
 
     def _submit(self, worker: Worker, job: Job) -> None:
         assert job.params is not None
@@ -311,3 +323,13 @@ class Dispatcher:
     def _on_loop(self, call: Any, *arguments: Any) -> None:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(call, *arguments)
+
+
+@lru_cache(maxsize=16)
+def _takers(names: tuple[str, ...]) -> tuple[str, ...]:
+    """For every hint bucket the worker that bids highest, so that a worker that goes moves only its own buckets."""
+
+    def bid(name: str, bucket: int) -> bytes:
+        return hashlib.sha256(f"{name}#{bucket}".encode()).digest()
+
+    return tuple(max(names, key=lambda name: bid(name, bucket)) for bucket in range(HINT_BUCKETS))

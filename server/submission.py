@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
+import zlib
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -17,7 +18,7 @@ from server.endpoints import Endpoint
 from server.errors import InputError, RequestError, problem
 from server.lifecycle import lifetime
 from server.schemas.flux import TextToImage
-from server.store.base import JobStatus, NewJob, Outcome
+from server.store.base import HINT_BUCKETS, JobStatus, NewJob, Outcome
 from server.validation import input_error
 
 MIN_TIMEOUT_S = 0.1
@@ -30,7 +31,7 @@ _TIMEOUT_HEADERS = ("X-Fal-Request-Start-Timeout", "X-Fal-Request-Timeout")  # t
 class Wishes:
     """What headers and query ask for beside the input.
 
-    Args: as in NewJob; `max_queued` refuses the request when more jobs wait already; `ttl_s` is how
+    Args: as in NewJob; `max_queued` refuses the request when so many jobs wait already; `ttl_s` is how
         long its pictures are kept, None for the server's default.
     """
 
@@ -41,6 +42,7 @@ class Wishes:
     webhook_url: str | None = None
     max_queued: int | None = None
     ttl_s: float | None = None
+    hint_bucket: int | None = None
 
 
 def read_wishes(headers: Headers, query: bytes) -> Wishes:
@@ -53,8 +55,10 @@ def read_wishes(headers: Headers, query: bytes) -> Wishes:
         max_attempts=1 if _is_yes(headers.get("x-fal-no-retry", "")) else 10,
         store_io=headers.get("x-fal-store-io", "1").strip() != "0",
         webhook_url=_webhook(values["fal_webhook"][-1]) if values.get("fal_webhook") else None,
-        max_queued=_count(values["fal_max_queue_length"][-1]) if values.get("fal_max_queue_length") else None,
+        # fal's number may wait before this one; ours is the number that is one too many.
+        max_queued=_count(values["fal_max_queue_length"][-1]) + 1 if values.get("fal_max_queue_length") else None,
         ttl_s=lifetime(headers.get("x-fal-object-lifecycle-preference")),
+        hint_bucket=_bucket(headers.get("x-fal-runner-hint", "")),
     )
 
 
@@ -85,6 +89,7 @@ def new_job(
         base_url=base_url,
         # Pictures of a sync_mode answer are in its body, and fal keeps none of them.
         store_io=wishes.store_io and not parsed.sync_mode,
+        hint_bucket=wishes.hint_bucket,
     )
 
 
@@ -166,6 +171,11 @@ def _timeout(name: str, text: str) -> float:
     if not MIN_TIMEOUT_S < seconds < math.inf:  # nan fails this, too
         raise RequestError(400, "bad_request", f"{name} must be seconds, more than {MIN_TIMEOUT_S}")
     return min(seconds, MAX_TIMEOUT_S)
+
+
+def _bucket(hint: str) -> int | None:
+    """The same hint, the same bucket; none without a hint."""
+    return zlib.crc32(hint.encode("utf-8", "surrogateescape")) % HINT_BUCKETS if hint else None
 
 
 def _is_yes(text: str) -> bool:

@@ -12,6 +12,9 @@ LOW_PRIORITY_DELAY_S = 300.0
 PRIVATE_RETENTION_S = 3600.0
 """How long after its end a job with `store_io` off is kept, so that its caller can still fetch the result."""
 
+HINT_BUCKETS = 64
+"""Runner hints share so many buckets; each belongs to one worker at a time."""
+
 MAX_DEATHS = 3
 """A job that was running at so many deaths of its worker fails instead of running again."""
 
@@ -88,6 +91,7 @@ class NewJob:
         webhook_url: where to post the end.
         base_url: scheme, host and prefix the caller used, for addresses in the webhook.
         store_io: False keeps no payloads: input and result body are erased after the retention the caller needs.
+        hint_bucket: jobs of one bucket go to the same worker while it lives; None goes to any.
         outcome: set when the job ends in the moment it is stored (input the model rejects).
     """
 
@@ -103,6 +107,7 @@ class NewJob:
     webhook_url: str | None = None
     base_url: str = ""
     store_io: bool = True
+    hint_bucket: int | None = None
     outcome: Outcome | None = None
 
 
@@ -134,6 +139,7 @@ class Job:
     webhook_url: str | None
     base_url: str
     store_io: bool
+    hint_bucket: int | None
     outcome: Outcome | None
 
     @property
@@ -165,7 +171,7 @@ class Store(Protocol):
     def enqueue(self, new: NewJob, max_queued: int | None = None) -> Job:
         """Store a job durably; returns after the commit.
 
-        Raises: QueueFullError when more than `max_queued` jobs wait already. StoreError.
+        Raises: QueueFullError when `max_queued` jobs or more wait already. StoreError.
         """
 
     def get(self, job_id: str) -> Job | None:
@@ -183,13 +189,14 @@ class Store(Protocol):
         lease_s: float,
         models: frozenset[str] | None = None,
         suspects: bool | None = None,
+        buckets: frozenset[int] | None = None,
     ) -> list[Job]:
         """Take up to `limit` waiting jobs: running, `owner`, `epoch + 1`, `attempt + 1`, `lease_until`, atomically.
 
         Order: by age, where a low-priority job counts as LOW_PRIORITY_DELAY_S younger than it is.
         With `suspects`, only jobs with deaths (which should run alone, so that the guilty one shows itself); with
-        False, only jobs without. Only jobs of the given models, if given. Jobs past their start deadline are
-        not claimed (`expire` ends them)."""
+        False, only jobs without. Only jobs of the given models, and of the given hint buckets or none, if given.
+        Jobs past their start deadline are not claimed (`expire` ends them)."""
 
     def suspects(self) -> int:
         """How many waiting jobs have deaths. Cheap: asked before every claim."""

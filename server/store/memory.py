@@ -65,6 +65,7 @@ class MemoryStore:
         lease_s: float,
         models: frozenset[str] | None = None,
         suspects: bool | None = None,
+        buckets: frozenset[int] | None = None,
     ) -> list[Job]:
         with self._open():
             now = self._clock()
@@ -74,6 +75,7 @@ class MemoryStore:
                 for job in waiting
                 if (models is None or job.model in models)
                 and (suspects is None or suspects == (job.deaths > 0))
+                and (buckets is None or job.hint_bucket is None or job.hint_bucket in buckets)
                 and not _is_past(job.start_deadline, now)
             ]
             return [self._save(job, transitions.claimed(job, owner, now, lease_s)) for job in ready[:limit]]

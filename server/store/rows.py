@@ -10,7 +10,7 @@ from server.store.base import Job, JobStatus, Outcome
 
 CONSTANT_COLUMNS = (
     "id", "endpoint", "input", "params", "output", "priority", "created_at", "start_deadline", "max_attempts",
-    "is_ephemeral", "webhook_url", "base_url", "store_io",
+    "is_ephemeral", "webhook_url", "base_url", "store_io", "hint_bucket",
 )  # fmt: skip
 """Set when a job is stored, and never again."""
 

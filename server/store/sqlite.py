@@ -85,9 +85,12 @@ class SqliteStore:
         lease_s: float,
         models: frozenset[str] | None = None,
         suspects: bool | None = None,
+        buckets: frozenset[int] | None = None,
     ) -> list[Job]:
         wanted = "" if models is None else f"AND model IN ({', '.join('?' * len(models))})"
         wanted += {None: "", True: " AND deaths > 0", False: " AND deaths = 0"}[suspects]
+        if buckets is not None:
+            wanted += f" AND (hint_bucket IS NULL OR hint_bucket IN ({', '.join('?' * len(buckets))}))"
 
         def claim(tx: Transaction) -> list[Job]:
             now = self._clock()
@@ -95,7 +98,7 @@ class SqliteStore:
                 tx,
                 f"WHERE status = 'queued' AND (start_deadline IS NULL OR start_deadline > ?) {wanted} "
                 "ORDER BY queue_rank, seq LIMIT ?",
-                (now, *sorted(models or ()), limit),
+                (now, *sorted(models or ()), *sorted(buckets or ()), limit),
             )
             return self._save_all(tx, ((job, transitions.claimed(job, owner, now, lease_s)) for job in waiting))
 

@@ -42,6 +42,7 @@ def created(new: NewJob, seq: int, now: float) -> Job:
         webhook_url=new.webhook_url,
         base_url=new.base_url,
         store_io=new.store_io,
+        hint_bucket=new.hint_bucket,
         outcome=None,
     )
     return job if new.outcome is None else ended(job, new.outcome, now)

@@ -436,3 +436,39 @@ def test_stopping_lets_what_runs_finish_and_hands_the_rest_back(folder: Path, mo
     assert waiting is not None
     assert done.status is JobStatus.COMPLETED
     assert (waiting.status, waiting.attempt, waiting.deaths) == (JobStatus.QUEUED, 0, 0)
+
+
+def test_requests_of_one_hint_share_a_worker_while_it_lives(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    takers: dict[int, set[str]] = {}
+
+    async def draw(node: Node) -> dict[int, set[str]]:
+        takers.clear()
+        for job_id in [submit(node, hint_bucket=bucket) for bucket in range(8) for _ in range(3)]:
+            await ended(node, job_id)
+        return dict(takers)
+
+    async def main() -> tuple[str, dict[int, set[str]], dict[int, set[str]]]:
+        async with running(folder, device="cpu,cpu,cpu") as node:
+            await until(lambda: len(node.workers.ready) == 3)
+            claim = node.store.claim
+
+            def claim_and_note(owner: str, *rest: Any) -> list[Job]:
+                jobs = claim(owner, *rest)
+                for job in jobs:
+                    takers.setdefault(job.hint_bucket or 0, set()).add(owner.partition("#")[0])
+                return jobs
+
+            monkeypatch.setattr(node.store, "claim", claim_and_note)
+            before = await draw(node)
+            victim = next(worker for worker in node.workers if {worker.name} == before[0])
+            monkeypatch.setenv("SCRIPTED_LOAD_S", "60")  # it will not be back within this test
+            crashes(victim)
+            await until(lambda: victim not in node.workers.ready)
+            return victim.name, before, await draw(node)
+
+    victim, before, after = asyncio.run(main())
+    assert all(len(names) == 1 for names in [*before.values(), *after.values()])
+    assert len(set.union(*before.values())) > 1
+    assert victim not in set.union(*after.values())
+    for bucket, names in before.items():
+        assert after[bucket] == names or names == {victim}

@@ -132,6 +132,14 @@ def test_only_jobs_of_the_models_that_the_claimer_holds(store: Store) -> None:
     assert store.claim("w1", 5, LEASE_S, frozenset()) == []
 
 
+def test_only_jobs_of_the_buckets_that_are_the_claimers_or_of_none(store: Store) -> None:
+    ids = [store.enqueue(new_job(hint_bucket=bucket)).id for bucket in (3, None, 5)]
+    assert fetch(store, ids[0]).hint_bucket == 3
+    assert [job.id for job in store.claim("w1", 5, LEASE_S, buckets=frozenset({5, 9}))] == ids[1:]
+    assert store.claim("w1", 5, LEASE_S, buckets=frozenset()) == []
+    assert [job.id for job in store.claim("w1", 5, LEASE_S)] == ids[:1]
+
+
 def test_positions_agree_with_the_order_of_claims(store: Store, clock: Clock) -> None:
     ids = []
     for number in range(40):

@@ -15,7 +15,7 @@ from models.registry import REGISTRY
 from pipelines.params import GenerationParams
 from server.endpoints import ENDPOINTS
 from server.errors import InputError, Problem, RequestError
-from server.store.base import JobStatus
+from server.store.base import HINT_BUCKETS, JobStatus
 from server.submission import MAX_TIMEOUT_S, Wishes, new_job, parse, read_wishes, rejection
 
 SPEC = REGISTRY["FLUX.1-dev"]
@@ -256,7 +256,10 @@ def test_headers_and_query_are_understood() -> None:
     assert wishes(x_fal_request_timeout="2", x_fal_request_start_timeout="30").start_within_s == 30
     assert wishes(x_fal_request_timeout="1e12").start_within_s == MAX_TIMEOUT_S
     assert wishes("fal_webhook=https%3A%2F%2Fx.test%2Fhook%3Fa%3D1").webhook_url == "https://x.test/hook?a=1"
-    assert wishes("fal_max_queue_length=0").max_queued == 0
+    assert wishes("fal_max_queue_length=0").max_queued == 1  # with one that waits it is one too many
+    assert wishes(x_fal_runner_hint="a").hint_bucket == wishes(x_fal_runner_hint="a").hint_bucket
+    assert len({wishes(x_fal_runner_hint=str(number)).hint_bucket for number in range(1000)}) == HINT_BUCKETS
+    assert wishes().hint_bucket is None
 
 
 def test_a_bad_timeout_is_named_as_it_was_sent() -> None:
@@ -294,7 +297,7 @@ def test_an_unusable_query_is_a_bad_request(query: str) -> None:
 
 @pytest.mark.parametrize("text", ["-1", "9999999999", "9" * 5000])
 def test_an_unusable_queue_length_is_told_the_limits(text: str) -> None:
-    assert wishes("fal_max_queue_length=999999999").max_queued == 999_999_999
+    assert wishes("fal_max_queue_length=999999999").max_queued == 1_000_000_000
     with pytest.raises(RequestError) as caught:
         wishes(f"fal_max_queue_length={text}")
     assert caught.value.body["detail"] == "fal_max_queue_length must be a whole number from 0 to 999999999"
