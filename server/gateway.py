@@ -34,7 +34,6 @@ LOGGED_PATH = 120
 
 _OPEN_SYSTEM_PATHS = frozenset({"", "/livez", "/readyz", "/docs", "/openapi.json", "/favicon.ico"})
 _OPEN_TO_LOCAL_CALLERS = frozenset({"/health", "/metrics"})
-_WITH_REQUEST_ID = frozenset({Area.RUN, Area.QUEUE})
 
 
 class Gateway:
@@ -97,7 +96,7 @@ class Gateway:
             return
         arrival = arrive(scope, self._public_url)
         answer.area = arrival.area
-        answer.request_id = arrival.request_id if arrival.area in _WITH_REQUEST_ID else None
+        answer.request_id = arrival.request_id
         if not _is_open(arrival, scope, headers):
             self._guard.check(arrival, headers)
         path = arrival.path or "/"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -35,16 +34,13 @@ AT_ONCE = 100
 class Webhooks:
     """The outbox's postman.
 
-    Args: client: makes the calls, to vetted addresses. pauses_s: between tries; one more try than pauses.
+    Args: client: makes the calls, to vetted addresses.
     """
 
-    def __init__(
-        self, store: Store, signer: Signer, client: httpx.AsyncClient, pauses_s: Sequence[float] = PAUSES_S
-    ) -> None:
+    def __init__(self, store: Store, signer: Signer, client: httpx.AsyncClient) -> None:
         self._store = store
         self._signer = signer
         self._client = client
-        self._pauses_s = tuple(pauses_s)
         self._under_way: dict[str, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
@@ -82,8 +78,8 @@ class Webhooks:
         if job is None or job.outcome is None:
             return
         is_delivered, is_final, note = await self._post(delivery.url, job)
-        has_tries_left = delivery.tries < len(self._pauses_s)
-        next_in_s = self._pauses_s[delivery.tries] if has_tries_left and not is_delivered and not is_final else None
+        has_tries_left = delivery.tries < len(PAUSES_S)
+        next_in_s = PAUSES_S[delivery.tries] if has_tries_left and not is_delivered and not is_final else None
         what = "delivered" if is_delivered else "given up" if next_in_s is None else f"again in {next_in_s:g} s"
         logger.info("webhook of request %s, try %d: %s, %s", job.id, delivery.tries + 1, note, what)
         try:
@@ -93,7 +89,7 @@ class Webhooks:
 
     async def _post(self, url: str, job: Job) -> tuple[bool, bool, str]:
         """(delivered, final, note) of one try. 2xx is delivered; a redirect or a forbidden address is final."""
-        body = orjson.dumps(payload(job))
+        body = _encoded(payload(job))
         headers = {"content-type": "application/json", **self._signer.headers(job.id, body, time.time())}
         try:
             async with (
@@ -123,3 +119,11 @@ def payload(job: Job) -> dict[str, Any]:
     if job.status is not JobStatus.COMPLETED:
         body["error"] = f"Invalid status code: {job.outcome.http_status}"
     return body
+
+
+def _encoded(body: dict[str, Any]) -> bytes:
+    """The payload as JSON. An output that has no JSON form (half a character) is left out, and said to be."""
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError:
+        return orjson.dumps(body | {"payload": None, "payload_error": "The output is not JSON"})

@@ -5,11 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -24,56 +21,19 @@ from server.store.sqlite import SqliteStore
 from server.webhooks import PAUSES_S
 from tests.server.api_node import ApiNode
 from tests.server.api_server import Api, eventually, serve
-
-
-@dataclass
-class Receiver:
-    """What a receiver got, and what it shall answer: a status a call, the last one for ever."""
-
-    url: str = ""
-    calls: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
-    statuses: list[int] = field(default_factory=lambda: [200])
-    hangs: bool = False
-    released: threading.Event = field(default_factory=threading.Event)
-
-    def take(self, headers: dict[str, str], body: bytes) -> int:
-        self.calls.append((headers, body))
-        if self.hangs:
-            self.released.wait(20)
-        return self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
+from tests.server.receiver import Receiver, receiving
 
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    received = Receiver()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
-            status = received.take({name.lower(): value for name, value in self.headers.items()}, body)
-            self.send_response(status)
-            self.send_header("location", "http://127.0.0.1:9/elsewhere")
-            self.send_header("content-length", "0")
-            self.end_headers()
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    received.url = f"http://127.0.0.1:{server.server_address[1]}/hook?a=1"
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield received
-    received.released.set()
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with receiving() as received:
+        yield received
 
 
 @pytest.fixture
 def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
     monkeypatch.setattr(webhooks, "POLL_S", 0.01)
-    monkeypatch.setattr(webhooks.Webhooks.__init__, "__defaults__", ((0.05,) * len(PAUSES_S),))
+    monkeypatch.setattr(webhooks, "PAUSES_S", (0.05,) * len(PAUSES_S))
     with serve(ApiNode(tmp_path, allow_private_cidrs=("127.0.0.0/8",))) as served:
         yield served
 
