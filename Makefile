@@ -8,7 +8,7 @@ JS := tests/acceptance/js
 NPM := $(shell command -v npm 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow test-gpu lint format check dev bench lock clean
+.PHONY: help serve test test-slow test-gpu lint format check dev bench bench-load lock clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ dev: $(VENV)/.dev js ## everything needed to work on the code
 
 bench: $(VENV)/.dev ## the API's share of a request's time; others are in benchmarks/
 	$(BIN)/python -m benchmarks.api $(ARGS)
+
+bench-load: $(VENV)/.dev ## the API under 1,000 pollers and 500 status streams
+	$(BIN)/python -m benchmarks.load $(ARGS)
 
 clean: ## remove what make made, except data/
 	rm -rf $(VENV) $(JS)/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis

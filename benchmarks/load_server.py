@@ -1,0 +1,36 @@
+"""A whole server over a worker that only pretends to draw, so that the node alone is measured.
+
+    python -m benchmarks.load_server DATA_DIR
+
+Prints its port once it takes requests. SCRIPTED_STEP_S sets the worker's seconds a step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+from server import serving
+from server.app import create_app
+from server.node import Node
+from server.settings import Settings
+
+SCRIPTED = (sys.executable, "-m", "tests.server.scripted_worker")
+
+
+def main() -> None:
+    listeners = serving.listen("127.0.0.1", 0, 0)
+    settings = Settings(data_dir=Path(sys.argv[1]), models=("random:tiny",), device="cpu")
+    node = Node.from_settings(settings, worker_command=SCRIPTED)
+
+    async def tell() -> None:
+        while not node.ready:  # noqa: ASYNC110 - once
+            await asyncio.sleep(0.05)
+        print(listeners.port, flush=True)
+
+    serving.run(create_app(node), listeners, None, tell)
+
+
+if __name__ == "__main__":
+    main()
