@@ -117,8 +117,11 @@ def proxied_child(server: Server) -> Child:
     return Child([sys.executable, str(HERE / "python_child.py")], server.setup("python-proxy"))
 
 
-def js_child(server: Server, **changes: Any) -> Child:
-    """`@fal-ai/client` in Node, set up as `fluxserve env --client js` says; `changes` go over fal.config's argument."""
+def js_child(server: Server, *flags: str, **changes: Any) -> Child:
+    """`@fal-ai/client` in Node, set up as `fluxserve env --client js` says; `changes` go over fal.config's argument.
+
+    Args: flags: of Node itself.
+    """
     environment = {"FAL_CONFIG": json.dumps(server.setup("js") | changes), "SERVER_URL": server.url}
     trust = {"NODE_EXTRA_CA_CERTS": str(server.data_dir / "tls" / "ca.pem")}
-    return Child(["node", str(JS / "child.mjs")], environment | trust)
+    return Child(["node", *flags, str(JS / "child.mjs")], environment | trust)

@@ -1,5 +1,7 @@
 // Runs pieces of code against the unmodified @fal-ai/client: JSON lines in, JSON lines out.
-// A piece sees `fal` (set up by FAL_CONFIG), `client` (the package), `middleware`, `pause` and its own variables.
+// A piece sees `fal` (set up by FAL_CONFIG), `client` (the package), `middleware`, `serverUrl`, `pause`, `crypto` and
+// its own variables.
+import crypto from "node:crypto"
 import { createInterface } from "node:readline"
 import * as client from "@fal-ai/client"
 
@@ -34,13 +36,13 @@ const factsOf = (error) => ({
 })
 
 const Piece = Object.getPrototypeOf(async () => {}).constructor
-const given = { client, fal, middleware, pause, serverUrl: process.env.SERVER_URL }
+const given = { client, crypto, fal, middleware, pause, serverUrl: process.env.SERVER_URL }
 
 for await (const line of createInterface({ input: process.stdin })) {
   const { code, names } = JSON.parse(line)
   const scope = { ...given, ...names }
   try {
-    const value = await new Piece(...Object.keys(scope), code)(...Object.values(scope))
+    const value = await new Piece(...Object.keys(scope), `{${code}}`)(...Object.values(scope))
     answer({ value: value ?? null })
   } catch (error) {
     answer({ error: factsOf(error) })
