@@ -151,7 +151,7 @@ class Stock:
 
     def __init__(self, components: FluxComponents, window_s: float | None = None) -> None:
         self._components = components
-        self._pipeline = components.pipeline()
+        self.pipeline = components.pipeline()
         self._window_s = window_s
 
     def run(self, source: Source) -> Outcome:
@@ -198,7 +198,7 @@ class Stock:
     def generate(self, batch: Sequence[GenerationParams]) -> None:
         params = batch[0]
         limit = self._components.spec.max_sequence_length
-        self._pipeline(
+        self.pipeline(
             [each.prompt for each in batch],
             width=params.width,
             height=params.height,

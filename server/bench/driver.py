@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from server.bench.scenarios import Ask, Cell, timed
 from server.bench.target import AskError, BenchError, Target
@@ -52,7 +52,7 @@ async def warm_up(target: Target, cell: Cell, times: int, on_done: OnDone) -> tu
 
     Raises: BenchError if not even that works.
     """
-    asks = [ask for ask in cell.shapes for _ in range(times)]
+    asks = [replace(ask, prompt=f"{ask.prompt}, warm-up {i}") for ask in cell.shapes for i in range(times)]
     latencies = []
     for number, ask in enumerate(asks, 1):
         began = time.perf_counter()

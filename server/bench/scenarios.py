@@ -114,7 +114,12 @@ def timed(cell: Cell, rate: float, seed: int) -> Cell:
 
 
 def _ask(size: tuple[int, int], steps: int, seed: int, guidance: float) -> Ask:
-    return Ask(*size, steps, guidance, PROMPTS[seed % len(PROMPTS)], seed)
+    return Ask(*size, steps, guidance, prompt(size, steps, seed), seed)
+
+
+def prompt(size: tuple[int, int], steps: int, seed: int) -> str:
+    """Never the same twice in a run: a server that keeps encoded prompts must encode these all the same."""
+    return f"{PROMPTS[seed % len(PROMPTS)]}, {size[0]}x{size[1]}, {steps} steps, number {seed}"
 
 
 def parse_numbers(text: str) -> Sequence[int]:

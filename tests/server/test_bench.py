@@ -107,6 +107,13 @@ def test_mixed_is_one_row_in_which_every_shape_comes_equally_often() -> None:
     assert (cell,) == tuple(plan("mixed", count=12).cells())
 
 
+def test_no_prompt_comes_twice_so_that_none_is_found_encoded() -> None:
+    target = Timeless()
+    run_session(plan("single"), target)
+    prompts = [ask.prompt for ask in target.asks]
+    assert len(prompts) == len(set(prompts)) == 4 * (6 + 2)
+
+
 def test_a_rate_makes_an_open_loop_of_that_rate() -> None:
     (cell,) = plan("mixed", count=4000, rate=5.0).cells()
     dues = [ask.due_s or 0 for ask in cell.asks]
@@ -169,7 +176,7 @@ def test_a_scripted_worker_is_measured_in_every_scenario() -> None:
 def test_a_worker_that_dies_or_refuses_ends_the_benchmark_with_its_reason(
     prompt: str, sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.bench.scenarios.PROMPTS", (prompt,))
+    monkeypatch.setattr("server.bench.scenarios.prompt", lambda size, steps, seed: prompt)
     target = EngineTarget(TINY, TINY.name, "cpu", command=SCRIPTED)
     with pytest.raises(BenchError, match=sentence):
         run_session(plan("single", steps=(3,)), target)

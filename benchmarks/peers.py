@@ -1,0 +1,331 @@
+"""What somebody would run instead of fluxserve, on the same weights in the same run: one table, ratios to stock.
+
+    python -m benchmarks.peers --model random:FLUX.1-dev --device cuda:0 --sizes 1024x1024 512x512 --steps 28 4
+
+A peer is diffusers' FluxPipeline with something changed, on a copy of the transformer and the VAE, so that no peer sees
+another's changes. Alone: median seconds of one request after another. Under load: images a second of equal requests
+from so many clients at once; what runs one at a time does as many as alone. A peer that cannot run here says why; one
+that breaks says how, and the others go on. The last line is the report as JSON.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in pipelines/worker.py, before torch is loaded
+
+import argparse
+import gc
+import json
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from importlib import import_module
+from importlib.util import find_spec
+from itertools import count as numbers
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+
+from benchmarks.common import emit, environment
+from benchmarks.engine import WINDOW_S, Job, Ours, Source, Stock
+from models.accelerator import Accelerator, open_accelerator, pick_dtype
+from models.components import FluxComponents
+from models.loading import load
+from models.quantization import quantize
+from models.registry import resolve
+from pipelines.params import GenerationParams
+from pipelines.runner import FluxRunner
+from server.bench.report import table
+
+System = Stock | Ours
+_SEEDS = numbers()
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """One row.
+
+    Args:
+        build: makes it, on weights it may change.
+        missing: why it cannot run here; None if it can.
+        is_exact: the same arithmetic as stock up to the order of rounding.
+        batches: whether requests at once are drawn together.
+        note: what a reader should know.
+    """
+
+    name: str
+    build: Callable[[FluxComponents, Accelerator], System]
+    missing: Callable[[Accelerator], str | None] = lambda accelerator: None
+    is_exact: bool = True
+    batches: bool = False
+    note: str = ""
+
+
+def needs(*packages: str, gpu: bool = True) -> Callable[[Accelerator], str | None]:
+    """What must be here."""
+
+    def missing(accelerator: Accelerator) -> str | None:
+        if gpu and accelerator.kind != "cuda":
+            return "needs an NVIDIA GPU"
+        absent = [package for package in packages if find_spec(package) is None]
+        return f"not installed: {', '.join(absent)}" if absent else None
+
+    return missing
+
+
+def stock(components: FluxComponents, accelerator: Accelerator) -> Stock:
+    return Stock(components)
+
+
+def batching(components: FluxComponents, accelerator: Accelerator) -> Stock:
+    return Stock(components, WINDOW_S)
+
+
+def engine(components: FluxComponents, accelerator: Accelerator) -> Ours:
+    return Ours(FluxRunner(components, accelerator), accelerator)
+
+
+def cudnn(components: FluxComponents, accelerator: Accelerator) -> Stock:
+    system = Stock(components)
+    system.pipeline.transformer.set_attention_backend("_native_cudnn")
+    return system
+
+
+def compiled(components: FluxComponents, accelerator: Accelerator) -> Stock:
+    system = Stock(components)
+    system.pipeline.transformer.compile_repeated_blocks(fullgraph=True)
+    return system
+
+
+def compiled_cudnn(components: FluxComponents, accelerator: Accelerator) -> Stock:
+    system = cudnn(components, accelerator)
+    system.pipeline.transformer.compile_repeated_blocks(fullgraph=True)
+    return system
+
+
+def flux_fast(components: FluxComponents, accelerator: Accelerator) -> Stock:
+    """The recipe's lossless parts: fused QKV, channels_last, FA3 or else cuDNN attention, tuned compilation.
+
+    Source: huggingface/flux-fast, utils/pipeline_utils.py. Its AOT export is left out: it saves start-up, not steps.
+    """
+    flags = torch._inductor.config
+    flags.conv_1x1_as_mm = True
+    flags.epilogue_fusion = False
+    flags.coordinate_descent_tuning = True
+    flags.coordinate_descent_check_all_directions = True
+    system = Stock(components)
+    transformer, vae = system.pipeline.transformer, system.pipeline.vae
+    transformer.fuse_qkv_projections()
+    vae.fuse_qkv_projections()
+    transformer.set_attention_backend("_flash_3" if find_spec("flash_attn_interface") else "_native_cudnn")
+    for module in (transformer, vae):
+        module.to(memory_format=torch.channels_last)
+    transformer.compile(mode="max-autotune", fullgraph=True)
+    vae.decode = torch.compile(vae.decode, mode="max-autotune", fullgraph=True)
+    return system
+
+
+def flux_fast_fp8(components: FluxComponents, accelerator: Accelerator) -> Stock:
+    """With float8 linears, scaled per row."""
+    quantize(components.transformer, "fp8", accelerator.kind)
+    return flux_fast(components, accelerator)
+
+
+def cache_dit(components: FluxComponents, accelerator: Accelerator) -> Stock:
+    """DBCache with its own defaults."""
+    system = Stock(components)
+    import_module("cache_dit").enable_cache(system.pipeline)
+    return system
+
+
+GPU = needs()
+PEERS = (
+    Peer("stock", stock, note="FluxPipeline, eager, one at a time"),
+    Peer("request batching", batching, batches=True, note="equal requests within 50 ms, at most 8, in one call"),
+    Peer("cuDNN attention", cudnn, GPU),
+    Peer("compile_repeated_blocks", compiled, GPU),
+    Peer("compile_repeated_blocks + cuDNN", compiled_cudnn, GPU),
+    Peer("fluxserve engine", engine, batches=True),
+    Peer("flux-fast, exact parts", flux_fast, GPU, note="fused QKV, channels_last, max-autotune"),
+    Peer("flux-fast, fp8", flux_fast_fp8, needs("torchao"), is_exact=False, note="and float8 linears per row"),
+    # Last: it patches classes, not only its own pipeline.
+    Peer(
+        "cache-dit",
+        cache_dit,
+        needs("cache_dit", gpu=False),
+        is_exact=False,
+        note="hits on random weights mean nothing",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What every request of a column asks for."""
+
+    width: int
+    height: int
+    steps: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.width}x{self.height}, {self.steps} steps"
+
+    def jobs(self, model: str, count: int, max_sequence_length: int) -> list[Job]:
+        return [
+            Job(
+                GenerationParams(
+                    model,
+                    f"a red circle on a blue ground, number {seed}",  # no peer may keep what it encoded before
+                    self.width,
+                    self.height,
+                    self.steps,
+                    3.5,
+                    seed,
+                    max_sequence_length=max_sequence_length,
+                )
+            )
+            for seed in islice(_SEEDS, count)
+        ]
+
+
+def measure_peer(
+    peer: Peer, components: FluxComponents, accelerator: Accelerator, shapes: Sequence[Shape], settings: Settings
+) -> dict[str, Any]:
+    """One row: figures by shape, or why there are none."""
+    row: dict[str, Any] = {"peer": peer.name, "exact": peer.is_exact, "note": peer.note, "cells": {}}
+    if (reason := peer.missing(accelerator)) is not None:
+        return row | {"why_not": reason}
+    spec = components.spec
+    try:
+        copies = {"transformer": deepcopy(components.transformer), "vae": deepcopy(components.vae)}
+        system = peer.build(replace(components, **copies), accelerator)
+        for shape in shapes:
+
+            def jobs(count: int, shape: Shape = shape) -> list[Job]:
+                return shape.jobs(spec.name, count, spec.max_sequence_length)
+
+            row["cells"][shape.name] = _figures(peer, system, jobs, settings)
+    except Exception as exc:
+        # Whatever breaks one peer, an optional library's own errors too, the others are still worth their time.
+        row["why_not"] = f"broke: {type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else ''}"
+    return row
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How often. `clients` ask at once under load, `count` times in all each."""
+
+    count: int
+    warmup: int
+    clients: int
+
+
+def _figures(peer: Peer, system: System, jobs: Callable[[int], list[Job]], settings: Settings) -> dict[str, float]:
+    """Alone, then under load; each warm."""
+    if settings.warmup:
+        system.run(Source(jobs(settings.warmup), 1))
+    alone = median(job.latency for job in system.run(Source(jobs(settings.count), 1)).jobs)
+    if not peer.batches:
+        return {"p50_s": alone, "images_per_s": 1 / alone}
+    if settings.warmup:
+        system.run(Source(jobs(settings.clients), settings.clients))
+    crowd = system.run(Source(jobs(settings.count * settings.clients), settings.clients))
+    return {"p50_s": alone, "images_per_s": len(crowd.jobs) / crowd.span_s}
+
+
+def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Beside every figure, how many times as fast as stock's."""
+    base = rows[0]["cells"]
+    for row in rows:
+        for name, cell in row["cells"].items():
+            if name in base:
+                cell["speedup"] = base[name]["p50_s"] / cell["p50_s"]
+                cell["throughput_ratio"] = cell["images_per_s"] / base[name]["images_per_s"]
+    return rows
+
+
+def markdown(rows: Sequence[dict[str, Any]], shapes: Sequence[Shape], clients: int) -> str:
+    """The table; a peer without figures says why."""
+    lines = []
+    for row in rows:
+        line = {"peer": row["peer"] + ("" if row["exact"] else " (approximate)")}
+        for shape in shapes:
+            cell = row["cells"].get(shape.name, {})
+            crowd = f"{shape.name}, {clients} clients"
+            line[f"{shape.name}: s"] = f"{cell['p50_s']:.3f}" if cell else ""
+            line[f"{shape.name}: x stock"] = f"{cell['speedup']:.2f}" if "speedup" in cell else ""
+            line[f"{crowd}: images/s"] = f"{cell['images_per_s']:.4g}" if cell else ""
+            line[f"{crowd}: x stock"] = f"{cell['throughput_ratio']:.2f}" if "throughput_ratio" in cell else ""
+        lines.append(line | {"note": row.get("why_not") or row["note"]})
+    return table(lines)
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    accelerator = open_accelerator(arguments.device)
+    spec = resolve(arguments.model)
+    components = load(spec, accelerator, pick_dtype(arguments.dtype, accelerator))
+    shapes = [Shape(width, height, steps) for width, height in arguments.sizes for steps in arguments.steps]
+    settings = Settings(arguments.count, arguments.warmup, arguments.clients)
+    rows = []
+    for peer in PEERS:
+        if arguments.peers and peer.name not in ("stock", *arguments.peers):
+            continue
+        rows.append(measure_peer(peer, components, accelerator, shapes, settings))
+        print(f"{peer.name}: {rows[-1].get('why_not', 'measured')}", flush=True)
+        gc.collect()
+        accelerator.release_cached_memory()
+    report = {
+        "benchmark": "peers",
+        "model": spec.name,
+        "dtype": str(components.dtype),
+        "clients": arguments.clients,
+        "environment": environment(accelerator.name),
+        "rows": with_ratios(rows),
+    }
+    print(f"\n{markdown(report['rows'], shapes, arguments.clients)}\n")
+    return report
+
+
+def size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    return int(width), int(height)
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--model", default="flux-shapes")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--sizes", type=size, nargs="+", default=[(1024, 1024)], metavar="WIDTHxHEIGHT")
+    parser.add_argument("--steps", type=int, nargs="+", default=[28])
+    parser.add_argument("--count", type=int, default=5, help="requests alone; under load as many for every client")
+    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument(
+        "--peers", nargs="+", choices=[peer.name for peer in PEERS], help="stock and these; default: all"
+    )
+    parser.add_argument("--out", type=Path, help="also write the report here")
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    arguments = parse()
+    diffusers.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.set_grad_enabled(False)
+    report = measure(arguments)
+    if arguments.out:
+        arguments.out.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
+    emit(report)
+
+
+if __name__ == "__main__":
+    main()
