@@ -10,11 +10,14 @@ import asyncio
 import ipaddress
 import socket
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import httpx
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+RESOLVING_AT_ONCE = 16
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
@@ -42,6 +45,8 @@ class VettedTransport(httpx.AsyncBaseTransport):
 
     def __init__(self, allowed: Iterable[Network] = ()) -> None:
         self._allowed = tuple(allowed)
+        # Threads of our own: a name server that hangs must not take those in which submits reach the store.
+        self._resolver = ThreadPoolExecutor(RESOLVING_AT_ONCE, "resolve")
         # No kept connections: they are found again by address, and would serve another name at the same address.
         self._inner = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_keepalive_connections=0))
 
@@ -61,12 +66,14 @@ class VettedTransport(httpx.AsyncBaseTransport):
         return await self._inner.handle_async_request(pinned)
 
     async def aclose(self) -> None:
+        self._resolver.shutdown(wait=False, cancel_futures=True)
         await self._inner.aclose()
 
     async def _vet(self, host: str, port: int) -> Address:
         """The first allowed address of a host."""
         try:
-            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            resolve = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+            found = await asyncio.get_running_loop().run_in_executor(self._resolver, resolve)
         except OSError as exc:
             raise httpx.ConnectError(f"{host} cannot be resolved") from exc
         addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]

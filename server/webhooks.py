@@ -1,7 +1,8 @@
 """Delivers the outbox: every ended job that named a webhook is posted there, signed, until it is taken or given up.
 
 A delivery that was under way when the server stopped is made again: receivers see each end at least once. Nothing
-here touches generation: deliveries run beside it, and a receiver that hangs delays nobody else.
+here touches generation: deliveries run beside it, and a receiver that hangs delays nobody else. Every try goes into
+the store's delivery log, which `fluxserve webhooks` shows.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import orjson
@@ -18,7 +21,7 @@ from server.areas import Area
 from server.outgoing import ForbiddenAddressError
 from server.outputs import absolute
 from server.signing import Signer
-from server.store.base import Job, JobStatus, Store, WebhookDelivery
+from server.store.base import Job, JobStatus, Store, WebhookAnswer, WebhookDelivery
 
 logger = logging.getLogger("fluxserve.webhooks")
 
@@ -29,6 +32,10 @@ PAUSES_S = (15.0, 45.0, 120.0, 240.0, 480.0, 900.0, 1200.0, 1800.0, 2400.0)
 POLL_S = 0.5
 AT_ONCE = 100
 """Deliveries under way at the same time."""
+AT_ONCE_PER_RECEIVER = 20
+"""Of them to one host and port, so that a receiver that hangs cannot hold them all."""
+WINDOW = 1000
+"""Due deliveries that are looked at for ones whose receiver has room."""
 
 
 class Webhooks:
@@ -42,6 +49,7 @@ class Webhooks:
         self._signer = signer
         self._client = client
         self._under_way: dict[str, asyncio.Task[None]] = {}
+        self._busy: Counter[str] = Counter()
 
     async def run(self) -> None:
         """Deliver until cancelled."""
@@ -60,50 +68,62 @@ class Webhooks:
             await self._client.aclose()
 
     def _begin_due(self) -> None:
-        """Start what is due and not under way."""
-        for delivery in self._store.due_webhooks(len(self._under_way) + AT_ONCE):
+        """Start what is due and not under way, as far as there is room in all and at its receiver."""
+        for delivery in self._store.due_webhooks(WINDOW):
             if len(self._under_way) >= AT_ONCE:
                 return
-            if delivery.job_id not in self._under_way:
-                self._under_way[delivery.job_id] = asyncio.create_task(self._deliver(delivery))
+            receiver = urlsplit(delivery.url).netloc
+            if delivery.job_id not in self._under_way and self._busy[receiver] < AT_ONCE_PER_RECEIVER:
+                self._busy[receiver] += 1
+                self._under_way[delivery.job_id] = asyncio.create_task(self._deliver(delivery, receiver))
 
-    async def _deliver(self, delivery: WebhookDelivery) -> None:
+    async def _deliver(self, delivery: WebhookDelivery, receiver: str) -> None:
         try:
             await self._try(delivery)
         finally:
             del self._under_way[delivery.job_id]
+            self._busy[receiver] -= 1
+            self._busy += Counter()  # forgets receivers with nothing under way
 
     async def _try(self, delivery: WebhookDelivery) -> None:
         job = self._store.get(delivery.job_id)
         if job is None or job.outcome is None:
             return
-        is_delivered, is_final, note = await self._post(delivery.url, job)
-        has_tries_left = delivery.tries < len(PAUSES_S)
-        next_in_s = PAUSES_S[delivery.tries] if has_tries_left and not is_delivered and not is_final else None
-        what = "delivered" if is_delivered else "given up" if next_in_s is None else f"again in {next_in_s:g} s"
-        logger.info("webhook of request %s, try %d: %s, %s", job.id, delivery.tries + 1, note, what)
+        answer, is_final = await self._post(delivery.url, job)
+        next_in_s = None if answer.is_delivered or is_final else pause_after(delivery.tries + 1)
+        what = "delivered" if answer.is_delivered else "given up" if next_in_s is None else f"again in {next_in_s:g} s"
+        logger.info("webhook of request %s, try %d: %s, %s", job.id, delivery.tries + 1, answer.note, what)
         try:
-            await asyncio.to_thread(self._store.settle_webhook, job.id, is_delivered, next_in_s, note)
+            await asyncio.to_thread(self._store.settle_webhook, delivery, answer, next_in_s)
         except Exception:
             logger.exception("webhook of request %s: the try cannot be recorded; it will be made again", job.id)
 
-    async def _post(self, url: str, job: Job) -> tuple[bool, bool, str]:
-        """(delivered, final, note) of one try. 2xx is delivered; a redirect or a forbidden address is final."""
+    async def _post(self, url: str, job: Job) -> tuple[WebhookAnswer, bool]:
+        """What one try saw, and whether it is final: a redirect and a forbidden address are, when not delivered."""
         body = _encoded(payload(job))
         headers = {"content-type": "application/json", **self._signer.headers(job.id, body, time.time())}
+        began = time.perf_counter()
+        status, is_final = None, False
         try:
             async with (
                 asyncio.timeout(TIMEOUT_S),
                 self._client.stream("POST", url, content=body, headers=headers) as answer,
             ):
                 status = answer.status_code
+            note, is_final = f"HTTP {status}", 300 <= status < 400
         except TimeoutError:
-            return False, False, "no answer in time"
+            note = "no answer in time"
         except ForbiddenAddressError as exc:
-            return False, True, str(exc)
+            note, is_final = str(exc), True
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as exc:
-            return False, False, f"{type(exc).__name__}: {exc}"[:200]
-        return 200 <= status < 300, 300 <= status < 400, f"HTTP {status}"
+            note = f"{type(exc).__name__}: {exc}"[:200]
+        is_delivered = status is not None and 200 <= status < 300
+        return WebhookAnswer(is_delivered, note, status, time.perf_counter() - began), is_final
+
+
+def pause_after(tries: int) -> float | None:
+    """Seconds from the end of the n-th try to the next, the first being 1; None when that was the last."""
+    return PAUSES_S[tries - 1] if tries <= len(PAUSES_S) else None
 
 
 def payload(job: Job) -> dict[str, Any]:

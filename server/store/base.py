@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 LOW_PRIORITY_DELAY_S = 300.0
 """A low-priority job queues as if it had come this much later: it yields to newer normal jobs, but never starves."""
@@ -20,6 +20,16 @@ MAX_DEATHS = 3
 
 MAX_LONE_DEATHS = 2
 """The same, for deaths at which nothing else was running: then the job itself is the suspect."""
+
+
+TRIES_KEPT = 50
+"""So many tries of one webhook stay in the delivery log, the newest."""
+
+LOG_KEPT_S = 30 * 86400.0
+"""Tries older than this leave the delivery log; that may be long after the job itself is gone."""
+
+LOG_ROWS = 100_000
+"""And so do the oldest, beyond this many."""
 
 
 class JobStatus(StrEnum):
@@ -49,6 +59,20 @@ class CancelOutcome(StrEnum):
     REQUESTED = "requested"
     """It is running; the flag is set and the owner will be told."""
     ALREADY_FINISHED = "already_finished"
+    NOT_FOUND = "not_found"
+
+
+class Redelivery(StrEnum):
+    """What became of an order to deliver a webhook again."""
+
+    ORDERED = "ordered"
+    """It is due now, with all its tries before it."""
+    NOT_FINISHED = "not_finished"
+    """The job has not ended; its webhook goes out when it does."""
+    NO_WEBHOOK = "no_webhook"
+    """The job named none."""
+    FORGOTTEN = "forgotten"
+    """The log tells of it, but the result that it would carry is no longer kept."""
     NOT_FOUND = "not_found"
 
 
@@ -153,6 +177,10 @@ class Job:
         return None if self.params is None else self.params.get("model")
 
 
+Verdict = Literal["delivered", "again", "given up"]
+"""How a try to deliver a webhook ended."""
+
+
 class StoreError(Exception):
     """The store cannot do what was asked (disk full, file damaged); nothing was half done."""
 
@@ -245,13 +273,31 @@ class Store(Protocol):
         """At start-up: cancel unfinished synchronous runs, whose connections are gone. Returns how many."""
 
     def sweep(self, retention_s: float) -> list[str]:
-        """Delete rows finished longer ago than that (PRIVATE_RETENTION_S if `store_io` is off); returns their ids."""
+        """Delete rows finished longer ago than that (PRIVATE_RETENTION_S if `store_io` is off); returns their ids.
+
+        Trims the delivery log, too."""
 
     def due_webhooks(self, limit: int) -> list[WebhookDelivery]:
         """Deliveries whose time has come, oldest first."""
 
-    def settle_webhook(self, job_id: str, delivered: bool, next_in_s: float | None, note: str) -> None:
-        """Record one try: delivered, or again in `next_in_s`, or given up (None)."""
+    def settle_webhook(self, delivery: WebhookDelivery, answer: WebhookAnswer, next_in_s: float | None) -> None:
+        """Log one try: delivered, or again in `next_in_s`, or given up (None).
+
+        The delivery is as `due_webhooks` gave it: if it was ordered again since, that order stands."""
+
+    def webhooks(self, limit: int) -> list[WebhookDelivery]:
+        """Deliveries of ended jobs, those of the newest jobs first, settled ones too."""
+
+    def webhook(self, job_id: str) -> WebhookDelivery | None:
+        """The delivery of one job; None if it owes none (yet) or is unknown."""
+
+    def webhook_tries(self, job_id: str) -> list[WebhookTry]:
+        """The log of one job's deliveries, oldest try first: at most TRIES_KEPT, for LOG_KEPT_S and LOG_ROWS in all.
+
+        It outlives the job."""
+
+    def redeliver_webhook(self, job_id: str) -> Redelivery:
+        """Have a webhook delivered again, whether it was taken, given up or is still being tried."""
 
     def close(self) -> None:
         """Release the file; later calls raise StoreError."""
@@ -259,9 +305,45 @@ class Store(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WebhookDelivery:
-    """One outbox row: which job, where to, how many tries so far, what the last one saw."""
+    """One outbox row.
+
+    Args:
+        tries, note: how many there were since it was ordered, and what the last one saw.
+        round: how often it was ordered again.
+        due_at: Unix seconds of the next try; None when it was delivered or given up.
+    """
 
     job_id: str
     url: str
     tries: int
     note: str
+    round: int = 0
+    due_at: float | None = None
+    is_delivered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookAnswer:
+    """What one try saw: an HTTP status, or none and in the note why."""
+
+    is_delivered: bool
+    note: str
+    http_status: int | None = None
+    duration_s: float = 0.0
+
+    def as_try(self, job_id: str, now: float, next_in_s: float | None) -> WebhookTry:
+        """The log's entry for a try that ended just now."""
+        verdict: Verdict = "delivered" if self.is_delivered else "given up" if next_in_s is None else "again"
+        return WebhookTry(job_id, now - self.duration_s, self.duration_s, self.http_status, self.note, verdict)
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookTry:
+    """One line of the delivery log. `began_at` is in Unix seconds of the store's clock."""
+
+    job_id: str
+    began_at: float
+    duration_s: float
+    http_status: int | None
+    note: str
+    verdict: Verdict

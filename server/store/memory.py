@@ -9,15 +9,21 @@ from dataclasses import dataclass, replace
 
 from server.store import endings, transitions
 from server.store.base import (
+    LOG_KEPT_S,
+    LOG_ROWS,
     PRIVATE_RETENTION_S,
+    TRIES_KEPT,
     CancelOutcome,
     Job,
     JobStatus,
     NewJob,
     Outcome,
     QueueFullError,
+    Redelivery,
     StoreError,
+    WebhookAnswer,
     WebhookDelivery,
+    WebhookTry,
 )
 from server.store.waiting import WaitingLine
 
@@ -27,6 +33,8 @@ class _Delivery:
     due_at: float | None
     tries: int = 0
     note: str = ""
+    round: int = 0
+    is_delivered: bool = False
 
 
 class MemoryStore:
@@ -37,6 +45,7 @@ class MemoryStore:
         self._lock = threading.RLock()
         self._jobs: dict[str, Job] = {}
         self._webhooks: dict[str, _Delivery] = {}
+        self._log: dict[str, list[WebhookTry]] = {}
         self._line = WaitingLine()
         self._last_seq = 0
         self._is_closed = False
@@ -158,6 +167,7 @@ class MemoryStore:
                 del self._jobs[job.id]
                 self._webhooks.pop(job.id, None)
                 self._line.change(job, None)
+            self._trim_log(now)
             return [job.id for job in old]
 
     def due_webhooks(self, limit: int) -> list[WebhookDelivery]:
@@ -170,13 +180,42 @@ class MemoryStore:
             )
             return [self._delivery(job_id) for _, job_id in due[:limit]]
 
-    def settle_webhook(self, job_id: str, delivered: bool, next_in_s: float | None, note: str) -> None:
+    def settle_webhook(self, delivery: WebhookDelivery, answer: WebhookAnswer, next_in_s: float | None) -> None:
         with self._open():
-            row = self._webhooks.get(job_id)
-            if row is not None:
+            now = self._clock()
+            entry = answer.as_try(delivery.job_id, now, next_in_s)
+            self._log[delivery.job_id] = [*self._log.get(delivery.job_id, []), entry][-TRIES_KEPT:]
+            row = self._webhooks.get(delivery.job_id)
+            if row is not None and row.round == delivery.round:
                 row.tries += 1
-                row.note = note
-                row.due_at = None if delivered or next_in_s is None else self._clock() + next_in_s
+                row.note, row.is_delivered = answer.note, answer.is_delivered
+                row.due_at = now + next_in_s if entry.verdict == "again" and next_in_s is not None else None
+
+    def webhooks(self, limit: int) -> list[WebhookDelivery]:
+        with self._open():
+            newest = sorted(self._webhooks, key=lambda job_id: -self._jobs[job_id].seq)
+            return [self._delivery(job_id) for job_id in newest[:limit]]
+
+    def webhook(self, job_id: str) -> WebhookDelivery | None:
+        with self._open():
+            return self._delivery(job_id) if job_id in self._webhooks else None
+
+    def webhook_tries(self, job_id: str) -> list[WebhookTry]:
+        with self._open():
+            return list(self._log.get(job_id, []))
+
+    def redeliver_webhook(self, job_id: str) -> Redelivery:
+        with self._open():
+            job = self._jobs.get(job_id)
+            if job is None:
+                return Redelivery.FORGOTTEN if job_id in self._log else Redelivery.NOT_FOUND
+            if job.webhook_url is None:
+                return Redelivery.NO_WEBHOOK
+            if not job.status.is_finished:
+                return Redelivery.NOT_FINISHED
+            old = self._webhooks[job_id]
+            self._webhooks[job_id] = _Delivery(due_at=self._clock(), note=old.note, round=old.round + 1)
+            return Redelivery.ORDERED
 
     def close(self) -> None:
         self._is_closed = True
@@ -205,7 +244,13 @@ class MemoryStore:
     def _delivery(self, job_id: str) -> WebhookDelivery:
         row, url = self._webhooks[job_id], self._jobs[job_id].webhook_url
         assert url is not None
-        return WebhookDelivery(job_id=job_id, url=url, tries=row.tries, note=row.note)
+        return WebhookDelivery(job_id, url, row.tries, row.note, row.round, row.due_at, row.is_delivered)
+
+    def _trim_log(self, now: float) -> None:
+        entries = [entry for log in self._log.values() for entry in log if entry.began_at > now - LOG_KEPT_S]
+        self._log = {}
+        for entry in sorted(entries, key=lambda entry: entry.began_at)[-LOG_ROWS:]:
+            self._log.setdefault(entry.job_id, []).append(entry)
 
 
 def _is_past(moment: float | None, now: float) -> bool:

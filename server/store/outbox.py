@@ -87,20 +87,26 @@ def settle(
     )
 
 
-def order_again(execute: Execute, job_id: str, now: float) -> Redelivery:
-    """Make a delivery due now, with all its tries before it."""
+def refusal(execute: Execute, job_id: str) -> Redelivery | None:
+    """Why this job's webhook cannot be delivered now; None if it can."""
     for status, url in execute("SELECT status, webhook_url FROM job WHERE id = ?", (job_id,)):
         if url is None:
             return Redelivery.NO_WEBHOOK
-        if not JobStatus(status).is_finished:
-            return Redelivery.NOT_FINISHED
-        execute(
-            "UPDATE webhook SET round = round + 1, tries = 0, is_delivered = 0, due_at = ? "
-            "WHERE job_seq = (SELECT seq FROM job WHERE id = ?)",
-            (now, job_id),
-        )
-        return Redelivery.ORDERED
+        return None if JobStatus(status).is_finished else Redelivery.NOT_FINISHED
     return Redelivery.FORGOTTEN if tries(execute, job_id) else Redelivery.NOT_FOUND
+
+
+def order_again(execute: Execute, job_id: str, now: float) -> Redelivery:
+    """Make a delivery due now, with all its tries before it."""
+    refused = refusal(execute, job_id)
+    if refused is not None:
+        return refused
+    execute(
+        "UPDATE webhook SET round = round + 1, tries = 0, is_delivered = 0, due_at = ? "
+        "WHERE job_seq = (SELECT seq FROM job WHERE id = ?)",
+        (now, job_id),
+    )
+    return Redelivery.ORDERED
 
 
 def sweep(execute: Execute, now: float) -> None:
@@ -119,7 +125,7 @@ def visit(path: Path, version: int) -> Iterator[Execute]:
     Raises: StoreError if there is no such file, it cannot be used, or another version wrote it.
     """
     if not path.exists():
-        raise StoreError(f"there is no {path}: no server has run with this data directory")
+        raise StoreError(f"there is no {path}: no server has run with this --data-dir")
     try:
         connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
         try:

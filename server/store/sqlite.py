@@ -13,7 +13,7 @@ from typing import Any
 
 import apsw
 
-from server.store import endings, transitions
+from server.store import endings, outbox, transitions
 from server.store.base import (
     PRIVATE_RETENTION_S,
     CancelOutcome,
@@ -22,8 +22,11 @@ from server.store.base import (
     NewJob,
     Outcome,
     QueueFullError,
+    Redelivery,
     StoreError,
+    WebhookAnswer,
     WebhookDelivery,
+    WebhookTry,
 )
 from server.store.rows import CONSTANT_COLUMNS, DERIVED_COLUMNS, READ_COLUMNS, STATE_COLUMNS, from_row, to_row
 from server.store.waiting import WaitingLine
@@ -190,29 +193,28 @@ class SqliteStore:
             for job in old:
                 tx.connection.execute("DELETE FROM job WHERE seq = ?", (job.seq,))
                 tx.changes.append((job, None))
+            outbox.sweep(tx.execute, now)
             return [job.id for job in old]
 
         return self._writer.run(sweep)
 
     def due_webhooks(self, limit: int) -> list[WebhookDelivery]:
-        rows = self._read(
-            "SELECT job.id, job.webhook_url, webhook.tries, webhook.note FROM webhook "
-            "JOIN job ON job.seq = webhook.job_seq WHERE webhook.due_at <= ? ORDER BY webhook.due_at LIMIT ?",
-            (self._clock(), limit),
-        )
-        return [WebhookDelivery(job_id=row[0], url=row[1], tries=row[2], note=row[3]) for row in rows]
+        return outbox.due(self._read, self._clock(), limit)
 
-    def settle_webhook(self, job_id: str, delivered: bool, next_in_s: float | None, note: str) -> None:
-        due_at = None if delivered or next_in_s is None else self._clock() + next_in_s
+    def settle_webhook(self, delivery: WebhookDelivery, answer: WebhookAnswer, next_in_s: float | None) -> None:
+        self._writer.run(lambda tx: outbox.settle(tx.execute, delivery, answer, next_in_s, self._clock()))
 
-        def settle(tx: Transaction) -> None:
-            tx.connection.execute(
-                "UPDATE webhook SET tries = tries + 1, note = ?, due_at = ? "
-                "WHERE job_seq = (SELECT seq FROM job WHERE id = ?)",
-                (note, due_at, job_id),
-            )
+    def webhooks(self, limit: int) -> list[WebhookDelivery]:
+        return outbox.newest(self._read, limit)
 
-        self._writer.run(settle)
+    def webhook(self, job_id: str) -> WebhookDelivery | None:
+        return outbox.of_job(self._read, job_id)
+
+    def webhook_tries(self, job_id: str) -> list[WebhookTry]:
+        return outbox.tries(self._read, job_id)
+
+    def redeliver_webhook(self, job_id: str) -> Redelivery:
+        return self._writer.run(lambda tx: outbox.order_again(tx.execute, job_id, self._clock()))
 
     def close(self) -> None:
         with self._read_lock:
@@ -258,7 +260,7 @@ class SqliteStore:
         """Note the change, and in the same transaction the webhook that an end owes."""
         tx.changes.append((before, after))
         if after.status.is_finished and after.webhook_url is not None:
-            tx.connection.execute("INSERT INTO webhook (job_seq, due_at) VALUES (?, ?)", (after.seq, self._clock()))
+            outbox.owe(tx.execute, after.seq, self._clock())
         return after
 
     def _note_changes(self, changes: list[Change]) -> None:

@@ -33,6 +33,10 @@ class Transaction:
         self.connection = connection
         self.changes: list[Change] = []
 
+    def execute(self, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        """Run one statement; all its rows."""
+        return self.connection.execute(query, values).fetchall()
+
 
 @dataclass
 class _Operation(Generic[T]):

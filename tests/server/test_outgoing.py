@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -70,7 +72,7 @@ def test_a_name_that_changes_its_answer_gains_nothing(monkeypatch: pytest.Monkey
     """The name resolves to a public address at the check; the connection goes to that address, not to a new look-up."""
     asked: list[str] = []
 
-    async def getaddrinfo(self: Any, host: str, port: int, **_: Any) -> list[Any]:
+    def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
         asked.append(host)
         return [
             (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.215.14" if len(asked) == 1 else "127.0.0.1", port))
@@ -83,7 +85,29 @@ def test_a_name_that_changes_its_answer_gains_nothing(monkeypatch: pytest.Monkey
         assert request.extensions["sni_hostname"] == "rebind.test"
         return httpx.Response(200)
 
-    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", inner)
     assert fetch("https://rebind.test/x").status_code == 200
     assert (asked, sent) == (["rebind.test"], [("93.184.215.14", "rebind.test")])
+
+
+def test_a_name_server_that_hangs_takes_no_thread_that_others_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = threading.Event()
+
+    def getaddrinfo(*_: Any, **__: Any) -> list[Any]:
+        answered.wait(20)
+        raise socket.gaierror("no such name")
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+        async with httpx.AsyncClient(transport=VettedTransport()) as client:
+            calls = [asyncio.create_task(client.get("http://slow.test/")) for _ in range(40)]
+            assert await asyncio.to_thread(lambda: "a submit") == "a submit"
+            assert not any(call.done() for call in calls)
+            answered.set()
+            assert {type(error) for error in await asyncio.gather(*calls, return_exceptions=True)} == {
+                httpx.ConnectError
+            }
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    asyncio.run(scenario())

@@ -6,20 +6,28 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from server.store import memory, outbox
 from server.store.base import (
+    LOG_KEPT_S,
     LOW_PRIORITY_DELAY_S,
     PRIVATE_RETENTION_S,
+    TRIES_KEPT,
     CancelOutcome,
     Job,
     JobStatus,
     QueueFullError,
+    Redelivery,
     Store,
     StoreError,
+    WebhookAnswer,
+    WebhookDelivery,
+    WebhookTry,
 )
 from tests.server.stores import DONE, LEASE_S, OPEN_STORE, REJECTED, Clock, new_job
 
@@ -456,17 +464,117 @@ def test_every_end_owes_its_webhook_once(store: Store, clock: Clock) -> None:
     assert [delivery.job_id for delivery in store.due_webhooks(1)] == [rejected.id]
 
 
+def ended_with_webhook(store: Store, number: int = 1, **changes: Any) -> WebhookDelivery:
+    """A job that has ended and owes a webhook."""
+    url = f"https://x.test/{number}"
+    job = store.enqueue(new_job(params=None, outcome=REJECTED, webhook_url=url, **changes))
+    delivery = store.webhook(job.id)
+    assert delivery is not None
+    return delivery
+
+
 def test_a_webhook_is_tried_until_delivered_or_given_up(store: Store, clock: Clock) -> None:
-    first = store.enqueue(new_job(params=None, outcome=REJECTED, webhook_url="https://x.test/1"))
-    second = store.enqueue(new_job(params=None, outcome=REJECTED, webhook_url="https://x.test/2"))
-    store.settle_webhook(first.id, delivered=False, next_in_s=5.0, note="HTTP 500")
-    store.settle_webhook(second.id, delivered=False, next_in_s=None, note="gone")
+    first, second = ended_with_webhook(store, 1), ended_with_webhook(store, 2)
+    store.settle_webhook(first, WebhookAnswer(False, "HTTP 500", 500, 0.25), next_in_s=5.0)
+    store.settle_webhook(second, WebhookAnswer(False, "gone"), next_in_s=None)
     assert store.due_webhooks(10) == []
     clock.advance(5.0)
     (again,) = store.due_webhooks(10)
-    assert (again.job_id, again.tries, again.note) == (first.id, 1, "HTTP 500")
-    store.settle_webhook(first.id, delivered=True, next_in_s=None, note="HTTP 200")
+    assert (again.job_id, again.tries, again.note) == (first.job_id, 1, "HTTP 500")
+    store.settle_webhook(again, WebhookAnswer(True, "HTTP 200", 200, 0.5), next_in_s=None)
     clock.advance(1e6)
+    assert store.due_webhooks(10) == []
+    delivered, given_up = store.webhook(first.job_id), store.webhook(second.job_id)
+    assert delivered is not None
+    assert given_up is not None
+    assert (delivered.is_delivered, delivered.due_at, delivered.tries) == (True, None, 2)
+    assert (given_up.is_delivered, given_up.due_at, given_up.tries) == (False, None, 1)
+    assert store.webhooks(10) == [given_up, delivered]
+    assert store.webhooks(1) == [given_up]
+
+
+def test_every_try_is_in_the_log(store: Store, clock: Clock) -> None:
+    delivery = ended_with_webhook(store)
+    assert store.webhook_tries(delivery.job_id) == []
+    store.settle_webhook(delivery, WebhookAnswer(False, "no answer in time", None, 15.0), next_in_s=5.0)
+    clock.advance(10)
+    store.settle_webhook(delivery, WebhookAnswer(True, "HTTP 204", 204, 0.5), next_in_s=None)
+    assert store.webhook_tries(delivery.job_id) == [
+        WebhookTry(delivery.job_id, clock.now - 25, 15.0, None, "no answer in time", "again"),
+        WebhookTry(delivery.job_id, clock.now - 0.5, 0.5, 204, "HTTP 204", "delivered"),
+    ]
+    assert store.webhook_tries("nobody") == []
+
+
+def test_the_log_of_one_webhook_is_bounded(store: Store) -> None:
+    delivery, other = ended_with_webhook(store, 1), ended_with_webhook(store, 2)
+    store.settle_webhook(other, WebhookAnswer(True, "other"), None)
+    for number in range(TRIES_KEPT + 3):
+        store.settle_webhook(delivery, WebhookAnswer(False, f"try {number}"), 1.0)
+    notes = [entry.note for entry in store.webhook_tries(delivery.job_id)]
+    assert notes == [f"try {number}" for number in range(3, TRIES_KEPT + 3)]
+    assert len(store.webhook_tries(other.job_id)) == 1
+
+
+def test_the_log_outlives_the_job_but_not_for_ever(store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = ended_with_webhook(store, 1), ended_with_webhook(store, 2)
+    store.settle_webhook(first, WebhookAnswer(True, "HTTP 200", 200), None)
+    clock.advance(1)
+    store.settle_webhook(second, WebhookAnswer(True, "HTTP 200", 200), None)
+    clock.advance(PRIVATE_RETENTION_S)
+    store.sweep(PRIVATE_RETENTION_S)
+    assert store.webhook(first.job_id) is None
+    assert store.webhooks(10) == []
+    assert len(store.webhook_tries(first.job_id)) == 1
+    for module in (memory, outbox):
+        monkeypatch.setattr(module, "LOG_ROWS", 1)
+    store.sweep(PRIVATE_RETENTION_S)
+    assert [len(store.webhook_tries(delivery.job_id)) for delivery in (first, second)] == [0, 1]
+    clock.advance(LOG_KEPT_S)
+    store.sweep(PRIVATE_RETENTION_S)
+    assert store.webhook_tries(second.job_id) == []
+
+
+def test_a_webhook_is_delivered_again_when_ordered(store: Store, clock: Clock) -> None:
+    delivery = ended_with_webhook(store)
+    store.settle_webhook(delivery, WebhookAnswer(True, "HTTP 200", 200), None)
+    clock.advance(100)
+    assert store.redeliver_webhook(delivery.job_id) is Redelivery.ORDERED
+    (again,) = store.due_webhooks(10)
+    assert (again.job_id, again.tries, again.due_at, again.is_delivered) == (delivery.job_id, 0, clock.now, False)
+    store.settle_webhook(again, WebhookAnswer(False, "HTTP 500", 500), 15.0)
+    assert store.redeliver_webhook(delivery.job_id) is Redelivery.ORDERED
+    assert [(due.job_id, due.tries) for due in store.due_webhooks(10)] == [(delivery.job_id, 0)]
+    assert len(store.webhook_tries(delivery.job_id)) == 2
+
+
+def test_an_order_that_comes_during_a_try_is_not_settled_by_it(store: Store) -> None:
+    delivery = ended_with_webhook(store)
+    (under_way,) = store.due_webhooks(1)
+    store.redeliver_webhook(delivery.job_id)
+    store.settle_webhook(under_way, WebhookAnswer(True, "HTTP 200", 200), None)
+    (due,) = store.due_webhooks(10)
+    assert due.tries == 0
+    assert len(store.webhook_tries(delivery.job_id)) == 1
+    store.settle_webhook(due, WebhookAnswer(True, "HTTP 200", 200), None)
+    assert store.due_webhooks(10) == []
+
+
+def test_what_cannot_be_delivered_again_says_why(store: Store, clock: Clock) -> None:
+    running = store.enqueue(new_job(webhook_url="https://x.test/hook"))
+    without = store.enqueue(new_job(params=None, outcome=REJECTED))
+    tried, untried = ended_with_webhook(store, 1, store_io=False), ended_with_webhook(store, 2, store_io=False)
+    store.settle_webhook(tried, WebhookAnswer(True, "HTTP 200", 200), None)
+    clock.advance(PRIVATE_RETENTION_S)
+    store.sweep(10 * PRIVATE_RETENTION_S)
+    ids = [running.id, without.id, tried.job_id, untried.job_id, "nobody"]
+    assert [store.redeliver_webhook(job_id) for job_id in ids] == [
+        Redelivery.NOT_FINISHED,
+        Redelivery.NO_WEBHOOK,
+        Redelivery.FORGOTTEN,
+        Redelivery.NOT_FOUND,
+        Redelivery.NOT_FOUND,
+    ]
     assert store.due_webhooks(10) == []
 
 
