@@ -54,6 +54,10 @@ def test_tries_and_spacing_are_ten_in_two_hours() -> None:
     assert list(PAUSES_S) == sorted(PAUSES_S)
 
 
+def test_the_schedule_is_fals_and_ends() -> None:
+    assert [webhooks.pause_after(tries) for tries in range(1, 11)] == [*PAUSES_S, None]
+
+
 def test_a_good_end_is_posted_once_with_the_result(api: Api, receiver: Receiver) -> None:
     job_id = submit(api, receiver.url)
     api.node.finish(api.node.claim())
@@ -143,6 +147,55 @@ def test_a_receiver_that_hangs_is_retried_and_delays_nobody(
     submit(api, receiver.url, num_images=9)
     eventually(lambda: len(receiver.calls) == 2, within_s=0.4)
     eventually(lambda: len(receiver.calls) == 3)
+
+
+def test_a_receiver_that_hangs_holds_only_its_share(
+    api: Api, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "AT_ONCE", 3)
+    monkeypatch.setattr(webhooks, "AT_ONCE_PER_RECEIVER", 2)
+    receiver.hangs = True
+    hanging = {submit(api, receiver.url, num_images=9) for _ in range(4)}
+    eventually(lambda: len(receiver.calls) == 2)
+    with receiving() as other:
+        for number in range(1, 4):
+            submit(api, other.url, num_images=9)
+            eventually(lambda number=number: len(other.calls) == number)  # type: ignore[misc]
+    assert len(receiver.calls) == 2
+    receiver.hangs = False
+    receiver.released.set()
+    eventually(lambda: {payload["request_id"] for payload in receiver.payloads} == hanging)
+
+
+def test_every_try_is_logged_with_what_was_seen_and_how_long_it_took(api: Api, receiver: Receiver) -> None:
+    receiver.statuses = [500, 200]
+    job_id = submit(api, receiver.url, num_images=9)
+    eventually(lambda: settled(api) and len(receiver.calls) == 2)
+    first, second = api.node.store.webhook_tries(job_id)
+    assert (first.http_status, first.note, first.verdict) == (500, "HTTP 500", "again")
+    assert (second.http_status, second.note, second.verdict) == (200, "HTTP 200", "delivered")
+    assert first.began_at + first.duration_s <= second.began_at
+    assert min(first.duration_s, second.duration_s) > 0
+
+
+def test_a_redelivery_has_the_same_id_and_payload_and_a_signature_of_its_own(
+    api: Api, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = submit(api, receiver.url, num_images=9)
+    eventually(lambda: settled(api) and receiver.calls)
+    earlier = time.time() - 100
+    monkeypatch.setattr(webhooks.time, "time", lambda: earlier)
+    api.node.store.redeliver_webhook(job_id)
+    eventually(lambda: len(receiver.calls) == 2)
+    (first, body), (again, same_body) = receiver.calls
+    assert body == same_body
+    names = [f"x-fal-webhook-{name}" for name in ("request-id", "timestamp", "signature")]
+    assert first[names[0]] == again[names[0]] == job_id
+    assert again[names[1]] == str(int(earlier))
+    assert first[names[2]] != again[names[2]]
+    jwks = api.http.get("/.well-known/jwks.json").json()
+    for headers in (first, again):
+        verify_as_fal_documents(headers, body, jwks)
 
 
 def test_a_dead_receiver_is_tried_again(api: Api) -> None:
