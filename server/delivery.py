@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pipelines.protocol import Failed, Picture
 from server.hub import Hub
 from server.outputs import EncodedPicture, Outputs, result_body
+from server.retries import may_run_again
 from server.store import endings
 from server.store.base import PRIVATE_RETENTION_S, Job, JobStatus, Outcome, Store, StoreError
 
@@ -95,6 +96,9 @@ class Delivery:
 
     async def retry_elsewhere(self, run: Run) -> None:
         """Give the claim up after a fault that is not the job's; it fails when no attempt is left."""
+        if not may_run_again(run.job.output, "server_error", run.job.attempt - run.job.deaths):
+            await self.end(run, endings.server_error("The worker had a fault, and the request may not run again"))
+            return
         self._hub.log(run.job.id, "the worker had a fault; the request will run again", "WARN")
         await asyncio.sleep(min(0.2 * 2 ** (run.job.attempt - 1), MAX_PAUSE_S))
         await self.insist(lambda: self._store.release_one(*self._claim(run)))

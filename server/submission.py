@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -17,6 +17,7 @@ from pipelines.params import GenerationParams
 from server.endpoints import Endpoint
 from server.errors import InputError, RequestError, problem
 from server.lifecycle import lifetime
+from server.retries import retry_limits
 from server.schemas.flux import TextToImage
 from server.store.base import HINT_BUCKETS, JobStatus, NewJob, Outcome
 from server.validation import input_error
@@ -32,7 +33,7 @@ class Wishes:
     """What headers and query ask for beside the input.
 
     Args: as in NewJob; `max_queued` refuses the request when so many jobs wait already; `ttl_s` is how
-        long its pictures are kept, None for the server's default.
+        long its pictures are kept, None for the server's default; `retries` limits single causes.
     """
 
     priority: int = 0
@@ -43,6 +44,7 @@ class Wishes:
     max_queued: int | None = None
     ttl_s: float | None = None
     hint_bucket: int | None = None
+    retries: dict[str, int] = field(default_factory=dict)
 
 
 def read_wishes(headers: Headers, query: bytes) -> Wishes:
@@ -59,6 +61,7 @@ def read_wishes(headers: Headers, query: bytes) -> Wishes:
         max_queued=_count(values["fal_max_queue_length"][-1]) + 1 if values.get("fal_max_queue_length") else None,
         ttl_s=lifetime(headers.get("x-fal-object-lifecycle-preference")),
         hint_bucket=_bucket(headers.get("x-fal-runner-hint", "")),
+        retries=retry_limits(headers.get("x-fal-retry-config")),
     )
 
 
@@ -80,7 +83,8 @@ def new_job(
         endpoint=endpoint.id,
         input=body,
         params=decide(parsed, spec, preview_every).to_dict(),
-        output={"format": parsed.output_format, "sync_mode": parsed.sync_mode, "ttl_s": wishes.ttl_s},
+        output={"format": parsed.output_format, "sync_mode": parsed.sync_mode, "ttl_s": wishes.ttl_s}
+        | ({"retries": wishes.retries} if wishes.retries else {}),
         priority=wishes.priority,
         start_within_s=wishes.start_within_s,
         max_attempts=wishes.max_attempts,

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from server.retries import may_run_again
 from server.store import endings
 from server.store.base import MAX_DEATHS, MAX_LONE_DEATHS, Job, JobStatus, NewJob, Outcome
 
@@ -87,7 +88,8 @@ def bereaved(job: Job, is_lone: bool, now: float) -> Job:
     """A running job whose worker died; `is_lone` if nothing else was running there."""
     marked = replace(job, deaths=job.deaths + 1, lone_deaths=job.lone_deaths + is_lone)
     is_poison = marked.deaths >= MAX_DEATHS or marked.lone_deaths >= MAX_LONE_DEATHS
-    if is_poison and not job.cancel_requested:
+    is_enough = is_poison or not may_run_again(job.output, "connection_error", marked.deaths)
+    if is_enough and not job.cancel_requested:
         return ended(marked, endings.runner_disconnected(), now)
     return interrupted(marked, now)
 

@@ -260,6 +260,17 @@ def test_headers_and_query_are_understood() -> None:
     assert wishes(x_fal_runner_hint="a").hint_bucket == wishes(x_fal_runner_hint="a").hint_bucket
     assert len({wishes(x_fal_runner_hint=str(number)).hint_bucket for number in range(1000)}) == HINT_BUCKETS
     assert wishes().hint_bucket is None
+    limits = wishes(x_fal_retry_config='{"server_error": {"retries": 2}, "connection_error": {"retries": 99}}').retries
+    assert limits == {"server_error": 2, "connection_error": 9}
+    for nonsense in (
+        "",
+        "{",
+        "[1]",
+        '{"server_error": 1}',
+        '{"server_error": {"retries": -1}}',
+        '{"x": {"retries": 1}}',
+    ):
+        assert wishes(x_fal_retry_config=nonsense).retries == {}
 
 
 def test_a_bad_timeout_is_named_as_it_was_sent() -> None:
