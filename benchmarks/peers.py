@@ -138,9 +138,9 @@ def flux_fast_fp8(components: FluxComponents, accelerator: Accelerator) -> Stock
 
 
 def cache_dit(components: FluxComponents, accelerator: Accelerator) -> Stock:
-    """DBCache with its own defaults."""
-    system = Stock(components)
-    import_module("cache_dit").enable_cache(system.pipeline)
+    """DBCache as its project reports it for FLUX: the first block decides, with the usual threshold."""
+    system, library = Stock(components), import_module("cache_dit")
+    library.enable_cache(system.pipeline, cache_config=library.DBCacheConfig(Fn_compute_blocks=1, Bn_compute_blocks=0))
     return system
 
 

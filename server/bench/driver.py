@@ -78,7 +78,7 @@ def paced(cell: Cell, warmup_s: tuple[float, ...], seed: int) -> Cell:
 
 
 async def measure(target: Target, cell: Cell, on_done: OnDone) -> tuple[Sample, ...]:
-    """All requests of a cell, in the order in which they ended."""
+    """All requests of a cell, in the order in which they ended. Raises: BenchError if the target is lost."""
     samples: list[Sample] = []
     start = time.perf_counter()
 
@@ -97,10 +97,12 @@ async def measure(target: Target, cell: Cell, on_done: OnDone) -> tuple[Sample, 
         samples.append(Sample(ask, due, sent, now(), stages, error))
         on_done(len(samples), len(cell.asks))
 
-    if cell.clients is None:
-        await _open_loop(cell, one, now)
-    else:
-        await _closed_loop(cell, one)
+    loop = _closed_loop(cell, one) if cell.clients is not None else _open_loop(cell, one, now)
+    try:
+        await loop
+    except ExceptionGroup as group:
+        # All of them say the same: the worker died, or the key is refused.
+        raise next((exc for exc in group.exceptions if isinstance(exc, BenchError)), group) from None
     return tuple(samples)
 
 
