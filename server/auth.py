@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import ipaddress
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -67,8 +68,13 @@ def is_loopback_peer(scope: Scope) -> bool:
     client = scope.get("client")
     if not client:
         return True  # a Unix socket or an in-process call
+    return _is_loopback(client[0])
+
+
+@lru_cache(maxsize=1024)
+def _is_loopback(address: str) -> bool:
     try:
-        return ipaddress.ip_address(client[0].partition("%")[0]).is_loopback
+        return ipaddress.ip_address(address.partition("%")[0]).is_loopback
     except ValueError:
         return False
 

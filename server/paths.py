@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 Action = Literal["result", "status", "status/stream", "cancel"]
@@ -52,6 +53,7 @@ def endpoint_id(path: str) -> str:
     return f"{legacy[1]}/{legacy[2]}" if legacy else name
 
 
+@lru_cache(maxsize=1024)
 def app_root(endpoint: str) -> str:
     """`owner/alias`, or `namespace/owner/alias`: the part of an endpoint id that its follow-ups keep."""
     segments = endpoint_id(endpoint).split("/")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -35,8 +36,12 @@ def to_row(job: Job, columns: tuple[str, ...]) -> tuple[Any, ...]:
 
 
 def from_row(row: tuple[Any, ...]) -> Job:
-    """A job from a row of READ_COLUMNS."""
-    return Job(**{name: _from_value(name, value) for name, value in zip(READ_COLUMNS, row, strict=True)})
+    """A job from a row of READ_COLUMNS. Every status poll reads one, so only columns that need it are converted."""
+    values = dict(zip(READ_COLUMNS, row, strict=True))
+    for name, read in _READERS:
+        if values[name] is not None:
+            values[name] = read(values[name])
+    return Job(**values)
 
 
 # The standard library's JSON and not a faster one: what it has parsed it can also write (integers of any size,
@@ -53,14 +58,14 @@ def _to_value(name: str, value: Any) -> Any:
     return value
 
 
-def _from_value(name: str, value: Any) -> Any:
-    if value is None:
-        return None
-    if name == "outcome":
-        fields = json.loads(value)
-        return Outcome(**{**fields, "status": JobStatus(fields["status"])})
-    if name in _JSON:
-        return json.loads(value)
-    if name in _FLAGS:
-        return bool(value)
-    return JobStatus(value) if name == "status" else value
+def _outcome(text: str) -> Outcome:
+    fields = json.loads(text)
+    return Outcome(**{**fields, "status": JobStatus(fields["status"])})
+
+
+_READERS: tuple[tuple[str, Callable[[Any], Any]], ...] = (
+    *((name, json.loads) for name in sorted(_JSON)),
+    *((name, bool) for name in sorted(_FLAGS)),
+    ("status", JobStatus),
+    ("outcome", _outcome),
+)
