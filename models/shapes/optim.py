@@ -116,11 +116,11 @@ class Average(Generic[Module]):
 
     def __init__(self, module: Module, decay: float) -> None:
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
-        self._decay, self._updates = decay, 0
+        self._decay, self.updates = decay, 0
 
     @torch.no_grad()
     def update(self, module: Module) -> None:
         """Move towards `module`."""
-        self._updates += 1
-        weight = 1 - min(self._decay, (1 + self._updates) / (10 + self._updates))
+        self.updates += 1
+        weight = 1 - min(self._decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), weight)
