@@ -65,7 +65,7 @@ def create_app(node: Node) -> FastAPI:
             Area.RUN: RunArea(node),
             Area.QUEUE: QueueArea(node),
             Area.REST: RestArea(tokens, signer),
-            Area.CDN: FilesArea(node, UploadArea(uploads, tokens, keys)),
+            Area.CDN: FilesArea(node, UploadArea(uploads, tokens, keys), keys),
         },
         realtime=RealtimeArea(node, guard),
         guard=guard,

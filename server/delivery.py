@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from pipelines.protocol import Failed, Picture
 from server.hub import Hub
+from server.lifecycle import Access
 from server.outputs import EncodedPicture, Outputs, result_body
 from server.retries import may_run_again
 from server.store import endings
@@ -152,12 +153,13 @@ class Delivery:
         sync_mode = bool(run.job.output.get("sync_mode"))
         wanted_s: float | None = run.job.output.get("ttl_s")  # the caller's own lifetime for the pictures
         ttl_s = wanted_s if run.job.store_io else min(wanted_s or PRIVATE_RETENTION_S, PRIVATE_RETENTION_S)
+        access: Access = run.job.output.get("access", "allow")
         images: list[dict[str, Any]] = []
         deadline = asyncio.get_running_loop().time() + self._disk_patience_s
         pause_s = 0.2
         while len(images) < len(pictures):
             try:
-                images.append(await self._outputs.deliver(pictures[len(images)], sync_mode, ttl_s))
+                images.append(await self._outputs.deliver(pictures[len(images)], sync_mode, ttl_s, access))
             except OSError as exc:
                 logger.error("request %s: a picture cannot be stored: %s", run.job.id, exc)
                 if asyncio.get_running_loop().time() + pause_s > deadline:

@@ -1,13 +1,16 @@
-"""How long a file is kept, as its owner asks in fal's lifecycle headers."""
+"""How long a file is kept and who may read it, as its owner asks in fal's lifecycle headers."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
 MAX_LIFETIME_S = 100 * 365 * 86400.0
+
+Access = Literal["allow", "forbid", "hide"]
+"""What a reader without a key of this server gets: the file, 403, or 404 as if there were none."""
 
 
 def lifetime(header: str | None) -> float | None:
@@ -15,13 +18,22 @@ def lifetime(header: str | None) -> float | None:
 
     What is not understood is ignored, as fal asks of servers: it never fails a request.
     """
-    if not header:
-        return None
-    try:
-        wishes: Any = orjson.loads(header)
-    except orjson.JSONDecodeError:
-        return None
-    seconds = wishes.get("expiration_duration_seconds") if isinstance(wishes, dict) else None
+    seconds = _wishes(header).get("expiration_duration_seconds")
     if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not 0 < seconds < math.inf:
         return None
     return min(float(seconds), MAX_LIFETIME_S)
+
+
+def access(header: str | None) -> Access:
+    """What `{"initial_acl": {"default": ...}}` decides; its rules name users of fal, who are nobody here."""
+    acl = _wishes(header).get("initial_acl")
+    default = acl.get("default") if isinstance(acl, dict) else None
+    return default if default in ("forbid", "hide") else "allow"
+
+
+def _wishes(header: str | None) -> dict[str, Any]:
+    try:
+        wishes = orjson.loads(header or "{}")
+    except orjson.JSONDecodeError:
+        return {}
+    return wishes if isinstance(wishes, dict) else {}

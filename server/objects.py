@@ -15,6 +15,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO
 
+from server.lifecycle import Access
+
 _KEY = re.compile(r"[0-9a-f]{32}\.[a-z0-9]{1,8}")
 _SUFFIX = re.compile(r"[a-z0-9]{1,8}")
 UNDESCRIBED_S = 7 * 86400.0
@@ -25,13 +27,17 @@ ABANDONED_S = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """What is known of one file. Times are Unix seconds; `file_name` is what its uploader called it."""
+    """What is known of one file.
+
+    Args: file_name: what its uploader called it. expires_at: Unix seconds. access: who may read it.
+    """
 
     key: str
     size: int
     content_type: str
     file_name: str | None = None
     expires_at: float | None = None
+    access: Access = "allow"
 
 
 class Objects:
@@ -56,6 +62,7 @@ class Objects:
         file_name: str | None = None,
         ttl_s: float | None = None,
         key: str | None = None,
+        access: Access = "allow",
     ) -> str:
         """Store a file durably and return its key.
 
@@ -68,7 +75,7 @@ class Objects:
         expires_at = None if ttl_s is None else self._clock() + ttl_s
         try:
             size = _write_whole(_temporary(path), data)
-            described = StoredObject(key, size, content_type, file_name, expires_at)
+            described = StoredObject(key, size, content_type, file_name, expires_at, access)
             # Not synced: should the power fail just now, `stat` can do without it, and a sync may take 10 ms.
             _description(path).write_text(json.dumps(asdict(described)))
             _temporary(path).rename(path)

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipelines.protocol import Picture, Preview
 from server.encoding import ImageFormat, encode
+from server.lifecycle import Access
 from server.objects import Objects
 from server.picture_pool import PicturePool
 
@@ -49,17 +50,20 @@ class Outputs:
         data = await self._pool.run(encode, picture.pixels, picture.width, picture.height, image_format)
         return EncodedPicture(data, image_format, picture.seed, picture.width, picture.height, picture.has_nsfw_concept)
 
-    async def deliver(self, picture: EncodedPicture, sync_mode: bool, ttl_s: float | None = None) -> dict[str, Any]:
+    async def deliver(
+        self, picture: EncodedPicture, sync_mode: bool, ttl_s: float | None = None, access: Access = "allow"
+    ) -> dict[str, Any]:
         """The picture's entry in `images`: stored as a file, or with `sync_mode` as a data URI and not stored.
 
-        Args: ttl_s: keep the file shorter than usual. Raises: OSError if the disk refuses."""
+        Args: ttl_s: keep the file shorter than usual. access: who may read it. Raises: OSError if the disk refuses.
+        """
         content_type = CONTENT_TYPES[picture.image_format]
         if sync_mode:
             url, name = _data_uri(content_type, picture.data), None
         else:
             ttl_s = self._ttl_s if ttl_s is None else ttl_s
             name = await asyncio.to_thread(
-                self._objects.put, picture.data, content_type, picture.image_format, None, ttl_s
+                self._objects.put, picture.data, content_type, picture.image_format, None, ttl_s, None, access
             )
             url = FILES_PREFIX + name
         return {

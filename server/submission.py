@@ -16,7 +16,7 @@ from models.registry import ModelSpec
 from pipelines.params import GenerationParams
 from server.endpoints import Endpoint
 from server.errors import InputError, RequestError, problem
-from server.lifecycle import lifetime
+from server.lifecycle import Access, access, lifetime
 from server.retries import retry_limits
 from server.schemas.flux import TextToImage
 from server.store.base import HINT_BUCKETS, JobStatus, NewJob, Outcome
@@ -33,7 +33,8 @@ class Wishes:
     """What headers and query ask for beside the input.
 
     Args: as in NewJob; `max_queued` refuses the request when so many jobs wait already; `ttl_s` is how
-        long its pictures are kept, None for the server's default; `retries` limits single causes.
+        long its pictures are kept, None for the server's default; `access` is who may read them; `retries` limits
+        single causes.
     """
 
     priority: int = 0
@@ -43,6 +44,7 @@ class Wishes:
     webhook_url: str | None = None
     max_queued: int | None = None
     ttl_s: float | None = None
+    access: Access = "allow"
     hint_bucket: int | None = None
     retries: dict[str, int] = field(default_factory=dict)
 
@@ -60,6 +62,7 @@ def read_wishes(headers: Headers, query: bytes) -> Wishes:
         # fal's number may wait before this one; ours is the number that is one too many.
         max_queued=_count(values["fal_max_queue_length"][-1]) + 1 if values.get("fal_max_queue_length") else None,
         ttl_s=lifetime(headers.get("x-fal-object-lifecycle-preference")),
+        access=access(headers.get("x-fal-object-lifecycle-preference")),
         hint_bucket=_bucket(headers.get("x-fal-runner-hint", "")),
         retries=retry_limits(headers.get("x-fal-retry-config")),
     )
@@ -84,6 +87,7 @@ def new_job(
         input=body,
         params=decide(parsed, spec, preview_every).to_dict(),
         output={"format": parsed.output_format, "sync_mode": parsed.sync_mode, "ttl_s": wishes.ttl_s}
+        | ({"access": wishes.access} if wishes.access != "allow" else {})
         | ({"retries": wishes.retries} if wishes.retries else {}),
         priority=wishes.priority,
         start_within_s=wishes.start_within_s,

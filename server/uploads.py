@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from server.errors import PlainError, RequestError
+from server.lifecycle import Access
 from server.objects import Objects
 
 MAX_UPLOAD_BYTES = 2 << 30
@@ -37,20 +38,22 @@ class Promise:
     """A file that somebody is allowed to send.
 
     Args: key: its name in the object store. ttl_s: its lifetime once stored; None for the server's default.
+        access: who may read it then.
     """
 
     key: str
     content_type: str
     file_name: str | None = None
     ttl_s: float | None = None
+    access: Access = "allow"
 
     @classmethod
-    def make(cls, content_type: str, file_name: str | None, ttl_s: float | None) -> Promise:
+    def make(cls, content_type: str, file_name: str | None, ttl_s: float | None, access: Access = "allow") -> Promise:
         """A promise under a new key; a content type that is none becomes bytes, a path in the name is dropped."""
         kind = content_type if _CONTENT_TYPE.fullmatch(content_type) else _DEFAULT_TYPE
         name = PurePosixPath(file_name.replace("\\", "/")).name[:200] if file_name else None
         printable = name if name and name.isprintable() else None
-        return cls(Objects.new_key(_suffix(kind, printable)), kind, printable, ttl_s)
+        return cls(Objects.new_key(_suffix(kind, printable)), kind, printable, ttl_s, access)
 
 
 class Uploads:
@@ -129,7 +132,8 @@ class Uploads:
         self._objects.delete(promise.key)
         suffix = promise.key.rpartition(".")[2]
         with io.BufferedReader(_Joined(parts), _CHUNK_BYTES) as source:
-            self._objects.put(source, promise.content_type, suffix, promise.file_name, ttl_s, promise.key)
+            kind, name = promise.content_type, promise.file_name
+            self._objects.put(source, kind, suffix, name, ttl_s, promise.key, promise.access)
 
     def _sweep(self) -> None:
         """Now and then, drop what was never completed."""

@@ -1,4 +1,5 @@
-"""Results and uploads by address: public as on fal, with ranges, and harmless whatever they contain."""
+"""Results and uploads by address: public as on fal unless their owner said otherwise, with ranges, and harmless
+whatever they contain."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from starlette.responses import FileResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from server.areas import Arrival
+from server.auth import KeyRing
 from server.errors import PlainError
 from server.objects import StoredObject
 from server.responses import wrong_method
@@ -31,9 +33,10 @@ _CACHED_S = 365 * 86400
 class FilesArea:
     """ASGI app of the CDN area; what concerns sending a file goes to `uploads`."""
 
-    def __init__(self, node: Node, uploads: UploadArea) -> None:
+    def __init__(self, node: Node, uploads: UploadArea, keys: KeyRing) -> None:
         self._node = node
         self._uploads = uploads
+        self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         arrival: Arrival = scope["arrival"]
@@ -44,17 +47,18 @@ class FilesArea:
             raise PlainError(404, "File not found")
         if scope["method"] not in ("GET", "HEAD"):
             raise wrong_method("GET", "HEAD", "OPTIONS")
-        response = self._file(arrival.path.removeprefix(_PREFIX), Headers(scope=scope).get("if-none-match", ""))
+        response = self._file(arrival.path.removeprefix(_PREFIX), Headers(scope=scope))
         await response(scope, receive, send)
 
-    def _file(self, key: str, known_etags: str) -> Response:
+    def _file(self, key: str, asked: Headers) -> Response:
         stored = self._node.objects.stat(key)
         path = self._node.objects.path(key)
         if stored is None or path is None:
             raise PlainError(404, "File not found")
+        self._check_access(stored, asked)
         etag = f'"{key}"'
         headers = {**_HEADERS, "cache-control": _cache_control(stored), "etag": etag}
-        if etag in known_etags:
+        if etag in asked.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)
         return FileResponse(
             path,
@@ -64,8 +68,21 @@ class FilesArea:
             headers=headers,
         )
 
+    def _check_access(self, stored: StoredObject, asked: Headers) -> None:
+        """Only who has a key of this server reads what is not for all. Raises: PlainError 403 or 404."""
+        if stored.access == "allow":
+            return
+        try:
+            self._keys.check(asked)
+        except PlainError as exc:
+            if stored.access == "hide":
+                raise PlainError(404, "File not found") from exc
+            raise PlainError(403, "The owner of this file shares it with nobody") from exc
+
 
 def _cache_control(stored: StoredObject) -> str:
     """A key names one content for as long as the file lives: caches may keep it no longer."""
+    if stored.access != "allow":
+        return "private, no-store"
     left_s = _CACHED_S if stored.expires_at is None else stored.expires_at - time.time()
     return f"public, max-age={int(min(max(left_s, 0), _CACHED_S))}, immutable"

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from server.areas import Arrival
 from server.body import read_object
 from server.errors import InputError, PlainError, problem
-from server.lifecycle import lifetime
+from server.lifecycle import access, lifetime
 from server.responses import json_response, wrong_method
 from server.signing import Signer
 from server.tokens import Tokens
@@ -95,8 +95,9 @@ class RestArea:
         for name, value in names.items():
             if value is not None and not isinstance(value, str):
                 raise InputError([problem([name], "Input should be a valid string", "string_type", value=value)])
-        ttl_s = lifetime(headers.get("x-fal-object-lifecycle"))
-        promise = Promise.make(names["content_type"] or "", names["file_name"], ttl_s)
+        lifecycle = headers.get("x-fal-object-lifecycle")
+        kind = names["content_type"] or ""
+        promise = Promise.make(kind, names["file_name"], lifetime(lifecycle), access(lifecycle))
         token = self._tokens.issue("upload", UPLOAD_TTL_S, **asdict(promise))
         return {
             "upload_url": f"{arrival.origin}/files/upload/{token}",

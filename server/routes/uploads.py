@@ -22,7 +22,7 @@ from server.areas import Arrival
 from server.auth import KeyRing
 from server.body import check_declared, read_object
 from server.errors import PlainError
-from server.lifecycle import lifetime
+from server.lifecycle import access, lifetime
 from server.responses import json_response, wrong_method
 from server.routes.rest import UPLOAD_TTL_S
 from server.tokens import Tokens
@@ -114,7 +114,8 @@ class UploadArea:
 
 def _promise(headers: Headers) -> Promise:
     lifecycle = headers.get("x-fal-object-lifecycle") or headers.get("x-fal-object-lifecycle-preference")
-    return Promise.make(headers.get("content-type", ""), headers.get("x-fal-file-name"), lifetime(lifecycle))
+    kind, name = headers.get("content-type", ""), headers.get("x-fal-file-name")
+    return Promise.make(kind, name, lifetime(lifecycle), access(lifecycle))
 
 
 def _require(request: Request, method: str) -> None:

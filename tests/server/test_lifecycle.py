@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.lifecycle import MAX_LIFETIME_S, lifetime
+from server.lifecycle import MAX_LIFETIME_S, access, lifetime
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,20 @@ from server.lifecycle import MAX_LIFETIME_S, lifetime
 )
 def test_what_is_not_understood_is_ignored(header: str | None, seconds: float | None) -> None:
     assert lifetime(header) == seconds
+
+
+@pytest.mark.parametrize(
+    ("header", "who"),
+    [
+        ('{"initial_acl": {"default": "forbid", "rules": [{"user": "a", "decision": "allow"}]}}', "forbid"),
+        ('{"expiration_duration_seconds": 60, "initial_acl": {"default": "hide"}}', "hide"),
+        ('{"initial_acl": {"default": "allow"}}', "allow"),
+        ('{"initial_acl": {"default": "nobody"}}', "allow"),
+        ('{"initial_acl": {"default": ["hide"]}}', "allow"),
+        ('{"initial_acl": "forbid"}', "allow"),
+        ("[]", "allow"),
+        (None, "allow"),
+    ],
+)
+def test_who_may_read(header: str | None, who: str) -> None:
+    assert access(header) == who
