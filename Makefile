@@ -4,27 +4,30 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-JS := tests/acceptance/js
+JS := tests/acceptance/js tests/compatibility/js
 NPM := $(shell command -v npm 2>/dev/null)
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-slow test-gpu lint format check dev bench bench-load lock clean
 
 help: ## list these commands
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 	@echo '  flags go in ARGS, for example: make serve ARGS="--port 9000"'
 
 serve: $(VENV)/.runtime ## install what is missing and serve the embedded model on http://127.0.0.1:8000
 	@exec $(BIN)/fluxserve serve $(ARGS)
 
-test: $(VENV)/.dev js ## the whole suite: no GPU, no weights to download
+test: $(VENV)/.dev js clients ## the whole suite: no GPU, no weights to download
 	$(BIN)/python -m pytest $(ARGS)
 
-test-slow: $(VENV)/.dev js ## the tests that take minutes
+test-slow: $(VENV)/.dev js clients clients-slow ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 test-gpu: $(VENV)/.dev ## the tests that need an accelerator
 	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+compatibility: $(VENV)/.dev js clients clients-slow ## run every client and every numbered case; writes docs/compatibility.md
+	$(BIN)/python -m pytest -p tests.compatibility.report -m "not gpu" tests/compatibility tests/conformance $(ARGS)
 
 lint: $(VENV)/.dev ## ruff and mypy, as CI runs them
 	$(BIN)/ruff check .
@@ -37,7 +40,7 @@ format: $(VENV)/.dev ## let ruff fix and format
 
 check: lint test ## exactly what CI runs
 
-dev: $(VENV)/.dev js ## everything needed to work on the code
+dev: $(VENV)/.dev js clients ## everything needed to work on the code
 	@echo "ready: make test, make lint, make serve"
 
 bench: $(VENV)/.dev ## the API's share of a request's time; others are in benchmarks/
@@ -47,7 +50,7 @@ bench-load: $(VENV)/.dev ## the API under 1,000 pollers and 500 status streams
 	$(BIN)/python -m benchmarks.load $(ARGS)
 
 clean: ## remove what make made, except data/
-	rm -rf $(VENV) $(JS)/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(JS:%=%/node_modules) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # A lock that changed is the only reason to install again.
 $(VENV)/.runtime: requirements.lock pyproject.toml
@@ -66,13 +69,25 @@ $(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
 .PHONY: js
 ifeq ($(NPM),)
 js:
-	@echo "no npm here: the tests of the JavaScript client will be skipped"
+	@echo "no npm here: the tests of the JavaScript clients will be skipped"
 else
-js: $(JS)/node_modules/.package-lock.json
-$(JS)/node_modules/.package-lock.json: $(JS)/package-lock.json
-	cd $(JS) && npm ci --no-audit --no-fund
+js: $(JS:%=%/node_modules/.package-lock.json)
+%/node_modules/.package-lock.json: %/package-lock.json
+	cd $* && npm ci --no-audit --no-fund
 	@touch $@
 endif
+
+# Other versions of the Python clients, each in a folder of its own beside the environment that they run in.
+LISTS := tests/compatibility/python
+LARGE := litellm
+NAMES := $(patsubst $(LISTS)/%.txt,%,$(wildcard $(LISTS)/*.txt))
+.PHONY: clients clients-slow
+clients: $(patsubst %,$(VENV)/clients/%/.installed,$(filter-out $(LARGE),$(NAMES)))
+clients-slow: $(patsubst %,$(VENV)/clients/%/.installed,$(LARGE))
+$(VENV)/clients/%/.installed: $(LISTS)/%.txt $(VENV)/.dev
+	@rm -rf $(@D)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-compile --target $(@D) -r $<
+	@touch $@
 
 # Exact pins of everything. PyTorch is held at the version whose CPU and CUDA builds we both run.
 TORCH := 2.13.0

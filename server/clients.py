@@ -191,6 +191,8 @@ def openai(reach: Reach) -> Setup:
 def litellm(reach: Reach) -> Setup:
     """LiteLLM's fal provider: `litellm.image_generation(model="fal_ai/fal-ai/flux/dev", ...)`."""
     values = {"FAL_AI_API_BASE": f"{reach.url}/run", "FAL_AI_API_KEY": reach.key}
+    # Without this, importing it fetches a price list from the internet.
+    values["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
     return _shell_setup("LiteLLM, models fal_ai/...", values)
 
 

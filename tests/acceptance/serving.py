@@ -20,7 +20,7 @@ import psutil
 ROOT = Path(__file__).parents[2]
 COMMAND = (str(Path(sys.executable).with_name("fluxserve")),)
 MODEL = os.environ.get("FLUXSERVE_TEST_MODEL", "flux-shapes")
-START_S = 60.0
+START_S = 100.0
 STOP_S = 30.0
 
 
