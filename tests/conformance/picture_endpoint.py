@@ -71,4 +71,4 @@ class RunAreaWithPictures(RunArea):
 
 def install() -> None:
     """Every app made from here on has the endpoint."""
-    app.RunArea = RunAreaWithPictures  # type: ignore[misc]
+    app.RunArea = RunAreaWithPictures  # type: ignore[attr-defined]
