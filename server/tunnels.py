@@ -28,6 +28,8 @@ HANDSHAKE_S = 10.0
 """The same for the TLS handshake inside a tunnel."""
 FIRST_REQUEST_S = 30.0
 """And for the first request after it; between later ones, the keep-alive time of the TLS listener counts."""
+GOODBYE_S = 2.0
+"""How long a closing tunnel waits for its caller to end TLS, too: a stop waits as long."""
 MAX_TUNNELS = 1000
 
 _METHOD = b"CONNECT "
@@ -183,7 +185,14 @@ async def _start_tls(transport: asyncio.Transport, protocol: asyncio.Protocol, s
     context = server.config.ssl
     assert context is not None
     loop = asyncio.get_running_loop()
-    return await loop.start_tls(transport, protocol, context, server_side=True, ssl_handshake_timeout=HANDSHAKE_S)
+    return await loop.start_tls(
+        transport,
+        protocol,
+        context,
+        server_side=True,
+        ssl_handshake_timeout=HANDSHAKE_S,
+        ssl_shutdown_timeout=GOODBYE_S,
+    )
 
 
 def _hand_over(inside: Any, data: bytes, server: uvicorn.Server) -> None:
