@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse
 from starlette.responses import Response
 
 from server import catalogue, endpoints
@@ -29,7 +29,7 @@ def system_router(node: Node, metrics: Metrics, version: str) -> APIRouter:
         """The process answers; no device is touched."""
         return {"status": "ok"}
 
-    @router.get("/readyz")
+    @router.get("/readyz", responses={503: {"description": "Not yet, or not now"}})
     async def readyz() -> Response:
         """200 when a worker is loaded, the queue accepts and the disk takes writes, else 503."""
         state = node.health()["state"]
@@ -40,7 +40,7 @@ def system_router(node: Node, metrics: Metrics, version: str) -> APIRouter:
         """State, load progress and workers."""
         return json_response(node.health() | {"version": version})
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainTextResponse)
     async def prometheus() -> Response:
         """Prometheus' text format."""
         return Response(metrics.text(), media_type=PROMETHEUS)

@@ -51,7 +51,7 @@ def _digit(value: Any) -> Any:
 
 Tolerance = Annotated[
     Literal["1", "2", "3", "4", "5", "6"],
-    BeforeValidator(_digit, json_schema_input_type=Literal["1", "2", "3", "4", "5", "6"] | int),
+    BeforeValidator(_digit, json_schema_input_type=Literal["1", "2", "3", "4", "5", "6", 1, 2, 3, 4, 5, 6]),
     Field(description='Moderation strictness: "1" blocks most, "6" least.'),
 ]
 
@@ -219,7 +219,9 @@ class LoraWeight(BaseModel):
 class WithLoras(Stepped, Checked):
     """An input that may name adapters; this server has none yet, so the list must be empty."""
 
-    loras: list[LoraWeight] = Field(default=[], description="Not supported yet: must be absent or empty.")
+    loras: list[LoraWeight] = Field(
+        default=[], description="Not supported yet: must be absent or empty.", json_schema_extra={"maxItems": 0}
+    )
 
     @field_validator("loras")
     @classmethod

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from server.schemas.flux import MAX_PROMPT_CHARACTERS
+from server.schemas.flux import MAX_PROMPT_CHARACTERS, MAX_SEED
 
 DEFAULT_MODEL = "fal-ai/flux/dev"
 
@@ -20,10 +20,14 @@ class ImageRequest(BaseModel):
     prompt: str = Field(max_length=MAX_PROMPT_CHARACTERS)
     model: str = Field(DEFAULT_MODEL, description="An endpoint id from /v1/models.")
     n: int = Field(1, ge=1, le=4)
-    size: str = Field("auto", description="auto, or WIDTHxHEIGHT in pixels.")
+    size: str = Field(
+        "auto",
+        description="auto, or WIDTHxHEIGHT in pixels.",
+        json_schema_extra={"pattern": "^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$"},
+    )
     response_format: Literal["url", "b64_json"] = "url"
     output_format: Literal["jpeg", "png"] | None = None
-    seed: int | None = Field(None, description="Not in OpenAI's API; repeats a picture.")
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Not in OpenAI's API; repeats a picture.")
 
     @field_validator("model", "size", "n", "response_format", mode="before")
     @classmethod
