@@ -72,9 +72,11 @@ class Listener:
     def __init__(self, port: int, path: Callable[[], bytes], tally: Tally) -> None:
         self._port, self._path, self._tally = port, path, tally
         self._tasks: set[asyncio.Task[None]] = set()
+        self._is_first = True
 
     async def open(self) -> None:
         loop = asyncio.get_running_loop()
+        self._is_first = True
         await loop.create_connection(lambda: EventStream(self._path(), self._event), "127.0.0.1", self._port)
 
     def _event(self, data: bytes | None) -> None:
@@ -82,7 +84,8 @@ class Listener:
             asyncio.get_running_loop().call_later(AGAIN_S, self._reopen)
             return
         logs = json.loads(data).get("logs") or []
-        if logs:
+        was_first, self._is_first = self._is_first, False
+        if logs and not was_first:  # the first tells of the past
             moment = datetime.fromisoformat(logs[-1]["timestamp"]).timestamp()
             self._tally.latency_ms.append((time.time() - moment) * 1e3)
 
@@ -117,7 +120,7 @@ async def run(port: int, kind: str, clients: int, seconds: float) -> dict[str, o
             Poller(await Connection.open("127.0.0.1", port), path, tally).start(number % 100 * PAUSE_S / 100)
         else:
             await Listener(port, path, tally).open()
-    # Everyone is there: only what comes from now on counts, and the first lines told of the past.
+    # Everyone is there: only what comes from now on counts.
     await asyncio.sleep(1.0)
     tally.latency_ms.clear()
     tally.lag_ms.clear()

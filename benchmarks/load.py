@@ -76,7 +76,7 @@ def scripted_server(folder: Path, step_s: float) -> Iterator[Served]:
         yield Served(int(line), process.pid, folder)
     finally:
         process.terminate()
-        process.wait(30)
+        process.communicate(timeout=30)
 
 
 @contextmanager
@@ -102,19 +102,28 @@ class Company:
         self._port = served.port
         self._objects = Objects(served.data_dir / "files")
         self._crowd = crowd
+        self._connections: list[Connection] = []
         self.beside = Beside()
 
     async def run(self) -> None:
         """Until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            for slot in range(SLOTS):
-                group.create_task(self._keep_running(slot))
-            group.create_task(self._submit())
-            group.create_task(self._probe())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for slot in range(SLOTS):
+                    group.create_task(self._keep_running(slot))
+                group.create_task(self._submit())
+                group.create_task(self._probe())
+        finally:
+            for connection in self._connections:
+                connection.close()
+
+    async def _connect(self) -> Connection:
+        self._connections.append(await Connection.open("127.0.0.1", self._port))
+        return self._connections[-1]
 
     async def _keep_running(self, slot: int) -> None:
         """One long request after another; the crowd is told which."""
-        connection = await Connection.open("127.0.0.1", self._port)
+        connection = await self._connect()
         wish = body({"prompt": "a red circle", "num_inference_steps": LONG_STEPS, "seed": slot})
         while True:
             path, _ = await self._post(connection, wish)
@@ -124,7 +133,7 @@ class Company:
                 await asyncio.sleep(0.2)
 
     async def _submit(self) -> None:
-        connection = await Connection.open("127.0.0.1", self._port)
+        connection = await self._connect()
         while True:
             _, took = await self._post(connection, body(QUICK))
             self.beside.submits.append(took)
@@ -132,7 +141,7 @@ class Company:
 
     async def _probe(self) -> None:
         """How old a picture's file is when its request is first seen as completed."""
-        connection = await Connection.open("127.0.0.1", self._port)
+        connection = await self._connect()
         while True:
             path, _ = await self._post(connection, body(QUICK))
             while await self._status(connection, path) != "COMPLETED":  # noqa: ASYNC110 - it is a poller
@@ -229,7 +238,12 @@ def rows(report: dict[str, Any]) -> list[dict[str, str]]:
         line(name, "visible p50", (figures["visible_ms"] or {}).get("p50"))
         line(name, "visible p99", (figures["visible_ms"] or {}).get("p99"))
         line(name, "server, share of a core", figures["server_processor"], ".0%")
-        line(name, "server, ms of a core an answer", figures["server_processor"] / crowd["answers_per_s"] * 1e3, ".3f")
+        line(
+            name,
+            "server, ms of a core an answer",
+            _ratio(figures["server_processor"] * 1e3, crowd["answers_per_s"]),
+            ".3f",
+        )
         line(name, "crowd, share of a core", crowd["own_processor"], ".0%")
         line(name, "crowd's own lag p99", crowd["own_lag_ms"]["p99"])
         line(name, "errors", crowd["errors"], ".0f")
@@ -237,8 +251,24 @@ def rows(report: dict[str, Any]) -> list[dict[str, str]]:
     return lines
 
 
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
+
+
+async def warm_up(served: Served) -> None:
+    """Until a request has ended: the first picture waits for its encoder to start."""
+    host = f"127.0.0.1:{served.port}"
+    connection = await Connection.open("127.0.0.1", served.port)
+    _, answer, _ = await connection.fetch(request("POST", ENDPOINT, host, body(QUICK)))
+    path = urlsplit(json.loads(answer)["status_url"]).path
+    while b"COMPLETED" not in (await connection.fetch(request("GET", path, host)))[1]:  # noqa: ASYNC110 - it is a poller
+        await asyncio.sleep(0.1)
+    connection.close()
+
+
 async def measure(served: Served, pollers: int, streams: int, seconds: float) -> dict[str, Any]:
     """Streams first: what a stream takes must not hide in memory that the pollers left behind."""
+    await warm_up(served)
     streaming = await regime(served, "stream", streams, seconds)
     return {"status": await regime(served, "status", pollers, seconds), "stream": streaming}
 

@@ -42,7 +42,12 @@ class Connection(asyncio.Protocol):
         """Status, body and seconds of one request."""
         answered: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
         began = time.perf_counter()
-        self.ask(data, lambda status, body: answered.set_result((status, body)))
+
+        def take(status: int, body: bytes) -> None:
+            if not answered.done():  # who asked may have been cancelled meanwhile
+                answered.set_result((status, body))
+
+        self.ask(data, take)
         status, body = await answered
         return status, body, time.perf_counter() - began
 
