@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
@@ -58,7 +59,7 @@ class Accelerator(Protocol):
     """True where single-row products are cheap and make a lone request equal the stock pipeline bit for bit."""
 
     def memory(self) -> dict[str, int]:
-        """Bytes by name, for metrics: at least `used` and `total`."""
+        """Bytes by name, for metrics: at least `used`, `total` and `peak`, the most that this process has held."""
 
     def launch(self, purpose: str, work: Callable[[], T], waits: bool = True) -> Launched[T]:
         """Run `work` beside the steps; with `waits`, after everything launched so far.
@@ -150,7 +151,9 @@ class CpuAccelerator:
         self._pools: dict[str, ThreadPoolExecutor] = {}
 
     def memory(self) -> dict[str, int]:
-        return {"used": self._process.memory_info().rss, "total": psutil.virtual_memory().total}
+        kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        total = psutil.virtual_memory().total
+        return {"used": self._process.memory_info().rss, "total": total, "peak": kilobytes * 1024}
 
     def launch(self, purpose: str, work: Callable[[], T], waits: bool = True) -> Launched[T]:
         if purpose not in self._pools:
@@ -240,6 +243,7 @@ class CudaAccelerator:
             "total": total,
             "allocated": torch.cuda.memory_allocated(self.device),
             "reserved": torch.cuda.memory_reserved(self.device),
+            "peak": torch.cuda.max_memory_reserved(self.device),
         }
 
     def launch(self, purpose: str, work: Callable[[], T], waits: bool = True) -> Launched[T]:
