@@ -15,10 +15,11 @@ from pathlib import Path
 import apsw
 import pytest
 
+from server.store import sqlite
 from server.store.base import JobStatus, StoreError
 from server.store.sqlite import MIGRATIONS, SqliteStore
 from server.store.writer import Change, GroupCommit, Transaction
-from tests.server.stores import DONE, LEASE_S, new_job
+from tests.server.stores import DONE, LEASE_S, REJECTED, new_job
 
 ROOT = Path(__file__).parents[2]
 
@@ -246,6 +247,27 @@ def test_the_waiting_line_is_rebuilt_when_a_store_opens(path: Path) -> None:
     store = SqliteStore(path)
     assert [store.queue_position(job_id) for job_id in ids] == places
     assert store.counts() == counts
+    store.close()
+
+
+def test_webhooks_of_an_older_version_keep_their_state(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as older:
+        older.setattr(sqlite, "MIGRATIONS", MIGRATIONS[:2])
+        store = SqliteStore(path)
+        hooks = [new_job(params=None, outcome=REJECTED, webhook_url="https://x.test/") for _ in range(3)]
+        for job in hooks:
+            store.enqueue(job)
+        store.close()
+    connection = apsw.Connection(str(path))
+    for seq, note in ((1, "HTTP 204"), (2, "HTTP 302")):
+        connection.execute("UPDATE webhook SET due_at = NULL, tries = 1, note = ? WHERE job_seq = ?", (note, seq))
+    connection.close()
+    store = SqliteStore(path)
+    delivered, given_up, due = (store.webhook(job.id) for job in hooks)
+    assert delivered is not None
+    assert given_up is not None
+    assert (delivered.is_delivered, given_up.is_delivered, given_up.due_at) == (True, False, None)
+    assert store.due_webhooks(10) == [due]
     store.close()
 
 

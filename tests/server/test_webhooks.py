@@ -156,21 +156,21 @@ def test_a_receiver_that_hangs_holds_only_its_share(
     monkeypatch.setattr(webhooks, "AT_ONCE_PER_RECEIVER", 2)
     receiver.hangs = True
     hanging = {submit(api, receiver.url, num_images=9) for _ in range(4)}
-    eventually(lambda: len(receiver.calls) == 2)
+    eventually(lambda: len(receiver.calls) == 2, within_s=30)
     with receiving() as other:
         for number in range(1, 4):
             submit(api, other.url, num_images=9)
-            eventually(lambda number=number: len(other.calls) == number)  # type: ignore[misc]
+            eventually(lambda number=number: len(other.calls) == number, within_s=30)  # type: ignore[misc]
     assert len(receiver.calls) == 2
     receiver.hangs = False
     receiver.released.set()
-    eventually(lambda: {payload["request_id"] for payload in receiver.payloads} == hanging)
+    eventually(lambda: {payload["request_id"] for payload in receiver.payloads} == hanging, within_s=30)
 
 
 def test_every_try_is_logged_with_what_was_seen_and_how_long_it_took(api: Api, receiver: Receiver) -> None:
     receiver.statuses = [500, 200]
     job_id = submit(api, receiver.url, num_images=9)
-    eventually(lambda: settled(api) and len(receiver.calls) == 2)
+    eventually(lambda: settled(api) and len(receiver.calls) == 2, within_s=30)
     first, second = api.node.store.webhook_tries(job_id)
     assert (first.http_status, first.note, first.verdict) == (500, "HTTP 500", "again")
     assert (second.http_status, second.note, second.verdict) == (200, "HTTP 200", "delivered")
@@ -182,11 +182,11 @@ def test_a_redelivery_has_the_same_id_and_payload_and_a_signature_of_its_own(
     api: Api, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job_id = submit(api, receiver.url, num_images=9)
-    eventually(lambda: settled(api) and receiver.calls)
+    eventually(lambda: settled(api) and receiver.calls, within_s=30)
     earlier = time.time() - 100
     monkeypatch.setattr(webhooks.time, "time", lambda: earlier)
     api.node.store.redeliver_webhook(job_id)
-    eventually(lambda: len(receiver.calls) == 2)
+    eventually(lambda: len(receiver.calls) == 2, within_s=30)
     (first, body), (again, same_body) = receiver.calls
     assert body == same_body
     names = [f"x-fal-webhook-{name}" for name in ("request-id", "timestamp", "signature")]
