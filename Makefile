@@ -8,7 +8,7 @@ JS := tests/acceptance/js tests/compatibility/js
 NPM := $(shell command -v npm 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow test-gpu lint format check dev bench bench-load lock clean
+.PHONY: help serve test test-slow test-gpu compatibility lint format check dev bench bench-load lock clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
