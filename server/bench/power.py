@@ -42,9 +42,11 @@ def card(nvml: Any, device: str, environ: Mapping[str, str] = os.environ) -> Any
     visible = [word.strip() for word in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip()]
     name = visible[index] if index < len(visible) else str(index)
     try:
-        return nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdecimal() else nvml.nvmlDeviceGetHandleByUUID(name)
+        known = nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdecimal() else nvml.nvmlDeviceGetHandleByUUID(name)
+        nvml.nvmlDeviceGetPowerUsage(known)  # a slice of a card (MIG) has none
     except nvml.NVMLError as exc:
-        raise NoPowerError(f"no power figures: NVML does not know {device} ({exc})") from exc
+        raise NoPowerError(f"no power figures: NVML tells none of {device} ({exc})") from exc
+    return known
 
 
 def driver_version(nvml: Any) -> str:
