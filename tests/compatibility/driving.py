@@ -22,7 +22,7 @@ JS = HERE / "js"
 PROGRAMS = HERE / "programs"
 CLIENTS = ROOT / ".venv" / "clients"
 PICTURE = {"prompt": "a fox", "seed": 7, **TINY}
-TIMEOUT_S = 110
+TIMEOUT_S = 200
 
 
 @dataclass(frozen=True)

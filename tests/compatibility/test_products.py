@@ -94,6 +94,7 @@ def test_the_openai_client_draws(row: Row, server: Scripted, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("row", params((LITELLM,)))
 def test_litellm_draws(row: Row, server: Scripted, tmp_path: Path) -> None:
     need(row)
