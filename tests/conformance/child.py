@@ -67,7 +67,9 @@ class Child:
 
     def start(self, code: str, **names: Any) -> None:
         """Begin a piece; `result` waits for it. A process does one at a time."""
-        if self._process is None or self._process.poll() is not None:
+        if self._process is not None and self._process.poll() is not None:
+            self.kill()  # it ended by itself; its pipes are closed
+        if self._process is None:
             self._process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.PIPE,

@@ -15,8 +15,20 @@ from tests.acceptance.serving import Server
 from tests.conformance.child import JS, Child, js_child, proxied_child, python_child
 from tests.conformance.recording import Record
 from tests.conformance.scripted import Scripted
+from tests.server.receiver import Receiver, receiving
 
 KEY = "7f1d2c3b-conformance:secret"
+
+LOOPBACK = ("--allow-private-cidr", "127.0.0.0/8")
+SOON: dict[str, Any] = {
+    "server.webhooks.POLL_S": 0.05,
+    "server.webhooks.TIMEOUT_S": 3.0,
+    "server.webhooks.PAUSES_S": [0.1] * 9,
+    "server.store.sqlite.PRIVATE_RETENTION_S": 0.0,
+    "server.delivery.PRIVATE_RETENTION_S": 0.1,
+    "server.node.SWEEP_S": 0.5,
+}
+"""Times of hours, in which nobody tests."""
 
 StartServer = Callable[..., Scripted]
 """Scripted server settings in, running server out; it ends with the test."""
@@ -56,6 +68,13 @@ def shared_protected(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scrip
     yield from _served(serve(tmp_path_factory.mktemp("protected"), FLUXSERVE_API_KEYS=KEY))
 
 
+@pytest.fixture(scope="session")
+def shared_hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripted]:
+    """The server in a hurry. Tests use `hasty`."""
+    folder = tmp_path_factory.mktemp("hasty")
+    yield from _served(serve(folder, *LOOPBACK, constants=SOON, SCRIPTED_STEP_S="0"))
+
+
 def _served(scripted: Scripted) -> Iterator[Scripted]:
     try:
         scripted.server.wait_ready()
@@ -79,6 +98,13 @@ def protected(shared_protected: Scripted) -> Iterator[Scripted]:
 
 
 @pytest.fixture
+def hasty(shared_hasty: Scripted) -> Iterator[Scripted]:
+    """A server that may call this machine, tries webhooks again soon, and keeps what it shall not keep for no time."""
+    yield shared_hasty
+    shared_hasty.open_all()
+
+
+@pytest.fixture
 def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]:
     """Servers of the test's own, where it restarts one or needs other settings: see `serve`."""
     started: list[Scripted] = []
@@ -93,6 +119,13 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServ
     for scripted in started:
         scripted.open_all()
         scripted.server.close()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """Somebody's web server on this machine, for webhooks."""
+    with receiving() as received:
+        yield received
 
 
 @pytest.fixture
@@ -137,6 +170,20 @@ def js(server: Scripted, request: pytest.FixtureRequest) -> Child:
     """`@fal-ai/client` in Node against the open server, through the proxy endpoint."""
     need_node()
     child: Child = request.getfixturevalue("shared_js")
+    return child
+
+
+@pytest.fixture(scope="session")
+def shared_hasty_js(shared_hasty: Scripted) -> Iterator[Child]:
+    """One Node process for the session. Tests use `hasty_js`."""
+    yield from _living(js_child(shared_hasty.server))
+
+
+@pytest.fixture
+def hasty_js(hasty: Scripted, request: pytest.FixtureRequest) -> Child:
+    """`@fal-ai/client` in Node against the server in a hurry."""
+    need_node()
+    child: Child = request.getfixturevalue("shared_hasty_js")
     return child
 
 

@@ -10,10 +10,9 @@ import httpx
 import pytest
 
 from tests.conformance.child import HERE, Child
-from tests.conformance.conftest import NewChild, StartServer
 from tests.conformance.recording import Record
 from tests.conformance.scripted import DEV, TINY, Scripted
-from tests.server.receiver import Receiver, receiving
+from tests.server.receiver import Receiver
 
 FOX = {"prompt": "a fox", **TINY}
 
@@ -104,19 +103,12 @@ def test_006_node_reaches_the_proxy_endpoint_only(js: Child, record: Record) -> 
     assert hosts == {"fal.run", "queue.fal.run"}
 
 
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with receiving() as received:
-        yield received
-
-
 @pytest.mark.case(7)
 def test_007_a_webhook_asked_for_through_the_proxy_is_called(
-    start_server: StartServer, new_js: NewChild, receiver: Receiver
+    hasty: Scripted, hasty_js: Child, receiver: Receiver
 ) -> None:
-    server = start_server("--allow-private-cidr", "127.0.0.0/8")
-    record = server.record()
-    submitted = new_js(server)(
+    record = hasty.record()
+    submitted = hasty_js(
         "return await fal.queue.submit(endpoint, { input, webhookUrl })",
         endpoint=DEV,
         input=FOX,
@@ -124,7 +116,7 @@ def test_007_a_webhook_asked_for_through_the_proxy_is_called(
     )
     (submit,) = record.of("POST", DEV)
     assert httpx.URL(submit.target or "").params["fal_webhook"] == receiver.url
-    server.until(lambda: receiver.calls)
+    hasty.until(lambda: receiver.calls)
     assert receiver.payloads[0]["request_id"] == submitted["request_id"]
     assert receiver.payloads[0]["payload"]["prompt"] == "a fox"
 

@@ -49,14 +49,12 @@ def test_without_retries_one_fault_is_the_end(server: Scripted, python: Child) -
     assert ended("internal", {"X-Fal-Retry-Config": json.dumps({"server_error": {"retries": 1}})}) == (2, 500)
 
 
-def test_payloads_that_shall_not_be_kept_are_gone_soon(start_server: StartServer) -> None:
-    constants = {"server.store.sqlite.PRIVATE_RETENTION_S": 0.0, "server.node.SWEEP_S": 0.2}
-    server = start_server(constants=constants | {"server.delivery.PRIVATE_RETENTION_S": 0.1})
-    kept = server.submit("a fox")
-    server.until_status(kept, "COMPLETED")
-    private = server.submit("a fox", headers={"x-fal-store-io": "0"})
-    server.until(lambda: server.result(private).status_code == 404)
-    assert server.result(kept).status_code == 200
+def test_payloads_that_shall_not_be_kept_are_gone_soon(hasty: Scripted) -> None:
+    kept = hasty.submit("a fox")
+    hasty.until_status(kept, "COMPLETED")
+    private = hasty.submit("a fox", headers={"x-fal-store-io": "0"})
+    hasty.until(lambda: hasty.result(private).status_code == 404)
+    assert hasty.result(kept).status_code == 200
 
 
 @pytest.mark.parametrize("wish", ["{}", "nonsense", '{"expiration_duration_seconds": null}'])

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis.checks import negative_data_rejection, positive_data_acceptance
 from schemathesis.core.failures import FailureGroup
 from schemathesis.generation.modes import GenerationMode
 
-from tests.conformance.conftest import serve
 from tests.conformance.scripted import TINY, Scripted
 
 PATHS = (
@@ -22,25 +19,14 @@ PATHS = (
 """Every kind of route and of input once: the endpoints of one schema are answered by the same code."""
 
 
-@pytest.fixture(scope="module")
-def described(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripted]:
-    """A server of its own, whose pictures take no time."""
-    scripted = serve(tmp_path_factory.mktemp("described"), SCRIPTED_STEP_S="0")
-    try:
-        scripted.server.wait_ready()
-        yield scripted
-    finally:
-        scripted.server.close()
-
-
 Case = schemathesis.Case[Any]
 PATIENT = settings(
     max_examples=6, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
 
 
-def test_every_answer_is_a_documented_one(described: Scripted) -> None:
-    document = schemathesis.openapi.from_url(f"{described.url}/openapi.json", wait_for_schema=60)
+def test_every_answer_is_a_documented_one(hasty: Scripted) -> None:
+    document = schemathesis.openapi.from_url(f"{hasty.url}/openapi.json", wait_for_schema=60)
     operations: list[Any] = [found.ok() for found in document.include(path_regex=PATHS).get_all_operations()]  # type: ignore[union-attr]
     assert len(operations) > 15
     faults: list[str] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,7 +12,7 @@ import pytest
 from server import webhooks
 from server.store.base import JobStatus, Outcome
 from tests.conformance.child import Child
-from tests.conformance.conftest import StartServer, need_node, serve
+from tests.conformance.conftest import LOOPBACK, SOON, StartServer
 from tests.conformance.scripted import DEV, TINY, Scripted
 from tests.server.api_node import ApiNode
 from tests.server.api_server import eventually
@@ -21,10 +20,6 @@ from tests.server.api_server import serve as serve_node
 from tests.server.receiver import Receiver, receiving
 
 FOX = {"prompt": "a fox", **TINY}
-LOOPBACK = ("--allow-private-cidr", "127.0.0.0/8")
-SOON = {"server.webhooks.POLL_S": 0.05, "server.webhooks.TIMEOUT_S": 3.0, "server.webhooks.PAUSES_S": [0.1] * 9}
-"""The real pauses add up to two hours."""
-
 VERIFY = """
     const { keys } = await (await fetch(`${serverUrl}/rest/.well-known/jwks.json`)).json()
     const hash = crypto.createHash("sha256").update(body).digest("hex")
@@ -36,69 +31,33 @@ VERIFY = """
 """A receiver's own check, by fal's documentation alone and with another library than ours: Node's."""
 
 
-@pytest.fixture(scope="module")
-def shared_caller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripted]:
-    scripted = serve(tmp_path_factory.mktemp("caller"), *LOOPBACK, constants=SOON)
-    try:
-        scripted.server.wait_ready()
-        yield scripted
-    finally:
-        scripted.server.close()
-
-
-@pytest.fixture
-def caller(shared_caller: Scripted) -> Iterator[Scripted]:
-    """A server that may call this machine, and tries again soon."""
-    yield shared_caller
-    shared_caller.open_all()
-
-
-@pytest.fixture(scope="module")
-def caller_js(shared_caller: Scripted) -> Iterator[Child]:
-    """`@fal-ai/client` against it."""
-    need_node()
-    from tests.conformance.child import js_child
-
-    child = js_child(shared_caller.server)
-    yield child
-    child.kill()
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with receiving() as received:
-        yield received
-
-
 def submit(js: Child, receiver: Receiver, **changes: Any) -> str:
     code = "return (await fal.queue.submit(endpoint, { input, webhookUrl })).request_id"
     return str(js(code, endpoint=DEV, input=FOX | changes, webhookUrl=receiver.url))
 
 
 @pytest.mark.case(98)
-def test_098_a_good_end_is_posted_once_and_signed(caller: Scripted, caller_js: Child, receiver: Receiver) -> None:
-    request_id = submit(caller_js, receiver)
-    caller.until(lambda: receiver.calls)
+def test_098_a_good_end_is_posted_once_and_signed(hasty: Scripted, hasty_js: Child, receiver: Receiver) -> None:
+    request_id = submit(hasty_js, receiver)
+    hasty.until(lambda: receiver.calls)
     body = receiver.payloads[0]
     assert (body["request_id"], body["gateway_request_id"], body["status"]) == (request_id, request_id, "OK")
-    assert body["payload"] == caller.result(request_id).json()
+    assert body["payload"] == hasty.result(request_id).json()
     assert not body.get("error")
     headers, raw = receiver.calls[0]
     assert headers["content-type"] == "application/json"
-    assert caller_js(VERIFY, headers=headers, body=raw.decode()) == [True]
-    assert caller_js(VERIFY, headers=headers, body=raw.decode() + " ") == [False]
+    assert hasty_js(VERIFY, headers=headers, body=raw.decode()) == [True]
+    assert hasty_js(VERIFY, headers=headers, body=raw.decode() + " ") == [False]
     # Several rounds of the outbox later there is still one.
-    other = submit(caller_js, receiver)
-    caller.until(lambda: len(receiver.calls) >= 2)
+    other = submit(hasty_js, receiver)
+    hasty.until(lambda: len(receiver.calls) >= 2)
     assert [payload["request_id"] for payload in receiver.payloads] == [request_id, other]
 
 
 @pytest.mark.case(99)
-def test_099_a_rejected_input_is_an_error_with_its_detail(
-    caller: Scripted, caller_js: Child, receiver: Receiver
-) -> None:
-    request_id = submit(caller_js, receiver, num_images=9)
-    caller.until(lambda: receiver.calls)
+def test_099_a_rejected_input_is_an_error_with_its_detail(hasty: Scripted, hasty_js: Child, receiver: Receiver) -> None:
+    request_id = submit(hasty_js, receiver, num_images=9)
+    hasty.until(lambda: receiver.calls)
     (body,) = receiver.payloads
     assert (body["request_id"], body["status"], body["error"]) == (request_id, "ERROR", "Invalid status code: 422")
     assert body["payload"]["detail"][0]["loc"] == ["body", "num_images"]
@@ -121,34 +80,34 @@ def test_100_an_output_that_is_no_json_says_so(
 
 
 @pytest.mark.case(101)
-def test_101_errors_are_repeated_and_redirects_are_not(caller: Scripted, caller_js: Child, receiver: Receiver) -> None:
+def test_101_errors_are_repeated_and_redirects_are_not(hasty: Scripted, hasty_js: Child, receiver: Receiver) -> None:
     receiver.statuses = [500, 500, 200]
-    request_id = submit(caller_js, receiver)
-    caller.until(lambda: len(receiver.calls) == 3)
+    request_id = submit(hasty_js, receiver)
+    hasty.until(lambda: len(receiver.calls) == 3)
     assert {payload["request_id"] for payload in receiver.payloads} == {request_id}
     assert len({body for _, body in receiver.calls}) == 1
     with receiving() as elsewhere:
         elsewhere.statuses = [302]
-        submit(caller_js, elsewhere)
-        caller.until(lambda: elsewhere.calls)
+        submit(hasty_js, elsewhere)
+        hasty.until(lambda: elsewhere.calls)
         # As long as three tries take when there are any: two more deliveries to somebody who answers 500 first.
         receiver.calls.clear()
         receiver.statuses = [500, 500, 200]
-        submit(caller_js, receiver)
-        caller.until(lambda: len(receiver.calls) == 3)
+        submit(hasty_js, receiver)
+        hasty.until(lambda: len(receiver.calls) == 3)
         assert len(elsewhere.calls) == 1
 
 
 @pytest.mark.case(102)
-def test_102_a_receiver_that_hangs_delays_nobody(caller: Scripted, caller_js: Child, receiver: Receiver) -> None:
+def test_102_a_receiver_that_hangs_delays_nobody(hasty: Scripted, hasty_js: Child, receiver: Receiver) -> None:
     with receiving() as hanging:
         hanging.hangs = True
-        submit(caller_js, hanging)
-        caller.until(lambda: hanging.calls)
-        submit(caller_js, receiver)
-        caller.until(lambda: receiver.calls)
+        submit(hasty_js, hanging)
+        hasty.until(lambda: hanging.calls)
+        submit(hasty_js, receiver)
+        hasty.until(lambda: receiver.calls)
         # It was given up after its time, and asked again: the first call is still open.
-        caller.until(lambda: len(hanging.calls) >= 2)
+        hasty.until(lambda: len(hanging.calls) >= 2)
         assert not hanging.released.is_set()
 
 
