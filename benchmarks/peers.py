@@ -31,6 +31,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from diffusers.models.attention_dispatch import attention_backend
 
 from benchmarks.common import emit, environment
 from benchmarks.engine import WINDOW_S, Job, Ours, Source, Stock
@@ -205,13 +206,15 @@ def measure_peer(
     spec = components.spec
     try:
         copies = {"transformer": deepcopy(components.transformer), "vae": deepcopy(components.vae)}
-        system = peer.build(replace(components, **copies), accelerator)
-        for shape in shapes:
+        # A model's set_attention_backend changes the default of all models, too; this puts it back.
+        with attention_backend("native"):
+            system = peer.build(replace(components, **copies), accelerator)
+            for shape in shapes:
 
-            def jobs(count: int, shape: Shape = shape) -> list[Job]:
-                return shape.jobs(spec.name, count, spec.max_sequence_length)
+                def jobs(count: int, shape: Shape = shape) -> list[Job]:
+                    return shape.jobs(spec.name, count, spec.max_sequence_length)
 
-            row["cells"][shape.name] = _figures(peer, system, jobs, settings)
+                row["cells"][shape.name] = _figures(peer, system, jobs, settings)
     except Exception as exc:
         # Whatever breaks one peer, an optional library's own errors too, the others are still worth their time.
         row["why_not"] = f"broke: {type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else ''}"

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
 from benchmarks import peers
 from benchmarks.engine import Stock
@@ -69,9 +70,12 @@ def test_no_peer_sees_what_another_changed() -> None:
 
     def vandal(components: Any, accelerator: Any) -> Stock:
         components.transformer.proj_out.weight.zero_()
+        components.transformer.set_attention_backend("_native_math")
         return Stock(components)
 
+    backend = _AttentionBackendRegistry.get_active_backend()
     peer = peers.Peer("vandal", vandal)
     row = peers.measure_peer(peer, components, accelerator, [peers.Shape(32, 32, 1)], peers.Settings(1, 0, 1))
     assert row["cells"]
     assert all(torch.equal(before[name], tensor) for name, tensor in components.transformer.state_dict().items())
+    assert _AttentionBackendRegistry.get_active_backend() == backend
