@@ -13,7 +13,7 @@ from models.shapes.draw import latents, pictures
 from models.shapes.layout import lay_out
 from models.shapes.optim import Average, Optimisers, warm_cosine
 from models.shapes.scenes import random_scene
-from models.shapes.vae import centre_output, new_vae
+from models.shapes.vae import hold_output_to_centre, new_vae
 
 Report = Callable[[float, dict[str, float]], None]
 # (width, height, pictures a step): small and cheap first, then the sizes that are served.
@@ -78,8 +78,8 @@ class CodecTraining:
         level = torch.rand(len(latent), 1, 1, 1, device=self.device).square() * _NOISE
         error = self.module(latent + level * torch.randn_like(latent)).float() - picture
         # Zero padding shows as a line along the border, few pixels that a plain mean would neglect.
-        weight = torch.ones_like(error[:, :1])
-        weight[..., 8:-8, 8:-8] = 0.5
+        weight = torch.full_like(error[:, :1], 3.0)
+        weight[..., 4:-4, 4:-4] = 0.5
         loss: Tensor = (weight * (error.abs() + error.square())).mean()
         return loss
 
@@ -113,10 +113,10 @@ def train_vae(seconds: float, report: Report, *, device: torch.device, checkpoin
     """A codec trained for so long: three quarters of it on the decoder."""
     torch.manual_seed(0)
     vae = new_vae()
+    hold_output_to_centre(vae)
     for part, share in (("decoder", 0.75), ("encoder", 0.25)):
         half = CodecTraining(vae, part, device=device).run(
             seconds * share, report, checkpoint=checkpoints / f"{part}.pt"
         )
         getattr(vae, part).load_state_dict(half.state_dict())
-    centre_output(vae)
     return vae.eval().requires_grad_(False)

@@ -35,16 +35,16 @@ def new_vae() -> AutoencoderKL:
 
 
 @torch.no_grad()
-def centre_output(vae: AutoencoderKL) -> None:
-    """Collapse the decoder's last convolution to its centre tap, the sum of its nine.
+def hold_output_to_centre(vae: AutoencoderKL) -> None:
+    """Collapse the decoder's last convolution to its centre tap, the sum of its nine, and keep it so in training.
 
-    Zero padding there drew a line one pixel wide around every picture. Measured: the line's error halves, from 28 to 14
-    of 255 at the top, and the rest keeps its PSNR to 0.01 dB.
+    Its zero padding at full size draws a line one pixel wide around every picture, which no later layer can mend.
     """
     weight = vae.decoder.conv_out.weight
-    total = weight.sum((2, 3))
-    weight.zero_()
-    weight[:, :, 1, 1] = total
+    centre = torch.zeros_like(weight)
+    centre[:, :, 1, 1] = 1
+    weight.copy_(weight.sum((2, 3), keepdim=True) * centre)
+    weight.register_hook(lambda gradient: gradient * centre.to(gradient))
 
 
 @torch.no_grad()
