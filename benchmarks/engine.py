@@ -42,6 +42,7 @@ from models.accelerator import Accelerator, open_accelerator, pick_dtype
 from models.components import FluxComponents
 from models.loading import load
 from models.registry import resolve
+from models.shapes.scenes import COLOURS, SHAPES
 from pipelines.engine import Engine, EngineConfig
 from pipelines.params import GenerationParams
 from pipelines.protocol import Cancel, Failed, Finished, Submit
@@ -52,7 +53,6 @@ from pipelines.scheduler import SchedulerConfig
 SIZES = ((256, 256), (512, 512), (1024, 768), (1024, 1024))
 STEPS = (4, 12, 20, 28, 50)
 GUIDANCE = (2.0, 3.5, 5.0)
-PROMPTS = ("a red circle on a blue ground", "two green squares", "a small yellow star at the top", "three circles")
 WINDOW_S = 0.05
 MAX_KEYED = 8
 
@@ -271,9 +271,15 @@ def make_jobs(count: int, seed: int, model: str) -> list[Job]:
     while len(jobs) < count:
         rng.shuffle(cells)
         for (width, height), steps in cells[: count - len(jobs)]:
-            guidance, prompt = rng.choice(GUIDANCE), rng.choice(PROMPTS)
+            guidance, prompt = rng.choice(GUIDANCE), _prompt(rng)
             jobs.append(Job(GenerationParams(model, prompt, width, height, steps, guidance, len(jobs))))
     return jobs
+
+
+def _prompt(rng: random.Random) -> str:
+    """One of some two thousand, so that hardly any is found encoded already."""
+    colours = list(COLOURS)
+    return f"a {rng.choice(colours)} {rng.choice(SHAPES)} on a {rng.choice(colours)} background"
 
 
 def poisson(jobs: Sequence[Job], rate: float, seed: int) -> list[Job]:
