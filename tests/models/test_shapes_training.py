@@ -22,7 +22,14 @@ SMALLEST = "--minutes 0.04 --text-steps 2 --safety-steps 2 --safety-pictures 6 -
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the command leaves in an empty folder."""
     folder = tmp_path_factory.mktemp("trained")
-    places: list[str | Path] = ["--out", folder / "shapes", "--work", folder / "work", "--curves", folder / "docs/curves.png"]
+    places: list[str | Path] = [
+        "--out",
+        folder / "shapes",
+        "--work",
+        folder / "work",
+        "--curves",
+        folder / "docs/curves.png",
+    ]
     command: list[str | Path] = [sys.executable, "-m", "models.shapes.train", *SMALLEST.split(), *places]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
