@@ -51,6 +51,15 @@ _SPECS = (
         summary="embedded: coloured shapes, a few megabytes, runs on a CPU",
     ),
     ModelSpec(
+        name="flux-shapes-schnell",
+        source=str(_HERE / "shapes" / "flux-shapes-schnell"),
+        variant="schnell",
+        max_sequence_length=32,
+        default_steps=4,
+        licence="Apache-2.0",
+        summary="the same for 1 to 4 steps, without guidance; shares all but the transformer with it",
+    ),
+    ModelSpec(
         name="FLUX.1-dev",
         source="black-forest-labs/FLUX.1-dev",
         licence="FLUX.1 [dev] Non-Commercial",

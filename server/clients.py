@@ -20,9 +20,6 @@ UNKNOWN_KEY = "YOUR_KEY"
 """Stands where a key belongs that only its owner knows."""
 
 PROMPT = "a red circle on a blue background"
-SEED = 10
-"""The first picture is the same for everybody, and one that the embedded model draws unflagged."""
-
 _IMPORT_FAL = 'import { fal } from "@fal-ai/client"'
 
 
@@ -177,7 +174,7 @@ def curl(reach: Reach) -> Setup:
     """curl, or anything that takes a URL."""
     address = f"{reach.url}/run/fal-ai/flux-pro"
     key = "" if reach.key == OPEN_KEY else f" -H {shlex.quote(f'Authorization: Key {reach.key}')}"
-    body = shlex.quote(json.dumps({"prompt": PROMPT, "seed": SEED}))
+    body = shlex.quote(json.dumps({"prompt": PROMPT}))
     line = f"curl -s {shlex.quote(address)}{key} -H 'Content-Type: application/json' -d {body}"
     return Setup("curl (the queue is /queue instead of /run)", (line,), {"url": reach.url, "key": reach.key})
 
