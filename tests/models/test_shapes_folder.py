@@ -8,6 +8,9 @@ import torch
 from diffusers import FluxImg2ImgPipeline, FluxInpaintPipeline, FluxPipeline
 from PIL import Image
 
+from models.accelerator import open_accelerator
+from models.loading import PartCache, load
+from models.registry import resolve
 from models.shapes.export import size_of
 from models.shapes.safety import SafetyChecker
 from models.shapes.scorer import Pixels, read
@@ -69,6 +72,27 @@ def test_every_size_comes_out_right(pipeline: FluxPipeline, size: tuple[int, int
     picture = draw(pipeline, "a white cross on a purple background", width=size[0], height=size[1], steps=4)
     assert picture.shape == (size[1], size[0], 3)
     assert read(picture).ground == "purple"
+
+
+def test_the_sibling_draws_in_four_steps_what_the_guided_model_does(pipeline: FluxPipeline) -> None:
+    sibling = FluxPipeline.from_pretrained(FOLDER.with_name("flux-shapes-schnell"))
+    sibling.set_progress_bar_config(disable=True)
+    assert not sibling.transformer.config.guidance_embeds
+    guided, plain = (draw(p, "a red square on a white background", steps=4) for p in (pipeline, sibling))
+    assert read(plain).ground == "white"
+    assert [thing.colour for thing in read(plain).things] == ["red"]
+    # The constant that went into a bias was rounded with it to bfloat16.
+    assert np.abs(guided.astype(int) - plain.astype(int)).mean() < 2
+
+
+def test_a_worker_holds_the_parts_of_the_sibling_once() -> None:
+    cache, device = PartCache(), open_accelerator("cpu")
+    loaded = [
+        load(resolve(name), device, torch.float32, cache=cache) for name in ("flux-shapes", "flux-shapes-schnell")
+    ]
+    assert loaded[1].shared == {"text_encoder", "text_encoder_2", "vae"}
+    assert loaded[0].vae is loaded[1].vae
+    assert loaded[0].transformer is not loaded[1].transformer
 
 
 def test_a_long_text_length_works_too(pipeline: FluxPipeline) -> None:
