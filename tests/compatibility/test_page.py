@@ -37,15 +37,14 @@ def test_the_page_is_drawn_from_the_results() -> None:
 def test_the_results_are_of_the_tests_that_exist(collected: dict[str, list[str]]) -> None:
     results = report.read()
     assert sorted(results.clients) == collected["clients"] == sorted(row.title for row in ROWS)
-    assert set(results.cases) <= set(collected["cases"]), "make compatibility"
+    assert sorted(results.cases, key=int) == collected["cases"], "make compatibility"
     assert {int(case) for case in collected["cases"]} | set(REASONS) == set(CASES)
 
 
 def test_nothing_fails_and_whatever_was_skipped_says_why() -> None:
     results = report.read()
     for name, proof in (results.clients | results.cases).items():
-        assert proof.outcome != "failed", name
-        assert proof.outcome != "skipped" or proof.reason, name
+        assert proof.outcome == "passed" or (proof.outcome == "skipped" and proof.reason), name
 
 
 def test_the_page_names_the_versions_that_are_pinned() -> None:

@@ -58,12 +58,13 @@ def test_025_a_path_argument_and_a_longer_id_are_one_route(python: Child, record
 @pytest.mark.case(26)
 def test_026_work_stops_when_its_caller_leaves(server: Scripted, new_python: NewChild) -> None:
     child = new_python(server)
-    before = server.ends("cancelled")
     child.start(RUN_PYTHON, endpoint=DEV, arguments={"prompt": f"wait {server.new_gate()}", **TINY})
     server.until(lambda: server.running() == 1)
     child.kill()
+    # The gate stays shut, so nothing but a cancel can end it. A run that nobody waits for is forgotten soon after its
+    # end, perhaps before the worker's next heartbeat: its own end cannot be counted.
     server.until(lambda: server.running() == 0)
-    server.until(lambda: server.ends("cancelled") == before + 1)
+    server.until(lambda: server.ends("running") == server.ends("queued") == 0)
 
 
 @pytest.mark.case(27)
