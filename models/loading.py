@@ -9,7 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from torch import nn
@@ -32,6 +34,13 @@ Progress = Callable[[str, float], None]
 """Called with a stage in words and the fraction done, in [0, 1]."""
 
 PARTS = ("text_encoder", "text_encoder_2", "vae", "transformer")
+
+
+def silence_libraries() -> None:
+    """Keep the libraries' notices and bars off the terminal: we report loading ourselves, and faults as LoadError."""
+    for library in (diffusers, transformers):
+        library.logging.set_verbosity_error()
+        library.logging.disable_progress_bar()
 
 
 def load(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from models.accelerator import open_accelerator, pick_dtype
+from models.loading import silence_libraries
 from models.registry import ModelSpec
 from pipelines.engine import Engine
 from pipelines.params import GenerationParams
@@ -42,6 +43,7 @@ def generate(
 
     Raises: GenerationError; models.checkpoint_files.LoadError; models.accelerator.DeviceError; ValueError.
     """
+    silence_libraries()
     accelerator = open_accelerator(device)
 
     def loading(model: str, stage: str, fraction: float) -> None:

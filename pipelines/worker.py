@@ -25,12 +25,11 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-import diffusers
 import torch
-import transformers
 
 from models.accelerator import Accelerator, DeviceError, open_accelerator, pick_dtype
 from models.checkpoint_files import LoadError
+from models.loading import silence_libraries
 from models.registry import UnknownModelError, resolve
 from pipelines.engine import Engine, EngineConfig
 from pipelines.pool import ModelPool
@@ -178,8 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one worker. Returns the exit status."""
     arguments = parse_arguments(argv)
     link = Link(socket.socket(fileno=arguments.fd))
-    diffusers.logging.set_verbosity_error()
-    transformers.logging.set_verbosity_error()
+    silence_libraries()
     torch.set_grad_enabled(False)
     try:
         return _run(link, arguments)
