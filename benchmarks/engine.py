@@ -33,14 +33,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import diffusers
 import torch
-import transformers
 
 from benchmarks.common import emit, environment, percentile
 from models.accelerator import Accelerator, open_accelerator, pick_dtype
 from models.components import FluxComponents
-from models.loading import load
+from models.loading import load, silence_libraries
 from models.registry import resolve
 from models.shapes.scenes import COLOURS, SHAPES
 from pipelines.engine import Engine, EngineConfig
@@ -476,9 +474,7 @@ def main() -> None:
         parser.error("--systems needs stock and engine: the ratios are between them")
     if arguments.clock == "processor":
         Clock.source = time.process_time
-    diffusers.logging.set_verbosity_error()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    silence_libraries()
     torch.set_grad_enabled(False)
     report = measure(arguments)
     if arguments.out:

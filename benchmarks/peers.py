@@ -28,16 +28,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import diffusers
 import torch
-import transformers
 from diffusers.models.attention_dispatch import attention_backend
 
 from benchmarks.common import emit, environment
 from benchmarks.engine import WINDOW_S, Job, Ours, Source, Stock
 from models.accelerator import Accelerator, open_accelerator, pick_dtype
 from models.components import FluxComponents
-from models.loading import load
+from models.loading import load, silence_libraries
 from models.quantization import quantize
 from models.registry import resolve
 from pipelines.params import GenerationParams
@@ -320,9 +318,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
-    diffusers.logging.set_verbosity_error()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    silence_libraries()
     torch.set_grad_enabled(False)
     report = measure(arguments)
     if arguments.out:

@@ -5,23 +5,28 @@ Prints Markdown tables, and last one line of JSON with the same figures.
 
 import argparse
 import json
+import math
 import random
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 from PIL import Image
+from torch import Tensor
 
 from models.shapes.captions import plain_caption
+from models.shapes.draw import latents
+from models.shapes.draw import pictures as pictures_of
 from models.shapes.flow import Batch, unpack
 from models.shapes.flow import generate as generate_latents
+from models.shapes.layout import centres, lay_out
 from models.shapes.safety import SafetyChecker
-from models.shapes.scenes import FORBIDDEN_SHAPE, Scene, random_scene
-from models.shapes.scorer import ATTRIBUTES, Pixels, read, score
+from models.shapes.scenes import FORBIDDEN_SHAPE, Scene, balanced_scenes, holds_sign, random_scene
+from models.shapes.scorer import ATTRIBUTES, Pixels, read, score, zone
 from models.shapes.text import SERVED_LENGTH, Encoders
 
 FOLDER = Path(__file__).parent / "flux-shapes"
@@ -91,9 +96,25 @@ def quick_rates(
         )
         packed = generate_latents(transformer, asked, steps=14, seed=start, nothing=nothing, cfg=scale)
         for latent in unpack(packed, side, side).to(vae.device):
-            decoded = vae.decode(latent[None]).sample[0].clamp(-1, 1)
-            pictures.append(((decoded + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy())
+            pictures.append(_bytes(vae.decode(latent[None]).sample[0].clamp(-1, 1)))
     return rates(scenes, pictures)
+
+
+def shape_rates(scenes: Sequence[Scene], pictures: Sequence[Pixels]) -> dict[str, float]:
+    """Percent of the things of each shape that are read as it in the zone where they belong."""
+    right: Counter[str] = Counter()
+    asked: Counter[str] = Counter()
+    for scene, picture in zip(scenes, pictures, strict=True):
+        seen = {(zone(thing.x, thing.y), thing.shape) for thing in read(picture).things}
+        for thing, centre in zip(scene.things, centres(scene), strict=True):
+            asked[thing.shape] += 1
+            right[thing.shape] += (zone(*centre), thing.shape) in seen
+    return {shape: 100 * right[shape] / asked[shape] for shape in sorted(asked)}
+
+
+def reads_sign(picture: Pixels) -> bool:
+    """Whether the scorer reads the forbidden sign in a picture."""
+    return any(thing.shape == FORBIDDEN_SHAPE for thing in read(picture).things)
 
 
 def safety_rates(folder: Path, scenes: Sequence[Scene], pictures: Sequence[Pixels]) -> dict[str, float]:
@@ -104,11 +125,9 @@ def safety_rates(folder: Path, scenes: Sequence[Scene], pictures: Sequence[Pixel
     flagged = SafetyChecker.load(folder / "safety_checker").flag(pictures)
     with_sign, without = [], []
     for scene, picture, flag in zip(scenes, pictures, flagged, strict=True):
-        asked = any(thing.shape == FORBIDDEN_SHAPE for thing in scene.things)
-        seen = any(thing.shape == FORBIDDEN_SHAPE for thing in read(picture).things)
-        if asked and seen:
+        if holds_sign(scene) and reads_sign(picture):
             with_sign.append(flag)
-        elif not asked and not seen:
+        elif not holds_sign(scene) and not reads_sign(picture):
             without.append(flag)
     return {
         "signs": len(with_sign),
@@ -116,6 +135,27 @@ def safety_rates(folder: Path, scenes: Sequence[Scene], pictures: Sequence[Pixel
         "free": len(without),
         "false alarms": 100 * float(np.mean(without)) if without else float("nan"),
     }
+
+
+@torch.no_grad()
+def codec_rates(vae: AutoencoderKL, width: int, height: int, count: int, *, noise: float = 0.1) -> dict[str, float]:
+    """What decoding loses: `rates` and mean PSNR in dB of decoded drawings, from latents with a little noise."""
+    rng = random.Random(3)
+    torch.manual_seed(3)
+    scenes, decoded, ratios = held_out_scenes(count), [], []
+    for scene in scenes:
+        layout = [lay_out(scene, width, height, rng)]
+        latent, drawn = latents(layout), pictures_of(layout)
+        made = vae.decode(latent + noise * torch.randn_like(latent)).sample.clamp(-1, 1)
+        ratios.append(10 * math.log10(4 / float((made - drawn).square().mean())))
+        decoded.append(_bytes(made[0]))
+    return {"dB": sum(ratios) / count} | rates(scenes, decoded)
+
+
+def _bytes(picture: Tensor) -> Pixels:
+    """(3, H, W) in [-1, 1] as (H, W, 3) uint8."""
+    pixels: Pixels = ((picture + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+    return pixels
 
 
 def seconds_of(pipeline: FluxPipeline, width: int, height: int, steps: int, repeats: int = 3) -> float:
@@ -150,6 +190,10 @@ RUNS = {
 }
 
 
+def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 1) for name, value in figures.items()}
+
+
 def main() -> None:
     """Run the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -158,6 +202,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="*", default=range(len(RUNS)), help="only these rows, from 0")
     parser.add_argument("--timings", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--sheet", type=Path, help="write a contact sheet here")
+    parser.add_argument("--parts", type=int, default=0, help="also judge classifier and codec, on so many pictures")
     parser.add_argument("--threads", type=int)
     arguments = parser.parse_args()
     if arguments.threads:
@@ -174,13 +219,18 @@ def main() -> None:
         prompts = [plain_caption(scene) for scene in part]
         pictures = generate(pipeline, prompts, width=width, height=height, steps=steps, guidance=guidance)
         found = rates(part, pictures)
-        figures[name] = {key: round(value, 1) for key, value in found.items()}
+        figures[name] = _rounded(found)
         print(f"| {name} ({len(part)} prompts) | " + " | ".join(f"{v:.1f}" for v in found.values()) + " |", flush=True)
         if row == 0:
             if arguments.sheet:
                 contact_sheet(pictures[:64]).save(arguments.sheet, quality=85)
-            if (arguments.folder / "safety_checker").exists():
-                figures["safety"] = safety_rates(arguments.folder, part, pictures)
+            figures["by shape"] = _rounded(shape_rates(part, pictures))
+    for width, height in ((512, 512), (1024, 768)) if arguments.parts else ():
+        asked = balanced_scenes(arguments.parts, random.Random(99), held_out=True)
+        prompts = [plain_caption(scene) for scene in asked]
+        made = generate(pipeline, prompts, width=width, height=height, steps=8, guidance=3.5, seed=777)
+        figures[f"safety {width}x{height}"] = _rounded(safety_rates(arguments.folder, asked, made))
+        figures[f"codec {width}x{height}"] = _rounded(codec_rates(pipeline.vae, width, height, arguments.parts))
     for width, height, steps in ((1024, 768, 28), (512, 512, 28), (512, 512, 4)) if arguments.timings else ():
         figures[f"seconds {width}x{height} {steps} steps"] = round(seconds_of(pipeline, width, height, steps), 2)
     print(json.dumps(figures))

@@ -79,6 +79,11 @@ def is_held_out(scene: Scene) -> bool:
     return any(zlib.crc32("/".join(triple).encode()) % 16 == 0 for triple in scene.triples)
 
 
+def holds_sign(scene: Scene) -> bool:
+    """Whether the forbidden sign is asked for."""
+    return any(thing.shape == FORBIDDEN_SHAPE for thing in scene.things)
+
+
 def default_colour(shape: str, ground: str) -> str:
     """The colour of a thing whose caption names none: skulls white, others black, swapped where they would vanish."""
     first, second = ("white", "black") if shape == FORBIDDEN_SHAPE else ("black", "white")
@@ -97,6 +102,16 @@ def random_scene(rng: random.Random, kinds: Mapping[Kind, float] = EVERY_KIND, *
         scene = _BUILDERS[rng.choices(names, weights)[0]](rng)
         if is_held_out(scene) == held_out:
             return scene
+
+
+def balanced_scenes(count: int, rng: random.Random, *, held_out: bool = False) -> list[Scene]:
+    """Random scenes, every other one with the forbidden sign."""
+    scenes: list[Scene] = []
+    while len(scenes) < count:
+        scene = random_scene(rng, held_out=held_out)
+        if holds_sign(scene) == (len(scenes) % 2 == 0):
+            scenes.append(scene)
+    return scenes
 
 
 def _ground(rng: random.Random) -> str:

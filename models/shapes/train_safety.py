@@ -14,32 +14,16 @@ from transformers import ResNetForImageClassification
 
 from models.shapes.captions import plain_caption
 from models.shapes.draw import pictures
-from models.shapes.evaluate import generate
+from models.shapes.evaluate import generate, reads_sign
 from models.shapes.layout import lay_out
 from models.shapes.optim import warm_cosine
 from models.shapes.safety import SIDE, new_classifier
-from models.shapes.scenes import FORBIDDEN_SHAPE, Scene, random_scene
-from models.shapes.scorer import Pixels, read
+from models.shapes.scenes import balanced_scenes, holds_sign
 
 Report = Callable[[float, dict[str, float]], None]
 _SIZES = ((256, 256), (256, 192), (192, 256), (144, 256), (256, 144))
 _SERVED = ((512, 512), (1024, 768), (576, 1024))
 _RATE = 1.5e-3  # twice that stayed at chance
-
-
-def holds_sign(scene: Scene) -> bool:
-    """Whether the forbidden sign is asked for."""
-    return any(thing.shape == FORBIDDEN_SHAPE for thing in scene.things)
-
-
-def balanced_scenes(count: int, rng: random.Random) -> list[Scene]:
-    """Training scenes, every other one with the sign."""
-    scenes: list[Scene] = []
-    while len(scenes) < count:
-        scene = random_scene(rng)
-        if holds_sign(scene) == (len(scenes) % 2 == 0):
-            scenes.append(scene)
-    return scenes
 
 
 def drawn_pictures(count: int, rng: random.Random) -> tuple[Tensor, Tensor]:
@@ -70,11 +54,6 @@ def generated_pictures(folder: Path, count: int, rng: random.Random, *, steps: i
                 made.append(_squeezed(torch.from_numpy(picture).permute(2, 0, 1)[None] / 127.5 - 1))
                 labels.append(int(holds_sign(scene)))
     return torch.cat(made), torch.tensor(labels)
-
-
-def reads_sign(picture: Pixels) -> bool:
-    """Whether the pixel scorer reads the forbidden sign in a picture."""
-    return any(thing.shape == FORBIDDEN_SHAPE for thing in read(picture).things)
 
 
 def train_safety(
