@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -24,7 +22,8 @@ from typing import Any
 
 import httpx
 
-from tests.acceptance.serving import COMMAND, Server, clean_environment
+from server.bench.stamp import stamp
+from tests.acceptance.serving import Server, clean_environment
 
 QUICK = {"prompt": "a red circle", "image_size": {"width": 64, "height": 64}, "num_inference_steps": 1}
 
@@ -111,25 +110,17 @@ def measure(model: str, requests: int, repeats: int) -> Report:
     )
 
 
-def environment() -> dict[str, Any]:
-    """What a reader needs to repeat the figures."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    version = subprocess.run([*COMMAND, "--version"], capture_output=True, text=True).stdout.strip()
-    load = os.getloadavg()[0]
-    return {"version": version, "commit": commit, "cores": os.cpu_count(), "load": load, "cpu": platform.processor()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default="flux-shapes")
     parser.add_argument("--requests", type=int, default=200, help="submit and status calls to time")
     parser.add_argument("--repeats", type=int, default=5, help="default requests to time")
     arguments = parser.parse_args()
-    stamp = environment()
+    environment = stamp()
     report = asdict(measure(arguments.model, arguments.requests, arguments.repeats))
     for name, value in report.items():
         print(f"{name:24} {value:9.2f}")
-    print(json.dumps({"benchmark": "api", "model": arguments.model} | stamp | report))
+    print(json.dumps({"benchmark": "api", "model": arguments.model, "environment": environment} | report))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import emit, environment, percentile
+from benchmarks.common import emit, environment
 from models.accelerator import Accelerator, open_accelerator, pick_dtype
 from models.components import FluxComponents
 from models.loading import load, silence_libraries
@@ -47,6 +47,7 @@ from pipelines.protocol import Cancel, Failed, Finished, Submit
 from pipelines.request import Row
 from pipelines.runner import FluxRunner, Runner
 from pipelines.scheduler import SchedulerConfig
+from server.bench.figures import percentile
 
 SIZES = ((256, 256), (512, 512), (1024, 768), (1024, 1024))
 STEPS = (4, 12, 20, 28, 50)
