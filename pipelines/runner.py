@@ -16,7 +16,7 @@ from models.components import FluxComponents
 from pipelines.attention import choose_attention
 from pipelines.encode import PromptCache, encode_prompt
 from pipelines.modulation import ModulationTable
-from pipelines.packed import PackLayout, packed_forward
+from pipelines.packed import Compute, PackLayout, packed_forward
 from pipelines.params import GenerationParams
 from pipelines.preview import LatentPreview
 from pipelines.reference import rounded_up
@@ -112,7 +112,7 @@ class FluxRunner:
     ) -> None:
         self.components = components
         self._accelerator = accelerator
-        self._attend = choose_attention(accelerator.attention, components.dtype)
+        self._compute = Compute(choose_attention(accelerator.attention, components.dtype))
         self._prompts = PromptCache(prompt_cache_bytes)
         self._safety = safety_checker(components.safety)
         self._preview: LatentPreview | None = None
@@ -141,7 +141,7 @@ class FluxRunner:
         steps = torch.stack([c.sigma_steps[r.step_index] for c, r in zip(conditionings, pack.rows, strict=True)])
         latents = torch.cat([_latents(row) for row in pack.rows])
         noise_pred = packed_forward(
-            self.components.transformer, pack.layout, latents, pack.text, modulation, self._attend
+            self.components.transformer, pack.layout, latents, pack.text, modulation, self._compute
         )
         lengths = pack.layout.image_lengths
         for row, part, pred, step in zip(

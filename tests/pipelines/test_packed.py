@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from peft import LoraConfig
 from torch import Tensor
 
-from pipelines.attention import grouped_attention, runs
-from pipelines.packed import PackLayout, modulation_rows, modulation_width, packed_forward
+from pipelines.attention import runs
+from pipelines.packed import Compute, PackLayout, modulation_rows, modulation_width, packed_forward
 from pipelines.sampling import position_ids
 from tests.pipelines.conftest import amplify
 
@@ -116,7 +116,7 @@ def packed(transformer: FluxTransformer2DModel, samples: list[Sample]) -> list[T
         torch.cat([sample.latents for sample in samples]),
         torch.cat([transformer.context_embedder(sample.prompt) for sample in samples]),
         torch.cat(modulations),
-        grouped_attention,
+        Compute(),
     )
     return list(output.split(lengths))
 
