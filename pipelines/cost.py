@@ -43,14 +43,21 @@ class CostModel:
         """Milliseconds of a step over pictures of these joint token counts."""
         return self.fixed_ms + sum(self.row_ms(tokens) for tokens in lengths)
 
-    def observe(self, lengths: Sequence[int], ms: float) -> None:
-        """Learn from a step that took `ms`. A wild outlier (a page fault storm, a paused process) counts less."""
-        if ms <= 0:
+    def observe(self, lengths: Sequence[int], ms: float, computed: Sequence[float] | None = None) -> None:
+        """Learn from a step that took `ms`. A wild outlier (a page fault storm, a paused process) counts less.
+
+        Args: computed: share of the blocks that each picture ran, 1 unless its step cache spared the rest. A step in
+            which nobody ran all blocks teaches nothing: most of its time is none of the three.
+        """
+        if ms <= 0 or (computed is not None and max(computed) < 1):
             return
-        expected = self.predict(lengths)
+        shares = computed or (1.0,) * len(lengths)
+        tokens = sum(share * n for share, n in zip(shares, lengths, strict=True))
+        squares = sum(share * n * n for share, n in zip(shares, lengths, strict=True))
+        expected = self.fixed_ms + self._theta[1] * tokens * 1e-3 + self._theta[2] * squares * 1e-6
         if self.observations >= _EAGER:
             ms = min(ms, _SURPRISE * expected)
-        features = (1.0, sum(lengths) * 1e-3, sum(n * n for n in lengths) * 1e-6)
+        features = (1.0, tokens * 1e-3, squares * 1e-6)
         x = [value / ms for value in features]
         for i in range(3):
             self._target[i] = _MEMORY * self._target[i] + x[i]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from models.accelerator import Accelerator, Marker
+from pipelines.acceleration import Granting, grant
 from pipelines.cost import CostModel
 from pipelines.decode import DecodeQueue
 from pipelines.decode import Finished as FinishedRow
@@ -19,6 +20,7 @@ from pipelines.protocol import (
     FailureKind,
     Finished,
     Frame,
+    Note,
     Picture,
     Preview,
     Progress,
@@ -47,6 +49,7 @@ class _Step:
     """One step under way, and the requests to report when it is through."""
 
     lengths: list[int]
+    computed: list[float]
     started: float
     start: Marker
     end: Marker
@@ -61,6 +64,7 @@ class Engine:
 
     Args:
         runner_for: the runner of a model by name; may load it. Raises KeyError for a model it does not hold.
+        granting: what a request's acceleration means here; the default caches steps and has one set of weights.
         on_ready: called from any thread when a prompt or picture beside the steps is done, where the device can tell;
             a caller of `step(wait=False)` sleeps until then.
     """
@@ -72,6 +76,7 @@ class Engine:
         config: EngineConfig | None = None,
         clock: Callable[[], float] = time.monotonic,
         on_ready: Callable[[], object] = lambda: None,
+        granting: Granting = grant,
     ) -> None:
         self.config = config or EngineConfig()
         self.scheduler = Scheduler(self.config.scheduler, CostModel())
@@ -80,6 +85,7 @@ class Engine:
         self._accelerator = accelerator
         self._clock = clock
         self._on_ready = on_ready
+        self._granting = granting
         self._limits: dict[str, Limits] = {}
         self._requests: dict[tuple[str, int], Request] = {}
         self._decodes = DecodeQueue(runner_for, accelerator, clock, on_ready)
@@ -106,6 +112,7 @@ class Engine:
             params = GenerationParams.from_dict(submit.params)
             limits = self._limits_of(params.model)
             limits.check(params)
+            granted = self._granting(params)
         except (RequestError, ValueError, TypeError, KeyError) as exc:
             message = f"no model {exc} here" if isinstance(exc, KeyError) else str(exc)
             self._frames.append(Failed(submit.job_id, submit.epoch, "model_error", message))
@@ -114,13 +121,16 @@ class Engine:
             job_id=submit.job_id,
             epoch=submit.epoch,
             params=params,
-            group=params.model,
+            group=granted.group,
             tokens=limits.tokens(params),
             arrival=now - submit.age_s,
             priority=submit.priority,
             start_by=None if submit.start_within_s is None else now + submit.start_within_s,
+            caches_steps=granted.caches_steps,
             added=now,
         )
+        if granted.note is not None:
+            self._frames.append(Note(submit.job_id, submit.epoch, granted.note))
         self._requests[submit.job_id, submit.epoch] = request
         self.scheduler.add(request)
 
@@ -217,7 +227,8 @@ class Engine:
                 reports.append((request, request.step))
         previews = [(row, row.step_index) for row in rows if _wants_preview(row)]
         lengths = [row.request.tokens for row in rows]
-        self._in_flight.append(_Step(lengths, began, start, end, reports, previews))
+        computed = [row.computed for row in rows]
+        self._in_flight.append(_Step(lengths, computed, began, start, end, reports, previews))
 
     def _recover(self, rows: list[Row], error: Exception) -> None:
         """A step failed: out of memory shrinks the next one; else every row is tried alone and the guilty fails."""
@@ -249,13 +260,15 @@ class Engine:
         now = self._clock()
         elapsed = step.end.elapsed_ms(step.start)
         ms = (now - step.started) * 1e3 if elapsed is None else elapsed
-        self.scheduler.observe(step.lengths, ms)
+        self.scheduler.observe(step.lengths, ms, step.computed)
         for request, done in step.requests:
             if not request.is_gone:
                 before = request.timings["queue_wait"] + request.timings["encode"]
                 request.timings["denoise"] = now - request.added - before
                 total = request.params.num_inference_steps
-                eta = request.steps_left / request.params.num_images * ms / 1e3
+                # Steps that a cache spares come in no order: there the pace so far says more than the last step.
+                pace_s = request.timings["denoise"] / done if request.caches_steps else ms / 1e3
+                eta = request.steps_left / request.params.num_images * pace_s
                 self._frames.append(Progress(request.job_id, request.epoch, done, total, eta))
         for row, done in step.previews:
             if not row.request.is_gone:
@@ -282,7 +295,7 @@ class Engine:
         )
         for name, seconds in (("decode", end.decode_s), ("safety", end.safety_s)):
             request.timings[name] = request.timings.get(name, 0.0) + seconds
-        row.latents = row.noise_pred = None
+        row.release()
         request.rows_pending -= 1
         if request.rows_pending == 0:
             self._finish(request)
@@ -317,7 +330,7 @@ class Engine:
         self._requests.pop((request.job_id, request.epoch), None)
         request.conditioning = None
         for row in request.rows:
-            row.latents = row.noise_pred = None
+            row.release()
 
 
 _TIMINGS = ("queue_wait", "encode", "denoise", "decode", "safety", "inference")

@@ -7,7 +7,7 @@ and quantised linears take part. Equal to separate stock forwards: see tests/pip
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -76,6 +76,15 @@ class PackLayout:
         joint = torch.view_as_real(self.rope)
         return *self.part(joint), joint
 
+    def select(self, rows: Sequence[int]) -> PackLayout:
+        """The layout of these pictures alone, in the order given."""
+        ropes = self.rope.split(self.joint_lengths)
+        return PackLayout(
+            text_lengths=tuple(self.text_lengths[row] for row in rows),
+            image_lengths=tuple(self.image_lengths[row] for row in rows),
+            rope=torch.cat([ropes[row] for row in rows]),
+        )
+
     def join(self, text: Tensor, image: Tensor) -> Tensor:
         """(sum T, ...) and (sum N, ...) -> (S, ...) in joint order."""
         if len(self.text_lengths) == 1:
@@ -143,22 +152,55 @@ def packed_forward(
         modulation: (R, modulation_width), from `modulation_rows`, one row a picture.
     Returns: (sum N, out_channels).
     """
+    _, text, image = first_block(transformer, layout, latents, text, modulation, compute)
+    image = other_blocks(transformer, layout, text, image, modulation, compute)
+    return head(transformer, layout, image, modulation, compute)
+
+
+def first_block(
+    transformer: FluxTransformer2DModel,
+    layout: PackLayout,
+    latents: Tensor,
+    text: Tensor,
+    modulation: Tensor,
+    compute: Compute,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Embed and run the first double block. Returns: image tokens before it (sum N, D); text and image after it."""
+    entered = transformer.x_embedder(latents)
+    mod = modulation[:, : 12 * text.shape[-1]]
+    text, image = _double_block(transformer.transformer_blocks[0], layout, text, entered, mod, compute)
+    return entered, text, image
+
+
+def other_blocks(
+    transformer: FluxTransformer2DModel,
+    layout: PackLayout,
+    text: Tensor,
+    image: Tensor,
+    modulation: Tensor,
+    compute: Compute,
+) -> Tensor:
+    """Every block after the first, over its results. Returns: image tokens (sum N, D)."""
     dim = text.shape[-1]
-    image = transformer.x_embedder(latents)
-    offset = 0
-    for block in transformer.transformer_blocks:
+    offset = 12 * dim
+    for block in list(transformer.transformer_blocks)[1:]:
         text, image = _double_block(block, layout, text, image, modulation[:, offset : offset + 12 * dim], compute)
         offset += 12 * dim
     joint = layout.join(text, image)
     for block in transformer.single_transformer_blocks:
         joint = _single_block(block, layout, joint, modulation[:, offset : offset + 3 * dim], compute)
         offset += 3 * dim
-    _, image = layout.part(joint)
-    scale, shift = modulation[:, offset:].chunk(2, dim=-1)
+    return layout.part(joint)[1]
+
+
+def head(
+    transformer: FluxTransformer2DModel, layout: PackLayout, image: Tensor, modulation: Tensor, compute: Compute
+) -> Tensor:
+    """Image tokens (sum N, D) after all blocks -> velocity (sum N, out_channels)."""
+    scale, shift = modulation[:, -2 * image.shape[-1] :].chunk(2, dim=-1)
     rows = compute.ops.rows(layout.image_rows)
-    output: Tensor = transformer.proj_out(
-        compute.ops.norm_modulate(image, transformer.norm_out.norm, rows, scale, shift)
-    )
+    normed = compute.ops.norm_modulate(image, transformer.norm_out.norm, rows, scale, shift)
+    output: Tensor = transformer.proj_out(normed)
     return output
 
 

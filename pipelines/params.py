@@ -9,6 +9,9 @@ from typing import Any
 MAX_SIDE = 14142
 """Largest side in pixels that fal's shared size type accepts; models set lower limits."""
 
+ACCELERATIONS = ("none", "regular", "high")
+"""fal's levels, from exact to fastest."""
+
 SEED_LIMIT = 2**63
 """torch.Generator.manual_seed takes seeds in [-2**63, 2**63)."""
 
@@ -58,6 +61,8 @@ class GenerationParams:
             raise ValueError(f"num_images must be at least 1, not {self.num_images}")
         if not 0 <= self.seed <= SEED_LIMIT - self.num_images:
             raise ValueError(f"seed must be between 0 and {SEED_LIMIT - self.num_images}, not {self.seed}")
+        if self.acceleration not in ACCELERATIONS:
+            raise ValueError(f"acceleration must be one of {', '.join(ACCELERATIONS)}, not {self.acceleration}")
         if self.safety_threshold is not None and not 0 < self.safety_threshold <= 1:
             raise ValueError(f"safety_threshold must lie in (0, 1], not {self.safety_threshold}")
 

@@ -3,7 +3,7 @@
     frame = 4-byte big-endian length + msgpack [type name, {field: value}]
 
 node -> worker: Submit, Cancel, Shutdown
-worker -> node: Loading, Ready, Heartbeat, Started, Progress, Preview, Picture, Finished, Failed, Cancelled, Log
+worker -> node: Loading, Ready, Heartbeat, Note, Started, Progress, Preview, Picture, Finished, Failed, Cancelled, Log
 
 Every frame about a job carries `job_id` and the `epoch` of the claim, so that a late frame of an earlier
 claim is recognised and dropped by the node.
@@ -85,6 +85,15 @@ class Heartbeat:
     waiting: int
     load_ms: float
     memory: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A line for the request's own log: something in it is done otherwise than asked."""
+
+    job_id: str
+    epoch: int
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +185,7 @@ Frame = (
     | Loading
     | Ready
     | Heartbeat
+    | Note
     | Started
     | Progress
     | Preview
@@ -189,7 +199,7 @@ Frame = (
 _TYPES: dict[str, type[Any]] = {
     t.__name__: t
     for t in (
-        Submit, Cancel, Shutdown, Loading, Ready, Heartbeat, Started,
+        Submit, Cancel, Shutdown, Loading, Ready, Heartbeat, Note, Started,
         Progress, Preview, Picture, Finished, Failed, Cancelled, Log,
     )
 }  # fmt: skip

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from models.accelerator import Launched
     from pipelines.modulation import ModulationTable
+    from pipelines.step_cache import StepCache
 
 
 class RequestError(Exception):
@@ -62,7 +63,8 @@ class Request:
 
     Args:
         job_id, epoch: whose frames these are.
-        group: rows of different groups never share a step (the model they run on).
+        group: rows of different groups never share a step (the weights they run on).
+        caches_steps: its rows may skip most of a step that would change little.
         tokens: joint tokens of one row.
         arrival: seconds on the engine's clock; in the past for a job that has waited elsewhere.
         start_by: it fails if not admitted by then; None waits for ever.
@@ -77,6 +79,7 @@ class Request:
     arrival: float
     priority: int = 0
     start_by: float | None = None
+    caches_steps: bool = False
     work_ms: float = 0.0
     is_admitted: bool = False
     is_gone: bool = False
@@ -111,13 +114,18 @@ class Request:
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """One picture of a request: its place in the denoising loop and its latents."""
+    """One picture of a request: its place in the denoising loop and its tensors.
+
+    Args: computed: share of the model's blocks that its last step ran; below 1 when the step cache spared the rest.
+    """
 
     request: Request
     index: int
     steps_left: int
     latents: Tensor | None = None
     noise_pred: Tensor | None = None
+    cache: StepCache | None = None
+    computed: float = 1.0
 
     @property
     def step_index(self) -> int:
@@ -127,3 +135,7 @@ class Row:
     @property
     def seed(self) -> int:
         return self.request.params.seed + self.index
+
+    def release(self) -> None:
+        """Let go of everything on the device."""
+        self.latents = self.noise_pred = self.cache = None

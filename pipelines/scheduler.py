@@ -145,9 +145,9 @@ class Scheduler:
         self._recover_limit()
         return through
 
-    def observe(self, lengths: Sequence[int], ms: float) -> None:
-        """A step over pictures of these joint tokens took `ms`."""
-        self.cost.observe(lengths, ms)
+    def observe(self, lengths: Sequence[int], ms: float, computed: Sequence[float] | None = None) -> None:
+        """A step over pictures of these joint tokens took `ms`; `computed` as in CostModel.observe."""
+        self.cost.observe(lengths, ms, computed)
 
     def out_of_memory(self, rows: Sequence[Row]) -> None:
         """A step over `rows` did not fit: stay below half of its tokens, until many clean steps."""

@@ -21,6 +21,7 @@ from pipelines.protocol import (
     Heartbeat,
     Loading,
     Log,
+    Note,
     Picture,
     Preview,
     Progress,
@@ -138,7 +139,9 @@ class Dispatcher:
         blameless = frozenset(run.job.id for run in lost if not run.has_started)
         self._end_by(owner, self._bereave(owner, blameless))
 
-    def _on_run(self, run: Run, frame: Started | Progress | Preview | Picture | Finished | Failed | Cancelled) -> None:
+    def _on_run(
+        self, run: Run, frame: Note | Started | Progress | Preview | Picture | Finished | Failed | Cancelled
+    ) -> None:
         match frame:
             case Started():
                 run.has_started = True
@@ -146,6 +149,8 @@ class Dispatcher:
                     frame.job_id, "started" if run.job.attempt == 1 else f"started, attempt {run.job.attempt}"
                 )
                 self._wake.set()
+            case Note():
+                self._hub.log(frame.job_id, frame.message, "WARN")
             case Progress():
                 self._hub.step(frame)
             case Preview():

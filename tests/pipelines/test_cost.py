@@ -63,3 +63,19 @@ def test_one_outlier_moves_little() -> None:
 
 def test_before_the_first_step_it_answers_the_prior() -> None:
     assert CostModel().predict([1000]) == pytest.approx(sum(PRIOR))
+
+
+def test_spared_blocks_do_not_make_a_full_step_look_cheaper() -> None:
+    rng = random.Random(2)
+    spared, cost = 1 / 57, CostModel()
+    for _ in range(300):
+        lengths = rng.choice(MIXES)
+        computed = [rng.choice([1.0, spared]) for _ in lengths]
+        if max(computed) == 1:
+            work = [(share * n, share * n * n) for share, n in zip(computed, lengths, strict=True)]
+            ms = 6.0 + 0.016 * sum(linear for linear, _ in work) + 1.2e-6 * sum(square for _, square in work)
+        else:
+            ms = 0.5  # next to nothing but launches
+        cost.observe(lengths, ms, computed)
+    for lengths in MIXES:
+        assert cost.predict(lengths) == pytest.approx(truth(lengths), rel=0.05)

@@ -32,6 +32,7 @@ from pipelines.protocol import (
     Heartbeat,
     Loading,
     Log,
+    Note,
     Picture,
     Preview,
     Progress,
@@ -127,6 +128,8 @@ class ScriptedWorker:
         if prompt in FAILURES:
             self.send(Failed(frame.job_id, frame.epoch, FAILURES[prompt], f"scripted {prompt}"))
             return
+        if frame.params["acceleration"] != "none":
+            self.send(Note(frame.job_id, frame.epoch, "scripted: drawn exactly"))
         if is_open(frame, "hold "):
             self.begin(frame)
         else:

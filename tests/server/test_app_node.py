@@ -61,6 +61,13 @@ def test_queue_with_logs(http: httpx.Client) -> None:
     assert picture(http, http.get(handle["response_url"]).json()).startswith(b"\xff\xd8")
 
 
+def test_the_log_says_what_was_done_otherwise_than_asked(http: httpx.Client) -> None:
+    handle = http.post("/queue/fal-ai/flux/dev", json={"prompt": "a fox", "acceleration": "high"}).json()
+    eventually(lambda: http.get(handle["status_url"]).status_code == 200, within_s=20)
+    entries = http.get(handle["status_url"], params={"logs": "1"}).json()["logs"]
+    assert [entry["message"] for entry in entries if entry["level"] == "WARN"] == ["scripted: drawn exactly"]
+
+
 def test_stream_has_steps_and_previews(http: httpx.Client) -> None:
     answer = http.post(f"{DEV}/stream?preview_every=1", json={"prompt": "a fox", "num_inference_steps": 4})
     events = [json.loads(line.removeprefix("data: ")) for line in answer.text.splitlines() if line.startswith("data: ")]
