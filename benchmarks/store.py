@@ -66,8 +66,8 @@ def submits(store: SqliteStore, jobs: int, threads: int) -> dict[str, float]:
 
 
 def reads(store: SqliteStore, job_id: str, times: int = 2000) -> dict[str, float]:
-    """What one status poll asks: the row and the queue position."""
-    return summary(timed_ms(lambda: (store.get(job_id), store.queue_position(job_id))) for _ in range(times))
+    """What one status poll asks."""
+    return summary(timed_ms(lambda: store.standing(job_id)) for _ in range(times))
 
 
 def claims_and_ends(store: SqliteStore, jobs: int) -> dict[str, dict[str, float]]:

@@ -20,7 +20,7 @@ from server.hub import Hub
 from server.objects import Objects
 from server.outputs import Outputs
 from server.settings import Settings
-from server.store.base import CancelOutcome, Job, JobStatus, NewJob, QueueFullError, Store, StoreError
+from server.store.base import CancelOutcome, Job, JobStatus, NewJob, Outcome, QueueFullError, Store, StoreError
 from server.store.sqlite import SqliteStore
 from server.workers import WORKER_COMMAND, WorkerOptions, Workers, WorkerState
 
@@ -154,9 +154,9 @@ class Node:
                 return None
             await self.hub.wait(job_id, seen, left_s)
 
-    def logs(self, job: Job) -> list[dict[str, Any]]:
-        """The log to show for this row: the recorded one if there is one, else the live one."""
-        return job.outcome.logs if job.outcome is not None and job.outcome.logs else self.hub.logs(job.id)
+    def logs(self, job_id: str, outcome: Outcome | None) -> list[dict[str, Any]]:
+        """The log to show for a job: the recorded one if there is one, else the live one."""
+        return outcome.logs if outcome is not None and outcome.logs else self.hub.logs(job_id)
 
     def model_for(self, variants: tuple[str, ...]) -> ModelSpec:
         """Which of the served models answers for an endpoint: the best by the order of `variants`, else the first."""

@@ -8,7 +8,7 @@ from server.areas import Arrival
 from server.errors import MODEL_ERROR_HEADERS, request_error_headers
 from server.outputs import absolute
 from server.paths import app_root
-from server.store.base import Job, JobStatus, Outcome
+from server.store.base import JobStatus, Outcome, Standing
 
 _WIRE = {
     JobStatus.QUEUED: "IN_QUEUE",
@@ -37,32 +37,32 @@ def submit_body(arrival: Arrival, endpoint: str, job_id: str, position: int | No
     }
 
 
-def status_body(
-    arrival: Arrival, job: Job, position: int | None, logs: list[dict[str, Any]] | None = None
-) -> dict[str, Any]:
-    """The status object; `logs` None means that they were not asked for (an empty list is sent: callers map over it).
+def status_body(arrival: Arrival, standing: Standing, logs: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    """The status object of the job that `arrival` asks about.
+
+    `logs` None means that they were not asked for (an empty list is sent: callers map over it).
 
     fal_client needs `queue_position` while waiting, `logs` from then on, and `metrics` at the end.
     """
     body: dict[str, Any] = {
-        "status": _WIRE[job.status],
-        "request_id": job.id,
-        **addresses(arrival, job.endpoint, job.id),
+        "status": _WIRE[standing.status],
+        "request_id": arrival.request_id,
+        **addresses(arrival, standing.endpoint, arrival.request_id),
     }
-    if job.status is JobStatus.QUEUED:
-        return body | {"queue_position": position or 0}
+    if standing.status is JobStatus.QUEUED:
+        return body | {"queue_position": standing.position or 0}
     body["logs"] = logs or []
-    if job.outcome is not None:
-        body["metrics"] = {"inference_time": None} | job.outcome.metrics
-        if job.outcome.error is not None:
-            body["error"] = job.outcome.error
-            body["error_type"] = job.outcome.error_type or "internal_error"
+    if standing.outcome is not None:
+        body["metrics"] = {"inference_time": None} | standing.outcome.metrics
+        if standing.outcome.error is not None:
+            body["error"] = standing.outcome.error
+            body["error_type"] = standing.outcome.error_type or "internal_error"
     return body
 
 
-def status_code(job: Job) -> int:
+def status_code(standing: Standing) -> int:
     """202 until the end, then 200: fal.apps looks at nothing else."""
-    return 200 if job.status.is_finished else 202
+    return 200 if standing.status.is_finished else 202
 
 
 def result(outcome: Outcome, origin: str) -> tuple[int, dict[str, Any], dict[str, str]]:

@@ -1,7 +1,7 @@
 """The queue area: submit, status, status stream, result, cancel.
 
-Status is the hot path (fal_client asks every 0.1 s), so this is plain ASGI: one parse of the path, one or two
-reads of the store on the event loop, one orjson dump.
+Status is the hot path (fal_client asks every 0.1 s), so this is plain ASGI: one parse of the path, one question to
+the store on the event loop, one orjson dump.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from server.errors import InputError, PlainError, WireError
 from server.paths import FollowUp, belongs_to
 from server.responses import json_response, wrong_method
 from server.routes.connection import event, send_events
-from server.store.base import CancelOutcome, Job, NewJob, StoreError
+from server.store.base import CancelOutcome, Job, NewJob, Outcome, Standing, StoreError
 from server.submission import new_job, read_wishes, rejected_job
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ class QueueArea:
             response = await self._submit(arrival, Request(scope, receive))
         elif arrival.follow_up.action == "status/stream":
             self._require(scope, "GET")
-            job = self._find(arrival, arrival.follow_up)
-            await send_events(receive, send, self._events(arrival, job, _wants_logs(arrival.query)))
+            self._standing(arrival, arrival.follow_up)
+            await send_events(receive, send, self._events(arrival, _wants_logs(arrival.query)))
             return
         else:
             response = await self._follow_up(arrival, arrival.follow_up, scope)
@@ -73,51 +73,54 @@ class QueueArea:
     def _position(self, job: Job) -> int | None:
         """For the answer to a submit: it is stored, so nothing may make this a 5xx, which clients would repeat."""
         try:
-            return self._node.store.queue_position(job.id)
+            standing = self._node.store.standing(job.id)
         except StoreError:
             return None
+        return None if standing is None else standing.position
 
     async def _follow_up(self, arrival: Arrival, question: FollowUp, scope: Scope) -> Response:
         if question.action == "status":
             self._require(scope, "GET")
-            job = self._find(arrival, question)
-            return json_response(self._status(arrival, job, _wants_logs(arrival.query)), wire.status_code(job))
+            standing = self._standing(arrival, question)
+            body = self._status(arrival, standing, _wants_logs(arrival.query))
+            return json_response(body, wire.status_code(standing))
         if question.action == "result":
             self._require(scope, "GET")
-            return _result(arrival, self._find(arrival, question))
+            return _result(arrival, self._standing(arrival, question).outcome)
         if question.action == "cancel":
             self._require(scope, "PUT")
-            return await self._cancel(self._find(arrival, question))
+            self._standing(arrival, question)
+            return await self._cancel(arrival.request_id)
         tail = arrival.path.rpartition("/requests/")[2].partition("/")[2]
         raise endpoints.path_not_found(tail)
 
-    async def _cancel(self, job: Job) -> Response:
-        outcome = await asyncio.to_thread(self._node.cancel, job.id)
+    async def _cancel(self, job_id: str) -> Response:
+        outcome = await asyncio.to_thread(self._node.cancel, job_id)
         if outcome is CancelOutcome.NOT_FOUND:
             raise _not_found()
         if outcome is CancelOutcome.ALREADY_FINISHED:
             raise WireError(400, {"status": "ALREADY_COMPLETED", "detail": "Request has already ended"})
         return json_response({"status": "CANCELLATION_REQUESTED"}, 202)
 
-    def _find(self, arrival: Arrival, question: FollowUp) -> Job:
-        """The job asked about. A foreign app's job is hidden. Raises: WireError 404."""
-        job = self._node.store.get(arrival.request_id) if arrival.request_id == question.request_id else None
-        if job is None or not belongs_to(job.endpoint, question.app):
+    def _standing(self, arrival: Arrival, question: FollowUp) -> Standing:
+        """Of the job asked about. A foreign app's job is hidden. Raises: WireError 404."""
+        standing = self._node.store.standing(arrival.request_id) if arrival.request_id == question.request_id else None
+        if standing is None or not belongs_to(standing.endpoint, question.app):
             raise _not_found()
-        return job
+        return standing
 
-    def _status(self, arrival: Arrival, job: Job, wants_logs: bool) -> dict[str, Any]:
-        position = None if job.status.is_finished else self._node.store.queue_position(job.id)
-        return wire.status_body(arrival, job, position, self._node.logs(job) if wants_logs else None)
+    def _status(self, arrival: Arrival, standing: Standing, wants_logs: bool) -> dict[str, Any]:
+        logs = self._node.logs(arrival.request_id, standing.outcome) if wants_logs else None
+        return wire.status_body(arrival, standing, logs)
 
-    async def _events(self, arrival: Arrival, job: Job, wants_logs: bool) -> AsyncGenerator[bytes, None]:
+    async def _events(self, arrival: Arrival, wants_logs: bool) -> AsyncGenerator[bytes, None]:
         """The status now and at every change, each log line once, until the result can be fetched."""
-        hub = self._node.hub
+        hub, job_id = self._node.hub, arrival.request_id
         newest: dict[str, Any] | None = None
         last: dict[str, Any] = {}
         while True:
-            seen = hub.version(job.id)  # before the row is read, or a change in between would be missed
-            current = self._node.store.get(job.id)
+            seen = hub.version(job_id)  # before the store is asked, or a change in between would be missed
+            current = self._node.store.standing(job_id)
             if current is None:
                 return
             body = self._status(arrival, current, wants_logs)
@@ -131,7 +134,7 @@ class QueueArea:
                 yield event(ascii_json(body | ({"logs": fresh} if fresh else {})))
             if current.status.is_finished:
                 return
-            await hub.wait(job.id, seen, POSITION_REFRESH_S)
+            await hub.wait(job_id, seen, POSITION_REFRESH_S)
 
     @staticmethod
     def _require(scope: Scope, method: str) -> None:
@@ -146,11 +149,11 @@ def ascii_json(body: object) -> bytes:
     return data if data.isascii() else json.dumps(body).encode("ascii")
 
 
-def _result(arrival: Arrival, job: Job) -> Response:
-    if job.outcome is None:
+def _result(arrival: Arrival, outcome: Outcome | None) -> Response:
+    if outcome is None:
         # Not 408, 409 or 429: fal_client would repeat those ten times.
         raise PlainError(400, "Request is still in progress")
-    status, body, headers = wire.result(job.outcome, arrival.origin)
+    status, body, headers = wire.result(outcome, arrival.origin)
     return json_response(body, status, headers)
 
 

@@ -177,6 +177,21 @@ class Job:
         return None if self.params is None else self.params.get("model")
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a job stands: what a status poll asks, and no more of the row.
+
+    Args:
+        endpoint, status, outcome: as in `Job`.
+        position: waiting jobs that will be claimed before this one; None when it does not wait.
+    """
+
+    endpoint: str
+    status: JobStatus
+    position: int | None = None
+    outcome: Outcome | None = None
+
+
 Verdict = Literal["delivered", "again", "given up"]
 """How a try to deliver a webhook ended."""
 
@@ -205,10 +220,10 @@ class Store(Protocol):
     def get(self, job_id: str) -> Job | None:
         """The row, or None."""
 
-    def queue_position(self, job_id: str) -> int | None:
-        """Waiting jobs that will be claimed before this one, 0-based; None when it does not wait.
+    def standing(self, job_id: str) -> Standing | None:
+        """Where the job stands, or None if it is unknown.
 
-        Cheap: called for every poll of every waiting client."""
+        Cheap until the job has ended: every waiting client asks up to ten times a second."""
 
     def claim(
         self,

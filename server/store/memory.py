@@ -20,12 +20,13 @@ from server.store.base import (
     Outcome,
     QueueFullError,
     Redelivery,
+    Standing,
     StoreError,
     WebhookAnswer,
     WebhookDelivery,
     WebhookTry,
 )
-from server.store.waiting import WaitingLine
+from server.store.waiting import WaitingLine, standing_of
 
 
 @dataclass
@@ -63,9 +64,9 @@ class MemoryStore:
         with self._open():
             return self._jobs.get(job_id)
 
-    def queue_position(self, job_id: str) -> int | None:
+    def standing(self, job_id: str) -> Standing | None:
         with self._open():
-            return self._line.position(job_id)
+            return self._line.standing(job_id) or standing_of(self._jobs.get(job_id))
 
     def claim(
         self,

@@ -23,13 +23,14 @@ from server.store.base import (
     Outcome,
     QueueFullError,
     Redelivery,
+    Standing,
     StoreError,
     WebhookAnswer,
     WebhookDelivery,
     WebhookTry,
 )
 from server.store.rows import CONSTANT_COLUMNS, DERIVED_COLUMNS, READ_COLUMNS, STATE_COLUMNS, from_row, to_row
-from server.store.waiting import WaitingLine
+from server.store.waiting import WaitingLine, standing_of
 from server.store.writer import Change, GroupCommit, Transaction
 
 MIGRATIONS = tuple(sorted((Path(__file__).parent / "migrations").glob("*.sql")))
@@ -78,8 +79,8 @@ class SqliteStore:
             return from_row(row)
         return None
 
-    def queue_position(self, job_id: str) -> int | None:
-        return self._line.position(job_id)
+    def standing(self, job_id: str) -> Standing | None:
+        return self._line.standing(job_id) or standing_of(self.get(job_id))
 
     def claim(
         self,
@@ -269,9 +270,9 @@ class SqliteStore:
 
     def _fill_line(self, connection: apsw.Connection) -> None:
         for status, number in connection.execute("SELECT status, count(*) FROM job GROUP BY status"):
-            if status != JobStatus.QUEUED:
+            if JobStatus(status).is_finished:
                 self._line.count(JobStatus(status), number)
-        for row in connection.execute(f"{_SELECT} WHERE status = 'queued'"):
+        for row in connection.execute(f"{_SELECT} WHERE status IN ('queued', 'running')"):
             self._line.change(None, from_row(row))
 
     def _has_expired(self) -> bool:

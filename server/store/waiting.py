@@ -1,22 +1,28 @@
-"""The waiting line in memory, so that a queue position costs a bisection and never a COUNT(*) per poll."""
+"""The jobs that have not ended, in memory: a poll of one costs a look-up, and its queue position a bisection.
+
+No row is read for it, and nothing is counted.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from threading import Lock
 
 from sortedcontainers import SortedList
 
-from server.store.base import Job, JobStatus
+from server.store.base import Job, JobStatus, Standing
 
 
 class WaitingLine:
-    """Which jobs wait, in which order, and how many jobs are in each state; safe to use from any thread."""
+    """Which jobs wait, in which order, which run, and how many are in each state; safe to use from any thread."""
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._order: SortedList[tuple[float, int]] = SortedList()
         self._places: dict[str, tuple[float, int]] = {}
+        self._standings: dict[str, Standing] = {}
+        """Of all that have not ended; positions are not in here, because those of others change them."""
         self._suspects: set[str] = set()
         self._counts: Counter[JobStatus] = Counter()
 
@@ -28,6 +34,8 @@ class WaitingLine:
                 self._leave(before.id)
             if after is not None:
                 self._counts[after.status] += 1
+                if not after.status.is_finished:
+                    self._standings[after.id] = Standing(after.endpoint, after.status)
                 if after.status is JobStatus.QUEUED:
                     self._join(after)
 
@@ -36,11 +44,14 @@ class WaitingLine:
         with self._lock:
             self._counts[status] += number
 
-    def position(self, job_id: str) -> int | None:
-        """How many jobs are before this one, or None if it does not wait."""
+    def standing(self, job_id: str) -> Standing | None:
+        """Where a job stands that has not ended; None for any other."""
         with self._lock:
+            standing = self._standings.get(job_id)
             place = self._places.get(job_id)
-            return None if place is None else int(self._order.bisect_left(place))
+            if standing is None or place is None:
+                return standing
+            return replace(standing, position=int(self._order.bisect_left(place)))
 
     @property
     def length(self) -> int:
@@ -67,7 +78,13 @@ class WaitingLine:
             self._suspects.add(job.id)
 
     def _leave(self, job_id: str) -> None:
+        self._standings.pop(job_id, None)
         self._suspects.discard(job_id)
         place = self._places.pop(job_id, None)
         if place is not None:
             self._order.remove(place)
+
+
+def standing_of(job: Job | None) -> Standing | None:
+    """Where a job that has been read stands."""
+    return None if job is None else Standing(job.endpoint, job.status, outcome=job.outcome)

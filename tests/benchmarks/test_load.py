@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import psutil
 import pytest
 
-from benchmarks import load
+from benchmarks import load, polls
 from benchmarks.raw_http import Connection, EventStream, request
 
 
@@ -32,6 +33,17 @@ def test_a_small_crowd_is_answered_and_tells_of_itself(tmp_path: Path) -> None:
     assert figures_shown["6 status", "status p99"]["goal"] == "<= 100"
     assert figures_shown["5 stream", "event lag p99"]["goal"] == "<= 250"
     assert float(figures_shown["6 status", "status p99"]["measured"]) > 0
+
+
+@pytest.mark.timeout(300)
+def test_the_price_of_a_poll_is_counted_over_all_that_were_asked(tmp_path: Path) -> None:
+    with load.scripted_server(tmp_path / "node", step_s=0.5) as served:
+        before = psutil.Process(served.pid).cpu_times()
+        figures = asyncio.run(polls.measure(served, connections=7, total=500))
+        after = psutil.Process(served.pid).cpu_times()
+    assert figures["polls"] == 497
+    assert figures["ms"] == pytest.approx(figures["user_ms"] + figures["system_ms"])
+    assert 0 < figures["ms"] * figures["polls"] <= 1e3 * (after.user + after.system - before.user - before.system)
 
 
 class Scripted(asyncio.Protocol):

@@ -40,8 +40,8 @@ class ApiNode:
     def model_for(self, variants: tuple[str, ...]) -> ModelSpec:
         return self.spec
 
-    def logs(self, job: Job) -> list[dict[str, Any]]:
-        return job.outcome.logs if job.outcome else self.hub.logs(job.id)
+    def logs(self, job_id: str, outcome: Outcome | None) -> list[dict[str, Any]]:
+        return outcome.logs if outcome else self.hub.logs(job_id)
 
     def submit(self, new: NewJob, max_queued: int | None = None) -> Job:
         limits = [limit for limit in (max_queued, self.settings.max_queue) if limit is not None]

@@ -56,3 +56,9 @@ def new_job(**changes: Any) -> NewJob:
         output={"format": "png"},
     )
     return replace(job, **changes)
+
+
+def place(store: Store, job_id: str) -> int | None:
+    """Its position in the waiting line."""
+    standing = store.standing(job_id)
+    return None if standing is None else standing.position

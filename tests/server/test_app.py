@@ -245,7 +245,7 @@ def test_a_bug_is_a_500_that_says_nothing_of_our_insides(
     def broken(job_id: str) -> None:
         raise ZeroDivisionError("/secret/path")
 
-    monkeypatch.setattr(api.node.store, "get", broken)
+    monkeypatch.setattr(api.node.store, "standing", broken)
     with caplog.at_level(logging.ERROR):
         answer = api.http.get("/queue/fal-ai/flux/requests/abc/status")
     assert answer.status_code == 500

@@ -143,7 +143,7 @@ def test_a_crash_in_the_middle_is_only_a_delay(folder: Path) -> None:
     async def main() -> tuple[Job, list[dict[str, Any]]]:
         async with running(folder) as node:
             job = await ended(node, submit(node, "crash once"))
-            return job, node.logs(job)
+            return job, node.logs(job.id, job.outcome)
 
     job, logs = asyncio.run(main())
     assert (job.status, job.attempt, job.deaths, job.lone_deaths) == (JobStatus.COMPLETED, 2, 1, 1)

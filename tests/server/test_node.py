@@ -155,12 +155,12 @@ def test_the_shown_log_is_the_recorded_one_once_there_is_one(tmp_path: Path) -> 
     node = make_node(tmp_path)
     job = node.submit(new_job())
     node.hub.log(job.id, "live")
-    assert [entry["message"] for entry in node.logs(job)] == ["live"]
+    assert [entry["message"] for entry in node.logs(job.id, job.outcome)] == ["live"]
     (claimed,) = node.store.claim("w1", 1, 30.0)
     node.store.finish(job.id, "w1", claimed.epoch, DONE)
     done = node.store.get(job.id)
     assert done is not None
-    assert node.logs(done) == DONE.logs
+    assert node.logs(done.id, done.outcome) == DONE.logs
     node.store.close()
 
 

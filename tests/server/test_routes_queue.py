@@ -135,7 +135,7 @@ def test_a_stored_request_is_acknowledged_whatever_comes_after(api: Api, monkeyp
     def broken(job_id: str) -> None:
         raise StoreError("disk gone")
 
-    monkeypatch.setattr(api.node.store, "queue_position", broken)
+    monkeypatch.setattr(api.node.store, "standing", broken)
     answer = api.http.post("/queue/fal-ai/flux/dev", json={"prompt": "x"})
     assert (answer.status_code, answer.json()["queue_position"]) == (200, 0)
 

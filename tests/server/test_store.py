@@ -29,7 +29,7 @@ from server.store.base import (
     WebhookDelivery,
     WebhookTry,
 )
-from tests.server.stores import DONE, LEASE_S, OPEN_STORE, REJECTED, Clock, new_job
+from tests.server.stores import DONE, LEASE_S, OPEN_STORE, REJECTED, Clock, new_job, place
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_whatever_json_a_client_sends_survives_the_store(store: Store, value: ob
 
 def test_an_unknown_id_is_none(store: Store) -> None:
     assert store.get("nobody") is None
-    assert store.queue_position("nobody") is None
+    assert store.standing("nobody") is None
 
 
 def test_an_id_is_taken_once(store: Store) -> None:
@@ -118,9 +118,9 @@ def test_a_job_stored_with_its_outcome_has_ended(store: Store, clock: Clock) -> 
 
 def test_jobs_are_claimed_oldest_first_and_positions_say_so(store: Store) -> None:
     ids = [store.enqueue(new_job()).id for _ in range(4)]
-    assert [store.queue_position(job_id) for job_id in ids] == [0, 1, 2, 3]
+    assert [place(store, job_id) for job_id in ids] == [0, 1, 2, 3]
     assert [job.id for job in store.claim("w1", 2, LEASE_S)] == ids[:2]
-    assert [store.queue_position(job_id) for job_id in ids] == [None, None, 0, 1]
+    assert [place(store, job_id) for job_id in ids] == [None, None, 0, 1]
 
 
 def test_a_low_job_yields_to_newer_normal_ones_but_not_for_ever(store: Store, clock: Clock) -> None:
@@ -129,7 +129,7 @@ def test_a_low_job_yields_to_newer_normal_ones_but_not_for_ever(store: Store, cl
     before = store.enqueue(new_job())
     clock.advance(2)
     after = store.enqueue(new_job())
-    assert [store.queue_position(job.id) for job in (before, low, after)] == [0, 1, 2]
+    assert [place(store, job.id) for job in (before, low, after)] == [0, 1, 2]
     assert [job.id for job in store.claim("w1", 3, LEASE_S)] == [before.id, low.id, after.id]
 
 
@@ -153,7 +153,7 @@ def test_positions_agree_with_the_order_of_claims(store: Store, clock: Clock) ->
     for number in range(40):
         clock.advance(20)
         ids.append(store.enqueue(new_job(priority=int(number % 3 == 0))).id)
-    places = {job_id: store.queue_position(job_id) for job_id in ids}
+    places = {job_id: place(store, job_id) for job_id in ids}
     order = [job.id for job in store.claim("w1", 40, LEASE_S)]
     assert order != ids
     assert [places[job_id] for job_id in order] == list(range(40))
@@ -214,7 +214,7 @@ def test_a_job_keeps_its_place_when_its_worker_is_gone(store: Store, clock: Cloc
     second = store.enqueue(new_job())
     assert claim_one(store).id == first.id
     store.release("w1", died=True)
-    assert [store.queue_position(job.id) for job in (first, second)] == [0, 1]
+    assert [place(store, job.id) for job in (first, second)] == [0, 1]
 
 
 # Ends

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule, run_state_machine_as_test
 
 from server.store.base import CancelOutcome, Outcome
-from tests.server.stores import DONE, LEASE_S, OPEN_STORE, Clock, new_job
+from tests.server.stores import DONE, LEASE_S, OPEN_STORE, Clock, new_job, place
 
 OWNERS = st.sampled_from(["w1", "w2", "w3"])
 ENDED = ("completed", "failed", "cancelled")
@@ -191,6 +191,9 @@ class StoreMachine(RuleBasedStateMachine):
             assert (job.status, job.owner, job.epoch) == (expected.state, expected.owner, expected.epoch)
             assert (job.deaths, job.lone_deaths) == (expected.deaths, expected.lone)
             assert (job.outcome is not None) is (expected.state in ENDED)
+            standing = self.store.standing(job_id)
+            assert standing is not None
+            assert (standing.endpoint, standing.status, standing.outcome) == (job.endpoint, job.status, job.outcome)
             if job.outcome is not None:
                 expected.ended_as.append(job.outcome)
                 assert expected.ended_as[0] == job.outcome, "an end never changes"
@@ -198,7 +201,7 @@ class StoreMachine(RuleBasedStateMachine):
     @invariant()
     def positions_are_as_the_model_says(self) -> None:
         line = self.line()
-        places = {job_id: self.store.queue_position(job_id) for job_id in self.model}
+        places = {job_id: place(self.store, job_id) for job_id in self.model}
         assert places == {job_id: line.index(job_id) if job_id in line else None for job_id in self.model}
 
     @invariant()

@@ -126,7 +126,7 @@ def test_a_full_disk_is_a_store_error_and_nothing_is_half_done(path: Path) -> No
     with pytest.raises(StoreError, match="the disk is full"):
         store.enqueue(refused)
     assert store.get(refused.id) is None
-    assert store.queue_position(refused.id) is None
+    assert store.standing(refused.id) is None
     too_big = DONE.__class__(JobStatus.COMPLETED, 200, big)
     with pytest.raises(StoreError, match="the disk is full"):
         store.finish(running.id, "w1", claimed.epoch, too_big)
@@ -238,14 +238,15 @@ def test_the_database_itself_refuses_a_half_change(store: SqliteStore, change: s
     assert store.get(job.id) == job
 
 
-def test_the_waiting_line_is_rebuilt_when_a_store_opens(path: Path) -> None:
+def test_what_has_not_ended_is_known_again_when_a_store_opens(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = SqliteStore(path)
     ids = [store.enqueue(new_job(priority=number % 2)).id for number in range(10)]
     store.claim("w1", 2, LEASE_S)
-    places, counts = [store.queue_position(job_id) for job_id in ids], store.counts()
+    standings, counts = [store.standing(job_id) for job_id in ids], store.counts()
+    monkeypatch.setattr(SqliteStore, "get", None)  # a job that has not ended is known without its row
     store.close()
     store = SqliteStore(path)
-    assert [store.queue_position(job_id) for job_id in ids] == places
+    assert [store.standing(job_id) for job_id in ids] == standings
     assert store.counts() == counts
     store.close()
 
