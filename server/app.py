@@ -14,7 +14,7 @@ from starlette.responses import Response
 from server import catalogue
 from server.areas import Area
 from server.auth import KeyRing
-from server.errors import WireError
+from server.errors import WireError, to_wire
 from server.gateway import Gateway
 from server.guard import Guard
 from server.metrics import Metrics
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 VERSION = "0.1.0"
 
 
-def create_app(node: Node) -> FastAPI:
+def create_app(node: Node) -> Gateway:
     """An ASGI app that serves `node` and owns its life: the lifespan starts and stops it."""
     metrics = Metrics(node)
     keys = KeyRing(node.settings.api_keys)
@@ -47,7 +47,7 @@ def create_app(node: Node) -> FastAPI:
     guard = Guard(keys, tokens)
     signer = Signer.of(node.settings.data_dir)
     uploads = Uploads(node.objects, node.settings.data_dir / "uploads", node.settings.retention_s)
-    app = FastAPI(
+    pages = FastAPI(
         title="fluxserve",
         version=VERSION,
         docs_url=None,
@@ -55,12 +55,13 @@ def create_app(node: Node) -> FastAPI:
         redirect_slashes=False,
         lifespan=_lifespan(node, signer),
     )
-    app.include_router(system_router(node, metrics, VERSION))
-    app.include_router(openai_router(node))
-    app.add_exception_handler(WireError, _wire_error)
-    app.openapi = lambda: _openapi(app, not keys.is_open)  # type: ignore[method-assign]
-    app.add_middleware(
-        Gateway,
+    pages.include_router(system_router(node, metrics, VERSION))
+    pages.include_router(openai_router(node))
+    for kind in (WireError, Exception):
+        pages.add_exception_handler(kind, _error)
+    pages.openapi = lambda: _openapi(pages, not keys.is_open)  # type: ignore[method-assign]
+    return Gateway(
+        pages,
         areas={
             Area.RUN: RunArea(node),
             Area.QUEUE: QueueArea(node),
@@ -72,7 +73,6 @@ def create_app(node: Node) -> FastAPI:
         public_url=node.settings.public_url,
         observe=metrics.observe,
     )
-    return app
 
 
 def _lifespan(node: Node, signer: Signer) -> Any:
@@ -92,15 +92,14 @@ def _lifespan(node: Node, signer: Signer) -> Any:
     return lifespan
 
 
-async def _wire_error(_: Request, exc: Exception) -> Response:
-    assert isinstance(exc, WireError)
-    return error_response(exc)
+async def _error(_: Request, exc: Exception) -> Response:
+    return error_response(to_wire(exc))
 
 
-def _openapi(app: FastAPI, is_protected: bool) -> dict[str, Any]:
+def _openapi(pages: FastAPI, is_protected: bool) -> dict[str, Any]:
     """fal's areas from the endpoint table, our own pages as FastAPI describes them."""
-    own = FastAPI.openapi(app)
-    document = catalogue.openapi(catalogue.all_endpoints(), app.title, app.version, is_protected)
+    own = FastAPI.openapi(pages)
+    document = catalogue.openapi(catalogue.all_endpoints(), pages.title, pages.version, is_protected)
     document["paths"] |= own["paths"]
     document["components"]["schemas"] |= own.get("components", {}).get("schemas", {})
     return document

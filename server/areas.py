@@ -12,15 +12,18 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from urllib.parse import unquote, urlsplit
 
-from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from server.auth import is_loopback_peer
 from server.errors import PlainError
 from server.paths import FollowUp, follow_up
 from server.tls import FAL_HOSTS
+
+Headers = Mapping[bytes, bytes]
+"""By lower-case name."""
 
 
 class Area(StrEnum):
@@ -89,7 +92,7 @@ def arrive(scope: Scope, public_url: str | None) -> Arrival:
 
     Raises: PlainError 400 for an unusable Host header or proxy target, 405 for a wrong proxy method.
     """
-    headers = Headers(scope=scope)
+    headers: Headers = dict(reversed(scope["headers"]))  # of a repeated one, the first counts
     origin, host = _origin(scope, headers)
     path = clean_path(scope)
     if path.startswith(_PROXY_PATHS) and _is_proxy_path(path):
@@ -120,18 +123,29 @@ def _origin(scope: Scope, headers: Headers) -> tuple[str, str]:
     Forwarded headers count only from a peer on this machine: there a reverse proxy is the usual sender.
     """
     scheme = {"ws": "http", "wss": "https"}.get(scope["scheme"], scope["scheme"])
-    host = headers.get("host", "")
+    host = headers.get(b"host", b"").decode("latin-1")
     if is_loopback_peer(scope):
-        forwarded = headers.get("x-forwarded-proto", "").partition(",")[0].strip().lower()
+        forwarded = _first(headers, b"x-forwarded-proto").lower()
         scheme = forwarded if forwarded in ("http", "https") else scheme
-        host = headers.get("x-forwarded-host", "").partition(",")[0].strip() or host
+        host = _first(headers, b"x-forwarded-host") or host
     if not host:
         name, port = scope.get("server") or ("localhost", None)
         host = f"{name}:{port}" if port else str(name)
+    return f"{scheme}://{host}", _name_of(host)
+
+
+def _first(headers: Headers, name: bytes) -> str:
+    """The first of the values that proxies on the way have put into one header."""
+    return headers.get(name, b"").decode("latin-1").partition(",")[0].strip()
+
+
+@lru_cache(maxsize=64)
+def _name_of(host: str) -> str:
+    """The lower-case host name without a port. Raises: PlainError 400."""
     if not _HOST.fullmatch(host):
         raise PlainError(400, "The Host header is not a host name")
     name = host.rpartition(":")[0] if re.search(r":[0-9]+$", host) else host
-    return f"{scheme}://{host}", name.lower()
+    return name.lower()
 
 
 def _by_host_or_prefix(host: str, path: str) -> tuple[Area, str]:
@@ -169,7 +183,7 @@ def _proxied(scope: Scope, headers: Headers, origin: str) -> Arrival:
         raise PlainError(405, "Method Not Allowed", {"allow": ", ".join(sorted(_PROXY_METHODS))})
     if scope["method"] == "OPTIONS":
         return _arrival(Area.RUN, "", b"", origin, f"/{Area.QUEUE}")
-    area, path, query = _target(headers.get("x-fal-target-url", ""))
+    area, path, query = _target(headers.get(b"x-fal-target-url", b"").decode("latin-1"))
     return _arrival(area, path, query, origin, f"/{Area.QUEUE}")
 
 

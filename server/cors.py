@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.responses import Response
 
 EXPOSED = (
@@ -13,6 +13,9 @@ ALLOWED_METHODS = "GET, HEAD, POST, PUT, OPTIONS"
 ALLOWED_HEADERS = "authorization, content-type, accept, x-fal-target-url"
 PREFLIGHT_CACHE_S = 86400
 
+OPEN = ((b"access-control-allow-origin", b"*"), (b"access-control-expose-headers", EXPOSED.encode()))
+"""Headers of every answer: any origin may read it, and fal's headers in it."""
+
 
 def preflight(headers: Headers) -> Response:
     """The answer to any OPTIONS: every requested header is allowed, so that new `x-fal-*` ones work."""
@@ -21,9 +24,3 @@ def preflight(headers: Headers) -> Response:
     response.headers["access-control-allow-headers"] = headers.get("access-control-request-headers") or ALLOWED_HEADERS
     response.headers["access-control-max-age"] = str(PREFLIGHT_CACHE_S)
     return response
-
-
-def open_up(headers: MutableHeaders) -> None:
-    """Let any origin read this answer and fal's headers in it."""
-    headers["access-control-allow-origin"] = "*"
-    headers["access-control-expose-headers"] = EXPOSED

@@ -1,4 +1,7 @@
-"""The outermost layer: finds the area of every request, checks the key, and answers every error in fal's shape."""
+"""The outermost layer: finds the area of every request, checks the key, and answers every error in fal's shape.
+
+Every poll passes here, so what is the same for all answers is made once, and what only some need is made for those.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -37,22 +40,22 @@ _OPEN_TO_LOCAL_CALLERS = frozenset({"/health", "/metrics"})
 
 
 class Gateway:
-    """ASGI middleware: `areas` get the requests that are fal's, `app` those for our own pages.
+    """ASGI app: `areas` get the requests that are fal's, `pages` those for our own pages, and the lifespan.
 
     `realtime` gets every WebSocket. An area sees a scope with the inner path, and the Arrival under `"arrival"`.
     """
 
     def __init__(
         self,
-        app: ASGIApp,
+        pages: ASGIApp,
         areas: Mapping[Area, ASGIApp],
         realtime: ASGIApp,
         guard: Guard,
         public_url: str | None,
         observe: Observe,
     ) -> None:
-        self._app = app
-        self._areas = areas
+        self._pages = pages
+        self._areas = {**areas, Area.SYSTEM: pages}
         self._realtime = realtime
         self._observe = observe
         self._guard = guard
@@ -64,7 +67,7 @@ class Gateway:
         elif scope["type"] == "websocket":
             await self._websocket(scope, receive, send)
         else:
-            await self._app(scope, receive, send)
+            await self._pages(scope, receive, send)
 
     async def _http(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         began = time.perf_counter()
@@ -73,10 +76,12 @@ class Gateway:
         except ClientDisconnect:
             log.debug("client left %s %s", scope["method"], scope["path"])
         except Exception as exc:
+            answer.request_id = answer.request_id or str(uuid.uuid4())
             wire = self._explain(exc, scope, answer)
-            if answer.has_started:
+            if not answer.has_started:
+                await error_response(wire)(scope, receive, answer.send)
+            elif not answer.has_ended:  # our own pages raise what they have answered already
                 raise
-            await error_response(wire)(scope, receive, answer.send)
         finally:
             self._observe(answer.area, scope["method"], answer.status, time.perf_counter() - began)
 
@@ -91,7 +96,6 @@ class Gateway:
     async def _dispatch(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         headers = Headers(scope=scope)
         if scope["method"] == "OPTIONS":
-            answer.request_id = None
             await cors.preflight(headers)(scope, receive, answer.send)
             return
         arrival = arrive(scope, self._public_url)
@@ -102,7 +106,7 @@ class Gateway:
         path = arrival.path or "/"
         changes = {"path": path, "raw_path": path.encode(), "query_string": arrival.query, "arrival": arrival}
         inner = {**scope, **changes}
-        app = self._app if arrival.area is Area.SYSTEM else self._areas.get(arrival.area)
+        app = self._areas.get(arrival.area)
         if app is None:
             raise PlainError(404, "Path not found")
         await app(inner, receive, answer.send)
@@ -110,7 +114,6 @@ class Gateway:
     def _explain(self, exc: Exception, scope: Scope, answer: _Answer) -> WireError:
         wire = to_wire(exc)
         if wire.status >= 500:
-            answer.request_id = answer.request_id or str(uuid.uuid4())
             # A refusal that was foreseen needs no traceback, and on a full disk there are many.
             unforeseen = exc if wire.status == 500 else None
             request = scope["method"], scope["path"][:LOGGED_PATH], answer.request_id
@@ -123,9 +126,10 @@ class _Answer:
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self.request_id: str | None = str(uuid.uuid4())
+        self.request_id: str | None = None
         self.area = "none"
         self.status = LEFT
+        self.has_ended = False
 
     @property
     def has_started(self) -> bool:
@@ -134,10 +138,12 @@ class _Answer:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = MutableHeaders(scope=message)
-            cors.open_up(headers)
-            if self.request_id is not None and "x-fal-request-id" not in headers:
-                headers["x-fal-request-id"] = self.request_id
+            headers = [*message.get("headers", ()), *cors.OPEN]
+            if self.request_id is not None:
+                headers.append((b"x-fal-request-id", self.request_id.encode()))
+            message["headers"] = headers
+        elif not message.get("more_body", False):
+            self.has_ended = True
         await self._send(message)
 
 

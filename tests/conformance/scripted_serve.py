@@ -16,7 +16,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from server.cli.main import main
@@ -60,7 +59,7 @@ def record_requests() -> None:
     real = app.create_app
 
     def create_app(node: object) -> ASGIApp:
-        inner: FastAPI = real(node)  # type: ignore[arg-type]
+        inner: ASGIApp = real(node)  # type: ignore[arg-type]
         return Recorder(inner, Path(os.environ["SCRIPTED_RECORD"]))
 
     app.create_app = create_app  # type: ignore[assignment]
