@@ -36,7 +36,7 @@ from benchmarks.engine import WINDOW_S, Job, Ours, Source, Stock
 from models.accelerator import Accelerator, open_accelerator, pick_dtype
 from models.components import FluxComponents
 from models.loading import load, silence_libraries
-from models.quantization import quantize
+from models.quantization import is_insensitive
 from models.registry import resolve
 from pipelines.params import GenerationParams
 from pipelines.runner import FluxRunner
@@ -132,7 +132,13 @@ def flux_fast(components: FluxComponents, accelerator: Accelerator) -> Stock:
 
 def flux_fast_fp8(components: FluxComponents, accelerator: Accelerator) -> Stock:
     """With float8 linears, scaled per row."""
-    quantize(components.transformer, "fp8", accelerator.kind)
+    from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
+
+    def is_chosen(module: torch.nn.Module, name: str) -> bool:
+        return isinstance(module, torch.nn.Linear) and is_insensitive(name)
+
+    config = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())
+    quantize_(components.transformer, config, filter_fn=is_chosen)
     return flux_fast(components, accelerator)
 
 

@@ -55,6 +55,8 @@ class Accelerator(Protocol):
     attention: Attention
     notifies: bool
     """True where the end of launched work calls back; elsewhere it has to be polled."""
+    has_float8: bool
+    """True where products of float8 rows are faster than those of the default dtype."""
     modulates_row_by_row: bool
     """True where single-row products are cheap and make a lone request equal the stock pipeline bit for bit."""
 
@@ -137,6 +139,7 @@ class CpuAccelerator:
     """The processor. Steps run on the caller's thread, everything else on one thread a purpose beside it."""
 
     kind = "cpu"
+    has_float8 = False
     attention: Attention = "grouped"
     notifies = True
     modulates_row_by_row = True
@@ -233,6 +236,7 @@ class CudaAccelerator:
         self.default_dtype = torch.bfloat16
         self.name = torch.cuda.get_device_name(index)
         self.attention: Attention = "varlen" if torch.cuda.get_device_capability(index) >= (8, 0) else "grouped"
+        self.has_float8 = torch.cuda.get_device_capability(index) >= (8, 9)
         self._streams: dict[str, torch.cuda.Stream] = {}
         torch.cuda.set_stream(torch.cuda.Stream(self.device, priority=-1))
 

@@ -95,7 +95,7 @@ class FluxComponents:
         return pipeline
 
 
-def weight_bytes(module: nn.Module) -> int:
-    """Bytes of a module's parameters and buffers; tied weights count once."""
-    tensors = {t.data_ptr(): t.nbytes for t in (*module.parameters(), *module.buffers())}
+def weight_bytes(*modules: nn.Module) -> int:
+    """Bytes of the modules' parameters and buffers; what is tied or shared counts once."""
+    tensors = {t.data_ptr(): t.nbytes for module in modules for t in (*module.parameters(), *module.buffers())}
     return sum(tensors.values())

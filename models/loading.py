@@ -63,7 +63,7 @@ def load(
     else:
         components = _load_folder(spec, locate(spec), accelerator.device, dtype, progress, cache or PartCache())
     progress("quantization", 0.99)
-    quantize(components.transformer, quantization, accelerator.kind)
+    quantize(components.transformer, quantization, accelerator)
     progress("loaded", 1.0)
     return replace(components, load_s=time.monotonic() - started)
 

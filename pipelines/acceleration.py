@@ -1,4 +1,4 @@
-"""What a request's `acceleration` means on one worker: which weights draw it, and whether its steps may be reused."""
+"""What a request's `acceleration` means on one worker: which weights draw it, and whether its steps may be skipped."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ class Grant:
     Args:
         group: the weights; rows of different groups never share a step.
         caches_steps: whether its rows carry a step cache (pipelines.step_cache).
+        how: the same in words, after "drawn".
         note: one sentence for the request's log if it gets less than it asked for.
     """
 
     group: str
     caches_steps: bool = False
+    how: str = "exactly"
     note: str | None = None
 
 
@@ -35,12 +37,10 @@ def grant(params: GenerationParams, most: str = "high", has_float8: bool = False
     Whoever asks for more is served with what there is, exactly in the worst case, and told so.
     """
     wanted, model = params.acceleration, params.model
-    is_capped = ACCELERATIONS.index(wanted) > ACCELERATIONS.index(most)
-    level = most if is_capped else wanted
-    group = model + FLOAT8 if has_float8 and level != "none" else model
-    caches_steps = level == "high"
-    if not is_capped and (has_float8 or level == "none"):
-        return Grant(group, caches_steps)
-    how = " and ".join((["float8 weights"] if group != model else []) + (["step caching"] if caches_steps else []))
-    given = f"drawn with {how} only" if how else "drawn exactly"
-    return Grant(group, caches_steps, f"acceleration {wanted} is not available on this worker: {given}")
+    level = min(wanted, most, key=ACCELERATIONS.index)
+    takes_float8, caches_steps = has_float8 and level != "none", level == "high"
+    means = ["float8 weights"] * takes_float8 + ["step caching"] * caches_steps
+    how = f"with {' and '.join(means)}" if means else "exactly"
+    is_less = level != wanted or (level != "none" and not takes_float8)
+    note = f"acceleration {wanted} is not fully available on this worker: drawn {how}" if is_less else None
+    return Grant(model + FLOAT8 if takes_float8 else model, caches_steps, how, note)

@@ -51,7 +51,9 @@ def generate(
 
     pool = ModelPool([spec], accelerator, pick_dtype(dtype, accelerator), quantization, None, loading)
     runner = pool.runner(spec.name)
-    engine = Engine(pool.runner, accelerator)
+    if params.acceleration != "none":
+        pool.hold_float8()
+    engine = Engine(pool.runner, accelerator, granting=pool.grant)
     engine.add_request(Submit("generate", 1, params.to_dict()))
     pictures: list[Picture] = []
     while True:

@@ -66,7 +66,8 @@ class Loading:
 @dataclass(frozen=True, slots=True)
 class Ready:
     """The worker takes requests. `models`: one dict a checkpoint with at least `name`, `family`,
-    `has_safety_checker`, `guidance_embeds`, `size_multiple`, `dtype`, `load_s`."""
+    `has_safety_checker`, `guidance_embeds`, `size_multiple`, `dtype`, `load_s`, and `acceleration`: what each level
+    does here, in words."""
 
     device: str
     device_name: str

@@ -137,8 +137,9 @@ def _decide(rows: Sequence[CachedRow | None], firsts: Sequence[Tensor | None], r
 
 def _relative_change(now: Tensor, then: Tensor) -> Tensor:
     """mean |now - then| / mean |then| as a float32 scalar on the device."""
-    changed: Tensor = torch.linalg.vector_norm(now - then, ord=1, dtype=torch.float32)
-    return changed / torch.linalg.vector_norm(then, ord=1, dtype=torch.float32)
+    changed = torch.linalg.vector_norm(now - then, ord=1, dtype=torch.float32)
+    relative: Tensor = changed / torch.linalg.vector_norm(then, ord=1, dtype=torch.float32)
+    return relative
 
 
 def _run_others(

@@ -32,6 +32,7 @@ from models.checkpoint_files import LoadError
 from models.loading import silence_libraries
 from models.registry import UnknownModelError, resolve
 from pipelines.engine import Engine, EngineConfig
+from pipelines.params import ACCELERATIONS, GenerationParams
 from pipelines.pool import ModelPool
 from pipelines.protocol import (
     Cancel,
@@ -117,10 +118,13 @@ class Link:
 def serve(link: Link, pool: ModelPool, accelerator: Accelerator) -> int:
     """Load every model, then step until told to stop. Returns the exit status."""
     models = [_describe(pool, name) for name in pool.specs]
+    pool.hold_float8()
+    for model in models:
+        model["acceleration"] = _levels(pool, model["name"])
     link.send(Ready(str(accelerator.device), accelerator.name, models))
     switch_ms = SWITCH_MS if len(pool.loaded) < len(pool.specs) else 0.0
     config = EngineConfig(SchedulerConfig(switch_ms=switch_ms))
-    engine = Engine(pool.runner, accelerator, config, on_ready=link.wake)
+    engine = Engine(pool.runner, accelerator, config, on_ready=link.wake, granting=pool.grant)
     poll_s = HEARTBEAT_S if accelerator.notifies else POLL_S
     last_beat, pause_s = 0.0, 0.0
     while True:
@@ -162,12 +166,19 @@ def _describe(pool: ModelPool, name: str) -> dict[str, Any]:
     }
 
 
+def _levels(pool: ModelPool, name: str) -> dict[str, str]:
+    """What each level of acceleration does here, in words."""
+    levels = (GenerationParams(name, "", 64, 64, 1, 0.0, 0, acceleration=level) for level in ACCELERATIONS)
+    return {params.acceleration: pool.grant(params).how for params in levels}
+
+
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m pipelines.worker", description=__doc__.splitlines()[0])
     parser.add_argument("--fd", type=int, required=True, help="inherited socket to the node")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<index>")
     parser.add_argument("--dtype", default="auto", help="auto, bfloat16, float16 or float32")
     parser.add_argument("--quantization", default="none")
+    parser.add_argument("--acceleration", default="high", help="the most that requests get: none, regular or high")
     parser.add_argument("--model", action="append", required=True, help="name, folder or owner/repo; repeatable")
     parser.add_argument("--memory-gb", type=float, default=None, help="weights held at once; default: all")
     return parser.parse_args(argv)
@@ -202,6 +213,7 @@ def _run(link: Link, arguments: argparse.Namespace) -> int:
         arguments.quantization,
         None if arguments.memory_gb is None else int(arguments.memory_gb * 1e9),
         lambda model, stage, fraction: link.send(Loading(model, stage, fraction)),
+        arguments.acceleration,
     )
     return serve(link, pool, accelerator)
 

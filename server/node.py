@@ -72,6 +72,7 @@ class Node:
             models=settings.models,
             dtype=settings.dtype,
             quantization=settings.quantization,
+            acceleration=settings.acceleration,
             memory_gb=settings.memory_gb,
             hang_s=settings.hang_s,
             command=tuple(worker_command),

@@ -39,6 +39,7 @@ class Settings(BaseSettings):
         tls_port: where TLS listens on the same host; 0 turns it off.
         data_dir: holds the store, pictures and certificates of one node.
         models: registry names, diffusers folders or Hugging Face ids; the first is the default.
+        acceleration: the most that requests get of what they ask for in fal's field of that name.
         memory_gb: weights one worker holds at once, in GB; beyond it the model used least recently is unloaded.
         device: auto, cpu, cuda, or a list (cuda:0,1 or cpu,cpu): one worker each.
         api_keys: any of these admits; none leaves the server open. `@FILE` reads one key a line.
@@ -59,6 +60,7 @@ class Settings(BaseSettings):
     device: str = Field("auto", pattern=r"^(auto|cpu(,cpu)*|cuda(:\d+(,\d+)*)?)$")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     quantization: Literal["none", "fp8"] = "none"
+    acceleration: Literal["none", "regular", "high"] = "high"
     memory_gb: float | None = Field(None, gt=0)
     api_keys: Words = Field((), repr=False)
     public_url: str | None = None

@@ -72,6 +72,7 @@ class WorkerOptions:
     models: tuple[str, ...]
     dtype: str = "auto"
     quantization: str = "none"
+    acceleration: str = "high"
     memory_gb: float | None = None
     hang_s: float = 120.0
     command: Sequence[str] = WORKER_COMMAND
@@ -81,7 +82,16 @@ class WorkerOptions:
         fixed = ["--fd", str(descriptor), "--device", device, "--dtype", self.dtype]
         models = [part for model in self.models for part in ("--model", model)]
         memory = [] if self.memory_gb is None else ["--memory-gb", str(self.memory_gb)]
-        return [*self.command, *fixed, "--quantization", self.quantization, *memory, *models]
+        return [
+            *self.command,
+            *fixed,
+            "--quantization",
+            self.quantization,
+            "--acceleration",
+            self.acceleration,
+            *memory,
+            *models,
+        ]
 
 
 class Worker:

@@ -37,6 +37,9 @@ def generate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
     quantization: Annotated[str, typer.Option(help="none or fp8 (needs a GPU).")] = "none",
+    acceleration: Annotated[
+        str, typer.Option(help="none (exact), regular or high: see docs/acceleration.md.")
+    ] = "none",
     as_json: Json = False,
 ) -> None:
     """Draw one prompt on this machine and write the picture, without a server."""
@@ -59,6 +62,7 @@ def generate(
             num_images=num_images,
             max_sequence_length=spec.max_sequence_length,
             safety_threshold=DEFAULT_THRESHOLD if safety_checker else None,
+            acceleration=acceleration,
         )
     except ValueError as exc:
         raise CommandError(str(exc), USAGE) from exc

@@ -33,6 +33,9 @@ def serve(
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, bfloat16, float16 or float32.", show_default="auto")] = None,
     quantization: Annotated[str | None, typer.Option(help="none or fp8 (needs a GPU).", show_default="none")] = None,
+    acceleration: Annotated[
+        str | None, typer.Option(help="The most that requests get: none, regular or high.", show_default="high")
+    ] = None,
     memory_gb: Annotated[
         float | None,
         typer.Option(help="Weights a worker holds at once; beyond it the least recently used model is unloaded."),
@@ -69,6 +72,7 @@ def serve(
         device=device,
         dtype=dtype,
         quantization=quantization,
+        acceleration=acceleration,
         memory_gb=memory_gb,
         api_keys=api_key,
         public_url=public_url,

@@ -13,7 +13,8 @@ from tests.pipelines.driving import drain, make_engine, make_params, of, submit
 from tests.pipelines.fake import FakeRunner
 
 FLOAT8_GROUP = TINY.name + FLOAT8
-NOTE = "acceleration {} is not available on this worker: drawn {}"
+BOTH, WEIGHTS, STEPS = "with float8 weights and step caching", "with float8 weights", "with step caching"
+NOTE = "acceleration {} is not fully available on this worker: drawn {}"
 
 
 @pytest.mark.parametrize("most", ["none", "regular", "high"])
@@ -25,14 +26,14 @@ def test_none_is_always_exact_and_says_nothing(most: str, has_float8: bool) -> N
 @pytest.mark.parametrize(
     ("wanted", "most", "has_float8", "expected"),
     [
-        ("regular", "high", True, Grant(FLOAT8_GROUP)),
-        ("high", "high", True, Grant(FLOAT8_GROUP, caches_steps=True)),
+        ("regular", "high", True, Grant(FLOAT8_GROUP, False, WEIGHTS)),
+        ("high", "high", True, Grant(FLOAT8_GROUP, True, BOTH)),
         ("regular", "high", False, Grant(TINY.name, note=NOTE.format("regular", "exactly"))),
-        ("high", "high", False, Grant(TINY.name, True, NOTE.format("high", "with step caching only"))),
-        ("high", "regular", True, Grant(FLOAT8_GROUP, False, NOTE.format("high", "with float8 weights only"))),
-        ("high", "regular", False, Grant(TINY.name, False, NOTE.format("high", "exactly"))),
-        ("high", "none", True, Grant(TINY.name, False, NOTE.format("high", "exactly"))),
-        ("regular", "none", True, Grant(TINY.name, False, NOTE.format("regular", "exactly"))),
+        ("high", "high", False, Grant(TINY.name, True, STEPS, NOTE.format("high", STEPS))),
+        ("high", "regular", True, Grant(FLOAT8_GROUP, False, WEIGHTS, NOTE.format("high", WEIGHTS))),
+        ("high", "regular", False, Grant(TINY.name, note=NOTE.format("high", "exactly"))),
+        ("high", "none", True, Grant(TINY.name, note=NOTE.format("high", "exactly"))),
+        ("regular", "none", True, Grant(TINY.name, note=NOTE.format("regular", "exactly"))),
     ],
 )
 def test_a_worker_gives_what_it_has(wanted: str, most: str, has_float8: bool, expected: Grant) -> None:

@@ -200,6 +200,7 @@ def main() -> None:
     parser.add_argument("--device", required=True)
     parser.add_argument("--dtype")
     parser.add_argument("--quantization")
+    parser.add_argument("--acceleration")
     parser.add_argument("--memory-gb", type=float)
     parser.add_argument("--model", action="append", required=True)
     arguments = parser.parse_args()

@@ -1,0 +1,87 @@
+"""Linear layers in float8: both factors of the product rounded to float8_e4m3fn, with one scale a row.
+
+What torchao calls `Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())`, over the same kernel
+(`torch._scaled_mm`), as a plain module that also runs, and is tested, without a GPU. A row's scale is its own, so no
+picture rescales its neighbours.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+FLOAT8 = torch.float8_e4m3fn
+_LARGEST = torch.finfo(FLOAT8).max
+_MULTIPLE = 16
+"""The kernel takes widths that are multiples of this; others stay as they are."""
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class Float8Linear(nn.Module):
+    """x W^T + b with x and W in float8, accumulated in float32; the result has x's dtype."""
+
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight, scale = quantize_rows(linear.weight)
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale.t().contiguous())
+        self.register_buffer("bias", linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        rows, scale = quantize_rows(x.reshape(-1, x.shape[-1]))
+        product = (_kernel if x.is_cuda else _emulated)(rows, scale, self.weight, self.scale)
+        output = product if self.bias is None else product.add_(self.bias)
+        return output.to(x.dtype).unflatten(0, x.shape[:-1])
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(R, K) -> float8 values (R, K) and float32 scales (R, 1) such that values * scales is x, rounded."""
+    scale = x.abs().amax(dim=-1, keepdim=True).float().clamp_min(1e-12) / _LARGEST
+    return (x.float() / scale).clamp_(-_LARGEST, _LARGEST).to(FLOAT8), scale
+
+
+def _kernel(rows: Tensor, row_scale: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
+    """The device's own product; for scales by row it gives bfloat16 only."""
+    return torch._scaled_mm(
+        rows, weight.t(), row_scale, weight_scale, out_dtype=torch.bfloat16, use_fast_accum=rows.is_cuda
+    )
+
+
+def _emulated(rows: Tensor, row_scale: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
+    """The same product in float32, for devices without one."""
+    return (rows.float() @ weight.float().t()).mul_(row_scale).mul_(weight_scale)
+
+
+def to_float8(module: nn.Module, is_chosen: Callable[[str], bool]) -> None:
+    """Put a Float8Linear in place of every linear whose name is chosen and whose widths the kernel takes."""
+    for name, linear in chosen_linears(module, is_chosen).items():
+        module.set_submodule(name, Float8Linear(linear))
+
+
+def chosen_linears(module: nn.Module, is_chosen: Callable[[str], bool]) -> dict[str, nn.Linear]:
+    """Linears by name that are chosen and whose widths the kernel takes."""
+    return {
+        name: linear
+        for name, linear in module.named_modules()
+        if isinstance(linear, nn.Linear) and is_chosen(name) and _fits(linear)
+    }
+
+
+def share(module: M) -> M:
+    """A copy whose tensors are the original's own: parts of it may be replaced, and the rest costs no memory."""
+    tensors = (*module.parameters(), *module.buffers())
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
+
+
+def _fits(linear: nn.Linear) -> bool:
+    return linear.in_features % _MULTIPLE == 0 and linear.out_features % _MULTIPLE == 0
