@@ -3,7 +3,8 @@
     python -m benchmarks.crowd --port N --kind status|stream --clients N --seconds S
 
 Reads "SLOT PATH" lines: what the clients of a slot ask about from then on. Starts with the first line for every slot,
-and prints one JSON line at the end. Its own lag is in it: what it did not manage must not be blamed on the server.
+says COUNTING once everybody is there, and prints one JSON line at the end. Its own lag is in it: what it did not manage
+must not be blamed on the server.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ PAUSE_S = 0.1
 AGAIN_S = 0.05
 """Before a stream that has ended is opened anew, for what its slot asks about then."""
 SLOTS = 4
+COUNTING = "counting"
 
 
 @dataclass
@@ -124,6 +126,7 @@ async def run(port: int, kind: str, clients: int, seconds: float) -> dict[str, o
     await asyncio.sleep(1.0)
     tally.latency_ms.clear()
     tally.lag_ms.clear()
+    print(COUNTING, flush=True)
     beats = asyncio.create_task(_feel_lag(tally))
     began, processor = time.perf_counter(), time.process_time()
     await asyncio.sleep(seconds)

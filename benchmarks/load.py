@@ -29,8 +29,10 @@ from urllib.parse import urlsplit
 
 import psutil
 import uvloop
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
 
-from benchmarks.crowd import SLOTS
+from benchmarks.crowd import COUNTING, SLOTS
 from benchmarks.raw_http import Connection, request
 from server.bench.figures import spread
 from server.bench.report import table
@@ -185,29 +187,54 @@ async def regime(served: Served, kind: str, clients: int, seconds: float) -> dic
     )
     company = Company(served, crowd)
     task = asyncio.create_task(company.run())
-    began, processor = time.perf_counter(), _processor_s(server)
+    clock = asyncio.create_task(show_clock(f"{clients} clients: {kind}", seconds, is_there := asyncio.Event()))
     try:
-        assert crowd.stdout is not None
-        reading = asyncio.create_task(crowd.stdout.readline())
-        await asyncio.wait({reading, task}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            task.result()
+        assert await _line(crowd, task) == COUNTING
+        is_there.set()
+        company.beside = Beside()
+        began, processor = time.perf_counter(), _processor_s(server)
+        figures: dict[str, Any] = json.loads(await _line(crowd, task))
+        share = (_processor_s(server) - processor) / (time.perf_counter() - began)
         after = server.memory_info().rss
-        figures: dict[str, Any] = json.loads(reading.result())
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        for running in (clock, task):
+            running.cancel()
+        await asyncio.gather(clock, task, return_exceptions=True)
         if crowd.returncode is None:
             crowd.terminate()
         await crowd.wait()
     return {
         "clients": clients,
         "crowd": figures,
-        "submit_ms": spread([took * 1e3 for took in company.beside.submits]),
+        "submit_ms": spread([took * 1e3 for took in company.beside.submits]) if company.beside.submits else None,
         "visible_ms": spread([age * 1e3 for age in company.beside.visible]) if company.beside.visible else None,
-        "server_processor": (_processor_s(server) - processor) / (time.perf_counter() - began),
+        "server_processor": share,
         "memory_kb_each": (after - before) / clients / 1024,
     }
+
+
+async def _line(crowd: asyncio.subprocess.Process, company: asyncio.Task[None]) -> str:
+    """What the crowd says next. Raises: whatever ended the company before that."""
+    assert crowd.stdout is not None
+    reading = asyncio.create_task(crowd.stdout.readline())
+    await asyncio.wait({reading, company}, return_when=asyncio.FIRST_COMPLETED)
+    if company.done():
+        reading.cancel()
+        company.result()
+    return reading.result().decode().strip()
+
+
+async def show_clock(what: str, seconds: float, is_there: asyncio.Event) -> None:
+    """A bar that stands until the crowd is there and then goes on, until cancelled."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f} of {task.total:.0f} s"))
+    # Twice a second and without a thread: what watches must not take a core from what is measured.
+    with Progress(*columns, console=Console(stderr=True), auto_refresh=False) as bars:
+        bar = bars.add_task(what, total=seconds)
+        bars.refresh()
+        await is_there.wait()
+        while True:
+            await asyncio.sleep(0.5)
+            bars.update(bar, advance=0.5, refresh=True)
 
 
 def _processor_s(process: psutil.Process) -> float:
@@ -233,8 +260,8 @@ def rows(report: dict[str, Any]) -> list[dict[str, str]]:
         line(name, f"{what} p50", latency.get("p50"))
         line(name, f"{what} p99", latency.get("p99"))
         line(name, "answers a second", crowd["answers_per_s"], ".0f")
-        line(name, "submit p50", figures["submit_ms"]["p50"])
-        line(name, "submit p99", figures["submit_ms"]["p99"])
+        line(name, "submit p50", (figures["submit_ms"] or {}).get("p50"))
+        line(name, "submit p99", (figures["submit_ms"] or {}).get("p99"))
         line(name, "visible p50", (figures["visible_ms"] or {}).get("p50"))
         line(name, "visible p99", (figures["visible_ms"] or {}).get("p99"))
         line(name, "server, share of a core", figures["server_processor"], ".0%")
