@@ -39,9 +39,8 @@ class Float8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
         rows, scale = quantize_rows(x.reshape(-1, x.shape[-1]))
-        product = (_kernel if x.is_cuda else _emulated)(rows, scale, self.weight, self.scale)
-        output = product if self.bias is None else product.add_(self.bias)
-        return output.to(x.dtype).unflatten(0, x.shape[:-1])
+        output = (_kernel if x.is_cuda else _emulated)(rows, scale, self.weight, self.scale, self.bias)
+        return output.to(x.dtype).view(*x.shape[:-1], -1)
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,16 +49,23 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     return (x.float() / scale).clamp_(-_LARGEST, _LARGEST).to(FLOAT8), scale
 
 
-def _kernel(rows: Tensor, row_scale: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
+def _kernel(rows: Tensor, row_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
     """The device's own product; for scales by row it gives bfloat16 only."""
     return torch._scaled_mm(
-        rows, weight.t(), row_scale, weight_scale, out_dtype=torch.bfloat16, use_fast_accum=rows.is_cuda
+        rows,
+        weight.t(),
+        row_scale,
+        weight_scale,
+        bias=None if bias is None else bias.to(torch.bfloat16),
+        out_dtype=torch.bfloat16,
+        use_fast_accum=rows.is_cuda,
     )
 
 
-def _emulated(rows: Tensor, row_scale: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
+def _emulated(rows: Tensor, row_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
     """The same product in float32, for devices without one."""
-    return (rows.float() @ weight.float().t()).mul_(row_scale).mul_(weight_scale)
+    product = (rows.float() @ weight.float().t()).mul_(row_scale).mul_(weight_scale)
+    return product if bias is None else product.add_(bias)
 
 
 def to_float8(module: nn.Module, is_chosen: Callable[[str], bool]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from models.accelerator import Accelerator
-from models.components import weight_bytes
+from models.components import FluxComponents, weight_bytes
 from models.float8 import chosen_linears, share
 from models.loading import PartCache, load
 from models.quantization import is_insensitive, quantize
@@ -75,7 +75,7 @@ class ModelPool:
             lambda stage, fraction: self._on_loading(name, stage, fraction),
             self._parts,
         )
-        self._loaded[name] = FluxRunner(components, self._accelerator)
+        self._loaded[name] = self._run(components)
         self._unload_over_budget()
         return self._loaded[name]
 
@@ -97,7 +97,10 @@ class ModelPool:
                 self._on_loading(name, "float8 weights", 0.99)
                 transformer = share(exact.components.transformer)
                 quantize(transformer, "fp8", self._accelerator)
-                self._float8[name] = FluxRunner(replace(exact.components, transformer=transformer), self._accelerator)
+                self._float8[name] = self._run(replace(exact.components, transformer=transformer))
+
+    def _run(self, components: FluxComponents) -> FluxRunner:
+        return FluxRunner(components, self._accelerator)
 
     def _has_room(self, transformer: nn.Module) -> bool:
         twin = sum(linear.weight.numel() for linear in chosen_linears(transformer, is_insensitive).values())

@@ -54,14 +54,13 @@ def test_a_row_is_the_same_in_any_company(linear: nn.Linear) -> None:
 
 def test_the_emulation_equals_the_devices_own_product(linear: nn.Linear) -> None:
     x = torch.randn(24, 64)
-    factors = (*quantize_rows(x), *quantize_rows(linear.weight))
-    rows, row_scale, weight, weight_scale = factors
+    weight, weight_scale = quantize_rows(linear.weight)
+    factors = (*quantize_rows(x), weight, weight_scale.t(), linear.bias)
     try:
-        theirs = _kernel(rows, row_scale, weight, weight_scale.t())
+        theirs = _kernel(*factors)
     except RuntimeError as exc:
         pytest.skip(f"torch {torch.__version__} has no such product on a CPU: {exc}")
-    ours = _emulated(rows, row_scale, weight, weight_scale.t())
-    assert torch.allclose(ours.bfloat16(), theirs, rtol=1e-2, atol=1e-3)
+    assert torch.allclose(_emulated(*factors).bfloat16(), theirs, rtol=1e-2, atol=1e-3)
 
 
 def test_widths_that_the_kernel_refuses_stay_exact() -> None:
