@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -48,6 +48,7 @@ from pipelines.protocol import (
     encode,
 )
 from pipelines.scheduler import SchedulerConfig
+from pipelines.warmup import Size, sizes_to_warm, warm_up
 
 HEARTBEAT_S = 0.5
 POLL_S = 0.002
@@ -115,16 +116,23 @@ class Link:
         os._exit(0)
 
 
-def serve(link: Link, pool: ModelPool, accelerator: Accelerator) -> int:
-    """Load every model, then step until told to stop. Returns the exit status."""
+WarmUp = Callable[[str, Engine], None]
+"""Draws what has to be drawn before this model on this engine is ready."""
+
+
+def serve(link: Link, pool: ModelPool, accelerator: Accelerator, warm_up_model: WarmUp) -> int:
+    """Load every model, warm it up, then step until told to stop. Returns the exit status."""
     models = [_describe(pool, name) for name in pool.specs]
     pool.hold_float8()
     for model in models:
         model["acceleration"] = _levels(pool, model["name"])
-    link.send(Ready(str(accelerator.device), accelerator.name, models))
     switch_ms = SWITCH_MS if len(pool.loaded) < len(pool.specs) else 0.0
     config = EngineConfig(SchedulerConfig(switch_ms=switch_ms))
     engine = Engine(pool.runner, accelerator, config, on_ready=link.wake, granting=pool.grant)
+    # Those that had to make room again are warmed up by their first request: loading them now would evict others.
+    for name in pool.loaded:
+        warm_up_model(name, engine)
+    link.send(Ready(str(accelerator.device), accelerator.name, models))
     poll_s = HEARTBEAT_S if accelerator.notifies else POLL_S
     last_beat, pause_s = 0.0, 0.0
     while True:
@@ -181,7 +189,14 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--acceleration", default="high", help="the most that requests get: none, regular or high")
     parser.add_argument("--model", action="append", required=True, help="name, folder or owner/repo; repeatable")
     parser.add_argument("--memory-gb", type=float, default=None, help="weights held at once; default: all")
+    parser.add_argument("--warmup", choices=("auto", "none", "full"), default="auto")
+    parser.add_argument("--warmup-size", type=_size, action="append", default=[], help="WIDTHxHEIGHT; repeatable")
     return parser.parse_args(argv)
+
+
+def _size(text: str) -> Size:
+    width, _, height = text.partition("x")
+    return int(width), int(height)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -215,7 +230,20 @@ def _run(link: Link, arguments: argparse.Namespace) -> int:
         lambda model, stage, fraction: link.send(Loading(model, stage, fraction)),
         arguments.acceleration,
     )
-    return serve(link, pool, accelerator)
+
+    def warm_up_model(name: str, engine: Engine) -> None:
+        sizes = sizes_to_warm(arguments.warmup, accelerator.kind, pool.runner(name).limits, arguments.warmup_size)
+        # One round compiles; where there is something to time, a second one on the serving engine times it.
+        engines = [Engine(pool.runner, accelerator, granting=pool.grant), *([engine] if len(sizes) > 1 else [])]
+
+        def progress(done: int, total: int) -> None:
+            if done < total:
+                link.send(Loading(name, f"warming up {done + 1}/{total}", done / total))
+
+        for sentence in warm_up(engines, pool.specs[name], sizes, progress):
+            link.send(Log("warning", f"warming up {sentence}"))
+
+    return serve(link, pool, accelerator, warm_up_model)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
@@ -14,6 +15,8 @@ from server.clients import OPEN_KEY, UNKNOWN_KEY, Reach, curl
 from server.settings import WILDCARD_HOSTS, Settings, is_loopback
 
 POLL_S = 0.1
+REPORT_S = 5.0
+"""Pause between two lines about one worker's loading."""
 
 
 class Greeting:
@@ -23,6 +26,7 @@ class Greeting:
         self._settings = settings
         self._reach = reach(settings, port, tls_port)
         self._said: set[str] = set()
+        self._reported: dict[str, float] = {}
 
     async def follow(self, health: Callable[[], dict[str, Any]]) -> None:
         """Greet, then report loading until every worker is up; runs until cancelled.
@@ -60,6 +64,14 @@ class Greeting:
                 self._say_once(f"{worker['device']}: {worker['last_error']}")
             elif worker["model"]:
                 self._say_once(f"loading {worker['model']} on {worker['device']}")
+                self._report_progress(worker)
+
+    def _report_progress(self, worker: dict[str, Any]) -> None:
+        """One line now and then while loading takes long; none when it does not."""
+        now = time.monotonic()
+        if now - self._reported.setdefault(worker["device"], now) >= REPORT_S:
+            self._reported[worker["device"]] = now
+            self._say(f"{worker['model']} on {worker['device']}: {worker['stage']}, {worker['fraction']:.0%}")
 
     def _models(self, state: dict[str, Any]) -> list[str]:
         devices = ", ".join(f"{w['device']} ({w['device_name']})" for w in state["workers"] if w["state"] == "ready")

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 _PROC_GPUS = Path("/proc/driver/nvidia/gpus")
+_DEVICE_FILES = ("nvidia*", "nvhost*", "dxg", "kfd")
+"""What drivers of GPUs that PyTorch calls cuda leave in /dev: NVIDIA, Tegra, Windows' subsystem for Linux, AMD."""
 
 
 def devices(setting: str, gpus: int) -> tuple[str, ...]:
@@ -25,6 +27,17 @@ def devices(setting: str, gpus: int) -> tuple[str, ...]:
         if kind not in ("auto", "cpu", "cuda", "mps") or (":" in name and not index.isdecimal()):
             raise ValueError(f"{name!r} in the device setting {setting!r} is no device")
     return tuple(names)
+
+
+def certainly_absent(setting: str, gpus: int, dev_folder: Path = Path("/dev")) -> str | None:
+    """The first device of the setting that this machine cannot have; None where only a worker can tell.
+
+    Args: gpus: as counted by `count_gpus`, which knows NVIDIA's driver alone.
+    """
+    if not gpus and any(next(dev_folder.glob(pattern), None) for pattern in _DEVICE_FILES):
+        return None
+    wanted = [name for name in devices(setting, gpus) if name.startswith("cuda")]
+    return next((name for name in wanted if int(name.partition(":")[2] or 0) >= gpus), None)
 
 
 def count_gpus(environ: Mapping[str, str] = os.environ, proc_folder: Path = _PROC_GPUS) -> int:

@@ -19,6 +19,7 @@ from server.dispatcher import Dispatcher
 from server.hub import Hub
 from server.objects import Objects
 from server.outputs import Outputs
+from server.schemas.sizes import PRESETS
 from server.settings import Settings
 from server.store.base import CancelOutcome, Job, JobStatus, NewJob, Outcome, QueueFullError, Store, StoreError
 from server.store.sqlite import SqliteStore
@@ -75,6 +76,9 @@ class Node:
             acceleration=settings.acceleration,
             memory_gb=settings.memory_gb,
             hang_s=settings.hang_s,
+            warmup=settings.warmup,
+            warmup_sizes=tuple(PRESETS.values()),
+            cache_dir=settings.data_dir / "cache",
             command=tuple(worker_command),
         )
         # Random, so that a claim of an earlier life of this node is never taken for one of ours.

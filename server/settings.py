@@ -47,6 +47,7 @@ class Settings(BaseSettings):
         allow_private_cidrs: networks that picture fetches and webhooks may reach besides public addresses.
         max_queue: waiting requests beyond this are refused with 429.
         retention_s: how long finished requests and their pictures are kept, in seconds.
+        warmup: what a worker draws before it is ready: auto (nothing to speak of on a CPU), none, or full.
         hang_s: a worker silent for this many seconds is killed and restarted.
     """
 
@@ -62,6 +63,7 @@ class Settings(BaseSettings):
     quantization: Literal["none", "fp8"] = "none"
     acceleration: Literal["none", "regular", "high"] = "high"
     memory_gb: float | None = Field(None, gt=0)
+    warmup: Literal["auto", "none", "full"] = "auto"
     api_keys: Words = Field((), repr=False)
     public_url: str | None = None
     allow_private_cidrs: Words = ()

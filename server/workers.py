@@ -45,6 +45,10 @@ STOP_S = 1.0
 READ_SIZE = 1 << 20
 
 
+_CACHES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
+"""Folders below `cache_dir` for the libraries' compiled kernels, unless the operator's environment names others."""
+
+
 class WorkerState(StrEnum):
     """Where a worker process stands."""
 
@@ -67,7 +71,13 @@ class WorkerEvents(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """What every worker is started with. Args: hang_s: a loaded worker silent for so long is killed."""
+    """What every worker is started with.
+
+    Args:
+        hang_s: a loaded worker silent for so long is killed.
+        warmup: auto, none or full; warmup_sizes: (width, height) of what it draws before it is ready.
+        cache_dir: keeps what PyTorch and Triton compile over a restart; None leaves their own folders.
+    """
 
     models: tuple[str, ...]
     dtype: str = "auto"
@@ -75,6 +85,9 @@ class WorkerOptions:
     acceleration: str = "high"
     memory_gb: float | None = None
     hang_s: float = 120.0
+    warmup: str = "auto"
+    warmup_sizes: tuple[tuple[int, int], ...] = ()
+    cache_dir: Path | None = None
     command: Sequence[str] = WORKER_COMMAND
 
     def argv(self, descriptor: int, device: str) -> list[str]:
@@ -82,16 +95,18 @@ class WorkerOptions:
         fixed = ["--fd", str(descriptor), "--device", device, "--dtype", self.dtype]
         models = [part for model in self.models for part in ("--model", model)]
         memory = [] if self.memory_gb is None else ["--memory-gb", str(self.memory_gb)]
-        return [
-            *self.command,
-            *fixed,
-            "--quantization",
-            self.quantization,
-            "--acceleration",
-            self.acceleration,
-            *memory,
-            *models,
-        ]
+        sizes = [part for width, height in self.warmup_sizes for part in ("--warmup-size", f"{width}x{height}")]
+        warmup = ["--warmup", self.warmup, *sizes]
+        weights = ["--quantization", self.quantization, "--acceleration", self.acceleration]
+        return [*self.command, *fixed, *weights, *memory, *warmup, *models]
+
+    def environment(self) -> dict[str, str]:
+        """The child's environment: ours, finding our packages from any working folder, and with prompt output."""
+        path = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        fixed = {"PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1"}
+        caches = {name: str(self.cache_dir / folder) for name, folder in _CACHES.items()} if self.cache_dir else {}
+        # What transformers warns of at import is nothing an operator can act on.
+        return {"TRANSFORMERS_VERBOSITY": "error", **caches, **os.environ, **fixed}
 
 
 class Worker:
@@ -200,7 +215,7 @@ class Worker:
                     stdout=asyncio.subprocess.PIPE,
                     stderr=asyncio.subprocess.STDOUT,
                     pass_fds=(theirs.fileno(),),
-                    env=_environment(),
+                    env=self._options.environment(),
                     # A Ctrl-C at the terminal is for the node, which then lets its workers finish.
                     start_new_session=True,
                 )
@@ -339,14 +354,6 @@ class Workers:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
-def _environment() -> dict[str, str]:
-    """The child's environment: ours, finding our packages from any working folder, and with prompt output."""
-    path = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    fixed = {"PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1"}
-    # What transformers warns of at import is nothing an operator can act on.
-    return {"TRANSFORMERS_VERBOSITY": "error", **os.environ, **fixed}
 
 
 async def _read_line(stream: asyncio.StreamReader) -> bytes:

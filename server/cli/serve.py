@@ -13,6 +13,7 @@ from models.registry import UnknownModelError, resolve
 from server import tls
 from server.cli.failures import ENVIRONMENT, USAGE, CommandError
 from server.cli.options import Config, DataDir, settings_from
+from server.devices import certainly_absent, count_gpus
 from server.settings import Settings
 
 
@@ -39,6 +40,12 @@ def serve(
     memory_gb: Annotated[
         float | None,
         typer.Option(help="Weights a worker holds at once; beyond it the least recently used model is unloaded."),
+    ] = None,
+    warmup: Annotated[
+        str | None,
+        typer.Option(
+            help="Draw the preset sizes before saying ready: auto (on a GPU), none, full.", show_default="auto"
+        ),
     ] = None,
     api_key: Annotated[
         list[str] | None, typer.Option(help="A key that admits, or @FILE with one a line; repeatable.")
@@ -74,6 +81,7 @@ def serve(
         quantization=quantization,
         acceleration=acceleration,
         memory_gb=memory_gb,
+        warmup=warmup,
         api_keys=api_key,
         public_url=public_url,
         allow_private_cidrs=allow_private_cidr,
@@ -83,6 +91,7 @@ def serve(
         hang_s=hang_s,
     )
     _check_models(settings)
+    _check_device(settings)
     _log_to_stderr()
     _run(settings)
 
@@ -99,6 +108,19 @@ def _check_models(settings: Settings) -> None:
             resolve(argument)
         except UnknownModelError as exc:
             raise CommandError(str(exc), USAGE) from exc
+
+
+def _check_device(settings: Settings) -> None:
+    """A worker on a device that is not there would never be ready."""
+    gpus = count_gpus()
+    if absent := certainly_absent(settings.device, gpus):
+        raise CommandError(f"--device {settings.device}: {absent} is not here; {_gpus_here(gpus)}", ENVIRONMENT)
+
+
+def _gpus_here(gpus: int) -> str:
+    if not gpus:
+        return "no GPU is visible on this machine (look at nvidia-smi and CUDA_VISIBLE_DEVICES), or use --device auto"
+    return f"{gpus} GPUs are visible" if gpus > 1 else "1 GPU is visible"
 
 
 def _tls_names(settings: Settings) -> list[str]:

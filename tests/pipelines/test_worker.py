@@ -23,10 +23,10 @@ START_S = 60
 class Peer:
     """The node's end of one worker."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, program: tuple[str, ...] = ("-m", "pipelines.worker")) -> None:
         self._socket, theirs = socket.socketpair()
         self._socket.settimeout(START_S)
-        command = [sys.executable, "-m", "pipelines.worker", "--fd", str(theirs.fileno()), *arguments]
+        command = [sys.executable, *program, "--fd", str(theirs.fileno()), *arguments]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         root = Path(__file__).parents[2]
         self.process = subprocess.Popen(
@@ -63,8 +63,8 @@ class Peer:
 
 
 @contextmanager
-def worker(*arguments: str) -> Iterator[Peer]:
-    peer = Peer(*arguments)
+def worker(*arguments: str, program: tuple[str, ...] = ("-m", "pipelines.worker")) -> Iterator[Peer]:
+    peer = Peer(*arguments, program=program)
     try:
         yield peer
     finally:
@@ -125,6 +125,38 @@ def test_an_idle_worker_beats(peer: Peer) -> None:
     assert isinstance(beat, protocol.Heartbeat)
     assert beat.memory["used"] > 0
     assert time.monotonic() - began < 5
+
+
+def test_a_worker_warms_up_every_size_and_takes_what_arrives_meanwhile() -> None:
+    sizes = ("--warmup-size", "48x32", "--warmup-size", "32x32", "--warmup-size", "48x32")
+    with worker("--device", "cpu", "--model", "random:tiny", "--warmup", "full", *sizes) as peer:
+        peer.send(protocol.Submit("early", 1, make_params().to_dict()))
+        frames = peer.until(protocol.Ready)
+        stages = [frame.stage for frame in frames if isinstance(frame, protocol.Loading)]
+        assert [s for s in stages if s.startswith("warming up")] == [f"warming up {k}/4" for k in (1, 2, 3, 4)]
+        assert not any(isinstance(frame, protocol.Started | protocol.Picture) for frame in frames)
+        peer.until(protocol.Finished, "early")
+
+
+def test_a_size_that_cannot_be_drawn_is_said_and_does_not_stop_the_worker() -> None:
+    script = "import pipelines.runner as r, pipelines.worker as w, sys, os\n"
+    script += "real = r.FluxRunner.denoise\n"
+    script += "def denoise(self, rows):\n"
+    script += "    if rows[0].request.params.width > 40: raise MemoryError\n"
+    script += "    real(self, rows)\n"
+    script += "r.FluxRunner.denoise = denoise\n"
+    script += "os._exit(w.main(sys.argv[1:]))"
+    sizes = ("--warmup-size", "48x32", "--warmup-size", "32x32")
+    arguments = ("--device", "cpu", "--model", "random:tiny", "--warmup", "full")
+    with worker(*arguments, *sizes, program=("-c", script)) as peer:
+        frames = peer.until(protocol.Ready)
+        (log,) = [frame for frame in frames if isinstance(frame, protocol.Log)]
+        assert (log.level, "48 x 32" in log.message, "memory" in log.message) == ("warning", True, True)
+    with worker(*arguments, "--warmup-size", "48x32", program=("-c", script)) as peer:
+        log = peer.until(protocol.Log)[-1]
+        assert isinstance(log, protocol.Log)
+        assert "--offload text" in log.message
+        assert peer.process.wait(START_S) == 3
 
 
 def test_shutdown_ends_the_process_with_zero() -> None:

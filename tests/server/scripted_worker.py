@@ -128,7 +128,7 @@ class ScriptedWorker:
         if prompt in FAILURES:
             self.send(Failed(frame.job_id, frame.epoch, FAILURES[prompt], f"scripted {prompt}"))
             return
-        if frame.params["acceleration"] != "none":
+        if frame.params.get("acceleration", "none") != "none":
             self.send(Note(frame.job_id, frame.epoch, "scripted: drawn exactly"))
         if is_open(frame, "hold "):
             self.begin(frame)
@@ -198,12 +198,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--device", required=True)
-    parser.add_argument("--dtype")
-    parser.add_argument("--quantization")
-    parser.add_argument("--acceleration")
-    parser.add_argument("--memory-gb", type=float)
     parser.add_argument("--model", action="append", required=True)
-    arguments = parser.parse_args()
+    arguments, _ = parser.parse_known_args()  # the rest is about engines
     worker = ScriptedWorker(socket.socket(fileno=arguments.fd), arguments.device, arguments.model)
     try:
         worker.load()

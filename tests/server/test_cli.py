@@ -92,6 +92,16 @@ def test_a_taken_port_exits_3_with_one_sentence(cli: Cli, tmp_path: Path) -> Non
     assert "--port" in done.err
 
 
+def test_a_device_that_is_not_here_exits_3_before_anything_starts(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    done = cli("serve", "--device", "cuda:0,7", "--data-dir", str(tmp_path / "data"))
+    assert done.code == 3
+    assert "cuda:7 is not here; 1 GPU is visible" in done.err
+    assert not (tmp_path / "data").exists()
+
+
 def test_an_address_of_another_machine_exits_3(cli: Cli, tmp_path: Path) -> None:
     done = cli("serve", "--host", "192.0.2.1", "--api-key", "k", "--port", "0", "--data-dir", str(tmp_path))
     assert done.code == 3

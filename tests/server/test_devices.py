@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from server.devices import count_gpus, devices
+from server.devices import certainly_absent, count_gpus, devices
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,27 @@ def test_the_driver_lists_its_gpus(tmp_path: Path) -> None:
     for name in ("0000:01:00.0", "0000:02:00.0", "0000:03:00.0"):
         (tmp_path / name).mkdir()
     assert count_gpus({}, tmp_path) == 3
+
+
+@pytest.mark.parametrize(
+    ("setting", "gpus", "driver", "expected"),
+    [
+        ("cuda", 0, None, "cuda"),
+        ("cuda:1", 0, None, "cuda:1"),
+        ("cuda:0,3", 2, None, "cuda:3"),
+        ("cuda:0,1", 2, None, None),
+        ("cuda", 2, None, None),
+        ("auto", 0, None, None),
+        ("cpu,cpu", 0, None, None),
+        ("cuda", 0, "kfd", None),
+        ("cuda", 0, "dxg", None),
+        ("cuda", 0, "nvidia0", None),
+        ("cuda:5", 2, "nvidia0", "cuda:5"),
+    ],
+)
+def test_only_what_is_certainly_absent_is_refused(
+    setting: str, gpus: int, driver: str | None, expected: str | None, tmp_path: Path
+) -> None:
+    if driver:
+        (tmp_path / driver).touch()
+    assert certainly_absent(setting, gpus, tmp_path) == expected

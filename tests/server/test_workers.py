@@ -65,6 +65,23 @@ def test_the_real_worker_understands_what_it_is_started_with() -> None:
     assert parse_arguments(WorkerOptions(("m",)).argv(5, "cpu")[len(WORKER_COMMAND) :]).memory_gb is None
 
 
+def test_the_worker_is_told_what_to_draw_before_it_is_ready() -> None:
+    options = WorkerOptions(("m",), warmup="full", warmup_sizes=((1024, 768), (512, 512)))
+    understood = parse_arguments(options.argv(5, "cpu")[len(WORKER_COMMAND) :])
+    assert (understood.warmup, understood.warmup_size) == ("full", [(1024, 768), (512, 512)])
+
+
+def test_compiled_kernels_are_kept_in_the_data_folder_unless_the_operator_says_where(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/elsewhere")
+    given = WorkerOptions(("m",), cache_dir=tmp_path).environment()
+    assert given["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "inductor")
+    assert given["TRITON_CACHE_DIR"] == "/elsewhere"
+    assert "TORCHINDUCTOR_CACHE_DIR" not in WorkerOptions(("m",)).environment()
+
+
 def test_a_worker_loads_runs_a_request_and_stops_cleanly() -> None:
     witness = Witness()
 

@@ -1,0 +1,82 @@
+"""Small real requests before the worker says that it is ready: kernels are chosen and compiled, step times learned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from models.checkpoint_files import LoadError
+from models.registry import ModelSpec
+from pipelines.engine import Engine
+from pipelines.params import GenerationParams
+from pipelines.protocol import Failed, Submit
+from pipelines.runner import Limits
+
+Mode = Literal["auto", "none", "full"]
+Size = tuple[int, int]
+"""(width, height) in pixels."""
+
+_JOB = "warm-up"
+
+
+def sizes_to_warm(mode: Mode, kind: str, limits: Limits, presets: Sequence[Size]) -> tuple[Size, ...]:
+    """The pictures to draw before a model is ready, each once.
+
+    `full` is every preset that the model can draw. `auto` is the same on an accelerator, and on a CPU, which compiles
+    nothing, one token: it shows that the model draws at all. `none` draws nothing.
+    """
+    if mode == "none":
+        return ()
+    if mode == "auto" and kind == "cpu":
+        return ((limits.size_multiple, limits.size_multiple),)
+    return tuple(size for size in dict.fromkeys(presets) if size[0] * size[1] <= limits.max_pixels)
+
+
+def warm_up(
+    engines: Sequence[Engine], spec: ModelSpec, sizes: Sequence[Size], progress: Callable[[int, int], None]
+) -> list[str]:
+    """Draw every size in one step, alone, on each engine in turn: text encoders, transformer, VAE, safety checker.
+
+    What a first engine compiles, a second one times: give one to throw away and then the one that will serve, and its
+    cost model learns from steps as they will be.
+
+    Args: progress: called with how many are done of how many, before each and at the end.
+    Returns: a sentence for each size that could not be drawn. Raises: LoadError if none could.
+    """
+    failures: dict[Size, Failed] = {}
+    total = len(engines) * len(sizes)
+    for round_, engine in enumerate(engines):
+        for index, size in enumerate(sizes):
+            progress(round_ * len(sizes) + index, total)
+            if size not in failures and (failed := _draw(engine, spec, size)):
+                failures[size] = failed
+    progress(total, total)
+    said = [f"{spec.name}, {width} x {height}: {failed.message}" for (width, height), failed in failures.items()]
+    if sizes and len(failures) == len(sizes):
+        raise LoadError(f"model {spec.name} cannot draw on this device: {_advice(failures)}.")
+    return said
+
+
+def _draw(engine: Engine, spec: ModelSpec, size: Size) -> Failed | None:
+    params = GenerationParams(
+        model=spec.name,
+        prompt="",
+        width=size[0],
+        height=size[1],
+        num_inference_steps=1,
+        guidance_scale=spec.default_guidance,
+        seed=0,
+        max_sequence_length=spec.max_sequence_length,
+        safety_threshold=1.0,
+    )
+    engine.add_request(Submit(_JOB, 0, params.to_dict()))
+    failed = None
+    while engine.has_work:
+        failed = next((frame for frame in engine.step() if isinstance(frame, Failed)), failed)
+    return failed
+
+
+def _advice(failures: dict[Size, Failed]) -> str:
+    if all(failed.kind == "out_of_memory" for failed in failures.values()):
+        return "no picture fits into its memory; try --quantization fp8, or --offload text"
+    return next(failed.message for failed in failures.values() if failed.kind != "out_of_memory")
