@@ -96,6 +96,7 @@ class FluxComponents:
 
 
 def weight_bytes(*modules: nn.Module) -> int:
-    """Bytes of the modules' parameters and buffers; what is tied or shared counts once."""
-    tensors = {t.data_ptr(): t.nbytes for module in modules for t in (*module.parameters(), *module.buffers())}
+    """Bytes of the modules' parameters and buffers; what is shared counts once, what waits on the host not at all."""
+    every = (t for module in modules for t in (*module.parameters(), *module.buffers()))
+    tensors = {t.data_ptr(): t.nbytes for t in every if not t.is_meta}
     return sum(tensors.values())

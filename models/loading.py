@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from transformers import (
 from models.accelerator import Accelerator
 from models.checkpoint_files import LoadError, check_parts, check_weights, locate
 from models.components import FluxComponents, SafetyModel
+from models.memory import Offload
+from models.placement import place
 from models.quantization import quantize
 from models.random_weights import random_components
 from models.registry import ModelSpec
@@ -50,20 +52,26 @@ def load(
     quantization: str = "none",
     progress: Progress = lambda stage, fraction: None,
     cache: PartCache | None = None,
+    offload: Offload = "none",
 ) -> FluxComponents:
     """Load one checkpoint onto the device.
 
     Args: dtype: None takes the device's own. cache: parts that other checkpoints brought along.
+        offload: "text" leaves the text encoders on the host (see `models.placement`).
     Raises: LoadError with one sentence that says what to do.
     """
     started = time.monotonic()
     dtype = dtype or accelerator.default_dtype
     if spec.source.startswith("random:"):
-        components = random_components(spec, accelerator.device, dtype, progress)
+        components = random_components(spec, accelerator.device, dtype, progress, offload)
     else:
-        components = _load_folder(spec, locate(spec), accelerator.device, dtype, progress, cache or PartCache())
+        # What is to be shrunk is shrunk on the host: the device may have no room for it before.
+        homes = {} if quantization == "none" else {"transformer": torch.device("cpu")}
+        parts = _Parts(locate(spec), accelerator.device, dtype, progress, cache or PartCache(), offload, homes)
+        components = _load_folder(spec, parts)
     progress("quantization", 0.99)
     quantize(components.transformer, quantization, accelerator)
+    components.transformer.to(accelerator.device)
     progress("loaded", 1.0)
     return replace(components, load_s=time.monotonic() - started)
 
@@ -96,43 +104,81 @@ def _identity(part: Path) -> tuple[tuple[int, int, int], ...]:
     return tuple((stat.st_dev, stat.st_ino, stat.st_size) for stat in stats)
 
 
-def _load_folder(
-    spec: ModelSpec, folder: Path, device: torch.device, dtype: torch.dtype, progress: Progress, cache: PartCache
-) -> FluxComponents:
-    check_parts(folder, PARTS)
-    sizes = {part: sum(file.stat().st_size for file in (folder / part).glob("*.safetensors")) for part in PARTS}
-    shared: set[str] = set()
-    done = 0
+class _Parts:
+    """Loads the parts of one folder, each to where it belongs, and reports by the bytes that are there.
 
-    def part(name: str, build: Callable[[], nn.Module]) -> Any:
-        nonlocal done
-        progress(name.replace("_", " "), 0.98 * done / sum(sizes.values()))
-        module, was_here = cache.get(folder / name, dtype, lambda: _frozen(build(), device, dtype))
-        done += sizes[name]
-        shared.update({name} if was_here else ())
+    Args: homes: where parts go that do not go to `device`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        progress: Progress,
+        cache: PartCache,
+        offload: Offload,
+        homes: Mapping[str, torch.device],
+    ) -> None:
+        check_parts(folder, PARTS)
+        self.folder = folder
+        self.device = device
+        self.dtype = dtype
+        self.shared: set[str] = set()
+        self._progress = progress
+        self._cache = cache
+        self._offload = offload
+        self._homes = homes
+        self._sizes = {name: _weights_size(folder / name) for name in PARTS}
+        self._done = 0
+
+    def load(self, name: str, kind: Any, **dtype: torch.dtype) -> Any:
+        """The module of one part. Args: dtype: under the name that `kind.from_pretrained` gives it."""
+        total, reported = sum(self._sizes.values()), -1.0
+
+        def moved(fraction: float) -> None:
+            nonlocal reported
+            overall = 0.98 * (self._done + fraction * self._sizes[name]) / total
+            if overall - reported >= 0.01:
+                reported = overall
+                self._progress(name.replace("_", " "), overall)
+
+        def build() -> nn.Module:
+            module = kind.from_pretrained(self.folder / name, use_safetensors=True, local_files_only=True, **dtype)
+            return place(name, module, self._homes.get(name, self.device), self.dtype, self._offload, moved)
+
+        moved(0.0)
+        module, was_here = self._cache.get(self.folder / name, self.dtype, build)
+        self._done += self._sizes[name]
+        self.shared |= {name} if was_here else set()
         return module
 
-    weights = {"torch_dtype": dtype, "use_safetensors": True, "local_files_only": True}
+
+def _weights_size(part: Path) -> int:
+    return sum(file.stat().st_size for file in part.glob("*.safetensors"))
+
+
+def _load_folder(spec: ModelSpec, parts: _Parts) -> FluxComponents:
+    folder, dtype = parts.folder, parts.dtype
     try:
         return FluxComponents(
             spec=spec,
-            text_encoder=part("text_encoder", lambda: _pretrained(CLIPTextModel, folder / "text_encoder", dtype)),
-            text_encoder_2=part(
-                "text_encoder_2", lambda: _pretrained(T5EncoderModel, folder / "text_encoder_2", dtype)
-            ),
-            vae=part("vae", lambda: AutoencoderKL.from_pretrained(folder / "vae", **weights)),
-            transformer=part(
-                "transformer", lambda: FluxTransformer2DModel.from_pretrained(folder / "transformer", **weights)
-            ),
+            text_encoder=parts.load("text_encoder", CLIPTextModel, dtype=dtype),
+            text_encoder_2=parts.load("text_encoder_2", T5EncoderModel, dtype=dtype),
+            vae=parts.load("vae", AutoencoderKL, torch_dtype=dtype),
+            transformer=parts.load("transformer", FluxTransformer2DModel, torch_dtype=dtype),
             tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer"),
             tokenizer_2=AutoTokenizer.from_pretrained(folder / "tokenizer_2"),
             sigma_config=dict(FlowMatchEulerDiscreteScheduler.load_config(folder / "scheduler")),
-            safety=_load_safety(folder, device, dtype, progress),
-            shared=frozenset(shared),
+            safety=_load_safety(parts),
+            shared=frozenset(parts.shared),
         )
     except (OSError, ValueError, KeyError, RuntimeError) as exc:
         if isinstance(exc, torch.OutOfMemoryError):
-            raise LoadError(f"model {spec.name} does not fit into the memory of {device}.") from exc
+            raise LoadError(
+                f"model {spec.name} does not fit into the memory of {parts.device}; "
+                "`fluxserve doctor` says which of --quantization and --offload make it fit."
+            ) from exc
         raise LoadError(f"model {spec.name}: {folder.name} is not a loadable FLUX pipeline ({exc}).") from exc
 
 
@@ -141,20 +187,16 @@ def _pretrained(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     return module
 
 
-def _frozen(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    return module.to(device=device, dtype=dtype).eval().requires_grad_(False)
-
-
-def _load_safety(folder: Path, device: torch.device, dtype: torch.dtype, progress: Progress) -> SafetyModel | None:
+def _load_safety(parts: _Parts) -> SafetyModel | None:
     """The checkpoint's own picture checker, in either layout, or None.
 
     CompVis: `safety_checker/` (StableDiffusionSafetyChecker) + `feature_extractor/`.
     Classifier: `safety_checker/` with a `preprocessor_config.json` beside its weights.
     """
+    folder, dtype = parts.folder, parts.dtype
     part = folder / "safety_checker"
     if not (part / "config.json").is_file():
         return None
-    progress("safety checker", 0.98)
     check_weights(part)
     config = json.loads((part / "config.json").read_text())
     if "StableDiffusionSafetyChecker" in config.get("architectures", ()):
@@ -163,4 +205,4 @@ def _load_safety(folder: Path, device: torch.device, dtype: torch.dtype, progres
     else:
         model = _pretrained(AutoModelForImageClassification, part, dtype)
         processor = AutoImageProcessor.from_pretrained(part)
-    return SafetyModel(_frozen(model, device, dtype), processor)
+    return SafetyModel(place("safety_checker", model, parts.device, dtype, "none"), processor)

@@ -16,6 +16,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast,
 from models.architectures import ARCHITECTURES
 from models.checkpoint_files import LoadError
 from models.components import FluxComponents
+from models.memory import Offload
+from models.placement import place
 from models.registry import ModelSpec
 
 WEIGHT_STD = 0.02
@@ -23,7 +25,11 @@ _SEED = 20240801
 
 
 def random_components(
-    spec: ModelSpec, device: torch.device, dtype: torch.dtype, progress: Callable[[str, float], None]
+    spec: ModelSpec,
+    device: torch.device,
+    dtype: torch.dtype,
+    progress: Callable[[str, float], None],
+    offload: Offload = "none",
 ) -> FluxComponents:
     """A complete FLUX with weights ~ N(0, 0.02): true shapes and speeds, meaningless pictures.
 
@@ -39,7 +45,7 @@ def random_components(
         with _made_on(device, dtype):
             module = build()
         _randomise(module, generator)
-        return module.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        return place(stage.replace(" ", "_"), module, device, dtype, offload)
 
     return FluxComponents(
         spec=spec,

@@ -9,6 +9,7 @@ import torch
 
 from models.accelerator import open_accelerator, pick_dtype
 from models.loading import silence_libraries
+from models.memory import Offload
 from models.registry import ModelSpec
 from pipelines.engine import Engine
 from pipelines.params import GenerationParams
@@ -38,6 +39,7 @@ def generate(
     dtype: str = "auto",
     quantization: str = "none",
     on_frame: Callable[[Frame], None] = lambda frame: None,
+    offload: Offload = "none",
 ) -> Generated:
     """Load the model, draw the pictures, return them. `on_frame` sees loading and every step.
 
@@ -49,7 +51,7 @@ def generate(
     def loading(model: str, stage: str, fraction: float) -> None:
         on_frame(Loading(model, stage, fraction))
 
-    pool = ModelPool([spec], accelerator, pick_dtype(dtype, accelerator), quantization, None, loading)
+    pool = ModelPool([spec], accelerator, pick_dtype(dtype, accelerator), quantization, None, loading, offload=offload)
     runner = pool.runner(spec.name)
     if params.acceleration != "none":
         pool.hold_float8()

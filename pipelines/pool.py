@@ -13,6 +13,7 @@ from models.accelerator import Accelerator
 from models.components import FluxComponents, weight_bytes
 from models.float8 import chosen_linears, share
 from models.loading import PartCache, load
+from models.memory import Offload
 from models.quantization import is_insensitive, quantize
 from models.registry import ModelSpec
 from pipelines.acceleration import FLOAT8, Grant, grant
@@ -43,6 +44,7 @@ class ModelPool:
         memory_bytes: int | None = None,
         on_loading: OnLoading = lambda model, stage, fraction: None,
         acceleration: str = "high",
+        offload: Offload = "none",
     ) -> None:
         self.specs = {spec.name: spec for spec in specs}
         self._accelerator = accelerator
@@ -51,6 +53,7 @@ class ModelPool:
         self._memory_bytes = memory_bytes
         self._on_loading = on_loading
         self._acceleration = acceleration
+        self._offload = offload
         self._parts = PartCache()
         self._loaded: OrderedDict[str, FluxRunner] = OrderedDict()
         self._float8: dict[str, FluxRunner] = {}
@@ -74,6 +77,7 @@ class ModelPool:
             self._quantization,
             lambda stage, fraction: self._on_loading(name, stage, fraction),
             self._parts,
+            offload=self._offload,
         )
         self._loaded[name] = self._run(components)
         self._unload_over_budget()

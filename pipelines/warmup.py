@@ -33,31 +33,37 @@ def sizes_to_warm(mode: Mode, kind: str, limits: Limits, presets: Sequence[Size]
 
 
 def warm_up(
-    engines: Sequence[Engine], spec: ModelSpec, sizes: Sequence[Size], progress: Callable[[int, int], None]
+    engines: Sequence[Engine],
+    spec: ModelSpec,
+    sizes: Sequence[Size],
+    progress: Callable[[int, int], None],
+    levels: Sequence[str] = ("none",),
 ) -> list[str]:
     """Draw every size in one step, alone, on each engine in turn: text encoders, transformer, VAE, safety checker.
 
     What a first engine compiles, a second one times: give one to throw away and then the one that will serve, and its
     cost model learns from steps as they will be.
 
-    Args: progress: called with how many are done of how many, before each and at the end.
+    Args:
+        progress: called with how many are done of how many, before each and at the end.
+        levels: of acceleration; those that other weights draw need kernels of their own.
     Returns: a sentence for each size that could not be drawn. Raises: LoadError if none could.
     """
-    failures: dict[Size, Failed] = {}
-    total = len(engines) * len(sizes)
+    failures: dict[tuple[Size, str], Failed] = {}
+    plan = [(size, level) for level in levels for size in sizes]
+    total = len(engines) * len(plan)
     for round_, engine in enumerate(engines):
-        for index, size in enumerate(sizes):
-            progress(round_ * len(sizes) + index, total)
-            if size not in failures and (failed := _draw(engine, spec, size)):
-                failures[size] = failed
+        for index, (size, level) in enumerate(plan):
+            progress(round_ * len(plan) + index, total)
+            if (size, level) not in failures and (failed := _draw(engine, spec, size, level)):
+                failures[size, level] = failed
     progress(total, total)
-    said = [f"{spec.name}, {width} x {height}: {failed.message}" for (width, height), failed in failures.items()]
-    if sizes and len(failures) == len(sizes):
-        raise LoadError(f"model {spec.name} cannot draw on this device: {_advice(failures)}.")
-    return said
+    if plan and len(failures) == len(plan):
+        raise LoadError(f"model {spec.name} cannot draw on this device: {_advice(list(failures.values()))}.")
+    return [f"{spec.name}, {size[0]} x {size[1]}: {failed.message}" for (size, _), failed in failures.items()]
 
 
-def _draw(engine: Engine, spec: ModelSpec, size: Size) -> Failed | None:
+def _draw(engine: Engine, spec: ModelSpec, size: Size, level: str) -> Failed | None:
     params = GenerationParams(
         model=spec.name,
         prompt="",
@@ -68,6 +74,7 @@ def _draw(engine: Engine, spec: ModelSpec, size: Size) -> Failed | None:
         seed=0,
         max_sequence_length=spec.max_sequence_length,
         safety_threshold=1.0,
+        acceleration=level,
     )
     engine.add_request(Submit(_JOB, 0, params.to_dict()))
     failed = None
@@ -76,7 +83,7 @@ def _draw(engine: Engine, spec: ModelSpec, size: Size) -> Failed | None:
     return failed
 
 
-def _advice(failures: dict[Size, Failed]) -> str:
-    if all(failed.kind == "out_of_memory" for failed in failures.values()):
+def _advice(failures: Sequence[Failed]) -> str:
+    if all(failed.kind == "out_of_memory" for failed in failures):
         return "no picture fits into its memory; try --quantization fp8, or --offload text"
-    return next(failed.message for failed in failures.values() if failed.kind != "out_of_memory")
+    return next(failed.message for failed in failures if failed.kind != "out_of_memory")

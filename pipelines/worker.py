@@ -30,6 +30,7 @@ import torch
 from models.accelerator import Accelerator, DeviceError, open_accelerator, pick_dtype
 from models.checkpoint_files import LoadError
 from models.loading import silence_libraries
+from models.memory import OFFLOADS
 from models.registry import UnknownModelError, resolve
 from pipelines.engine import Engine, EngineConfig
 from pipelines.params import ACCELERATIONS, GenerationParams
@@ -174,6 +175,14 @@ def _describe(pool: ModelPool, name: str) -> dict[str, Any]:
     }
 
 
+def _levels_with_weights(pool: ModelPool, name: str) -> tuple[str, ...]:
+    """One level of acceleration for each set of weights that the model has here."""
+    first: dict[str, str] = {}
+    for level in ACCELERATIONS:
+        first.setdefault(pool.grant(GenerationParams(name, "", 64, 64, 1, 0.0, 0, acceleration=level)).group, level)
+    return tuple(first.values())
+
+
 def _levels(pool: ModelPool, name: str) -> dict[str, str]:
     """What each level of acceleration does here, in words."""
     levels = (GenerationParams(name, "", 64, 64, 1, 0.0, 0, acceleration=level) for level in ACCELERATIONS)
@@ -187,6 +196,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto", help="auto, bfloat16, float16 or float32")
     parser.add_argument("--quantization", default="none")
     parser.add_argument("--acceleration", default="high", help="the most that requests get: none, regular or high")
+    parser.add_argument("--offload", choices=OFFLOADS, default="none", help="what stays on the host")
     parser.add_argument("--model", action="append", required=True, help="name, folder or owner/repo; repeatable")
     parser.add_argument("--memory-gb", type=float, default=None, help="weights held at once; default: all")
     parser.add_argument("--warmup", choices=("auto", "none", "full"), default="auto")
@@ -229,6 +239,7 @@ def _run(link: Link, arguments: argparse.Namespace) -> int:
         None if arguments.memory_gb is None else int(arguments.memory_gb * 1e9),
         lambda model, stage, fraction: link.send(Loading(model, stage, fraction)),
         arguments.acceleration,
+        offload=arguments.offload,
     )
 
     def warm_up_model(name: str, engine: Engine) -> None:
@@ -240,7 +251,7 @@ def _run(link: Link, arguments: argparse.Namespace) -> int:
             if done < total:
                 link.send(Loading(name, f"warming up {done + 1}/{total}", done / total))
 
-        for sentence in warm_up(engines, pool.specs[name], sizes, progress):
+        for sentence in warm_up(engines, pool.specs[name], sizes, progress, _levels_with_weights(pool, name)):
             link.send(Log("warning", f"warming up {sentence}"))
 
     return serve(link, pool, accelerator, warm_up_model)

@@ -74,6 +74,7 @@ class Node:
             dtype=settings.dtype,
             quantization=settings.quantization,
             acceleration=settings.acceleration,
+            offload=settings.offload,
             memory_gb=settings.memory_gb,
             hang_s=settings.hang_s,
             warmup=settings.warmup,

@@ -40,6 +40,7 @@ class Settings(BaseSettings):
         data_dir: holds the store, pictures and certificates of one node.
         models: registry names, diffusers folders or Hugging Face ids; the first is the default.
         acceleration: the most that requests get of what they ask for in fal's field of that name.
+        offload: what waits in the host's memory until it is used: none, or the text encoders.
         memory_gb: weights one worker holds at once, in GB; beyond it the model used least recently is unloaded.
         device: auto, cpu, cuda, or a list (cuda:0,1 or cpu,cpu): one worker each.
         api_keys: any of these admits; none leaves the server open. `@FILE` reads one key a line.
@@ -62,6 +63,7 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     quantization: Literal["none", "fp8"] = "none"
     acceleration: Literal["none", "regular", "high"] = "high"
+    offload: Literal["none", "text"] = "none"
     memory_gb: float | None = Field(None, gt=0)
     warmup: Literal["auto", "none", "full"] = "auto"
     api_keys: Words = Field((), repr=False)

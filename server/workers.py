@@ -83,6 +83,7 @@ class WorkerOptions:
     dtype: str = "auto"
     quantization: str = "none"
     acceleration: str = "high"
+    offload: str = "none"
     memory_gb: float | None = None
     hang_s: float = 120.0
     warmup: str = "auto"
@@ -97,7 +98,8 @@ class WorkerOptions:
         memory = [] if self.memory_gb is None else ["--memory-gb", str(self.memory_gb)]
         sizes = [part for width, height in self.warmup_sizes for part in ("--warmup-size", f"{width}x{height}")]
         warmup = ["--warmup", self.warmup, *sizes]
-        weights = ["--quantization", self.quantization, "--acceleration", self.acceleration]
+        weights = ["--quantization", self.quantization, "--offload", self.offload]
+        weights += ["--acceleration", self.acceleration]
         return [*self.command, *fixed, *weights, *memory, *warmup, *models]
 
     def environment(self) -> dict[str, str]:

@@ -17,6 +17,8 @@ from typing import Any, Literal
 import psutil
 import typer
 
+from models.checkpoint_files import LoadError
+from models.memory import Preset, need, presumed_architecture, recommend
 from models.registry import UnknownModelError, resolve
 from server import running, tls
 from server.cli.failures import ENVIRONMENT
@@ -89,7 +91,8 @@ def _devices(settings: Settings) -> list[Finding]:
     facts: dict[str, Any] = json.loads(child.stdout.strip().splitlines()[-1])
     built = f"CUDA {facts['cuda']}" if facts["cuda"] else "CPU only"
     versions = f"{facts['torch']} ({built}), diffusers {facts['diffusers']}, transformers {facts['transformers']}"
-    return [Finding("torch", "ok", versions), _device(settings.device, facts)]
+    found = [Finding("torch", "ok", versions), _device(settings.device, facts)]
+    return found if settings.device == "cpu" else found + _fits(settings, facts["gpus"])
 
 
 def _device(wanted: str, facts: dict[str, Any]) -> Finding:
@@ -100,6 +103,33 @@ def _device(wanted: str, facts: dict[str, Any]) -> Finding:
         described = ", ".join(f"{gpu['name']} ({gpu['memory'] / 1e9:.0f} GB)" for gpu in gpus)
         return Finding("device", "ok", described)
     return Finding("device", "ok", f"CPU with {facts['threads']} threads: enough for flux-shapes, not for FLUX.1")
+
+
+def _fits(settings: Settings, gpus: list[dict[str, Any]]) -> list[Finding]:
+    """Each model on the GPU with the least memory, as it is set up now, and what would make it fit."""
+    if not gpus:
+        return []
+    gpu = min(gpus, key=lambda gpu: int(gpu["memory"]))
+    preset = Preset(settings.quantization, settings.offload)
+    return [fit for argument in settings.models if (fit := _fit(argument, preset, gpu)) is not None]
+
+
+def _fit(argument: str, preset: Preset, gpu: dict[str, Any]) -> Finding | None:
+    try:
+        spec = resolve(argument)
+        arch = presumed_architecture(spec)
+    except (UnknownModelError, LoadError, KeyError):
+        return None  # said where the models are looked at
+    needed, memory = need(arch, preset).device, int(gpu["memory"])
+    described = f"{spec.name} needs about {needed / 1e9:.1f} of {memory / 1e9:.1f} GB on {gpu['name']}"
+    if needed <= memory:
+        return Finding("fit", "ok", described)
+    major, minor = map(int, str(gpu["capability"]).split("."))
+    better = recommend(arch, memory, (major, minor))
+    if better is None:
+        return Finding("fit", "warning", described, "no setting makes it fit on this GPU")
+    advice = f"{better.flags or 'no flags'} ({need(arch, better).device / 1e9:.1f} GB)"
+    return Finding("fit", "warning", described, advice)
 
 
 def _memory(_: Settings) -> list[Finding]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from models.memory import Offload
 from models.registry import ModelSpec
 from pipelines.params import GenerationParams
 from pipelines.protocol import Frame, Loading, Picture, Progress
@@ -40,6 +41,7 @@ def generate(
     acceleration: Annotated[
         str, typer.Option(help="none (exact), regular or high: see docs/acceleration.md.")
     ] = "none",
+    offload: Annotated[Offload, typer.Option(help="text keeps the text encoders in host memory.")] = "none",
     as_json: Json = False,
 ) -> None:
     """Draw one prompt on this machine and write the picture, without a server."""
@@ -67,7 +69,7 @@ def generate(
     except ValueError as exc:
         raise CommandError(str(exc), USAGE) from exc
     with _progress(quiet=as_json) as on_frame:
-        result = _generate(spec, params, device, dtype, quantization, on_frame)
+        result = _generate(spec, params, device, dtype, quantization, on_frame, offload)
     files = [_write(picture, _file(output, picture.index, num_images)) for picture in result.pictures]
     print(_report(params, result, files) if as_json else _summary(params, result, files))
 
@@ -87,6 +89,7 @@ def _generate(
     dtype: str,
     quantization: str,
     on_frame: Callable[[Frame], None],
+    offload: Offload,
 ) -> Generated:
     # These import torch: only this command pays for it.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -96,7 +99,7 @@ def _generate(
     from pipelines.oneshot import generate as run
 
     try:
-        return run(spec, params, device, dtype, quantization, on_frame)
+        return run(spec, params, device, dtype, quantization, on_frame, offload)
     except GenerationError as exc:
         raise CommandError(str(exc)) from exc
     except (LoadError, ValueError) as exc:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from models.memory import PRESETS, need, presumed_architecture
 from models.registry import REGISTRY, ModelSpec
 from server.cli.options import Json
 
@@ -13,19 +15,31 @@ from server.cli.options import Json
 def models(as_json: Json = False) -> None:
     """List the models that --model knows by name; folders and Hugging Face ids work as well."""
     if as_json:
-        rows = [asdict(spec) | {"is_here": is_here(spec)} for spec in REGISTRY.values()]
+        rows = [asdict(spec) | {"is_here": is_here(spec), "memory": memory_needs(spec)} for spec in REGISTRY.values()]
         print(json.dumps({"models": rows}))
         return
     from rich.console import Console
     from rich.table import Column, Table
 
     name = Column("name", no_wrap=True)
-    table = Table(name, "here", "steps", "licence", "what it is", box=None, header_style="bold")
+    table = Table(name, "here", "steps", "GPU memory", "licence", "what it is", box=None, header_style="bold")
     for spec in REGISTRY.values():
         licence = spec.licence + (" (gated)" if spec.gated else "")
         here = {True: "yes", False: "no", None: "made"}[is_here(spec)]
-        table.add_row(spec.name, here, str(spec.default_steps), licence, spec.summary)
-    Console().print(table)
+        needs = [row["gb"] for row in memory_needs(spec)]
+        memory = f"{min(needs):.0f} to {needs[0]:.0f} GB"
+        table.add_row(spec.name, here, str(spec.default_steps), memory, licence, spec.summary)
+    console = Console()
+    console.print(table)
+    console.print("`fluxserve doctor` says which flags fit a model to the GPUs of this machine.")
+
+
+def memory_needs(spec: ModelSpec) -> list[dict[str, Any]]:
+    """What each preset needs of a GPU for 1024 x 1024 pixels, in GB, the roomiest first."""
+    arch = presumed_architecture(spec)
+    return [
+        asdict(preset) | {"flags": preset.flags, "gb": round(need(arch, preset).device / 1e9, 1)} for preset in PRESETS
+    ]
 
 
 def is_here(spec: ModelSpec) -> bool | None:

@@ -37,6 +37,9 @@ def serve(
     acceleration: Annotated[
         str | None, typer.Option(help="The most that requests get: none, regular or high.", show_default="high")
     ] = None,
+    offload: Annotated[
+        str | None, typer.Option(help="text keeps the text encoders in host memory.", show_default="none")
+    ] = None,
     memory_gb: Annotated[
         float | None,
         typer.Option(help="Weights a worker holds at once; beyond it the least recently used model is unloaded."),
@@ -80,6 +83,7 @@ def serve(
         dtype=dtype,
         quantization=quantization,
         acceleration=acceleration,
+        offload=offload,
         memory_gb=memory_gb,
         warmup=warmup,
         api_keys=api_key,

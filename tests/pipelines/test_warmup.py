@@ -39,6 +39,13 @@ def test_the_serving_engine_learns_from_the_second_round_only() -> None:
     assert not serving.has_work
 
 
+def test_weights_of_their_own_are_warmed_up_by_a_level_that_uses_them() -> None:
+    runner, drawn = FakeRunner(), []
+    runner.on_denoise = lambda rows: drawn.append((rows[0].request.params.width, rows[0].request.params.acceleration))
+    assert warm_up([make_engine(runner)], TINY, SIZES[:2], lambda done, total: None, ("none", "regular")) == []
+    assert drawn == [(64, "none"), (48, "none"), (64, "regular"), (48, "regular")]
+
+
 def test_a_size_that_does_not_fit_is_named_once_and_not_tried_again() -> None:
     runner, tried = FakeRunner(), []
 
