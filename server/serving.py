@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 import uvicorn
 
+from server.joined_writes import Http
 from server.sockets import SocketProtocol
 from server.tls import TlsFiles
 from server.tunnels import Tunnels
@@ -166,7 +167,7 @@ def _stop_on_signals(servers: list[uvicorn.Server]) -> None:
 def _config(
     app: ASGIApp,
     lifespan: Literal["on", "off"],
-    http: type[asyncio.Protocol] | Literal["auto"] = "auto",
+    http: type[asyncio.Protocol] = Http,
     tls: TlsFiles | None = None,
 ) -> uvicorn.Config:
     return uvicorn.Config(

@@ -15,8 +15,9 @@ from typing import Any, cast
 
 import orjson
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from server.joined_writes import Http, JoinedWrites
 from server.tls import FAL_HOSTS
 
 logger = logging.getLogger("fluxserve.tunnels")
@@ -109,8 +110,8 @@ class Tunnels:
                 transport.abort()
 
 
-class PlainHttp(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1, except that a connection which begins with CONNECT becomes a tunnel."""
+class PlainHttp(Http):
+    """HTTP/1.1, except that a connection which begins with CONNECT becomes a tunnel."""
 
     def __init__(self, *arguments: Any, tunnels: Tunnels, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -154,7 +155,7 @@ class PlainHttp(HttpToolsProtocol):
             self._refuse(exc.status, str(exc))
             return
         self.connections.discard(self)
-        self._tunnels.open(self.transport)
+        self._tunnels.open(cast("JoinedWrites", self.transport).inner)
 
     def _refuse(self, status: int, message: str) -> None:
         logger.info("CONNECT refused: %d %s", status, message)
