@@ -15,7 +15,7 @@ import typer
 from models.memory import Offload
 from models.registry import ModelSpec
 from pipelines.params import GenerationParams
-from pipelines.protocol import Frame, Loading, Picture, Progress
+from pipelines.protocol import Frame, Loading, Note, Picture, Progress
 from server.cli.failures import ENVIRONMENT, USAGE, CommandError
 from server.cli.options import Json, pixels, spec_of
 
@@ -123,6 +123,8 @@ def _progress(quiet: bool) -> Iterator[Callable[[Frame], None]]:
             elif isinstance(frame, Progress):
                 note = f"step {frame.step}/{frame.num_steps}"
                 bars.update(task, description="drawing", total=frame.num_steps, completed=frame.step, note=note)
+            elif isinstance(frame, Note):
+                bars.console.print(frame.message)
 
         yield follow
 

@@ -249,8 +249,9 @@ def test_generate_writes_what_was_asked_for(cli: Cli, tmp_path: Path) -> None:
     for image in report["images"]:
         with Image.open(image["file"]) as picture:
             assert (picture.size, picture.format) == ((96, 64), "PNG")
-    alone = cli(*arguments, "-o", str(tmp_path / "alone.webp"))
+    alone = cli(*arguments, "-o", str(tmp_path / "alone.webp"), "--device", "cpu", "--acceleration", "regular")
     assert "step 3/3" in alone.err
+    assert "acceleration regular is not fully available" in alone.err
     assert "no safety checker" in alone.out
     with Image.open(tmp_path / "alone.webp") as picture:
         assert picture.format == "WEBP"
