@@ -9,13 +9,12 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import psutil
 import torch
 from torch import Tensor
 
-Attention = Literal["grouped", "varlen"]
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
@@ -52,7 +51,8 @@ class Accelerator(Protocol):
     kind: str
     name: str
     default_dtype: torch.dtype
-    attention: Attention
+    capability: tuple[int, int]
+    """CUDA's compute capability; (0, 0) elsewhere."""
     notifies: bool
     """True where the end of launched work calls back; elsewhere it has to be polled."""
     has_float8: bool
@@ -77,6 +77,9 @@ class Accelerator(Protocol):
 
     def to_host(self, tensor: Tensor) -> Tensor:
         """A host copy, complete once what was launched up to here is done."""
+
+    def allow_split_k(self, allowed: bool) -> None:
+        """Whether matrix products may be split along their inner side, by their number of rows."""
 
     def release_cached_memory(self) -> None: ...
 
@@ -140,7 +143,7 @@ class CpuAccelerator:
 
     kind = "cpu"
     has_float8 = False
-    attention: Attention = "grouped"
+    capability = (0, 0)
     notifies = True
     modulates_row_by_row = True
 
@@ -171,6 +174,9 @@ class CpuAccelerator:
 
     def to_host(self, tensor: Tensor) -> Tensor:
         return tensor
+
+    def allow_split_k(self, allowed: bool) -> None:
+        return None
 
     def release_cached_memory(self) -> None:
         return None
@@ -235,8 +241,8 @@ class CudaAccelerator:
         torch.cuda.set_device(self.device)
         self.default_dtype = torch.bfloat16
         self.name = torch.cuda.get_device_name(index)
-        self.attention: Attention = "varlen" if torch.cuda.get_device_capability(index) >= (8, 0) else "grouped"
-        self.has_float8 = torch.cuda.get_device_capability(index) >= (8, 9)
+        self.capability = torch.cuda.get_device_capability(index)
+        self.has_float8 = self.capability >= (8, 9)
         self._streams: dict[str, torch.cuda.Stream] = {}
         torch.cuda.set_stream(torch.cuda.Stream(self.device, priority=-1))
 
@@ -269,6 +275,11 @@ class CudaAccelerator:
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         host.copy_(tensor, non_blocking=True)
         return host
+
+    def allow_split_k(self, allowed: bool) -> None:
+        # (sums in half precision, split-K), both allowed by default; the second alone cannot be forbidden.
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = (allowed, allowed)
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = (allowed, allowed)
 
     def release_cached_memory(self) -> None:
         torch.cuda.empty_cache()

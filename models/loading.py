@@ -26,11 +26,13 @@ from transformers import (
 from models.accelerator import Accelerator
 from models.checkpoint_files import LoadError, check_parts, check_weights, locate
 from models.components import FluxComponents, SafetyModel
+from models.fusion import fuse
 from models.memory import Offload
 from models.placement import place
 from models.quantization import quantize
 from models.random_weights import random_components
 from models.registry import ModelSpec
+from models.tuning import PLAIN, Tuning
 
 Progress = Callable[[str, float], None]
 """Called with a stage in words and the fraction done, in [0, 1]."""
@@ -53,11 +55,13 @@ def load(
     progress: Progress = lambda stage, fraction: None,
     cache: PartCache | None = None,
     offload: Offload = "none",
+    tuning: Tuning = PLAIN,
 ) -> FluxComponents:
     """Load one checkpoint onto the device.
 
     Args: dtype: None takes the device's own. cache: parts that other checkpoints brought along.
         offload: "text" leaves the text encoders on the host (see `models.placement`).
+        tuning: what of it concerns the weights is done here.
     Raises: LoadError with one sentence that says what to do.
     """
     started = time.monotonic()
@@ -69,6 +73,12 @@ def load(
         homes = {} if quantization == "none" else {"transformer": torch.device("cpu")}
         parts = _Parts(locate(spec), accelerator.device, dtype, progress, cache or PartCache(), offload, homes)
         components = _load_folder(spec, parts)
+    tuning = tuning.resolved(accelerator.kind)
+    fuse(components.transformer, qkv=bool(tuning.fuse_qkv), mlp=bool(tuning.fuse_mlp))
+    if tuning.vae_channels_last:
+        components.vae.to(memory_format=torch.channels_last)
+    if tuning.compile_vae:
+        components.vae.decoder.compile(dynamic=True)
     progress("quantization", 0.99)
     quantize(components.transformer, quantization, accelerator)
     components.transformer.to(accelerator.device)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
+from importlib import import_module
 from inspect import signature
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from models.accelerator import Attention
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Attend = Callable[[Tensor, Tensor, Tensor, Sequence[int]], Tensor]
 """(query, key, value, lengths): each (S, heads, head_dim) with S = sum(lengths) -> (S, heads * head_dim)."""
@@ -62,8 +62,15 @@ def _offsets(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
 
 
-def choose_attention(kind: Attention, dtype: torch.dtype) -> Attend:
-    """The one place that decides: variable-length kernels exist on CUDA and for half precision only."""
-    if kind == "varlen" and dtype in (torch.bfloat16, torch.float16):
-        return varlen_attention
-    return grouped_attention
+def cudnn_attention(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Grouped, through cuDNN's kernel."""
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        return grouped_attention(query, key, value, lengths)
+
+
+def fa3_attention(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int]) -> Tensor:
+    """FlashAttention 3's variable-length kernel (package fa3-fwd), unsplit."""
+    offsets, longest = _offsets(tuple(lengths), query.device), max(lengths)
+    kernel = import_module("fa3_fwd_interface").flash_attn_varlen_func
+    output: Tensor = kernel(query, key, value, offsets, offsets, longest, longest, num_splits=1)
+    return output.flatten(1)

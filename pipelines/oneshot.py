@@ -11,6 +11,7 @@ from models.accelerator import open_accelerator, pick_dtype
 from models.loading import silence_libraries
 from models.memory import Offload
 from models.registry import ModelSpec
+from models.tuning import parse_tuning
 from pipelines.engine import Engine
 from pipelines.params import GenerationParams
 from pipelines.pool import ModelPool
@@ -40,6 +41,7 @@ def generate(
     quantization: str = "none",
     on_frame: Callable[[Frame], None] = lambda frame: None,
     offload: Offload = "none",
+    tuning: str = "",
 ) -> Generated:
     """Load the model, draw the pictures, return them. `on_frame` sees loading and every step.
 
@@ -51,7 +53,16 @@ def generate(
     def loading(model: str, stage: str, fraction: float) -> None:
         on_frame(Loading(model, stage, fraction))
 
-    pool = ModelPool([spec], accelerator, pick_dtype(dtype, accelerator), quantization, None, loading, offload=offload)
+    pool = ModelPool(
+        [spec],
+        accelerator,
+        pick_dtype(dtype, accelerator),
+        quantization,
+        None,
+        loading,
+        offload=offload,
+        tuning=parse_tuning(tuning),
+    )
     runner = pool.runner(spec.name)
     if params.acceleration != "none":
         pool.hold_float8()

@@ -80,3 +80,22 @@ def _norm_rotate(x: Tensor, norm: Any, rope: Tensor) -> Tensor:
 
 REFERENCE = Ops("torch", attrgetter("groups"), _norm_modulate, _gate_add, _norm_rotate)
 """torch, eager. Equal rows are handled by broadcasting, so that nothing the size of the tokens is gathered."""
+
+
+def _indexed_norm_modulate(tokens: Tensor, norm: Any, index: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    normed: Tensor = norm(tokens)
+    return normed * scale[index] + shift[index]
+
+
+def _indexed_gate_add(tokens: Tensor, index: Tensor, gate: Tensor, update: Tensor) -> Tensor:
+    return tokens + gate[index] * update
+
+
+def _real_norm_rotate(x: Tensor, norm: Any, rope: Tensor) -> Tensor:
+    even, odd = norm(x).float().unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = rope.unbind(-1)
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)
+
+
+TRACEABLE = Ops("compiled", attrgetter("index"), _indexed_norm_modulate, _indexed_gate_add, _real_norm_rotate)
+"""For torch.compile: no lists of lengths, no complex numbers. Eagerly it would gather the size of the tokens."""

@@ -7,37 +7,18 @@ and quantised linears take part. Equal to separate stock forwards: see tests/pip
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
-from pipelines.attention import Attend, grouped_attention
 from pipelines.blocks import double_after, double_before, single_after, single_before
-from pipelines.ops import REFERENCE, Ops, TokenRows
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def as_it_is(function: F) -> F:
-    """Run a region eagerly."""
-    return function
-
-
-@dataclass(frozen=True)
-class Compute:
-    """What the packed forward runs on; the arithmetic is the same up to rounding.
-
-    Args: region: makes of a function of `pipelines.blocks` what is called in its place (a compiled one, for example).
-    """
-
-    attend: Attend = grouped_attention
-    ops: Ops = REFERENCE
-    region: Callable[[Any], Any] = as_it_is
+from pipelines.compute import Compute
+from pipelines.ops import TokenRows
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ from models.loading import PartCache, load
 from models.memory import Offload
 from models.quantization import is_insensitive, quantize
 from models.registry import ModelSpec
+from models.tuning import AUTO, Tuning
 from pipelines.acceleration import FLOAT8, Grant, grant
+from pipelines.compute import Note
 from pipelines.params import GenerationParams
 from pipelines.runner import FluxRunner
 
@@ -45,6 +47,8 @@ class ModelPool:
         on_loading: OnLoading = lambda model, stage, fraction: None,
         acceleration: str = "high",
         offload: Offload = "none",
+        tuning: Tuning = AUTO,
+        note: Note = lambda sentence: None,
     ) -> None:
         self.specs = {spec.name: spec for spec in specs}
         self._accelerator = accelerator
@@ -54,6 +58,8 @@ class ModelPool:
         self._on_loading = on_loading
         self._acceleration = acceleration
         self._offload = offload
+        self._tuning = tuning
+        self._note = note
         self._parts = PartCache()
         self._loaded: OrderedDict[str, FluxRunner] = OrderedDict()
         self._float8: dict[str, FluxRunner] = {}
@@ -78,6 +84,7 @@ class ModelPool:
             lambda stage, fraction: self._on_loading(name, stage, fraction),
             self._parts,
             offload=self._offload,
+            tuning=self._tuning,
         )
         self._loaded[name] = self._run(components)
         self._unload_over_budget()
@@ -104,7 +111,7 @@ class ModelPool:
                 self._float8[name] = self._run(replace(exact.components, transformer=transformer))
 
     def _run(self, components: FluxComponents) -> FluxRunner:
-        return FluxRunner(components, self._accelerator)
+        return FluxRunner(components, self._accelerator, self._tuning, self._note)
 
     def _has_room(self, transformer: nn.Module) -> bool:
         twin = sum(linear.weight.numel() for linear in chosen_linears(transformer, is_insensitive).values())

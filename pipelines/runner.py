@@ -13,10 +13,11 @@ from torch import Tensor
 
 from models.accelerator import Accelerator, Launched
 from models.components import FluxComponents
-from pipelines.attention import choose_attention
+from models.tuning import AUTO, Tuning
+from pipelines.compute import Note, choose_compute
 from pipelines.encode import PromptCache, encode_prompt
 from pipelines.modulation import ModulationTable
-from pipelines.packed import Compute, PackLayout, packed_forward
+from pipelines.packed import PackLayout, packed_forward
 from pipelines.params import GenerationParams
 from pipelines.preview import LatentPreview
 from pipelines.reference import rounded_up
@@ -115,12 +116,16 @@ class FluxRunner:
         self,
         components: FluxComponents,
         accelerator: Accelerator,
+        tuning: Tuning = AUTO,
+        note: Note = lambda sentence: None,
         prompt_cache_bytes: int = 256 << 20,
         hit_rule: HitRule | None = None,
     ) -> None:
         self.components = components
         self._accelerator = accelerator
-        self._compute = Compute(choose_attention(accelerator.attention, components.dtype))
+        self._compute = choose_compute(
+            tuning.resolved(accelerator.kind), components.transformer, components.dtype, accelerator, note
+        )
         self._prompts = PromptCache(prompt_cache_bytes)
         self._safety = safety_checker(components.safety)
         self._hit_rule = hit_rule or FirstBlockRule()

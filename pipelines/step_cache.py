@@ -20,7 +20,8 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
-from pipelines.packed import Compute, PackLayout, first_block, head, other_blocks
+from pipelines.compute import Compute
+from pipelines.packed import PackLayout, first_block, head, other_blocks
 
 
 class HitRule(Protocol):

@@ -32,6 +32,7 @@ from models.checkpoint_files import LoadError
 from models.loading import silence_libraries
 from models.memory import OFFLOADS
 from models.registry import UnknownModelError, resolve
+from models.tuning import parse_tuning
 from pipelines.engine import Engine, EngineConfig
 from pipelines.params import ACCELERATIONS, GenerationParams
 from pipelines.pool import ModelPool
@@ -197,6 +198,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quantization", default="none")
     parser.add_argument("--acceleration", default="high", help="the most that requests get: none, regular or high")
     parser.add_argument("--offload", choices=OFFLOADS, default="none", help="what stays on the host")
+    parser.add_argument("--tuning", default="", help="switches of models.tuning, name=value, with commas between")
     parser.add_argument("--model", action="append", required=True, help="name, folder or owner/repo; repeatable")
     parser.add_argument("--memory-gb", type=float, default=None, help="weights held at once; default: all")
     parser.add_argument("--warmup", choices=("auto", "none", "full"), default="auto")
@@ -240,6 +242,8 @@ def _run(link: Link, arguments: argparse.Namespace) -> int:
         lambda model, stage, fraction: link.send(Loading(model, stage, fraction)),
         arguments.acceleration,
         offload=arguments.offload,
+        tuning=parse_tuning(arguments.tuning),
+        note=lambda sentence: link.send(Log("info", sentence)),
     )
 
     def warm_up_model(name: str, engine: Engine) -> None:

@@ -75,6 +75,7 @@ class Node:
             quantization=settings.quantization,
             acceleration=settings.acceleration,
             offload=settings.offload,
+            tuning=settings.tuning,
             memory_gb=settings.memory_gb,
             hang_s=settings.hang_s,
             warmup=settings.warmup,

@@ -42,6 +42,7 @@ class Settings(BaseSettings):
         acceleration: the most that requests get of what they ask for in fal's field of that name.
         offload: what waits in the host's memory until it is used: none, or the text encoders.
         memory_gb: weights one worker holds at once, in GB; beyond it the model used least recently is unloaded.
+        tuning: switches for speed as `models.tuning.parse_tuning` reads them; empty leaves them to the device.
         device: auto, cpu, cuda, or a list (cuda:0,1 or cpu,cpu): one worker each.
         api_keys: any of these admits; none leaves the server open. `@FILE` reads one key a line.
         public_url: what clients call this server behind a reverse proxy; None follows each request.
@@ -64,6 +65,7 @@ class Settings(BaseSettings):
     quantization: Literal["none", "fp8"] = "none"
     acceleration: Literal["none", "regular", "high"] = "high"
     offload: Literal["none", "text"] = "none"
+    tuning: str = ""
     memory_gb: float | None = Field(None, gt=0)
     warmup: Literal["auto", "none", "full"] = "auto"
     api_keys: Words = Field((), repr=False)

@@ -84,6 +84,7 @@ class WorkerOptions:
     quantization: str = "none"
     acceleration: str = "high"
     offload: str = "none"
+    tuning: str = ""
     memory_gb: float | None = None
     hang_s: float = 120.0
     warmup: str = "auto"
@@ -99,7 +100,7 @@ class WorkerOptions:
         sizes = [part for width, height in self.warmup_sizes for part in ("--warmup-size", f"{width}x{height}")]
         warmup = ["--warmup", self.warmup, *sizes]
         weights = ["--quantization", self.quantization, "--offload", self.offload]
-        weights += ["--acceleration", self.acceleration]
+        weights += ["--acceleration", self.acceleration, "--tuning", self.tuning]
         return [*self.command, *fixed, *weights, *memory, *warmup, *models]
 
     def environment(self) -> dict[str, str]:

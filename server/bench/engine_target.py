@@ -26,10 +26,13 @@ class EngineTarget:
         device: str = "auto",
         dtype: str = "auto",
         quantization: str = "none",
+        tuning: str = "",
         command: Sequence[str] = WORKER_COMMAND,
     ) -> None:
         self._spec = spec
-        self._workers = Workers("bench", [device], WorkerOptions((model,), dtype, quantization, command=command), self)
+        self._workers = Workers(
+            "bench", [device], WorkerOptions((model,), dtype, quantization, tuning=tuning, command=command), self
+        )
         (self._worker,) = self._workers
         self._numbers = count()
         self._waiting: dict[str, asyncio.Future[dict[str, float]]] = {}

@@ -39,7 +39,9 @@ def peak_gb(row: Mapping[str, Any]) -> float | None:
 def markdown(report: Mapping[str, Any]) -> str:
     """The table with what a reader must know above and below it."""
     device = report["device"]["device_name"] or "an unknown device"
-    precision = ", ".join(filter(None, [report["device"]["dtype"], _unless_none(report["quantization"])]))
+    precision = ", ".join(
+        filter(None, [report["device"]["dtype"], _unless_none(report["quantization"]), report.get("tuning")])
+    )
     title = f"# {report['scenario']}: {report['model']} through the {report['target']}, {device}"
     rows = [{"": row["name"], **_cells(row)} for row in report["cells"]]
     lines = [title + (f" ({precision})" if precision else ""), "", table(rows), "", *_notes(report)]

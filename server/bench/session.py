@@ -41,6 +41,7 @@ class Subject:
     label: str
     spec: ModelSpec | None
     quantization: str = "none"
+    tuning: str = ""
 
 
 async def run(
@@ -66,6 +67,7 @@ async def run(
         "target": subject.target,
         "model": subject.label,
         "quantization": subject.quantization,
+        "tuning": subject.tuning,
         "device": asdict(facts),
         "ceiling": asdict(ceiling) if ceiling is not None else None,
         "plan": asdict(plan) | {"warmup": warmup},

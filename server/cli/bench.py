@@ -17,7 +17,7 @@ from models.registry import ModelSpec
 from server.bench.scenarios import SCENARIOS, Plan, parse_numbers
 from server.bench.target import BenchError, Target
 from server.cli.failures import ENVIRONMENT, USAGE, CommandError
-from server.cli.options import Json, pixels, spec_of
+from server.cli.options import Json, TuningText, check_tuning, pixels, spec_of
 
 if TYPE_CHECKING:
     from server.bench.session import Subject
@@ -49,6 +49,7 @@ class Place:
     device: str
     dtype: str
     quantization: str
+    tuning: str
 
 
 def measure(
@@ -67,6 +68,7 @@ def measure(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
     quantization: Annotated[str, typer.Option(help="none or fp8 (needs a GPU).")] = "none",
+    tuning: TuningText = "",
     sizes: Annotated[
         str | None, typer.Option(help="Presets or WIDTHxHEIGHT, with commas between.", show_default="1024x1024")
     ] = None,
@@ -91,7 +93,8 @@ def measure(
 ) -> None:
     """Run one scenario; the name of the command is its name."""
     scenario = str(context.info_name)
-    place = Place(target, url, api_key, endpoint, model, device, dtype, quantization)
+    place = Place(target, url, api_key, endpoint, model, device, dtype, quantization, tuning)
+    check_tuning(tuning)
     if url is not None and target is TargetName.ENGINE:
         raise CommandError("--url is for --target api", USAGE)
     for flag, value in (("--rate", rate), ("--load", load), ("--peak-tflops", peak_tflops)):
@@ -176,10 +179,12 @@ def _subject(place: Place, spec: ModelSpec | None) -> tuple[Subject, Target]:
         label = spec.name if spec else f"{endpoint} at {place.url}"
         return Subject("api", label, spec), ApiTarget(place.url, endpoint, place.api_key)
     assert spec is not None, "only an API elsewhere goes unnamed"
-    subject = Subject(place.target.value, spec.name, spec, place.quantization)
+    subject = Subject(place.target.value, spec.name, spec, place.quantization, place.tuning)
     if place.target is TargetName.ENGINE:
-        return subject, EngineTarget(spec, model, place.device, place.dtype, place.quantization)
-    flags = ("--model", model, "--device", place.device, "--dtype", place.dtype, "--quantization", place.quantization)
+        return subject, EngineTarget(spec, model, place.device, place.dtype, place.quantization, place.tuning)
+    given = {"--model": model, "--device": place.device, "--dtype": place.dtype}
+    given |= {"--quantization": place.quantization, "--tuning": place.tuning}
+    flags = tuple(word for flag in given.items() for word in flag)
     return subject, OwnServer(endpoint, flags)
 
 

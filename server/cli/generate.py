@@ -17,7 +17,7 @@ from models.registry import ModelSpec
 from pipelines.params import GenerationParams
 from pipelines.protocol import Frame, Loading, Note, Picture, Progress
 from server.cli.failures import ENVIRONMENT, USAGE, CommandError
-from server.cli.options import Json, pixels, spec_of
+from server.cli.options import Json, TuningText, check_tuning, pixels, spec_of
 
 if TYPE_CHECKING:
     from pipelines.oneshot import Generated
@@ -42,6 +42,7 @@ def generate(
         str, typer.Option(help="none (exact), regular or high: see docs/acceleration.md.")
     ] = "none",
     offload: Annotated[Offload, typer.Option(help="text keeps the text encoders in host memory.")] = "none",
+    tuning: TuningText = "",
     as_json: Json = False,
 ) -> None:
     """Draw one prompt on this machine and write the picture, without a server."""
@@ -50,6 +51,7 @@ def generate(
     if output.suffix.lower() not in FORMATS:
         raise CommandError(f"--output {output}: the name must end in {', '.join(FORMATS)}", USAGE)
     _check_writable(output)
+    check_tuning(tuning)
     spec = spec_of(model)
     width, height = pixels(size, "--size")
     try:
@@ -69,7 +71,7 @@ def generate(
     except ValueError as exc:
         raise CommandError(str(exc), USAGE) from exc
     with _progress(quiet=as_json) as on_frame:
-        result = _generate(spec, params, device, dtype, quantization, on_frame, offload)
+        result = _generate(spec, params, device, dtype, quantization, tuning, offload, on_frame)
     files = [_write(picture, _file(output, picture.index, num_images)) for picture in result.pictures]
     print(_report(params, result, files) if as_json else _summary(params, result, files))
 
@@ -88,8 +90,9 @@ def _generate(
     device: str,
     dtype: str,
     quantization: str,
-    on_frame: Callable[[Frame], None],
+    tuning: str,
     offload: Offload,
+    on_frame: Callable[[Frame], None],
 ) -> Generated:
     # These import torch: only this command pays for it.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -99,7 +102,7 @@ def _generate(
     from pipelines.oneshot import generate as run
 
     try:
-        return run(spec, params, device, dtype, quantization, on_frame, offload)
+        return run(spec, params, device, dtype, quantization, on_frame, offload, tuning)
     except GenerationError as exc:
         raise CommandError(str(exc)) from exc
     except (LoadError, ValueError) as exc:

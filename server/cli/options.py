@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from models.registry import ModelSpec, UnknownModelError, resolve
+from models.tuning import parse_tuning
 from server.cli.failures import USAGE, CommandError
 from server.settings import Settings, SettingsError, load
 
@@ -18,6 +19,12 @@ DataDir = Annotated[
 ]
 Config = Annotated[
     Path | None, typer.Option(help="TOML file with settings; flags and FLUXSERVE_* beat it.", envvar="FLUXSERVE_CONFIG")
+]
+TuningText = Annotated[
+    str,
+    typer.Option(
+        help="Switches for speed, such as kernels=torch,fuse_mlp=off; see docs/speed.md.", show_default="by device"
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")]
 
@@ -38,6 +45,14 @@ def spec_of(model: str) -> ModelSpec:
         return resolve(model)
     except UnknownModelError as exc:
         raise CommandError(str(exc), USAGE) from exc
+
+
+def check_tuning(text: str) -> None:
+    """Raises: CommandError with exit status 2 if no worker would understand it."""
+    try:
+        parse_tuning(text)
+    except ValueError as exc:
+        raise CommandError(f"--tuning: {exc}", USAGE) from exc
 
 
 def pixels(size: str, flag: str) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import typer
 from models.registry import UnknownModelError, resolve
 from server import tls
 from server.cli.failures import ENVIRONMENT, USAGE, CommandError
-from server.cli.options import Config, DataDir, settings_from
+from server.cli.options import Config, DataDir, TuningText, check_tuning, settings_from
 from server.devices import certainly_absent, count_gpus
 from server.settings import Settings
 
@@ -40,6 +40,7 @@ def serve(
     offload: Annotated[
         str | None, typer.Option(help="text keeps the text encoders in host memory.", show_default="none")
     ] = None,
+    tuning: TuningText | None = None,
     memory_gb: Annotated[
         float | None,
         typer.Option(help="Weights a worker holds at once; beyond it the least recently used model is unloaded."),
@@ -84,6 +85,7 @@ def serve(
         quantization=quantization,
         acceleration=acceleration,
         offload=offload,
+        tuning=tuning,
         memory_gb=memory_gb,
         warmup=warmup,
         api_keys=api_key,
@@ -96,6 +98,7 @@ def serve(
     )
     _check_models(settings)
     _check_device(settings)
+    check_tuning(settings.tuning)
     _log_to_stderr()
     _run(settings)
 

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from peft import LoraConfig
 from torch import Tensor
 
-from pipelines.attention import runs
-from pipelines.packed import Compute, PackLayout, modulation_rows, modulation_width, packed_forward
+from pipelines.attention import grouped_attention, runs
+from pipelines.compute import Compute
+from pipelines.packed import PackLayout, modulation_rows, modulation_width, packed_forward
 from pipelines.sampling import position_ids
+from tests.pipelines.buckets import moved_by_company
 from tests.pipelines.conftest import amplify
 
 HEIGHT_WIDTH = st.tuples(st.integers(1, 9), st.integers(1, 9))
@@ -99,7 +101,10 @@ def stock(transformer: FluxTransformer2DModel, sample: Sample) -> Tensor:
     return output
 
 
-def packed(transformer: FluxTransformer2DModel, samples: list[Sample]) -> list[Tensor]:
+PLAINLY = Compute()
+
+
+def packed(transformer: FluxTransformer2DModel, samples: list[Sample], compute: Compute = PLAINLY) -> list[Tensor]:
     ropes, modulations = [], []
     for sample in samples:
         cos, sin = transformer.pos_embed(sample.ids)
@@ -116,7 +121,7 @@ def packed(transformer: FluxTransformer2DModel, samples: list[Sample]) -> list[T
         torch.cat([sample.latents for sample in samples]),
         torch.cat([transformer.context_embedder(sample.prompt) for sample in samples]),
         torch.cat(modulations),
-        Compute(),
+        compute,
     )
     return list(output.split(lengths))
 
@@ -190,3 +195,13 @@ def test_modulation_width_counts_every_adaln() -> None:
 def test_runs_group_equal_neighbours_only() -> None:
     assert runs([3, 3, 5, 3]) == [(2, 3), (1, 5), (1, 3)]
     assert runs([]) == []
+
+
+def test_packs_of_any_size_leave_a_picture_as_it_is() -> None:
+    transformer = make_transformer()
+    moved = moved_by_company(transformer, PLAINLY, side=4, text_tokens=5, packs=range(27, 90, 7))
+    assert len(moved) == 9
+    assert max(moved.values()) <= 1e-5
+    # The measure itself sees it when company matters.
+    swayed = Compute(lambda q, k, v, lengths: grouped_attention(q, k, v, lengths) * len(lengths))
+    assert min(moved_by_company(transformer, swayed, 4, 5, range(27, 90, 7)).values()) > 1e-3

@@ -55,12 +55,12 @@ async def one_worker(witness: Witness, hang_s: float = 30.0, device: str = "cpu"
 
 
 def test_the_real_worker_understands_what_it_is_started_with() -> None:
-    given = WorkerOptions(
-        ("flux-shapes", "a/b"), dtype="float32", quantization="fp8", acceleration="regular", memory_gb=0.5
-    ).argv(5, "cuda:1")
+    options = WorkerOptions(("flux-shapes", "a/b"), "float32", "fp8", "regular", tuning="kernels=torch", memory_gb=0.5)
+    given = options.argv(5, "cuda:1")
     understood = parse_arguments(given[len(WORKER_COMMAND) :])
     assert (understood.fd, understood.device, understood.model) == (5, "cuda:1", ["flux-shapes", "a/b"])
     assert (understood.dtype, understood.quantization, understood.memory_gb) == ("float32", "fp8", 0.5)
+    assert understood.tuning == "kernels=torch"
     assert understood.acceleration == "regular"
     assert parse_arguments(WorkerOptions(("m",)).argv(5, "cpu")[len(WORKER_COMMAND) :]).memory_gb is None
 
