@@ -26,6 +26,7 @@ from server.responses import json_response, wrong_method
 from server.routes.connection import event, send_events
 from server.store.base import CancelOutcome, Job, NewJob, Outcome, Standing, StoreError
 from server.submission import new_job, read_wishes, rejected_job
+from server.turns import Turns
 
 if TYPE_CHECKING:
     from server.node import Node
@@ -39,6 +40,7 @@ class QueueArea:
 
     def __init__(self, node: Node) -> None:
         self._node = node
+        self._turns = Turns()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         arrival: Arrival = scope["arrival"]
@@ -81,6 +83,7 @@ class QueueArea:
     async def _follow_up(self, arrival: Arrival, question: FollowUp, scope: Scope) -> Response:
         if question.action == "status":
             self._require(scope, "GET")
+            await self._turns.take()
             standing = self._standing(arrival, question)
             body = self._status(arrival, standing, _wants_logs(arrival.query))
             return json_response(body, wire.status_code(standing))

@@ -1,4 +1,4 @@
-"""The jobs that have not ended, in memory: a poll of one costs a look-up, and its queue position a bisection.
+"""The jobs that have not ended, and the last that have, in memory: a poll costs a look-up, a place a bisection.
 
 No row is read for it, and nothing is counted.
 """
@@ -13,6 +13,9 @@ from sortedcontainers import SortedList
 
 from server.store.base import Job, JobStatus, Standing
 
+RECENT = 64
+"""Ended jobs kept: everybody who polls learns of an end at about the same time. Few, as a result may hold pictures."""
+
 
 class WaitingLine:
     """Which jobs wait, in which order, which run, and how many are in each state; safe to use from any thread."""
@@ -23,6 +26,8 @@ class WaitingLine:
         self._places: dict[str, tuple[float, int]] = {}
         self._standings: dict[str, Standing] = {}
         """Of all that have not ended; positions are not in here, because those of others change them."""
+        self._recent: dict[str, Standing] = {}
+        """Of the last that ended, oldest first."""
         self._suspects: set[str] = set()
         self._counts: Counter[JobStatus] = Counter()
 
@@ -34,7 +39,11 @@ class WaitingLine:
                 self._leave(before.id)
             if after is not None:
                 self._counts[after.status] += 1
-                if not after.status.is_finished:
+                if after.status.is_finished:
+                    self._recent[after.id] = Standing(after.endpoint, after.status, outcome=after.outcome)
+                    if len(self._recent) > RECENT:
+                        del self._recent[next(iter(self._recent))]
+                else:
                     self._standings[after.id] = Standing(after.endpoint, after.status)
                 if after.status is JobStatus.QUEUED:
                     self._join(after)
@@ -45,9 +54,9 @@ class WaitingLine:
             self._counts[status] += number
 
     def standing(self, job_id: str) -> Standing | None:
-        """Where a job stands that has not ended; None for any other."""
+        """Where a job stands that has not ended, or only just; None for any other."""
         with self._lock:
-            standing = self._standings.get(job_id)
+            standing = self._standings.get(job_id) or self._recent.get(job_id)
             place = self._places.get(job_id)
             if standing is None or place is None:
                 return standing
@@ -79,6 +88,7 @@ class WaitingLine:
 
     def _leave(self, job_id: str) -> None:
         self._standings.pop(job_id, None)
+        self._recent.pop(job_id, None)
         self._suspects.discard(job_id)
         place = self._places.pop(job_id, None)
         if place is not None:
