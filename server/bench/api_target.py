@@ -60,6 +60,9 @@ class ApiTarget:
                 total[name] = total.get(name, 0) + size
         return total
 
+    def notes(self) -> list[str]:
+        return []  # a server tells them in each request's log
+
     async def close(self) -> None:
         await self._http.aclose()
 
@@ -115,7 +118,7 @@ def _input(ask: Ask) -> dict[str, Any]:
         "guidance_scale": ask.guidance,
         "seed": ask.seed,
         "enable_safety_checker": False,
-    }
+    } | ({} if ask.acceleration == "none" else {"acceleration": ask.acceleration})
 
 
 def _body(answer: httpx.Response) -> dict[str, Any]:

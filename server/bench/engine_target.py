@@ -8,7 +8,7 @@ from itertools import count
 
 from models.registry import ModelSpec
 from pipelines.params import GenerationParams
-from pipelines.protocol import Failed, Finished, Frame, Heartbeat, Submit
+from pipelines.protocol import Failed, Finished, Frame, Heartbeat, Note, Submit
 from server.bench.scenarios import Ask
 from server.bench.target import AskError, BenchError, OnLoading, TargetFacts
 from server.workers import WORKER_COMMAND, Worker, WorkerOptions, Workers
@@ -37,6 +37,7 @@ class EngineTarget:
         self._numbers = count()
         self._waiting: dict[str, asyncio.Future[dict[str, float]]] = {}
         self._memory: dict[str, int] = {}
+        self._notes: dict[str, None] = {}
         self._error: str | None = None
 
     async def open(self, on_loading: OnLoading) -> TargetFacts:
@@ -61,6 +62,9 @@ class EngineTarget:
     async def memory(self) -> dict[str, int]:
         return dict(self._memory)
 
+    def notes(self) -> list[str]:
+        return list(self._notes)
+
     async def close(self) -> None:
         await self._workers.stop()
 
@@ -68,6 +72,8 @@ class EngineTarget:
         """See WorkerEvents."""
         if isinstance(frame, Heartbeat):
             self._memory |= {name: max(size, self._memory.get(name, 0)) for name, size in frame.memory.items()}
+        elif isinstance(frame, Note):
+            self._notes[frame.message] = None
         elif isinstance(frame, Finished):
             self._waiting.pop(frame.job_id).set_result(frame.timings)
         elif isinstance(frame, Failed):
@@ -91,4 +97,5 @@ class EngineTarget:
             guidance_scale=ask.guidance,
             seed=ask.seed,
             max_sequence_length=self._spec.max_sequence_length,
+            acceleration=ask.acceleration,
         )

@@ -47,6 +47,9 @@ class OwnServer:
     async def memory(self) -> dict[str, int]:
         return await self._opened().memory()
 
+    def notes(self) -> list[str]:
+        return self._opened().notes()
+
     async def close(self) -> None:
         if self._api is not None:
             await self._api.close()

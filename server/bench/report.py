@@ -40,7 +40,15 @@ def markdown(report: Mapping[str, Any]) -> str:
     """The table with what a reader must know above and below it."""
     device = report["device"]["device_name"] or "an unknown device"
     precision = ", ".join(
-        filter(None, [report["device"]["dtype"], _unless_none(report["quantization"]), report.get("tuning")])
+        filter(
+            None,
+            [
+                report["device"]["dtype"],
+                _unless_none(report["quantization"]),
+                report.get("tuning"),
+                _unless_none(report["plan"].get("acceleration", "none")),
+            ],
+        )
     )
     title = f"# {report['scenario']}: {report['model']} through the {report['target']}, {device}"
     rows = [{"": row["name"], **_cells(row)} for row in report["cells"]]
@@ -72,6 +80,7 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
     ]
     if ceiling is not None:
         lines.insert(1, f"- Ceiling: {ceiling['tflops']:g} TFLOP/s, {ceiling['source']}.")
+    lines += [f"- {note}." for note in report.get("notes", ())]
     for row in report["cells"]:
         if reasons := row.get("power", {}).get("throttled_by"):
             lines.append(f"- {row['name']}: the card was throttled by {', '.join(reasons)}.")
@@ -80,8 +89,8 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _unless_none(quantization: str) -> str:
-    return "" if quantization == "none" else quantization
+def _unless_none(value: str) -> str:
+    return "" if value == "none" else value
 
 
 def write(report: Mapping[str, Any], folder: Path) -> list[Path]:

@@ -30,6 +30,7 @@ class Ask:
     prompt: str
     seed: int
     due_s: float | None = None
+    acceleration: str = "none"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -71,6 +72,7 @@ class Plan:
     rate: float | None
     load: float
     seed: int
+    acceleration: str = "none"
 
     def cells(self) -> list[Cell]:
         """The rows of the report, in order."""
@@ -79,7 +81,7 @@ class Plan:
         return [self._same(size, steps) for size, steps in product(self.sizes, self.steps)]
 
     def _same(self, size: tuple[int, int], steps: int) -> Cell:
-        asks = tuple(_ask(size, steps, self.seed + index, GUIDANCE) for index in range(self.count))
+        asks = tuple(self._ask(size, steps, self.seed + index, GUIDANCE) for index in range(self.count))
         return self._with_pace(f"{size[0]}x{size[1]}, {steps} steps", asks)
 
     def _mixed(self) -> Cell:
@@ -90,8 +92,11 @@ class Plan:
         while len(asks) < self.count:
             rng.shuffle(shapes)
             for size, steps in shapes[: self.count - len(asks)]:
-                asks.append(_ask(size, steps, self.seed + len(asks), rng.choice(MIXED_GUIDANCE)))
+                asks.append(self._ask(size, steps, self.seed + len(asks), rng.choice(MIXED_GUIDANCE)))
         return self._with_pace("mixed", tuple(asks))
+
+    def _ask(self, size: tuple[int, int], steps: int, seed: int, guidance: float) -> Ask:
+        return Ask(*size, steps, guidance, prompt(size, steps, seed), seed, acceleration=self.acceleration)
 
     def _with_pace(self, name: str, asks: tuple[Ask, ...]) -> Cell:
         if self.scenario == "poisson" or (self.scenario == "mixed" and self.rate is not None):
@@ -111,10 +116,6 @@ def timed(cell: Cell, rate: float, seed: int) -> Cell:
         now += rng.expovariate(rate)
         asks.append(replace(ask, due_s=now))
     return replace(cell, asks=tuple(asks), rate=rate)
-
-
-def _ask(size: tuple[int, int], steps: int, seed: int, guidance: float) -> Ask:
-    return Ask(*size, steps, guidance, prompt(size, steps, seed), seed)
 
 
 def prompt(size: tuple[int, int], steps: int, seed: int) -> str:

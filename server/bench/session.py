@@ -73,6 +73,7 @@ async def run(
         "plan": asdict(plan) | {"warmup": warmup},
         "environment": stamp(driver),
         "cells": rows,
+        "notes": target.notes(),
     }
 
 

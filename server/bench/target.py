@@ -45,4 +45,7 @@ class Target(Protocol):
     async def memory(self) -> dict[str, int]:
         """Bytes by name, as the worker counts them; empty where that is not told."""
 
+    def notes(self) -> list[str]:
+        """What it did otherwise than asked, each sentence once."""
+
     async def close(self) -> None: ...

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from models.registry import ModelSpec
+from pipelines.params import ACCELERATIONS
 from server.bench.scenarios import SCENARIOS, Plan, parse_numbers
 from server.bench.target import BenchError, Target
 from server.cli.failures import ENVIRONMENT, USAGE, CommandError
@@ -69,6 +70,9 @@ def measure(
     dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
     quantization: Annotated[str, typer.Option(help="none or fp8 (needs a GPU).")] = "none",
     tuning: TuningText = "",
+    acceleration: Annotated[
+        str, typer.Option(help="none (exact), regular or high, asked of every request: see docs/acceleration.md.")
+    ] = "none",
     sizes: Annotated[
         str | None, typer.Option(help="Presets or WIDTHxHEIGHT, with commas between.", show_default="1024x1024")
     ] = None,
@@ -95,6 +99,8 @@ def measure(
     scenario = str(context.info_name)
     place = Place(target, url, api_key, endpoint, model, device, dtype, quantization, tuning)
     check_tuning(tuning)
+    if acceleration not in ACCELERATIONS:
+        raise CommandError(f"--acceleration {acceleration}: give one of {', '.join(ACCELERATIONS)}", USAGE)
     if url is not None and target is TargetName.ENGINE:
         raise CommandError("--url is for --target api", USAGE)
     for flag, value in (("--rate", rate), ("--load", load), ("--peak-tflops", peak_tflops)):
@@ -111,6 +117,7 @@ def measure(
         rate,
         load,
         seed,
+        acceleration,
     )
     with _watched(quiet=as_json) as watcher:
         report = _report(plan, place, spec, warmup, peak_tflops, watcher)

@@ -78,8 +78,8 @@ def test_pictures_follow_their_prompts(server: Server) -> None:
         answer = httpx.post(f"{server.url}/run/fal-ai/flux/dev", json=body, timeout=60).json()
         if is_right(download(server, answer["images"][0]["url"]), ground, colour, shape):
             right.append((ground, colour, shape))
-    # Stars are drawn with arms too thin for the scorer more often than not; one other picture may fail.
-    assert len(right) >= 6, f"only {right} of {wanted}"
+    # 97 of 100 things are drawn as asked, so one of eight may fail.
+    assert len(right) >= 7, f"only {right} of {wanted}"
 
 
 @pytest.mark.skipif(MODEL != "flux-shapes", reason="only the embedded model has a sign that its checker forbids")

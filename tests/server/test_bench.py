@@ -83,6 +83,9 @@ class Timeless:
     async def memory(self) -> dict[str, int]:
         return {"used": 2_000_000_000, "peak": 3_000_000_000}
 
+    def notes(self) -> list[str]:
+        return ["drawn by nobody"]
+
     async def close(self) -> None:
         """Nothing to close."""
 
@@ -96,6 +99,12 @@ def test_every_size_and_step_count_is_a_row(scenario: str) -> None:
     assert [cell.asks[0].shape for cell in cells] == [(64, 64, 1), (64, 64, 3), (128, 64, 1), (128, 64, 3)]
     assert all(len(cell.asks) == 6 and len(cell.shapes) == 1 for cell in cells)
     assert len({cell.name for cell in cells}) == 4
+
+
+@pytest.mark.parametrize("scenario", ["single", "mixed"])
+def test_acceleration_is_asked_of_every_request(scenario: str) -> None:
+    asks = [ask for cell in plan(scenario, acceleration="high").cells() for ask in cell.asks]
+    assert {ask.acceleration for ask in asks} == {"high"}
 
 
 def test_mixed_is_one_row_in_which_every_shape_comes_equally_often() -> None:
@@ -424,6 +433,7 @@ def bench(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
 @pytest.mark.timeout(900)
 def test_the_engine_and_a_server_of_its_own_are_measured_and_compared(tmp_path: Path) -> None:
     flags = ["--model", "random:tiny", "--device", "cpu", "--sizes", "64x64,128x64", "--steps", "1,2", "--count", "3"]
+    flags += ["--acceleration", "regular"]
     reports = []
     for target in ("engine", "api"):
         folder = tmp_path / target
@@ -433,6 +443,8 @@ def test_the_engine_and_a_server_of_its_own_are_measured_and_compared(tmp_path: 
         assert shown.stdout.startswith(f"# closed: random:tiny through the {target}, CPU")
         report = json.loads(file.read_text())
         reports.append(file)
+        # What a processor cannot do is said where it is known: the API tells it in each request's log.
+        assert ("drawn exactly" in shown.stdout) == (target == "engine")
         assert [cell["name"] for cell in report["cells"]][:2] == [
             "64x64, 1 steps, 2 clients",
             "64x64, 2 steps, 2 clients",
@@ -456,6 +468,7 @@ def test_wrong_usage_is_refused_before_anything_starts(tmp_path: Path) -> None:
         (["single", "--model", "nonsense"], "flux-shapes"),
         (["single", "--url", "http://127.0.0.1:1"], "--target api"),
         (["poisson", "--rate", "-1"], "--rate"),
+        (["single", "--acceleration", "most"], "--acceleration"),
         (["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")], "a.json"),
     ):
         assert word in bench(*flags, code=2).stderr
