@@ -21,7 +21,8 @@ def runs(server: Scripted, request_id: str) -> list[str]:
 
 def test_a_runner_hint_sticks_to_one_worker(start_server: StartServer) -> None:
     server = start_server("--device", "cpu,cpu")
-    server.until(lambda: len(server.server.worker_pids()) == 2)
+    # Until both are ready, whoever is serves every hint.
+    server.until(lambda: [worker["state"] for worker in server.server.health()["workers"]] == ["ready"] * 2)
 
     def workers(hint: str) -> set[str]:
         ids = [server.submit("a fox", headers={"x-fal-runner-hint": hint}) for _ in range(4)]

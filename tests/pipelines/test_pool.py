@@ -34,7 +34,7 @@ def make_pool(device: type[CpuAccelerator] = Float8Device, **options: object) ->
 
 
 def small(**changes: object) -> GenerationParams:
-    return make_params(**({"model": NAME, "width": 128, "height": 128, "num_inference_steps": 6} | changes))
+    return make_params(**({"model": NAME, "width": 256, "height": 256, "num_inference_steps": 6} | changes))
 
 
 def rounded(pool: ModelPool, group: str) -> int:
