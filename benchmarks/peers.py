@@ -137,6 +137,7 @@ def flux_fast_fp8(components: FluxComponents, accelerator: Accelerator) -> Stock
     def is_chosen(module: torch.nn.Module, name: str) -> bool:
         return isinstance(module, torch.nn.Linear) and is_insensitive(name)
 
+    components.transformer.fuse_qkv_projections()  # before: float8 weights cannot be joined
     config = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())
     quantize_(components.transformer, config, filter_fn=is_chosen)
     return flux_fast(components, accelerator)

@@ -257,7 +257,9 @@ class CudaAccelerator:
         }
 
     def launch(self, purpose: str, work: Callable[[], T], waits: bool = True) -> Launched[T]:
-        side = self._streams.setdefault(purpose, torch.cuda.Stream(self.device))
+        if purpose not in self._streams:  # every new stream takes one of a pool of 32
+            self._streams[purpose] = torch.cuda.Stream(self.device)
+        side = self._streams[purpose]
         if waits:
             side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(side):

@@ -82,6 +82,7 @@ def load(
     progress("quantization", 0.99)
     quantize(components.transformer, quantization, accelerator)
     components.transformer.to(accelerator.device)
+    accelerator.mark().wait()  # prompts are encoded on another stream, which does not wait for this one
     progress("loaded", 1.0)
     return replace(components, load_s=time.monotonic() - started)
 

@@ -256,7 +256,11 @@ class FluxRunner:
         if self._pack is None or self._pack.rows != ordered:
             conditionings = [_conditioning(row) for row in ordered]
             for conditioning in conditionings:
-                self._accelerator.adopt(conditioning.text, conditioning.rope, *conditioning.modulation.tensors)
+                self._accelerator.adopt(
+                    conditioning.text, conditioning.rope, conditioning.sigma_steps, *conditioning.modulation.tensors
+                )
+            # Noise is made beside the steps, too: its memory must not be given away before they have read it.
+            self._accelerator.adopt(*(_latents(row) for row in ordered))
             layout = PackLayout(
                 text_lengths=tuple(c.text_tokens for c in conditionings),
                 image_lengths=tuple(c.image_tokens for c in conditionings),

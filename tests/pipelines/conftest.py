@@ -26,7 +26,7 @@ def _few_threads() -> Iterator[None]:
 
 def amplify(module: nn.Module, std: float, seed: int = 0) -> None:
     """Redraw the matrices with a larger spread than the N(0, 0.02) of the benchmark weights."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(next(module.parameters()).device).manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.ndim >= 2:

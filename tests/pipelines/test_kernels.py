@@ -77,6 +77,7 @@ def test_a_token_does_not_depend_on_its_neighbours(name: str) -> None:
     assert torch.equal(together[4:7], run(slice(4, 7), [3], slice(1, 2)))
 
 
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="its pack is made on the CPU; test_gpu.py has the device's")
 @OTHERS
 @pytest.mark.parametrize("is_fused", [False, True])
 def test_a_whole_forward_equals_torch(ops: Ops, is_fused: bool) -> None:
