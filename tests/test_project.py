@@ -16,9 +16,10 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def pins(name: str) -> dict[str, str]:
-    """Package -> version of a lock file; every line must be an exact pin, for some platforms at least."""
+    """Package -> version of a lock file; every line must be an exact pin; a package may be for Linux alone."""
     lines = (ROOT / name).read_text().splitlines()
-    pairs = [re.fullmatch(r"([a-z0-9-]+)==([0-9][0-9a-z.]*)( ; .+)?", line) for line in lines]
+    bare = [line.removesuffix(' ; platform_system == "Linux"') for line in lines]
+    pairs = [re.fullmatch(r"([a-z0-9-]+)==([0-9][0-9a-z.]*)", line) for line in bare]
     assert all(pairs), [line for line, pair in zip(lines, pairs, strict=True) if not pair]
     return {pair[1]: pair[2] for pair in pairs if pair}
 
