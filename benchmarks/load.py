@@ -37,7 +37,7 @@ from benchmarks.raw_http import Connection, request
 from server.bench.figures import spread
 from server.bench.report import table
 from server.bench.stamp import stamp
-from server.objects import Objects
+from server.files.objects import Objects
 from tests.acceptance.serving import Server
 
 SUBMIT_PAUSE_S = 0.1

@@ -11,8 +11,8 @@ import asyncio
 import sys
 from pathlib import Path
 
-from server import serving
 from server.app import create_app
+from server.http import serving
 from server.node import Node
 from server.settings import Settings
 

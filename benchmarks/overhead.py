@@ -21,10 +21,10 @@ from benchmarks.store import fsync_cost
 from models.registry import resolve
 from pipelines.params import GenerationParams
 from pipelines.protocol import Finished, Frame, Started
+from server.jobs.store.base import NewJob
 from server.node import Node
 from server.settings import Settings
-from server.store.base import NewJob
-from server.workers import Worker
+from server.workers.process import Worker
 
 
 class Stopwatch:
@@ -45,9 +45,9 @@ async def one(node: Node, watch: Stopwatch, params: GenerationParams) -> dict[st
     """One request from submit to result; milliseconds by stage."""
     new = NewJob(str(uuid.uuid4()), "fal-ai/flux/dev", {}, params.to_dict(), {"format": "jpeg"})
     started = time.perf_counter()
-    await asyncio.to_thread(node.submit, new)
+    await asyncio.to_thread(node.jobs.submit, new)
     submitted = time.perf_counter()
-    job = await node.wait_finished(new.id, 120)
+    job = await node.jobs.wait_finished(new.id, 120)
     seen = time.perf_counter()
     assert job is not None, "the request did not end"
     assert job.outcome is not None

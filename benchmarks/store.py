@@ -18,8 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from server.store.base import JobStatus, NewJob, Outcome
-from server.store.sqlite import SqliteStore
+from server.jobs.store.base import JobStatus, NewJob, Outcome
+from server.jobs.store.sqlite import SqliteStore
 
 LEASE_S = 30.0
 DONE = Outcome(JobStatus.COMPLETED, 200, {"images": []}, metrics={"inference_time": 1.0})
@@ -67,7 +67,7 @@ def submits(store: SqliteStore, jobs: int, threads: int) -> dict[str, float]:
 
 def reads(store: SqliteStore, job_id: str, times: int = 2000) -> dict[str, float]:
     """What one status poll asks."""
-    return summary(timed_ms(lambda: store.standing(job_id)) for _ in range(times))
+    return summary(timed_ms(lambda: store.state(job_id)) for _ in range(times))
 
 
 def claims_and_ends(store: SqliteStore, jobs: int) -> dict[str, dict[str, float]]:

@@ -20,7 +20,7 @@ class ModelSpec:
         name: what users type after `--model` and what reports show.
         source: a diffusers folder, a Hugging Face repo id, or `random:` + a repo's architecture name.
         family: which loader and runner it takes.
-        variant: which of fal's endpoints it may answer for (see `server.endpoints`).
+        variant: which of fal's endpoints it may answer for (see `server.api.endpoints`).
         revision: commit or tag of the repo; None takes the default branch.
         max_sequence_length: T5 tokens a prompt is padded to.
         max_pixels: largest width x height that is served; the default is the largest size of fal's ultra table.

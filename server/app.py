@@ -11,27 +11,29 @@ import httpx
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from server import catalogue
-from server.areas import Area
-from server.auth import KeyRing
-from server.errors import WireError, to_wire
-from server.gateway import Gateway
-from server.guard import Guard
-from server.metrics import Metrics
-from server.outgoing import VettedTransport, parse_networks
-from server.responses import error_response
-from server.routes.files import FilesArea
+from server.api import catalogue, wire
+from server.api.errors import to_wire
+from server.api.served import Served
+from server.files.uploads import Uploads
+from server.gateway.areas import Area
+from server.gateway.gateway import Gateway
+from server.gateway.guard import Guard
+from server.gateway.keys import KeyRing
+from server.gateway.tokens import Tokens
+from server.http.errors import WireError
+from server.http.outgoing import VettedTransport, parse_networks
+from server.http.responses import error_response
+from server.jobs.signing import Signer
+from server.jobs.webhooks import Webhooks
+from server.routes.fal.files import FilesArea
+from server.routes.fal.queue import QueueArea
+from server.routes.fal.realtime import RealtimeArea
+from server.routes.fal.rest import RestArea
+from server.routes.fal.run import RunArea
+from server.routes.fal.uploads import UploadArea
 from server.routes.openai import openai_router
-from server.routes.queue import QueueArea
-from server.routes.realtime import RealtimeArea
-from server.routes.rest import RestArea
-from server.routes.run import RunArea
-from server.routes.system import system_router
-from server.routes.uploads import UploadArea
-from server.signing import Signer
-from server.tokens import Tokens
-from server.uploads import Uploads
-from server.webhooks import Webhooks
+from server.routes.system.metrics import Metrics
+from server.routes.system.pages import system_router
 
 if TYPE_CHECKING:
     from server.node import Node
@@ -41,7 +43,8 @@ VERSION = "0.1.0"
 
 def create_app(node: Node) -> Gateway:
     """An ASGI app that serves `node` and owns its life: the lifespan starts and stops it."""
-    metrics = Metrics(node)
+    served = Served(node.specs)
+    metrics = Metrics(node.store.counts, lambda: node.health())
     keys = KeyRing(node.settings.api_keys)
     tokens = Tokens.of(node.settings.data_dir)
     guard = Guard(keys, tokens)
@@ -55,20 +58,20 @@ def create_app(node: Node) -> Gateway:
         redirect_slashes=False,
         lifespan=_lifespan(node, signer),
     )
-    pages.include_router(system_router(node, metrics, VERSION))
-    pages.include_router(openai_router(node))
+    pages.include_router(system_router(lambda: node.health(), served, metrics, VERSION, not keys.is_open))
+    pages.include_router(openai_router(node.jobs, served))
     for kind in (WireError, Exception):
         pages.add_exception_handler(kind, _error)
     pages.openapi = lambda: _openapi(pages, not keys.is_open)  # type: ignore[method-assign]
     return Gateway(
         pages,
         areas={
-            Area.RUN: RunArea(node),
-            Area.QUEUE: QueueArea(node),
+            Area.RUN: RunArea(node.jobs, served),
+            Area.QUEUE: QueueArea(node.jobs, served),
             Area.REST: RestArea(tokens, signer),
-            Area.CDN: FilesArea(node, UploadArea(uploads, tokens, keys), keys),
+            Area.CDN: FilesArea(node.objects, UploadArea(uploads, tokens, keys), keys),
         },
-        realtime=RealtimeArea(node, guard),
+        realtime=RealtimeArea(node.jobs, served, guard),
         guard=guard,
         public_url=node.settings.public_url,
         observe=metrics.observe,
@@ -81,7 +84,7 @@ def _lifespan(node: Node, signer: Signer) -> Any:
         await node.start()
         transport = VettedTransport(parse_networks(node.settings.allow_private_cidrs))
         client = httpx.AsyncClient(transport=transport, trust_env=False, follow_redirects=False)
-        postman = asyncio.create_task(Webhooks(node.store, signer, client).run(), name="webhooks")
+        postman = asyncio.create_task(Webhooks(node.store, signer, client, wire.webhook_body).run(), name="webhooks")
         try:
             yield
         finally:

@@ -11,7 +11,7 @@ from pipelines.params import GenerationParams
 from pipelines.protocol import Failed, Finished, Frame, Heartbeat, Note, Submit
 from server.bench.scenarios import Ask
 from server.bench.target import AskError, BenchError, OnLoading, TargetFacts
-from server.workers import WORKER_COMMAND, Worker, WorkerOptions, Workers
+from server.workers.process import WORKER_COMMAND, Worker, WorkerOptions, Workers
 
 _POLL_S = 0.1
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import httpx
 
-from server import running
 from server.bench.api_target import ApiTarget
 from server.bench.scenarios import Ask
 from server.bench.target import BenchError, OnLoading, TargetFacts
+from server.http import running
 
 _SERVE = (sys.executable, "-c", "from server.cli.main import main; main()", "serve", "--port", "0", "--tls-port", "0")
 _POLL_S = 0.1

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 
-from server import tls
 from server.cli.failures import ENVIRONMENT, CommandError
 from server.cli.options import Config, DataDir, Json, settings_from
+from server.gateway.areas import FAL_HOSTS
+from server.http import tls
 
 
 def certs(data_dir: DataDir = None, config: Config = None, as_json: Json = False) -> None:
@@ -15,7 +16,7 @@ def certs(data_dir: DataDir = None, config: Config = None, as_json: Json = False
     try:
         files = tls.files_of(settings.data_dir)
         if not files.server.exists():
-            tls.ensure(settings.data_dir, tls.served_names(settings.host))
+            tls.ensure(settings.data_dir, tls.served_names(settings.host, also=FAL_HOSTS))
         authority, served = tls.read_certificate(files.ca), tls.read_certificate(files.server)
     except (OSError, ValueError) as exc:
         raise CommandError(f"the certificates cannot be read: {exc}", ENVIRONMENT) from exc

@@ -20,10 +20,10 @@ import typer
 from models.checkpoint_files import LoadError
 from models.memory import Preset, need, presumed_architecture, recommend
 from models.registry import UnknownModelError, resolve
-from server import running, tls
 from server.cli.failures import ENVIRONMENT
 from server.cli.models import is_here
 from server.cli.options import Config, DataDir, Json, settings_from
+from server.http import running, tls
 from server.settings import Settings
 
 Verdict = Literal["ok", "warning", "broken"]

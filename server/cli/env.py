@@ -11,16 +11,18 @@ from urllib.parse import urlsplit
 
 import typer
 
-from server import clients, running, tls
-from server.banner import reach as reach_of
+from server.api import clients
+from server.api.clients import ServerAddress, Setup
 from server.cli.failures import CommandError
+from server.cli.greeting import reach as reach_of
 from server.cli.options import Config, DataDir, Json, settings_from
-from server.clients import Reach, Setup
+from server.gateway.areas import FAL_HOSTS
+from server.http import running, tls
 from server.settings import Settings
 
 
 class Client(StrEnum):
-    """What `--client` takes; the table is `server.clients.CLIENTS`."""
+    """What `--client` takes; the table is `server.api.clients.CLIENTS`."""
 
     PYTHON = "python"
     PYTHON_PROXY = "python-proxy"
@@ -61,7 +63,7 @@ def env(
         print("\n".join(f"# {line}" for line in _for_another_machine(settings, reach, host)))
 
 
-def _for_another_machine(settings: Settings, reach: Reach, host: str) -> list[str]:
+def _for_another_machine(settings: Settings, reach: ServerAddress, host: str) -> list[str]:
     """What else a client elsewhere needs."""
     if reach.tls_url is None or reach.ca_bundle is None:
         return []
@@ -75,7 +77,7 @@ def _for_another_machine(settings: Settings, reach: Reach, host: str) -> list[st
     return lines
 
 
-def _reach(settings: Settings, host: str | None) -> Reach:
+def _reach(settings: Settings, host: str | None) -> ServerAddress:
     """Where the running server is, or else where one with these settings will be."""
     reach = reach_of(settings, settings.port, settings.tls_port or None)
     note = running.read(settings.data_dir)
@@ -89,7 +91,7 @@ def _reach(settings: Settings, host: str | None) -> Reach:
         return replace(reach, url=_with_host(reach.url, host), tls_url=tls_url)
     if note is None and reach.ca_bundle is not None:
         # So that the printed file exists even before the first start.
-        tls.ensure(settings.data_dir, tls.served_names(settings.host))
+        tls.ensure(settings.data_dir, tls.served_names(settings.host, also=FAL_HOSTS))
     return reach
 
 
@@ -99,7 +101,7 @@ def _with_host(url: str, host: str) -> str:
     return parts._replace(netloc=f"{name}:{parts.port}" if parts.port else name).geturl()
 
 
-def _possible(reach: Reach) -> dict[str, Setup]:
+def _possible(reach: ServerAddress) -> dict[str, Setup]:
     """The setups of every client that can reach the server at all."""
     setups: dict[str, Setup] = {}
     for name, setup in clients.CLIENTS.items():

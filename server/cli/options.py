@@ -57,7 +57,7 @@ def check_tuning(text: str) -> None:
 
 def pixels(size: str, flag: str) -> tuple[int, int]:
     """(width, height) of a preset's name or WIDTHxHEIGHT. Raises: CommandError naming the flag."""
-    from server.schemas.sizes import PRESETS
+    from server.api.schemas.sizes import PRESETS
 
     if size in PRESETS:
         return PRESETS[size]

@@ -10,11 +10,12 @@ from urllib.parse import urlsplit
 import typer
 
 from models.registry import UnknownModelError, resolve
-from server import tls
 from server.cli.failures import ENVIRONMENT, USAGE, CommandError
 from server.cli.options import Config, DataDir, TuningText, check_tuning, settings_from
-from server.devices import certainly_absent, count_gpus
+from server.gateway.areas import FAL_HOSTS
+from server.http import tls
 from server.settings import Settings
+from server.workers.devices import certainly_absent, count_gpus
 
 
 def serve(
@@ -131,11 +132,12 @@ def _gpus_here(gpus: int) -> str:
 
 
 def _tls_names(settings: Settings) -> list[str]:
-    return tls.served_names(settings.host, urlsplit(settings.public_url).hostname if settings.public_url else None)
+    public_host = urlsplit(settings.public_url).hostname if settings.public_url else None
+    return tls.served_names(settings.host, public_host, also=FAL_HOSTS)
 
 
 def _run(settings: Settings) -> None:
-    from server import serving
+    from server.http import serving
 
     try:
         listeners = serving.listen(settings.host, settings.port, settings.tls_port)
@@ -145,15 +147,15 @@ def _run(settings: Settings) -> None:
         raise CommandError(f"cannot listen on --host {settings.host}: {exc.strerror or exc}", ENVIRONMENT) from exc
     # These import FastAPI and the whole node: only the command that serves pays for them, once it has its ports.
     from server.app import create_app
-    from server.banner import Greeting
+    from server.cli.greeting import Greeting
+    from server.jobs.store.base import StoreError
     from server.node import Node
-    from server.store.base import StoreError
 
     try:
         files = tls.ensure(settings.data_dir, _tls_names(settings)) if listeners.tls else None
         node = Node.from_settings(settings)
         greeting = Greeting(settings, listeners.port, listeners.tls_port)
-        serving.run(create_app(node), listeners, files, lambda: greeting.follow(node.health))
+        serving.run(create_app(node), listeners, files, lambda: greeting.follow(node.health), FAL_HOSTS)
     except StoreError as exc:
         raise CommandError(str(exc), ENVIRONMENT) from exc
     except OSError as exc:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from server import running
 from server.cli.failures import ENVIRONMENT, CommandError
 from server.cli.options import Config, DataDir, Json, settings_from
+from server.http import running
 
 if TYPE_CHECKING:
-    from server.store.base import Redelivery, WebhookDelivery, WebhookTry
-    from server.store.outbox import Execute
+    from server.jobs.store.base import Redelivery, WebhookDelivery, WebhookTry
+    from server.jobs.store.outbox import Execute
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -47,7 +47,7 @@ def list_(
 
     A state is delivered, the time of the next try, or given up: ten tries, a redirect, or a forbidden address.
     """
-    from server.store import outbox
+    from server.jobs.store import outbox
 
     folder = settings_from(config, data_dir=data_dir).data_dir
     with _visit(folder) as execute:
@@ -73,8 +73,8 @@ def redeliver(request_id: RequestId, data_dir: DataDir = None, config: Config = 
 
     A receiver tells by the id that it is a repetition.
     """
-    from server.store import outbox
-    from server.store.base import Redelivery
+    from server.jobs.store import outbox
+    from server.jobs.store.base import Redelivery
 
     folder = settings_from(config, data_dir=data_dir).data_dir
     with _visit(folder) as execute:
@@ -94,12 +94,12 @@ def redeliver(request_id: RequestId, data_dir: DataDir = None, config: Config = 
 @contextmanager
 def _visit(folder: Path) -> Iterator[Execute]:
     """The outbox of a data folder. Raises: CommandError."""
-    from server.store import outbox
-    from server.store.base import StoreError
-    from server.store.sqlite import MIGRATIONS
+    from server.jobs.store import outbox
+    from server.jobs.store.base import StoreError
+    from server.jobs.store.sqlite import MIGRATIONS
 
     try:
-        with outbox.visit(folder / "jobs.db", len(MIGRATIONS)) as execute:
+        with outbox.open_beside_owner(folder / "jobs.db", len(MIGRATIONS)) as execute:
             yield execute
     except StoreError as exc:
         raise CommandError(f"{exc}", ENVIRONMENT) from exc
@@ -107,7 +107,7 @@ def _visit(folder: Path) -> Iterator[Execute]:
 
 def _sentence(refusal: Redelivery | None, request_id: str) -> str:
     """Why there is no delivery to show or to make."""
-    from server.store.base import Redelivery
+    from server.jobs.store.base import Redelivery
 
     if refusal is Redelivery.NO_WEBHOOK:
         return f"request {request_id} named no webhook: submit with ?fal_webhook=URL (in the clients: webhook_url)"

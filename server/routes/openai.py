@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import time
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import APIRouter, Request
 from pydantic import ValidationError
 from starlette.responses import Response
 
-from server import endpoints, wire
-from server.areas import Arrival
-from server.body import read_object
-from server.ephemeral import draw
-from server.errors import WireError, to_wire
-from server.responses import json_response
-from server.routes.connection import while_connected
-from server.schemas.openai import ImageRequest
-from server.store.base import StoreError
-from server.submission import Wishes, new_job
-from server.validation import input_error
-
-if TYPE_CHECKING:
-    from server.node import Node
+from server.api import endpoints, wire
+from server.api.body import read_object
+from server.api.errors import to_wire
+from server.api.schemas.openai import ImageRequest
+from server.api.served import Served
+from server.api.submission import RequestOptions, new_job
+from server.api.validation import input_error
+from server.gateway.areas import Target
+from server.http.errors import WireError
+from server.http.responses import json_response
+from server.http.streams import while_connected
+from server.jobs.service import JobService
+from server.jobs.store.base import StoreError
 
 _TYPES = {401: "authentication_error", 404: "invalid_request_error", 429: "rate_limit_error"}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -31,7 +30,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def openai_router(node: Node) -> APIRouter:
+def openai_router(jobs: JobService, served: Served) -> APIRouter:
     """The facade's one route; the model list is in `system`."""
     router = APIRouter()
 
@@ -39,15 +38,15 @@ def openai_router(node: Node) -> APIRouter:
     async def generate(request: Request) -> Response:
         """Draw now and answer as OpenAI does."""
         try:
-            return json_response(await _generate(node, request))
+            return json_response(await _generate(jobs, served, request))
         except (WireError, StoreError) as exc:
             return _error(to_wire(exc))
 
     return router
 
 
-async def _generate(node: Node, request: Request) -> dict[str, Any]:
-    arrival: Arrival = request.scope["arrival"]
+async def _generate(jobs: JobService, served: Served, request: Request) -> dict[str, Any]:
+    target: Target = request.scope["target"]
     try:
         wish = ImageRequest.model_validate(await read_object(request))
     except ValidationError as exc:
@@ -55,9 +54,9 @@ async def _generate(node: Node, request: Request) -> dict[str, Any]:
     endpoint, rest = endpoints.find(wish.model)
     if rest:
         raise endpoints.path_not_found(rest)
-    spec = node.model_for(endpoint.variants)
-    new = new_job(endpoint, str(uuid.uuid4()), wish.as_fal(), Wishes(), spec, is_ephemeral=True)
-    status, body, headers = wire.result(await while_connected(request.receive, draw(node, new)), arrival.origin)
+    spec = served.model_for(endpoint.variants)
+    new = new_job(endpoint, str(uuid.uuid4()), wish.as_fal(), RequestOptions(), spec, is_ephemeral=True)
+    status, body, headers = wire.result(await while_connected(request.receive, jobs.run(new)), target.origin)
     if status != 200:
         raise WireError(status, body, headers)
     return {"created": int(time.time()), "data": [_entry(image) for image in body["images"]]}

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server import running
+from server.http import running
 from tests.acceptance.serving import COMMAND, Server, clean_environment
 
 TINY = {"prompt": "x", "image_size": {"width": 64, "height": 64}, "num_inference_steps": 1}

@@ -147,7 +147,7 @@ def test_random_kills_lose_nothing_and_change_no_end(server: Server) -> None:
         assert answer.status_code in (200, 503), f"seed {seed}: {answer.text}"
         assert request_id not in ends or ends[request_id] == answer.json(), f"seed {seed}: request {number} ended twice"
     finished = [result(server, request_id) for request_id in ids]
-    assert sum(answer.status_code == 200 for answer in finished) >= len(ids) - 2, "only suspects of two lone deaths"
+    assert sum(answer.status_code == 200 for answer in finished) >= len(ids) - 2, "only quarantined of two lone deaths"
     for path in (server.data_dir / "files").rglob("*.jpeg"):
         with Image.open(path) as picture:
             picture.load()

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from server import clients
-from server.clients import OPEN_KEY, Reach
+from server.api import clients
+from server.api.clients import OPEN_KEY, ServerAddress
 from tests.compatibility.rows import ROWS, Row
 from tests.conformance.reasons import REASONS
 
 CASES = range(1, 111)
-DEFAULT = Reach("http://127.0.0.1:8000", "https://127.0.0.1:8443", Path("data/tls/ca-bundle.pem"), OPEN_KEY)
+DEFAULT = ServerAddress("http://127.0.0.1:8000", "https://127.0.0.1:8443", Path("data/tls/ca-bundle.pem"), OPEN_KEY)
 """An open server with the default ports, for the lines that the page shows."""
 _RANK = {"failed": 0, "passed": 1, "skipped": 2, "not run": 3}
 _WORDS = {"passed": "green", "failed": "**fails**", "skipped": "not run", "not run": "not run"}

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from server.clients import CLIENTS
+from server.api.clients import CLIENTS
 from tests.acceptance.serving import ROOT
 from tests.compatibility import page, report
 from tests.compatibility.page import CASES, DEFAULT, Proof, Results

@@ -21,12 +21,12 @@ KEY = "7f1d2c3b-conformance:secret"
 
 LOOPBACK = ("--allow-private-cidr", "127.0.0.0/8")
 SOON: dict[str, Any] = {
-    "server.webhooks.POLL_S": 0.05,
-    "server.webhooks.TIMEOUT_S": 3.0,
-    "server.webhooks.PAUSES_S": [0.1] * 9,
-    "server.store.sqlite.PRIVATE_RETENTION_S": 0.0,
-    "server.delivery.PRIVATE_RETENTION_S": 0.1,
-    "server.node.SWEEP_S": 0.5,
+    "server.jobs.webhooks.POLL_S": 0.05,
+    "server.jobs.webhooks.TIMEOUT_S": 3.0,
+    "server.jobs.webhooks.PAUSES_S": [0.1] * 9,
+    "server.jobs.store.sqlite.PRIVATE_RETENTION_S": 0.0,
+    "server.jobs.completion.PRIVATE_RETENTION_S": 0.1,
+    "server.jobs.upkeep.SWEEP_S": 0.5,
 }
 """Times of hours, in which nobody tests."""
 
@@ -223,7 +223,7 @@ def need_node() -> None:
 @pytest.fixture(scope="session")
 def shared_impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripted]:
     """The impatient server of the session. Tests use `impatient`."""
-    constants = {"server.routes.connection.PING_S": 0.3, "server.routes.realtime.IDLE_S": 2.0}
+    constants = {"server.http.streams.PING_S": 0.3, "server.routes.fal.realtime.IDLE_S": 2.0}
     folder = tmp_path_factory.mktemp("impatient")
     yield from _served(serve(folder, "--allow-private-cidr", "127.0.0.0/8", constants=constants))
 

@@ -6,6 +6,7 @@ No endpoint of the product takes pictures yet; the way from an address to pixels
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
@@ -13,15 +14,19 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from server import app
-from server.areas import Arrival
-from server.body import read_object
-from server.inputs import Inputs
-from server.outgoing import parse_networks
-from server.picture_pool import PicturePool
-from server.responses import json_response
-from server.routes.run import RunArea
-from server.schemas.pictures import PictureUrl, picture_urls
-from server.validation import input_error
+from server.api.body import read_object
+from server.api.pictures import read_picture
+from server.api.schemas.pictures import PictureUrl, picture_urls
+from server.api.served import Served
+from server.api.validation import input_error
+from server.files.inputs import Inputs
+from server.files.picture_pool import PicturePool
+from server.gateway.areas import Target
+from server.gateway.gateway import Gateway
+from server.http.outgoing import parse_networks
+from server.http.responses import json_response
+from server.jobs.service import JobService
+from server.routes.fal.run import RunArea
 
 if TYPE_CHECKING:
     from server.node import Node
@@ -44,13 +49,13 @@ class Pictures(BaseModel):
 class RunAreaWithPictures(RunArea):
     """The run area with one endpoint more."""
 
-    def __init__(self, node: Node) -> None:
-        super().__init__(node)
-        self._inputs = Inputs(node.objects, PicturePool(), parse_networks(node.settings.allow_private_cidrs))
+    def __init__(self, inputs: Inputs, jobs: JobService, served: Served) -> None:
+        super().__init__(jobs, served)
+        self._inputs = inputs
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        arrival: Arrival = scope["arrival"]
-        if arrival.path != f"/{PICTURES}":
+        target: Target = scope["target"]
+        if target.path != f"/{PICTURES}":
             await super().__call__(scope, receive, send)
             return
         body = await read_object(Request(scope, receive))
@@ -63,7 +68,7 @@ class RunAreaWithPictures(RunArea):
     async def _seen(self, parsed: Pictures) -> list[dict[str, Any]]:
         seen = []
         for loc, url in picture_urls(parsed):
-            pixels = await self._inputs.read(url, loc)
+            pixels = await read_picture(self._inputs, url, loc)
             digest = hashlib.sha256(pixels.data).hexdigest()
             seen.append({"loc": loc, "width": pixels.width, "height": pixels.height, "sha256": digest})
         return seen
@@ -71,4 +76,11 @@ class RunAreaWithPictures(RunArea):
 
 def install() -> None:
     """Every app made from here on has the endpoint."""
-    app.RunArea = RunAreaWithPictures  # type: ignore[attr-defined]
+    create_app = app.create_app
+
+    def create_app_with_pictures(node: Node) -> Gateway:
+        inputs = Inputs(node.objects, PicturePool(), parse_networks(node.settings.allow_private_cidrs))
+        app.RunArea = partial(RunAreaWithPictures, inputs)  # type: ignore[attr-defined]
+        return create_app(node)
+
+    app.create_app = create_app_with_pictures

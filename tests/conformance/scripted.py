@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from server.dispatcher import AHEAD
+from server.jobs.dispatcher import AHEAD
 from tests.acceptance.serving import Server
 from tests.conformance.recording import Record
 from tests.server.api_server import eventually

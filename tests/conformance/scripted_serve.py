@@ -1,6 +1,6 @@
 """`fluxserve`, command line and all, except that its workers follow a script and every request is written down.
 
-    SCRIPTED_RECORD=FILE SCRIPTED_CONSTANTS='{"server.webhooks.POLL_S": 0.05}' \
+    SCRIPTED_RECORD=FILE SCRIPTED_CONSTANTS='{"server.jobs.webhooks.POLL_S": 0.05}' \
         python -m tests.conformance.scripted_serve serve --port N ...
 
 Constants that make a user wait (timeouts, pauses) may be given other values by their dotted names. Endpoints with ids
@@ -35,7 +35,7 @@ def set_constants() -> None:
 
 
 def add_endpoints() -> None:
-    from server.endpoints import ENDPOINTS
+    from server.api.endpoints import ENDPOINTS
 
     for name in MORE_IDS:
         ENDPOINTS[name] = replace(ENDPOINTS["fal-ai/flux/dev"], id=name)

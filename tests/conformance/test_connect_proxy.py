@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from server.tls import FAL_HOSTS
+from server.gateway.areas import FAL_HOSTS
 from tests.conformance.conftest import StartServer
 from tests.conformance.recording import Record
 from tests.conformance.scripted import DEV, TINY, Scripted
@@ -210,7 +210,7 @@ def test_what_is_no_tls_ends_the_tunnel(server: Scripted) -> None:
 
 def test_silence_and_crowds_have_limits_and_a_stop_does_not_wait_for_them(start_server: StartServer) -> None:
     limits = {"HEAD_S": 1.0, "HANDSHAKE_S": 4.0, "FIRST_REQUEST_S": 4.0, "MAX_TUNNELS": 3}
-    server = start_server(constants={f"server.tunnels.{name}": value for name, value in limits.items()})
+    server = start_server(constants={f"server.http.tunnels.{name}": value for name, value in limits.items()})
     with closing(connect(server, b"CONNECT rest")) as sock:
         assert answer(sock)[0] == 408
     with closing(connect(server, GOOD)) as sock:

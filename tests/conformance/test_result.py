@@ -88,7 +88,7 @@ def test_060_response_and_a_slash_are_the_same_address(server: Scripted, http: h
 
 @pytest.mark.case(61)
 def test_061_after_its_time_a_result_is_gone(start_server: StartServer) -> None:
-    server = start_server(constants={"server.node.SWEEP_S": 0.2}, FLUXSERVE_RETENTION_S="3")
+    server = start_server(constants={"server.jobs.upkeep.SWEEP_S": 0.2}, FLUXSERVE_RETENTION_S="3")
     request_id = server.submit("a fox")
 
     def is_gone() -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.routes import connection
+from server.http import streams
 from tests.conformance.child import Child
 from tests.conformance.recording import Record
 from tests.conformance.scripted import DEV, TINY, Scripted
@@ -56,7 +56,7 @@ def messages(status: dict[str, Any]) -> list[str]:
 
 @pytest.mark.case(52)
 def test_052_a_stream_speaks_in_silence_and_ends_by_itself(impatient: Scripted) -> None:
-    assert connection.PING_S <= 15  # the server of this test says it sooner
+    assert streams.PING_S <= 15  # the server of this test says it sooner
     gate = impatient.new_gate()
     request_id = impatient.submit(f"wait {gate}")
     received = ""

@@ -17,7 +17,11 @@ from tests.conformance.conftest import StartServer
 from tests.conformance.scripted import DEV, TINY, Scripted
 from tests.server.receiver import Receiver, receiving
 
-CONSTANTS = {"server.webhooks.POLL_S": 0.05, "server.webhooks.TIMEOUT_S": 600.0, "server.webhooks.PAUSES_S": [0.1] * 9}
+CONSTANTS = {
+    "server.jobs.webhooks.POLL_S": 0.05,
+    "server.jobs.webhooks.TIMEOUT_S": 600.0,
+    "server.jobs.webhooks.PAUSES_S": [0.1] * 9,
+}
 REQUESTS = 25
 """More than one receiver's share of the deliveries under way."""
 

@@ -9,8 +9,8 @@ from urllib.parse import quote
 
 import pytest
 
-from server import webhooks
-from server.store.base import JobStatus, Outcome
+from server.jobs import webhooks
+from server.jobs.store.base import JobStatus, Outcome
 from tests.conformance.child import Child
 from tests.conformance.conftest import LOOPBACK, SOON, StartServer
 from tests.conformance.scripted import DEV, TINY, Scripted
@@ -123,7 +123,7 @@ def test_103_this_machine_is_not_called_by_default(server: Scripted, js: Child, 
 
 @pytest.mark.case(104)
 def test_104_what_was_owed_at_a_restart_goes_out(start_server: StartServer, receiver: Receiver) -> None:
-    server = start_server(*LOOPBACK, constants=SOON | {"server.webhooks.POLL_S": 3600})
+    server = start_server(*LOOPBACK, constants=SOON | {"server.jobs.webhooks.POLL_S": 3600})
     address = f"{DEV}?fal_webhook={quote(receiver.url, safe='')}"
     request_id = server.submit("a fox", endpoint=address)
     server.until_status(request_id, "COMPLETED")

@@ -11,7 +11,7 @@ from models.registry import TINY
 from pipelines.request import Row
 from pipelines.runner import Limits
 from pipelines.warmup import sizes_to_warm, warm_up
-from server.schemas.sizes import PRESETS
+from server.api.schemas.sizes import PRESETS
 from tests.pipelines.driving import make_engine
 from tests.pipelines.fake import FakeRunner
 

@@ -15,7 +15,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from server.app import create_app
-from server.sockets import SocketProtocol
+from server.http.sockets import SocketProtocol
 from tests.server.api_node import ApiNode
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.params import GenerationParams
+from server.jobs.store.base import JobStatus, Outcome
 from server.node import Node
 from server.settings import Settings
-from server.store.base import JobStatus, Outcome
 from tests.server.stores import new_job
 
 BACKLOG = 12
@@ -42,7 +42,7 @@ def watch_ends(node: Node) -> None:
 
 def submit(node: Node, job_id: str) -> None:
     params = GenerationParams("flux-shapes", job_id, 16, 8, num_inference_steps=6, guidance_scale=1.0, seed=1)
-    node.submit(new_job(id=job_id, params=params.to_dict()))
+    node.jobs.submit(new_job(id=job_id, params=params.to_dict()))
     say("acknowledged", job_id)
 
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from server.store.base import JobStatus, NewJob, Outcome, Store
-from server.store.memory import MemoryStore
-from server.store.sqlite import SqliteStore
+from server.jobs.store.base import JobStatus, NewJob, Outcome, Store
+from server.jobs.store.memory import MemoryStore
+from server.jobs.store.sqlite import SqliteStore
 
 LEASE_S = 30.0
 
@@ -60,5 +60,5 @@ def new_job(**changes: Any) -> NewJob:
 
 def place(store: Store, job_id: str) -> int | None:
     """Its position in the waiting line."""
-    standing = store.standing(job_id)
-    return None if standing is None else standing.position
+    state = store.state(job_id)
+    return None if state is None else state.position

@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from server.endpoints import ENDPOINTS
-from server.schemas import answers
+from server.api.endpoints import ENDPOINTS
+from server.api.schemas import answers
 from tests.server.api_node import ApiNode
 from tests.server.api_server import Api, serve
 
@@ -245,7 +245,7 @@ def test_a_bug_is_a_500_that_says_nothing_of_our_insides(
     def broken(job_id: str) -> None:
         raise ZeroDivisionError("/secret/path")
 
-    monkeypatch.setattr(api.node.store, "standing", broken)
+    monkeypatch.setattr(api.node.store, "state", broken)
     with caplog.at_level(logging.ERROR):
         answer = api.http.get("/queue/fal-ai/flux/requests/abc/status")
     assert answer.status_code == 500

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 
-import server.disk
+import server.files.disk
 from models.registry import REGISTRY, UnknownModelError
+from server.api.served import Served
+from server.jobs.store.base import CancelOutcome, JobStatus, QueueFullError, StoreError
 from server.node import Node
 from server.settings import Settings
-from server.store.base import CancelOutcome, JobStatus, QueueFullError, StoreError
+from tests.server.jobs.test_dispatcher import ended, make_node, running, submit
 from tests.server.stores import DONE, new_job
-from tests.server.test_dispatcher import ended, make_node, running, submit
-from tests.server.test_workers import until
+from tests.server.workers.test_process import until
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,7 +60,7 @@ def test_a_disk_that_refuses_makes_the_node_unready_until_it_takes_writes(tmp_pa
             resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
             try:
                 with pytest.raises(StoreError):
-                    node.submit(new_job())
+                    node.jobs.submit(new_job())
                 assert (node.ready, node.health()["state"], node.health()["ready"]) == (False, "unwritable", False)
                 await asyncio.to_thread(node.disk.probe)
                 assert not node.ready
@@ -67,7 +68,7 @@ def test_a_disk_that_refuses_makes_the_node_unready_until_it_takes_writes(tmp_pa
                 resource.setrlimit(resource.RLIMIT_FSIZE, limits)
             await until(lambda: node.ready)
             assert node.health()["state"] == "ready"
-            assert node.submit(new_job()).status is JobStatus.QUEUED
+            assert node.jobs.submit(new_job()).status is JobStatus.QUEUED
 
     asyncio.run(main())
 
@@ -76,7 +77,7 @@ def test_too_little_room_is_seen_before_a_write_is_refused(tmp_path: Path, monke
     async def main() -> None:
         async with running(tmp_path) as node:
             with monkeypatch.context() as patch:
-                patch.setattr(server.disk, "MIN_FREE_BYTES", 1 << 60)
+                patch.setattr(server.files.disk, "MIN_FREE_BYTES", 1 << 60)
                 await until(lambda: not node.ready)
                 assert node.health()["state"] == "unwritable"
             await until(lambda: node.ready)
@@ -87,19 +88,19 @@ def test_too_little_room_is_seen_before_a_write_is_refused(tmp_path: Path, monke
 def test_a_full_queue_is_no_fault_of_the_disk(tmp_path: Path) -> None:
     node = make_node(tmp_path, max_queue=0)
     with pytest.raises(QueueFullError):
-        node.submit(new_job())
+        node.jobs.submit(new_job())
     assert node.disk.is_writable
     node.store.close()
 
 
 def test_the_queue_has_the_smaller_of_both_limits(tmp_path: Path) -> None:
     node = make_node(tmp_path, max_queue=2)
-    node.submit(new_job(), max_queued=1)
+    node.jobs.submit(new_job(), max_queued=1)
     with pytest.raises(QueueFullError):
-        node.submit(new_job(), max_queued=1)
-    node.submit(new_job(), max_queued=100)
+        node.jobs.submit(new_job(), max_queued=1)
+    node.jobs.submit(new_job(), max_queued=100)
     with pytest.raises(QueueFullError):
-        node.submit(new_job())
+        node.jobs.submit(new_job())
     node.store.close()
 
 
@@ -107,7 +108,7 @@ def test_a_second_node_on_the_same_folder_is_refused_and_the_first_lives(tmp_pat
     node = make_node(tmp_path)
     with pytest.raises(StoreError, match="another fluxserve"):
         make_node(tmp_path)
-    assert node.submit(new_job()).status is JobStatus.QUEUED
+    assert node.jobs.submit(new_job()).status is JobStatus.QUEUED
     node.store.close()
 
 
@@ -120,32 +121,32 @@ def test_an_unknown_model_is_refused_before_anything_is_made(tmp_path: Path) -> 
 
 def test_the_model_for_an_endpoint_is_the_first_that_matches(tmp_path: Path) -> None:
     node = make_node(tmp_path, models=("FLUX.1-dev", "FLUX.1-schnell"))
-    assert node.model_for(("schnell",)) is REGISTRY["FLUX.1-schnell"]
-    assert node.model_for(("dev", "schnell")) is REGISTRY["FLUX.1-dev"]
-    assert node.model_for(("krea",)) is REGISTRY["FLUX.1-dev"]
+    assert Served(node.specs).model_for(("schnell",)) is REGISTRY["FLUX.1-schnell"]
+    assert Served(node.specs).model_for(("dev", "schnell")) is REGISTRY["FLUX.1-dev"]
+    assert Served(node.specs).model_for(("krea",)) is REGISTRY["FLUX.1-dev"]
     node.store.close()
 
 
 def test_a_waiting_request_is_cancelled_without_a_worker(tmp_path: Path) -> None:
     node = make_node(tmp_path)
-    job = node.submit(new_job())
-    seen = node.hub.version(job.id)
-    assert node.cancel(job.id) is CancelOutcome.CANCELLED
-    assert node.hub.version(job.id) != seen
-    assert node.cancel(job.id) is CancelOutcome.ALREADY_FINISHED
-    assert node.cancel("nobody") is CancelOutcome.NOT_FOUND
+    job = node.jobs.submit(new_job())
+    seen = node.live.version(job.id)
+    assert node.jobs.cancel(job.id) is CancelOutcome.CANCELLED
+    assert node.live.version(job.id) != seen
+    assert node.jobs.cancel(job.id) is CancelOutcome.ALREADY_FINISHED
+    assert node.jobs.cancel("nobody") is CancelOutcome.NOT_FOUND
     node.store.close()
 
 
 def test_waiting_for_an_end_has_a_limit(tmp_path: Path) -> None:
     node = make_node(tmp_path)
-    job = node.submit(new_job())
+    job = node.jobs.submit(new_job())
 
     async def main() -> None:
         started = time.monotonic()
-        assert await node.wait_finished(job.id, 0.1) is None
+        assert await node.jobs.wait_finished(job.id, 0.1) is None
         assert 0.1 <= time.monotonic() - started < 2
-        assert await node.wait_finished("nobody", 5) is None
+        assert await node.jobs.wait_finished("nobody", 5) is None
 
     asyncio.run(main())
     node.store.close()
@@ -153,14 +154,14 @@ def test_waiting_for_an_end_has_a_limit(tmp_path: Path) -> None:
 
 def test_the_shown_log_is_the_recorded_one_once_there_is_one(tmp_path: Path) -> None:
     node = make_node(tmp_path)
-    job = node.submit(new_job())
-    node.hub.log(job.id, "live")
-    assert [entry["message"] for entry in node.logs(job.id, job.outcome)] == ["live"]
+    job = node.jobs.submit(new_job())
+    node.live.log(job.id, "live")
+    assert [entry["message"] for entry in node.jobs.logs(job.id, job.outcome)] == ["live"]
     (claimed,) = node.store.claim("w1", 1, 30.0)
     node.store.finish(job.id, "w1", claimed.epoch, DONE)
     done = node.store.get(job.id)
     assert done is not None
-    assert node.logs(done.id, done.outcome) == DONE.logs
+    assert node.jobs.logs(done.id, done.outcome) == DONE.logs
     node.store.close()
 
 

@@ -1,0 +1,97 @@
+"""Reading a request's JSON body: bounded in bytes and depth, strict JSON, never a surprise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+
+from server.api.errors import InputError, problem
+from server.http.errors import PlainError
+
+MAX_BODY_BYTES = 32 * 1024 * 1024
+"""Enough for the data URIs of a few pictures."""
+
+MAX_DEPTH = 64
+"""Nesting that no endpoint needs, but that the JSON writers of every later stage can still follow."""
+
+
+_CAUSES = {
+    "number is infinity when parsed as double": "a number is too large",
+    "depth limit exceeded": f"nested deeper than {MAX_DEPTH} levels",
+    "str is not valid UTF-8: surrogates not allowed": "the body is not UTF-8 text",
+}
+"""The parser's words that no caller could act on -> ours."""
+
+
+async def read_bytes(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
+    """The whole body. Raises PlainError 413 beyond `limit` bytes, ClientDisconnect if the caller goes."""
+    check_declared(request, limit)
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limit:
+            raise _too_large(limit)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def check_declared(request: Request, limit: int) -> None:
+    """Refuse a body by its announced size, before any of it is read. Raises PlainError 413."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise _too_large(limit)
+
+
+async def read_object(request: Request) -> dict[str, Any]:
+    """The body as a JSON object; an empty body is an empty object, whatever its content type says.
+
+    Raises: InputError for anything but one JSON object, PlainError 413.
+    """
+    return parse_object(await read_bytes(request))
+
+
+def parse_object(data: bytes) -> dict[str, Any]:
+    """One JSON object from bytes; empty bytes give an empty one. Raises InputError."""
+    if not data.strip():
+        return {}
+    try:
+        value = orjson.loads(data)
+    except orjson.JSONDecodeError as exc:
+        error = _CAUSES.get(exc.msg, exc.msg)
+        raise InputError([problem([exc.pos], "JSON decode error", "json_invalid", {"error": error})]) from exc
+    return checked_object(value)
+
+
+def checked_object(value: object) -> dict[str, Any]:
+    """The value itself if it is an object that is not nested too deeply. Raises InputError."""
+    if not isinstance(value, dict):
+        msg = "Input should be a valid dictionary or object to extract fields from"
+        raise InputError([problem([], msg, "model_attributes_type", value=value)])
+    if _is_deeper(value, MAX_DEPTH):
+        error = f"nested deeper than {MAX_DEPTH} levels"
+        raise InputError([problem([], "JSON decode error", "json_invalid", {"error": error})])
+    return value
+
+
+def _is_deeper(value: object, limit: int) -> bool:
+    """Whether containers nest deeper than `limit`; level by level, so that depth costs no stack."""
+    level: list[object] = [value]
+    for _ in range(limit):
+        level = [item for node in level for item in _items(node) if isinstance(item, dict | list)]
+        if not level:
+            return False
+    return True
+
+
+def _items(node: object) -> Iterable[object]:
+    if isinstance(node, dict):
+        return node.values()
+    return node if isinstance(node, list) else ()
+
+
+def _too_large(limit: int) -> PlainError:
+    return PlainError(413, f"The request body is larger than {limit} bytes")

@@ -1,0 +1,105 @@
+"""What can go wrong, and how each of it is answered, in fal's two error shapes.
+
+    WireError                  has a status, a body and headers
+      RequestError             {"detail": text, "error_type": code}: the platform refused, lost or timed out a request
+      PlainError               {"detail": text}: authentication, unknown paths, wrong methods, bodies too large
+      InputError               {"detail": [{loc, msg, type, url, ctx, input}]}: the model rejects the input
+
+Everything else that is raised maps through `to_wire`: the store's refusals to 429 and 503, the unforeseen to a
+500 that says nothing about our insides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from server.files.uploads import StorageRefusedError, TooLargeError, UploadError
+from server.http.errors import PlainError, WireError
+from server.jobs.service import JobLostError
+from server.jobs.store.base import QueueFullError, StoreError
+
+DOCS_URL = "https://docs.fal.ai/errors/#"
+
+Problem = dict[str, Any]
+"""One entry of a model error's `detail` list."""
+
+
+class RequestError(WireError):
+    """The platform's refusal of one request, with a machine-readable `error_type`."""
+
+    def __init__(self, status: int, error_type: str, detail: str, retryable: bool = False) -> None:
+        body = {"detail": detail, "error_type": error_type}
+        super().__init__(status, body, request_error_headers(error_type, retryable))
+
+
+class InputError(WireError):
+    """The input is wrong: 422 with one entry a fault."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__(422, {"detail": list(problems)}, MODEL_ERROR_HEADERS)
+
+    @property
+    def problems(self) -> list[Problem]:
+        problems: list[Problem] = self.body["detail"]
+        return problems
+
+
+MODEL_ERROR_HEADERS = {"x-fal-retryable": "false", "x-fal-billable-units": "0"}
+"""On every model error that comes from the input."""
+
+
+def request_error_headers(error_type: str, retryable: bool) -> dict[str, str]:
+    """The headers that repeat a request error for clients that read no body."""
+    headers = {"x-fal-error-type": error_type, "x-fal-retryable": "true" if retryable else "false"}
+    return headers | ({"x-fal-needs-retry": "1"} if retryable else {})
+
+
+_ABSENT = object()
+
+
+def problem(
+    loc: Sequence[str | int], msg: str, kind: str, ctx: dict[str, Any] | None = None, value: object = _ABSENT
+) -> Problem:
+    """One `detail` entry; `loc` is below the body, and big or missing values are left out."""
+    entry: Problem = {"loc": ["body", *loc], "msg": msg, "type": kind, "url": DOCS_URL + kind}
+    if ctx:
+        entry["ctx"] = ctx
+    if value is not _ABSENT and _is_small(value):
+        entry["input"] = value
+    return entry
+
+
+def _is_small(value: object) -> bool:
+    """Whether a rejected value may be echoed: short text, a number, or a container of few such things."""
+    if isinstance(value, str):
+        return len(value) <= 200
+    if isinstance(value, dict):
+        return len(value) <= 16 and all(_is_small(key) and _is_flat(item) for key, item in value.items())
+    if isinstance(value, list):
+        return len(value) <= 16 and all(_is_flat(item) for item in value)
+    return True
+
+
+def _is_flat(value: object) -> bool:
+    return not isinstance(value, dict | list) and _is_small(value)
+
+
+def to_wire(exc: Exception) -> WireError:
+    """The one table from exceptions to answers."""
+    if isinstance(exc, WireError):
+        return exc
+    if isinstance(exc, QueueFullError):
+        return RequestError(429, "concurrent_requests_limit", "Too many requests are waiting", retryable=True)
+    if isinstance(exc, StoreError):
+        # Raised before anything was stored, so a client that repeats the call makes no second job.
+        return RequestError(503, "runner_scheduling_failure", "The server cannot store requests now", retryable=True)
+    if isinstance(exc, TooLargeError):
+        return PlainError(413, str(exc))
+    if isinstance(exc, UploadError):
+        return PlainError(400, str(exc))
+    if isinstance(exc, StorageRefusedError):
+        return RequestError(503, "runner_scheduling_failure", str(exc), retryable=True)
+    if isinstance(exc, JobLostError):
+        return RequestError(500, "internal_error", "The request was lost", retryable=True)
+    return RequestError(500, "internal_error", "Internal server error", retryable=True)

@@ -1,0 +1,62 @@
+"""The image request of OpenAI's API, as far as FLUX can answer it."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, field_validator
+from pydantic_core import PydanticCustomError
+
+from server.api.schemas.flux import MAX_PROMPT_CHARACTERS, MAX_SEED
+
+DEFAULT_MODEL = "fal-ai/flux/dev"
+
+
+class ImageRequest(BaseModel):
+    """`POST /v1/images/generations`. `quality`, `style`, `user` and what else OpenAI knows is ignored."""
+
+    prompt: str = Field(max_length=MAX_PROMPT_CHARACTERS)
+    model: str = Field(DEFAULT_MODEL, description="An endpoint id from /v1/models.")
+    n: int = Field(1, ge=1, le=4)
+    size: str = Field(
+        "auto",
+        description="auto, or WIDTHxHEIGHT in pixels.",
+        json_schema_extra={"pattern": "^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$"},
+    )
+    response_format: Literal["url", "b64_json"] = "url"
+    output_format: Literal["jpeg", "png"] | None = None
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Not in OpenAI's API; repeats a picture.")
+
+    @field_validator("model", "size", "n", "response_format", mode="before")
+    @classmethod
+    def _null_is_default(cls, value: Any, info: Any) -> Any:
+        return cls.model_fields[info.field_name].default if value is None else value
+
+    @field_validator("size")
+    @classmethod
+    def _is_size(cls, value: str) -> str:
+        if value != "auto" and not re.fullmatch(r"[0-9]{1,5}x[0-9]{1,5}", value):
+            raise PydanticCustomError("size", "Input should be auto or WIDTHxHEIGHT, such as 1024x1024")
+        return value
+
+    def as_fal(self) -> dict[str, Any]:
+        """The same wish as an input of fal's endpoints; sized both ways, since each takes one and ignores the other."""
+        body: dict[str, Any] = {
+            "prompt": self.prompt,
+            "num_images": self.n,
+            "seed": self.seed,
+            "sync_mode": self.response_format == "b64_json",
+        }
+        if self.output_format is not None:
+            body["output_format"] = self.output_format
+        if self.size != "auto":
+            width, height = (int(side) for side in self.size.split("x"))
+            body |= {"image_size": {"width": width, "height": height}, "aspect_ratio": _ratio(width, height)}
+        return body
+
+
+def _ratio(width: int, height: int) -> str:
+    shared = math.gcd(width, height) or 1
+    return f"{width // shared}:{height // shared}"

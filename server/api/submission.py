@@ -1,0 +1,212 @@
+"""What a client sent -> what is stored: the input checked, every default decided, the headers understood."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import zlib
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from pydantic import ValidationError
+from starlette.datastructures import Headers
+
+from models.registry import ModelSpec
+from pipelines.params import GenerationParams
+from server.api.endpoints import Endpoint
+from server.api.errors import InputError, RequestError, problem
+from server.api.lifecycle import access, lifetime
+from server.api.retries import retry_limits
+from server.api.schemas.flux import TextToImage
+from server.api.validation import input_error
+from server.files.objects import Access
+from server.jobs.store.base import HINT_BUCKETS, JobStatus, NewJob, Outcome
+
+MIN_TIMEOUT_S = 0.1
+MAX_TIMEOUT_S = 7 * 86400.0
+LOW_PRIORITY = 1
+_TIMEOUT_HEADERS = ("X-Fal-Request-Start-Timeout", "X-Fal-Request-Timeout")  # the newer name wins
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOptions:
+    """What headers and query ask for beside the input.
+
+    Args: as in NewJob; `max_queued` refuses the request when so many jobs wait already; `ttl_s` is how
+        long its pictures are kept, None for the server's default; `access` is who may read them; `retries` limits
+        single causes.
+    """
+
+    priority: int = 0
+    start_within_s: float | None = None
+    max_attempts: int = 10
+    store_io: bool = True
+    webhook_url: str | None = None
+    max_queued: int | None = None
+    ttl_s: float | None = None
+    access: Access = "allow"
+    hint_bucket: int | None = None
+    retries: dict[str, int] = field(default_factory=dict)
+
+
+def read_options(headers: Headers, query: bytes) -> RequestOptions:
+    """Raises: RequestError 400 `bad_request` for a value that cannot be meant; unknown priorities are ignored."""
+    values = parse_qs(query.decode("latin-1"), keep_blank_values=True)
+    timeout = next((name for name in _TIMEOUT_HEADERS if name in headers), None)
+    return RequestOptions(
+        priority=LOW_PRIORITY if headers.get("x-fal-queue-priority", "").lower() == "low" else 0,
+        start_within_s=None if timeout is None else _timeout(timeout, headers[timeout]),
+        max_attempts=1 if _is_yes(headers.get("x-fal-no-retry", "")) else 10,
+        store_io=headers.get("x-fal-store-io", "1").strip() != "0",
+        webhook_url=_webhook(values["fal_webhook"][-1]) if values.get("fal_webhook") else None,
+        # fal's number may wait before this one; ours is the number that is one too many.
+        max_queued=_count(values["fal_max_queue_length"][-1]) + 1 if values.get("fal_max_queue_length") else None,
+        ttl_s=lifetime(headers.get("x-fal-object-lifecycle-preference")),
+        access=access(headers.get("x-fal-object-lifecycle-preference")),
+        hint_bucket=_bucket(headers.get("x-fal-runner-hint", "")),
+        retries=retry_limits(headers.get("x-fal-retry-config")),
+    )
+
+
+def new_job(
+    endpoint: Endpoint,
+    job_id: str,
+    body: dict[str, Any],
+    options: RequestOptions,
+    spec: ModelSpec,
+    *,
+    base_url: str = "",
+    is_ephemeral: bool = False,
+    preview_every: int = 0,
+) -> NewJob:
+    """The job for one input, to be served by the checkpoint `spec`. Raises: InputError if the model rejects it."""
+    parsed = parse(endpoint, body)
+    return NewJob(
+        id=job_id,
+        endpoint=endpoint.id,
+        input=body,
+        params=decide(parsed, spec, preview_every).to_dict(),
+        output={"format": parsed.output_format, "sync_mode": parsed.sync_mode, "ttl_s": options.ttl_s}
+        | ({"access": options.access} if options.access != "allow" else {})
+        | ({"retries": options.retries} if options.retries else {}),
+        priority=options.priority,
+        start_within_s=options.start_within_s,
+        max_attempts=options.max_attempts,
+        is_ephemeral=is_ephemeral,
+        webhook_url=options.webhook_url,
+        base_url=base_url,
+        # Pictures of a sync_mode answer are in its body, and fal keeps none of them.
+        store_io=options.store_io and not parsed.sync_mode,
+        hint_bucket=options.hint_bucket,
+    )
+
+
+def rejected_job(
+    endpoint: Endpoint, job_id: str, body: dict[str, Any], options: RequestOptions, exc: InputError, base_url: str
+) -> NewJob:
+    """fal accepts any object at submit: an input that the model rejects is a job that has failed already."""
+    return NewJob(
+        id=job_id,
+        endpoint=endpoint.id,
+        input=body,
+        params=None,
+        webhook_url=options.webhook_url,
+        base_url=base_url,
+        store_io=options.store_io,
+        outcome=rejection(exc),
+    )
+
+
+def parse(endpoint: Endpoint, body: dict[str, Any]) -> TextToImage:
+    """The input, validated. Raises InputError."""
+    try:
+        return endpoint.schema.model_validate(body)
+    except ValidationError as exc:
+        raise input_error(exc) from exc
+
+
+def decide(parsed: TextToImage, spec: ModelSpec, preview_every: int = 0) -> GenerationParams:
+    """Every value that the worker needs; a missing seed is drawn here. Raises InputError `image_too_large`."""
+    width, height = parsed.pixels(spec.max_pixels)
+    if width * height > spec.max_pixels:
+        raise _too_large(width, height, spec.max_pixels)
+    return GenerationParams(
+        model=spec.name,
+        prompt=parsed.prompt,
+        width=width,
+        height=height,
+        num_inference_steps=parsed.steps(),
+        guidance_scale=parsed.guidance(),
+        # 32 bits, so that JavaScript clients keep every digit.
+        seed=secrets.randbelow(2**32) if parsed.seed is None else parsed.seed,
+        num_images=parsed.num_images,
+        max_sequence_length=spec.max_sequence_length,
+        safety_threshold=parsed.threshold(),
+        acceleration=parsed.speed(),
+        preview_every=preview_every,
+    )
+
+
+def rejection(exc: InputError) -> Outcome:
+    """How a job whose input the model rejects has ended."""
+    count = len(exc.problems)
+    return Outcome(
+        status=JobStatus.FAILED,
+        http_status=exc.status,
+        body=exc.body,
+        error=f"Invalid input: {exc.problems[0]['msg']}" + (f" (and {count - 1} more)" if count > 1 else ""),
+        error_type=str(exc.problems[0]["type"]),
+        metrics={"inference_time": None},
+    )
+
+
+def _too_large(width: int, height: int, max_pixels: int) -> InputError:
+    """The limit is an area; `ctx` states it as the largest picture of the shape that was asked for."""
+    scale = math.sqrt(max_pixels / (width * height))
+    limits = {"max_height": max(1, int(height * scale)), "max_width": max(1, int(width * scale))}
+    msg = (
+        f"{width}x{height} is larger than this model draws ({max_pixels} pixels): "
+        f"at most {limits['max_width']}x{limits['max_height']} in this shape"
+    )
+    return InputError([problem(["image_size"], msg, "image_too_large", limits, {"width": width, "height": height})])
+
+
+def _timeout(name: str, text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not MIN_TIMEOUT_S < seconds < math.inf:  # nan fails this, too
+        raise RequestError(400, "bad_request", f"{name} must be seconds, more than {MIN_TIMEOUT_S}")
+    return min(seconds, MAX_TIMEOUT_S)
+
+
+def _bucket(hint: str) -> int | None:
+    """The same hint, the same bucket; none without a hint."""
+    return zlib.crc32(hint.encode("utf-8", "surrogateescape")) % HINT_BUCKETS if hint else None
+
+
+def _is_yes(text: str) -> bool:
+    return text.strip().lower() in ("1", "true", "yes")
+
+
+def _webhook(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        is_usable = (
+            parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        )
+    except ValueError:
+        is_usable = False
+    if not is_usable or len(url) > 2048 or not url.isprintable():
+        raise RequestError(
+            400, "bad_request", "fal_webhook must be an http or https address of at most 2048 characters"
+        )
+    return url
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or len(text) > 9:
+        raise RequestError(400, "bad_request", "fal_max_queue_length must be a whole number from 0 to 999999999")
+    return int(text)

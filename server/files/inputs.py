@@ -1,0 +1,154 @@
+"""URL, data URI or upload to vetted pixels: the only code that fetches for a user.
+
+    data:...                       decoded in here
+    .../files/{key}                one of our own files: read from the disk, whatever host the address names
+    http://... and https://...     fetched from the public internet, and what the operator allows besides
+
+What arrives is bounded in bytes, told by its content, and decoded in a process of its own. Every failure is one of
+fal's model errors (`PictureError`); `server.api.pictures` adds the field that named the address.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import re
+from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
+from urllib.parse import unquote_to_bytes, urlsplit
+
+import httpx
+
+from server.files.decoding import Limits, PictureError, Pixels, decode
+from server.files.objects import Objects
+from server.files.picture_pool import PicturePool
+from server.http.outgoing import ForbiddenAddressError, Network, VettedTransport
+
+MAX_BYTES = 64 << 20
+"""Of one picture file: the 33 megapixels that may be decoded need less in every format but a PNG of pure noise."""
+
+DEADLINE_S = 60.0
+"""For one fetch, redirects and all."""
+
+SILENCE_S = 15.0
+"""For a connection to open, and between two pieces of an answer."""
+
+MAX_REDIRECTS = 5
+
+ANY_SIZE = Limits()
+
+_OWN_FILE = re.compile(r"(?:/cdn)?/files/([^/]+)")
+
+
+class Inputs:
+    """Reads the pictures of inputs.
+
+    Args: objects: our own files. pool: decodes. allowed: networks that may be reached besides the public internet.
+    """
+
+    def __init__(self, objects: Objects, pool: PicturePool, allowed: Sequence[Network] = ()) -> None:
+        self._objects = objects
+        self._pool = pool
+        self._client = httpx.AsyncClient(
+            transport=VettedTransport(allowed),
+            trust_env=False,
+            follow_redirects=True,
+            max_redirects=MAX_REDIRECTS,
+            timeout=SILENCE_S,
+            # Nothing packed: its true size would be known only after unpacking.
+            headers={"accept": "image/*", "accept-encoding": "identity", "user-agent": "fluxserve"},
+        )
+
+    async def read(self, url: str, limits: Limits = ANY_SIZE) -> Pixels:
+        """The pixels behind an address. Raises: PictureError."""
+        try:
+            return await self._pool.run(decode, await self._bytes(url), limits)
+        except (BrokenProcessPool, MemoryError) as exc:
+            # It killed every process that tried.
+            raise PictureError("image_load_error", "The picture cannot be read") from exc
+
+    async def aclose(self) -> None:
+        """Close what is open. The pool is its owner's."""
+        await self._client.aclose()
+
+    async def _bytes(self, url: str) -> bytes:
+        """What the address leads to. Raises: PictureError `file_download_error` or `file_too_large`."""
+        if url[:5].lower() == "data:":
+            return _bounded(_data_of(url))
+        if (own := await asyncio.to_thread(self._own_file, url)) is not None:
+            return own
+        if not url.lower().startswith(("http://", "https://")):
+            raise _not_downloaded("it must be an http or https URL, or a data URI")
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                return await self._fetch(url)
+        except ForbiddenAddressError as exc:
+            raise _not_downloaded(str(exc)) from exc
+        except httpx.TooManyRedirects as exc:
+            raise _not_downloaded(f"it redirects more than {MAX_REDIRECTS} times") from exc
+        except (TimeoutError, httpx.TimeoutException) as exc:
+            raise _not_downloaded("its server is too slow") from exc
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as exc:
+            raise _not_downloaded("its server cannot be reached, or does not speak HTTP") from exc
+
+    def _own_file(self, url: str) -> bytes | None:
+        """The content, if the address is one of our own files: its key is known to nobody who may not read it."""
+        try:
+            match = _OWN_FILE.fullmatch(urlsplit(url).path)
+        except ValueError:
+            return None
+        stored = self._objects.stat(match[1]) if match else None
+        path = self._objects.path(stored.key) if stored else None
+        if stored is None or path is None:
+            return None
+        if stored.size > MAX_BYTES:
+            raise _too_large()
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:  # swept just now
+            return None
+
+    async def _fetch(self, url: str) -> bytes:
+        chunks: list[bytes] = []
+        size = 0
+        async with self._client.stream("GET", url) as answer:
+            if answer.status_code != 200:
+                raise _not_downloaded(f"its server answered {answer.status_code}")
+            if int(answer.headers.get("content-length", "0")) > MAX_BYTES:
+                raise _too_large()
+            async for chunk in answer.aiter_raw():
+                size += len(chunk)
+                if size > MAX_BYTES:
+                    raise _too_large()
+                chunks.append(chunk)
+        return b"".join(chunks)
+
+
+def _data_of(uri: str) -> bytes:
+    """The content of a data URI; its media type is not looked at. Raises: PictureError `file_download_error`."""
+    head, comma, body = uri[5:].partition(",")
+    if not comma:
+        raise _not_downloaded("the data URI has no data")
+    data = unquote_to_bytes(body)
+    if head.rpartition(";")[2].strip().lower() != "base64":
+        return data
+    packed = b"".join(data.split()).rstrip(b"=").translate(bytes.maketrans(b"-_", b"+/"))
+    try:
+        return base64.b64decode(packed + b"=" * (-len(packed) % 4), validate=True)
+    except binascii.Error as exc:
+        raise _not_downloaded("the data URI is not base64") from exc
+
+
+def _bounded(data: bytes) -> bytes:
+    if len(data) > MAX_BYTES:
+        raise _too_large()
+    return data
+
+
+def _too_large() -> PictureError:
+    return PictureError("file_too_large", f"The file is larger than {MAX_BYTES} bytes", {"max_size": MAX_BYTES})
+
+
+def _not_downloaded(reason: str) -> PictureError:
+    return PictureError("file_download_error", f"The file could not be downloaded: {reason}")

@@ -1,0 +1,182 @@
+"""Files that clients may fetch: result pictures now, uploads later; on the local disk under names nobody guesses."""
+
+from __future__ import annotations
+
+import json
+import mimetypes
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import IO, Literal
+
+Access = Literal["allow", "forbid", "hide"]
+"""What a reader without a key of this server gets: the file, 403, or 404 as if there were none."""
+
+_KEY = re.compile(r"[0-9a-f]{32}\.[a-z0-9]{1,8}")
+_SUFFIX = re.compile(r"[a-z0-9]{1,8}")
+UNDESCRIBED_S = 7 * 86400.0
+"""How long a file is kept whose description is lost."""
+ABANDONED_S = 3600.0
+"""A temporary file this old belongs to a write that was killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """What is known of one file.
+
+    Args: file_name: what its uploader called it. expires_at: Unix seconds. access: who may read it.
+    """
+
+    key: str
+    size: int
+    content_type: str
+    file_name: str | None = None
+    expires_at: float | None = None
+    access: Access = "allow"
+
+
+class Objects:
+    """Files of one folder, each with a small JSON description beside it.
+
+    A key is 128 random bits and a suffix: one path segment, never made of anything a user said. A file appears
+    whole or not at all, and its description first, so that every visible file can be served.
+
+    Args: folder: made if missing. clock: Unix seconds.
+    """
+
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
+        self._folder = folder
+        self._clock = clock
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def put(
+        self,
+        data: bytes | IO[bytes],
+        content_type: str,
+        suffix: str,
+        file_name: str | None = None,
+        ttl_s: float | None = None,
+        key: str | None = None,
+        access: Access = "allow",
+    ) -> str:
+        """Store a file durably and return its key.
+
+        Args: suffix: lower-case letters and digits, without the dot. ttl_s: how long it is kept; None for ever.
+            key: one from `new_key` that was promised earlier (an upload's address is known before its bytes).
+        Raises: OSError if the disk refuses; then nothing is left behind. ValueError for a bad suffix.
+        """
+        key = key or self.new_key(suffix)
+        path = self._path(key)
+        expires_at = None if ttl_s is None else self._clock() + ttl_s
+        try:
+            size = _write_whole(_temporary(path), data)
+            described = StoredObject(key, size, content_type, file_name, expires_at, access)
+            # Not synced: should the power fail just now, `stat` can do without it, and a sync may take 10 ms.
+            _description(path).write_text(json.dumps(asdict(described)))
+            _temporary(path).rename(path)
+            _sync_folder(self._folder)
+        except BaseException:
+            self._remove(path)
+            raise
+        return key
+
+    @staticmethod
+    def new_key(suffix: str) -> str:
+        """A name that nobody guesses, for a later `put`. Raises: ValueError for a bad suffix."""
+        if not _SUFFIX.fullmatch(suffix):
+            raise ValueError(f"a suffix is 1 to 8 letters or digits, not {suffix!r}")
+        return f"{secrets.token_hex(16)}.{suffix}"
+
+    def path(self, key: str) -> Path | None:
+        """Where the file lies, or None if there is none; any string is safe."""
+        found = self.stat(key)
+        return None if found is None else self._path(key)
+
+    def stat(self, key: str) -> StoredObject | None:
+        """What is known of it, or None if it is unknown or has expired; any string is safe."""
+        if not _KEY.fullmatch(key):
+            return None
+        path = self._path(key)
+        if not path.is_file():
+            return None
+        found = _read_description(path) or _describe_by_name(path)
+        is_expired = found.expires_at is not None and found.expires_at <= self._clock()
+        return None if is_expired else found
+
+    def delete(self, key: str) -> bool:
+        """Remove a file; False if there was none."""
+        if not _KEY.fullmatch(key):
+            return False
+        path = self._path(key)
+        existed = path.is_file()
+        self._remove(path)
+        return existed
+
+    def sweep(self) -> int:
+        """Delete what has expired and what killed writes left; returns how many files went."""
+        return sum(self._sweep_one(path) for path in sorted(self._folder.iterdir()))
+
+    def _path(self, key: str) -> Path:
+        return self._folder / key
+
+    def _sweep_one(self, path: Path) -> bool:
+        if _KEY.fullmatch(path.name):
+            is_dead = self.stat(path.name) is None
+        else:
+            owner = path.with_suffix("")
+            is_dead = not owner.exists() and path.exists() and path.stat().st_mtime <= self._clock() - ABANDONED_S
+        if is_dead:
+            self._remove(path)
+        return is_dead
+
+    @staticmethod
+    def _remove(path: Path) -> None:
+        # The file before its description: one without the other must never be visible the wrong way round.
+        for part in (path, _temporary(path), _description(path)):
+            part.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(path.name + ".part")
+
+
+def _description(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
+
+
+def _write_whole(path: Path, data: bytes | IO[bytes]) -> int:
+    """Write and fsync a new file; returns its size in bytes."""
+    source = BytesIO(data) if isinstance(data, bytes) else data
+    with path.open("xb") as target:
+        shutil.copyfileobj(source, target, 1 << 20)
+        target.flush()
+        os.fsync(target.fileno())
+        return target.tell()
+
+
+def _read_description(path: Path) -> StoredObject | None:
+    try:
+        return StoredObject(**json.loads(_description(path).read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def _describe_by_name(path: Path) -> StoredObject:
+    """For a file whose description a power cut took."""
+    content_type = mimetypes.guess_type(path.name, strict=False)[0] or "application/octet-stream"
+    facts = path.stat()
+    return StoredObject(path.name, facts.st_size, content_type, expires_at=facts.st_mtime + UNDESCRIBED_S)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

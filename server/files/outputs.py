@@ -1,0 +1,100 @@
+"""Pixels to files to the result body that fal's clients read; the only code that knows image formats."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.protocol import Picture, Preview
+from server.files.encoding import ImageFormat, encode
+from server.files.objects import Access, Objects
+from server.files.picture_pool import PicturePool
+
+CONTENT_TYPES: dict[ImageFormat, str] = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
+FILES_PREFIX = "/files/"
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPicture:
+    """One finished picture as a file's bytes."""
+
+    data: bytes
+    image_format: ImageFormat
+    seed: int
+    width: int
+    height: int
+    has_nsfw_concept: bool
+
+
+class Outputs:
+    """Encodes in a small pool of processes, so that neither the event loop nor the GIL waits for it.
+
+    Args: objects: where files go. ttl_s: how long they are kept. pool: encodes; closed with this.
+    """
+
+    def __init__(self, objects: Objects, ttl_s: float | None = None, pool: PicturePool | None = None) -> None:
+        self._objects = objects
+        self._ttl_s = ttl_s
+        self._pool = pool or PicturePool()
+
+    async def warm(self) -> None:
+        """Start a pool process now, so that the first picture does not wait for it (about 0.3 s)."""
+        await self._pool.run(encode, bytes(3), 1, 1, "jpeg")
+
+    async def encode(self, picture: Picture, image_format: ImageFormat) -> EncodedPicture:
+        """The picture as a file's bytes. Raises: ValueError if its pixels do not fit its size."""
+        data = await self._pool.run(encode, picture.pixels, picture.width, picture.height, image_format)
+        return EncodedPicture(data, image_format, picture.seed, picture.width, picture.height, picture.has_nsfw_concept)
+
+    async def deliver(
+        self, picture: EncodedPicture, sync_mode: bool, ttl_s: float | None = None, access: Access = "allow"
+    ) -> dict[str, Any]:
+        """The picture's entry in `images`: stored as a file, or with `sync_mode` as a data URI and not stored.
+
+        Args: ttl_s: keep the file shorter than usual. access: who may read it. Raises: OSError if the disk refuses.
+        """
+        content_type = CONTENT_TYPES[picture.image_format]
+        if sync_mode:
+            url, name = _data_uri(content_type, picture.data), None
+        else:
+            ttl_s = self._ttl_s if ttl_s is None else ttl_s
+            name = await asyncio.to_thread(
+                self._objects.put, picture.data, content_type, picture.image_format, None, ttl_s, None, access
+            )
+            url = FILES_PREFIX + name
+        return {
+            "url": url,
+            "content_type": content_type,
+            "file_name": name,
+            "file_size": len(picture.data),
+            "width": picture.width,
+            "height": picture.height,
+        }
+
+    def discard(self, images: Sequence[Mapping[str, Any]]) -> None:
+        """Delete the files of entries that no result will name."""
+        for image in images:
+            if image["file_name"] is not None:
+                self._objects.delete(image["file_name"])
+
+    def close(self) -> None:
+        """End the pool; what it is encoding is dropped."""
+        self._pool.close()
+
+
+def preview_image(preview: Preview) -> dict[str, Any]:
+    """A preview as an entry in `images`: a data URI, encoded here and now since it is small."""
+    data = encode(preview.pixels, preview.width, preview.height, "jpeg")
+    return {
+        "url": _data_uri(CONTENT_TYPES["jpeg"], data),
+        "content_type": CONTENT_TYPES["jpeg"],
+        "width": preview.width,
+        "height": preview.height,
+    }
+
+
+def _data_uri(content_type: str, data: bytes) -> str:
+    return f"data:{content_type};base64,{base64.b64encode(data).decode()}"

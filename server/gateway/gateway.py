@@ -1,0 +1,160 @@
+"""The outermost layer: finds the area of every request, checks the key, and answers every error in fal's shape.
+
+Every poll passes here, so what is the same for all answers is made once, and what only some need is made for those.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Callable, Mapping
+
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.api.errors import to_wire
+from server.gateway import cors
+from server.gateway.areas import Area, Target, resolve_target
+from server.gateway.guard import Guard
+from server.http.errors import PlainError, WireError
+from server.http.peers import is_local_caller
+from server.http.responses import error_response
+
+Observe = Callable[[str, str, int, float], None]
+"""Told (area, method, status, seconds) of every answer."""
+
+log = logging.getLogger("fluxserve.http")
+
+LEFT = 499
+"""Counted as the status of a request whose caller left before the answer began."""
+
+REFUSED = 1008
+"""WebSocket close code; before the handshake it is sent as HTTP 403."""
+
+LOGGED_PATH = 120
+"""Characters of a path in the log: no address of a request is longer, and the permission in an upload's is cut."""
+
+_OPEN_SYSTEM_PATHS = frozenset({"", "/livez", "/readyz", "/docs", "/openapi.json", "/favicon.ico"})
+_OPEN_TO_LOCAL_CALLERS = frozenset({"/health", "/metrics"})
+
+
+class Gateway:
+    """ASGI app: `areas` get the requests that are fal's, `pages` those for our own pages, and the lifespan.
+
+    `realtime` gets every WebSocket. An area sees a scope with the inner path, and the Target under `"target"`.
+    """
+
+    def __init__(
+        self,
+        pages: ASGIApp,
+        areas: Mapping[Area, ASGIApp],
+        realtime: ASGIApp,
+        guard: Guard,
+        public_url: str | None,
+        observe: Observe,
+    ) -> None:
+        self._pages = pages
+        self._areas = {**areas, Area.SYSTEM: pages}
+        self._realtime = realtime
+        self._observe = observe
+        self._guard = guard
+        self._public_url = public_url.rstrip("/") if public_url else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._http(scope, receive, _Answer(send))
+        elif scope["type"] == "websocket":
+            await self._websocket(scope, receive, send)
+        else:
+            await self._pages(scope, receive, send)
+
+    async def _http(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
+        began = time.perf_counter()
+        try:
+            await self._dispatch(scope, receive, answer)
+        except ClientDisconnect:
+            log.debug("client left %s %s", scope["method"], scope["path"])
+        except Exception as exc:
+            answer.request_id = answer.request_id or str(uuid.uuid4())
+            wire = self._explain(exc, scope, answer)
+            if not answer.has_started:
+                await error_response(wire)(scope, receive, answer.send)
+            elif not answer.has_ended:  # our own pages raise what they have answered already
+                raise
+        finally:
+            self._observe(answer.area, scope["method"], answer.status, time.perf_counter() - began)
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            target = resolve_target(scope, self._public_url)
+        except WireError:
+            await send({"type": "websocket.close", "code": REFUSED})
+            return
+        await self._realtime({**scope, "target": target}, receive, send)
+
+    async def _dispatch(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
+        headers = Headers(scope=scope)
+        if scope["method"] == "OPTIONS":
+            await cors.preflight(headers)(scope, receive, answer.send)
+            return
+        target = resolve_target(scope, self._public_url)
+        answer.area = target.area
+        answer.request_id = target.request_id
+        if not _is_open(target, scope, headers):
+            self._guard.check(target, headers)
+        path = target.path or "/"
+        changes = {"path": path, "raw_path": path.encode(), "query_string": target.query, "target": target}
+        inner = {**scope, **changes}
+        app = self._areas.get(target.area)
+        if app is None:
+            raise PlainError(404, "Path not found")
+        await app(inner, receive, answer.send)
+
+    def _explain(self, exc: Exception, scope: Scope, answer: _Answer) -> WireError:
+        wire = to_wire(exc)
+        if wire.status >= 500:
+            # A refusal that was foreseen needs no traceback, and on a full disk there are many.
+            unforeseen = exc if wire.status == 500 else None
+            request = scope["method"], scope["path"][:LOGGED_PATH], answer.request_id
+            log.error("%s %s request_id=%s: %s", *request, exc, exc_info=unforeseen)
+        return wire
+
+
+class _Answer:
+    """The way out: adds the headers that every answer has."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.request_id: str | None = None
+        self.area = "none"
+        self.status = LEFT
+        self.has_ended = False
+
+    @property
+    def has_started(self) -> bool:
+        return self.status != LEFT
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = [*message.get("headers", ()), *cors.OPEN]
+            if self.request_id is not None:
+                headers.append((b"x-fal-request-id", self.request_id.encode()))
+            message["headers"] = headers
+        elif not message.get("more_body", False):
+            self.has_ended = True
+        await self._send(message)
+
+
+def _is_open(target: Target, scope: Scope, headers: Headers) -> bool:
+    """Whether this may be asked without a key: health for orchestrators, files and keys that are public on fal."""
+    if target.area is Area.CDN:
+        return True  # reads are public; writes carry their own secret
+    if target.area is Area.REST:
+        return target.path == "/.well-known/jwks.json"
+    if target.area is Area.SYSTEM:
+        is_for_local = target.path in _OPEN_TO_LOCAL_CALLERS and is_local_caller(scope, headers)
+        return target.path in _OPEN_SYSTEM_PATHS or is_for_local
+    return False

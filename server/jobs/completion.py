@@ -1,0 +1,187 @@
+"""From what a worker reports to how a job ends: pictures are saved, failures become fal's errors, the store is told."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from pipelines.protocol import Failed, Picture
+from server.files.objects import Access
+from server.files.outputs import EncodedPicture, Outputs
+from server.jobs.live import LiveJobs
+from server.jobs.store import platform_outcomes
+from server.jobs.store.base import PRIVATE_RETENTION_S, Job, JobStatus, Outcome, Store, StoreError
+from server.jobs.store.transitions import may_run_again
+
+logger = logging.getLogger("fluxserve.dispatch")
+T = TypeVar("T")
+
+ResultBody = Callable[
+    [Sequence[Mapping[str, Any]], Sequence[bool], Mapping[str, Any], Mapping[str, float]], dict[str, Any]
+]
+"""(images, has_nsfw_concepts, params, timings) -> the result as the API answers it."""
+
+DISK_PATIENCE_S = 30.0
+"""How long finished pictures wait for a full disk before their job fails."""
+MAX_PAUSE_S = 5.0
+
+
+@dataclass
+class Run:
+    """One claim of a job, at the worker process that claimed it."""
+
+    job: Job
+    owner: str
+    has_started: bool = False
+    pictures: dict[int, asyncio.Task[EncodedPicture]] = field(default_factory=dict)
+
+    def drop_pictures(self) -> None:
+        """Stop encoding: nobody will ask for them."""
+        for task in self.pictures.values():
+            task.cancel()
+
+
+class Completion:
+    """Ends runs. Every method returns when the end is in the store, or was refused because the claim is not current.
+
+    A full disk is waited out: pictures for DISK_PATIENCE_S, then the job fails and says so; the record of an end for
+    as long as it takes, since the lease holds meanwhile.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        live: LiveJobs,
+        outputs: Outputs,
+        result_body: ResultBody,
+        disk_patience_s: float = DISK_PATIENCE_S,
+    ) -> None:
+        self._store = store
+        self._live = live
+        self._outputs = outputs
+        self._result_body = result_body
+        self._disk_patience_s = disk_patience_s
+        # Threads of our own: a flood of submits must not stand in line before an end.
+        self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="dispatch-store")
+
+    def take(self, run: Run, frame: Picture) -> None:
+        """Begin to encode a picture while the worker goes on with the next."""
+        image_format = run.job.output.get("format", "jpeg")
+        run.pictures[frame.index] = asyncio.create_task(self._outputs.encode(frame, image_format))
+
+    async def complete(self, run: Run, timings: Mapping[str, float]) -> None:
+        """All pictures have arrived: save them and end the job."""
+        assert run.job.params is not None
+        try:
+            pictures = [await run.pictures[index] for index in range(run.job.params["num_images"])]
+        except Exception:
+            logger.exception("request %s: its pictures are not all there", run.job.id)
+            await self.retry_elsewhere(run)
+            return
+        images = await self._save(run, pictures)
+        if images is None:
+            await self.end(
+                run, platform_outcomes.server_error("The server could not store the picture: its disk is full")
+            )
+            return
+        body = self._result_body(images, [picture.has_nsfw_concept for picture in pictures], run.job.params, timings)
+        metrics = {"inference_time": timings.get("inference")}
+        if not await self.end(run, Outcome(JobStatus.COMPLETED, 200, body, metrics=metrics)):
+            self._outputs.discard(images)
+
+    async def fail(self, run: Run, frame: Failed) -> None:
+        """The worker could not: end the job, or let it run again where the worker was to blame."""
+        logger.warning("request %s failed at %s: %s: %s", run.job.id, run.owner, frame.kind, frame.message)
+        if frame.kind == "internal":
+            await self.retry_elsewhere(run)
+        elif frame.kind == "deadline":
+            await self.end(run, platform_outcomes.start_timeout())
+        elif frame.kind == "out_of_memory":
+            await self.end(run, platform_outcomes.server_error(frame.message))
+        else:
+            await self.end(run, platform_outcomes.model_error(frame.message))
+
+    async def cancelled(self, run: Run, step: int) -> None:
+        """The worker dropped it, as asked."""
+        self._live.log(run.job.id, f"cancelled after {step} steps")
+        await self.end(run, platform_outcomes.cancelled())
+
+    async def retry_elsewhere(self, run: Run) -> None:
+        """Give the claim up after a fault that is not the job's; it fails when no attempt is left."""
+        if not may_run_again(run.job.output, "server_error", run.job.attempt - run.job.deaths):
+            await self.end(
+                run, platform_outcomes.server_error("The worker had a fault, and the request may not run again")
+            )
+            return
+        self._live.log(run.job.id, "the worker had a fault; the request will run again", "WARN")
+        await asyncio.sleep(min(0.2 * 2 ** (run.job.attempt - 1), MAX_PAUSE_S))
+        await self.retry_until_stored(lambda: self._store.release_one(*self._claim(run)))
+        if (job := self._store.get(run.job.id)) is not None:
+            self.notify_watchers(job)
+
+    async def end(self, run: Run, outcome: Outcome) -> bool:
+        """Record an outcome with the job's log; False if the claim is not current any more."""
+        outcome = replace(outcome, logs=self._live.logs(run.job.id))
+        job_id, owner, epoch = self._claim(run)
+        is_recorded = await self.retry_until_stored(lambda: self._store.finish(job_id, owner, epoch, outcome))
+        if is_recorded:
+            logger.info("request %s ended: %s %d", job_id, outcome.status, outcome.http_status)
+            self._live.ended(job_id)
+        else:
+            logger.warning("request %s: an end of attempt %d came too late", job_id, run.job.attempt)
+        return is_recorded
+
+    def notify_watchers(self, job: Job) -> None:
+        """The store took a claim back, so the job waits again or has ended: watchers look again."""
+        if job.status.is_finished:
+            self._live.ended(job.id)
+        else:
+            self._live.start_over(job.id)
+
+    async def retry_until_stored(self, operation: Callable[[], T]) -> T:
+        """Run a store operation in a thread until the store can do it."""
+        pause_s = 0.2
+        while True:
+            try:
+                return await self.in_thread(operation)
+            except StoreError as exc:
+                logger.error("the store refuses, next try in %.1f s: %s", pause_s, exc)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, MAX_PAUSE_S)
+
+    async def in_thread(self, operation: Callable[[], T]) -> T:
+        """Run a store operation off the event loop. Raises: what it raises."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, operation)
+
+    def close(self) -> None:
+        """End the threads; nothing may be delivered after this."""
+        self._threads.shutdown(wait=True)
+
+    @staticmethod
+    def _claim(run: Run) -> tuple[str, str, int]:
+        return run.job.id, run.owner, run.job.epoch
+
+    async def _save(self, run: Run, pictures: Sequence[EncodedPicture]) -> list[dict[str, Any]] | None:
+        """Entries for `images`, or None if the disk refused for too long."""
+        sync_mode = bool(run.job.output.get("sync_mode"))
+        wanted_s: float | None = run.job.output.get("ttl_s")  # the caller's own lifetime for the pictures
+        ttl_s = wanted_s if run.job.store_io else min(wanted_s or PRIVATE_RETENTION_S, PRIVATE_RETENTION_S)
+        access: Access = run.job.output.get("access", "allow")
+        images: list[dict[str, Any]] = []
+        deadline = asyncio.get_running_loop().time() + self._disk_patience_s
+        pause_s = 0.2
+        while len(images) < len(pictures):
+            try:
+                images.append(await self._outputs.deliver(pictures[len(images)], sync_mode, ttl_s, access))
+            except OSError as exc:
+                logger.error("request %s: a picture cannot be stored: %s", run.job.id, exc)
+                if asyncio.get_running_loop().time() + pause_s > deadline:
+                    self._outputs.discard(images)
+                    return None
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, MAX_PAUSE_S)
+        return images

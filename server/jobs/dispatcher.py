@@ -1,0 +1,342 @@
+"""Store <-> workers: claims what has room, forwards and cancels, renews leases, and answers a worker's death."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Coroutine
+from functools import lru_cache, partial
+from typing import Any
+
+from pipelines.protocol import (
+    Cancel,
+    Cancelled,
+    Failed,
+    Finished,
+    Frame,
+    Heartbeat,
+    Loading,
+    Log,
+    Note,
+    Picture,
+    Preview,
+    Progress,
+    Ready,
+    Shutdown,
+    Started,
+    Submit,
+)
+from server.jobs.completion import Completion, Run
+from server.jobs.live import LiveJobs
+from server.jobs.store.base import HINT_BUCKETS, Job, JobStatus, Store, StoreError
+from server.workers.process import Worker, Workers
+
+logger = logging.getLogger("fluxserve.dispatch")
+
+LEASE_S = 30.0
+RENEW_S = 5.0
+TEND_S = 1.0
+AHEAD = 4
+"""Requests that a worker holds beyond those it has begun, so that its next step never waits for a claim."""
+SAVE_GRACE_S = 2.0
+"""How long the death of a worker waits for the saving of pictures that it had already delivered."""
+
+
+class Dispatcher:
+    """Runs on one event loop; `wake` and `cancel` may be called from any thread.
+
+    There is no batching window and no polling: a submit wakes it, and an idle worker has the request a commit later.
+    """
+
+    def __init__(self, store: Store, live: LiveJobs, completion: Completion) -> None:
+        self._store = store
+        self._live = live
+        self._completion = completion
+        self._workers: Workers | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._wake = asyncio.Event()
+        self.first_ready = asyncio.Event()
+        self._is_accepting = False
+        self._runs: dict[str, Run] = {}
+        self._unseen: Counter[str] = Counter()
+        self._endings: dict[asyncio.Task[None], str] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._owners: set[str] = set()
+        self._is_claiming = False
+        self._early_cancels: set[str] = set()
+
+    @property
+    def is_accepting(self) -> bool:
+        """Whether requests are being claimed."""
+        return self._is_accepting
+
+    def start(self, workers: Workers) -> None:
+        """Begin to claim for these workers, on the running loop."""
+        self._loop = asyncio.get_running_loop()
+        self._workers = workers
+        self._is_accepting = True
+        self._tasks = [
+            asyncio.create_task(self._claim_when_woken(), name="claims"),
+            asyncio.create_task(self._renew_and_expire(), name="leases"),
+        ]
+        self._wake.set()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Claim no more, and wait until what runs has ended, at most so long."""
+        self._is_accepting = False
+        deadline = time.monotonic() + timeout_s
+        while (self._runs or self._endings) and time.monotonic() < deadline:  # noqa: ASYNC110 - once, at shutdown
+            await asyncio.sleep(0.02)
+
+    async def close(self) -> None:
+        """Stop, after the workers have, and hand back every claim: the jobs wait for the next start."""
+        self._is_accepting = False
+        for task in [*self._tasks, *self._endings]:
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._endings, return_exceptions=True)
+        for owner in self._owners:
+            try:
+                await self._completion.in_thread(partial(self._store.release, owner, died=False))
+            except StoreError:
+                logger.exception("claims of %s could not be handed back; the next start will", owner)
+
+    def wake(self) -> None:
+        """There may be something to claim. Any thread."""
+        self._on_loop(self._wake.set)
+
+    def cancel(self, job_id: str) -> None:
+        """Forward a wish to cancel that the store has flagged. Any thread."""
+        self._on_loop(self._forward_cancel, job_id)
+
+    def on_frame(self, worker: Worker, frame: Frame) -> None:
+        """See WorkerEvents."""
+        match frame:
+            case Ready():
+                self.first_ready.set()
+                self._wake.set()
+            case Heartbeat():
+                self._unseen[worker.name] = 0
+                self._wake.set()
+            case Loading() | Log() | Submit() | Cancel() | Shutdown():
+                pass
+            case _:
+                run = self._runs.get(frame.job_id)
+                # A frame of an earlier claim: its run is over, whatever it says.
+                if run is not None and run.job.epoch == frame.epoch and run.owner == worker.owner:
+                    self._on_run(run, frame)
+
+    def on_death(self, worker: Worker, owner: str) -> None:
+        """See WorkerEvents."""
+        lost = [run for run in self._runs.values() if run.owner == owner]
+        for run in lost:
+            run.drop_pictures()
+            del self._runs[run.job.id]
+        self._unseen[worker.name] = 0
+        not_started = frozenset(run.job.id for run in lost if not run.has_started)
+        self._end_by(owner, self._release_claims_of_dead_worker(owner, not_started))
+
+    def _on_run(
+        self, run: Run, frame: Note | Started | Progress | Preview | Picture | Finished | Failed | Cancelled
+    ) -> None:
+        match frame:
+            case Started():
+                run.has_started = True
+                self._live.log(
+                    frame.job_id, "started" if run.job.attempt == 1 else f"started, attempt {run.job.attempt}"
+                )
+                self._wake.set()
+            case Note():
+                self._live.log(frame.job_id, frame.message, "WARN")
+            case Progress():
+                self._live.step(frame)
+            case Preview():
+                self._live.show(frame)
+            case Picture():
+                self._completion.take(run, frame)
+            case Finished():
+                self._live.log(frame.job_id, f"finished in {frame.timings.get('inference', 0.0):.2f} s")
+                self._end_run(run, self._completion.complete(run, frame.timings))
+            case Failed():
+                self._end_run(run, self._completion.fail(run, frame))
+            case Cancelled():
+                self._end_run(run, self._completion.cancelled(run, frame.step))
+
+    def _end_run(self, run: Run, ending: Coroutine[Any, Any, None]) -> None:
+        """The worker is done with it; its room is free while the node finishes the rest."""
+        del self._runs[run.job.id]
+        self._end_by(run.owner, ending)
+        self._wake.set()
+
+    def _end_by(self, owner: str, ending: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(ending)
+        self._endings[task] = owner
+        task.add_done_callback(self._note_ending)
+
+    def _note_ending(self, task: asyncio.Task[None]) -> None:
+        del self._endings[task]
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("an end was not recorded; its lease will expire", exc_info=task.exception())
+        self._wake.set()
+
+    async def _release_claims_of_dead_worker(self, owner: str, not_started: frozenset[str]) -> None:
+        """Let the claims of a dead worker go, after what it had delivered is saved."""
+        this = asyncio.current_task()
+        saves = [task for task, saver in self._endings.items() if saver == owner and task is not this]
+        if saves:
+            await asyncio.wait(saves, timeout=SAVE_GRACE_S)
+        for job in await self._completion.retry_until_stored(
+            lambda: self._store.release(owner, died=True, not_started=not_started)
+        ):
+            self._completion.notify_watchers(job)
+            if job.status is JobStatus.QUEUED:
+                self._live.log(job.id, "the worker stopped; the request will run again", "WARN")
+            logger.warning("request %s lost its worker %s: now %s", job.id, owner, job.status)
+        self._owners.discard(owner)
+
+    async def _claim_when_woken(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                while self._is_accepting and await self._claim_once():
+                    pass
+            except StoreError as exc:
+                logger.error("the store refuses claims, next try in %.0f s: %s", TEND_S, exc)
+                await asyncio.sleep(TEND_S)
+                self._wake.set()
+
+    async def _claim_once(self) -> bool:
+        """Claim for the worker that will be free first; False when nothing waits or nobody has room."""
+        assert self._workers is not None
+        quarantined = self._store.quarantined()
+        waiting = self._store.counts()[JobStatus.QUEUED] - quarantined
+        takers = sorted(self._workers.ready, key=self._predicted_load_ms)
+        if quarantined:
+            # Each runs alone, so that the guilty one shows itself and ends no other; one worker is kept free for that.
+            alone = min(takers, key=self._held, default=None)
+            if alone is not None and self._held(alone):
+                takers.remove(alone)
+            elif alone is not None and await self._claim_for(alone, 1, quarantined=True):
+                return True
+        with_room = [worker for worker in takers if self._room(worker)]
+        for worker in with_room if waiting else ():
+            # An even share: several workers that come free together should each get some.
+            share = min(self._room(worker), math.ceil(waiting / len(with_room)))
+            if await self._claim_for(worker, share, quarantined=False):
+                return True
+        return False
+
+    async def _claim_for(self, worker: Worker, limit: int, quarantined: bool) -> bool:
+        owner, models = worker.owner, worker.models
+        self._owners.add(owner)
+        self._is_claiming = True
+        try:
+            # A suspect runs alone wherever there is room, whatever its hint.
+            buckets = None if quarantined else self._buckets_of(worker)
+            claim = partial(self._store.claim, owner, limit, LEASE_S, models, quarantined, buckets)
+            jobs = await self._completion.in_thread(claim)
+        finally:
+            self._is_claiming = False
+        if jobs and (worker.owner != owner or not worker.is_ready):
+            # It died while the claim was being committed, and its death was answered before.
+            await self._completion.retry_until_stored(lambda: self._store.release(owner, died=False))
+            return True
+        for job in jobs:
+            self._submit(worker, job)
+        self._early_cancels.clear()
+        return bool(jobs)
+
+    def _buckets_of(self, worker: Worker) -> frozenset[int] | None:
+        """The hint buckets that are this worker's; None for all."""
+        assert self._workers is not None
+        names = tuple(ready.name for ready in self._workers.ready)
+        if names == (worker.name,):
+            return None
+        return frozenset(bucket for bucket, name in enumerate(_takers(names)) if name == worker.name)
+
+    def _submit(self, worker: Worker, job: Job) -> None:
+        assert job.params is not None
+        now = time.time()
+        if (old := self._runs.pop(job.id, None)) is not None:
+            # Its lease ran out while it ran on; that run is a zombie now.
+            old.drop_pictures()
+            self._send_cancel(old)
+        run = self._runs[job.id] = Run(job, worker.owner)
+        self._unseen[worker.name] += 1
+        start_within_s = None if job.start_deadline is None else max(0.0, job.start_deadline - now)
+        age_s = max(0.0, now - job.created_at)
+        worker.send(Submit(job.id, job.epoch, job.params, job.priority, age_s, start_within_s))
+        logger.info("request %s goes to %s, attempt %d, waited %.3f s", job.id, run.owner, job.attempt, age_s)
+        if job.id in self._early_cancels:
+            worker.send(Cancel(job.id, job.epoch))
+        self._live.changed(job.id)
+
+    def _held(self, worker: Worker) -> int:
+        return sum(run.owner == worker.owner for run in self._runs.values())
+
+    def _room(self, worker: Worker) -> int:
+        """How many requests it may be given: none beside one that must run alone."""
+        held = [run for run in self._runs.values() if run.owner == worker.owner]
+        if any(run.job.deaths for run in held):
+            return 0
+        return max(0, AHEAD - sum(not run.has_started for run in held))
+
+    def _predicted_load_ms(self, worker: Worker) -> float:
+        """What it said it holds, and an average request for each that it cannot have counted yet."""
+        beat = worker.heartbeat
+        held = beat.running + beat.waiting if beat else 0
+        each_ms = beat.load_ms / held if beat and held else 1.0
+        return (beat.load_ms if beat else 0.0) + self._unseen[worker.name] * each_ms
+
+    def _forward_cancel(self, job_id: str) -> None:
+        run = self._runs.get(job_id)
+        if run is not None:
+            self._send_cancel(run)
+        elif self._is_claiming:
+            # The claim that is being committed now may be of this job.
+            self._early_cancels.add(job_id)
+
+    def _send_cancel(self, run: Run) -> None:
+        assert self._workers is not None
+        for worker in self._workers:
+            if worker.owner == run.owner:
+                worker.send(Cancel(run.job.id, run.job.epoch))
+
+    async def _renew_and_expire(self) -> None:
+        """Renew leases and end what expired, in this order: a node that slept must not take its own for lost."""
+        renewed_at = -math.inf
+        while True:
+            try:
+                if time.monotonic() - renewed_at >= RENEW_S:
+                    await self._renew()
+                    renewed_at = time.monotonic()
+                for job in await self._completion.in_thread(self._store.expire):
+                    logger.warning("request %s expired: now %s", job.id, job.status)
+                    self._completion.notify_watchers(job)
+                    self._wake.set()
+            except StoreError as exc:
+                logger.error("the store refuses to renew leases: %s", exc)
+            await asyncio.sleep(TEND_S)
+
+    async def _renew(self) -> None:
+        for owner in tuple(self._owners):
+            for job in await self._completion.in_thread(partial(self._store.renew, owner, LEASE_S)):
+                self._forward_cancel(job.id)
+
+    def _on_loop(self, call: Any, *arguments: Any) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(call, *arguments)
+
+
+@lru_cache(maxsize=16)
+def _takers(names: tuple[str, ...]) -> tuple[str, ...]:
+    """For every hint bucket the worker that bids highest, so that a worker that goes moves only its own buckets."""
+
+    def bid(name: str, bucket: int) -> bytes:
+        return hashlib.sha256(f"{name}#{bucket}".encode()).digest()
+
+    return tuple(max(names, key=lambda name: bid(name, bucket)) for bucket in range(HINT_BUCKETS))

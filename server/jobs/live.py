@@ -1,0 +1,164 @@
+"""The live side of jobs in this node: log lines, progress, previews, and who waits to hear of a change.
+
+Nothing here is durable: the store has the truth, the hub says when to look again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from pipelines.protocol import Preview, Progress
+
+MAX_LOG_ENTRIES = 200
+KEEP_ENDED_S = 60.0
+"""How long a job that has ended is remembered; its durable log is in its outcome."""
+KEEP_S = 3600.0
+"""How long any other is after its last change, if nobody watches."""
+
+
+@dataclass
+class _Live:
+    """What is known of one job."""
+
+    touched_at: float
+    version: int = 0
+    has_ended: bool = False
+    logs: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=MAX_LOG_ENTRIES))
+    progress: Progress | None = None
+    previews: dict[int, Preview] = field(default_factory=dict)
+    waiting: set[asyncio.Future[None]] = field(default_factory=set)
+
+
+class LiveJobs:
+    """Changes of jobs, told from any thread and awaited on any event loop.
+
+    A waiting watcher costs one future; a change costs as much as the job has watchers.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._jobs: dict[str, _Live] = {}
+        # One counter for all jobs: a job that was forgotten never repeats a version that a watcher has seen.
+        self._versions = itertools.count(1)
+
+    def log(self, job_id: str, message: str, level: str = "INFO") -> None:
+        """Add a line to the job's log, in fal's form."""
+        timestamp = datetime.now(UTC).isoformat(timespec="microseconds")
+        entry = {"message": message, "level": level, "source": "USER", "timestamp": timestamp}
+        self._change(job_id, lambda live: live.logs.append(entry))
+
+    def step(self, frame: Progress) -> None:
+        """One more step is done; logged as such."""
+
+        def take(live: _Live) -> None:
+            live.progress = frame
+
+        self._change(frame.job_id, take)
+        self.log(frame.job_id, f"step {frame.step}/{frame.num_steps}")
+
+    def show(self, frame: Preview) -> None:
+        """Keep the latest preview of that image."""
+
+        def take(live: _Live) -> None:
+            live.previews[frame.index] = frame
+
+        self._change(frame.job_id, take)
+
+    def start_over(self, job_id: str) -> None:
+        """Forget progress and previews: the job will run from the beginning again. Its log stays."""
+
+        def reset(live: _Live) -> None:
+            live.progress = None
+            live.previews.clear()
+
+        self._change(job_id, reset)
+
+    def changed(self, job_id: str) -> None:
+        """Something about this job is different, in the store or here."""
+        self._change(job_id, lambda live: None)
+
+    def ended(self, job_id: str) -> None:
+        """The store has its end: watchers look a last time, and soon it is forgotten here."""
+
+        def end(live: _Live) -> None:
+            live.has_ended = True
+            live.previews.clear()
+
+        self._change(job_id, end)
+
+    def logs(self, job_id: str) -> list[dict[str, Any]]:
+        """The lines so far, oldest first, at most MAX_LOG_ENTRIES."""
+        with self._lock:
+            live = self._jobs.get(job_id)
+            return [] if live is None else list(live.logs)
+
+    def progress(self, job_id: str) -> Progress | None:
+        """The latest step, if it runs here."""
+        with self._lock:
+            live = self._jobs.get(job_id)
+            return None if live is None else live.progress
+
+    def preview(self, job_id: str, index: int = 0) -> Preview | None:
+        """The latest preview of image `index`."""
+        with self._lock:
+            live = self._jobs.get(job_id)
+            return None if live is None else live.previews.get(index)
+
+    def version(self, job_id: str) -> int:
+        """A number that differs after every change; 0 for a job to which nothing happened."""
+        with self._lock:
+            live = self._jobs.get(job_id)
+            return 0 if live is None else live.version
+
+    async def wait(self, job_id: str, seen: int, timeout_s: float | None) -> int:
+        """Return the version as soon as it is not `seen`, or whatever it is after `timeout_s`."""
+        with self._lock:
+            live = self._jobs.setdefault(job_id, _Live(self._clock()))
+            if live.version != seen:
+                return live.version
+            woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            live.waiting.add(woken)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await woken
+        except TimeoutError:
+            pass
+        finally:
+            with self._lock:
+                live.waiting.discard(woken)
+        return live.version
+
+    def forget_old(self) -> None:
+        """Drop jobs that have been still for long enough and that nobody watches."""
+        now = self._clock()
+        with self._lock:
+            for job_id, live in list(self._jobs.items()):
+                kept_s = KEEP_ENDED_S if live.has_ended else KEEP_S
+                if live.touched_at < now - kept_s and not live.waiting:
+                    del self._jobs[job_id]
+
+    def _change(self, job_id: str, edit: Callable[[_Live], object]) -> None:
+        with self._lock:
+            live = self._jobs.setdefault(job_id, _Live(self._clock()))
+            edit(live)
+            live.version = next(self._versions)
+            live.touched_at = self._clock()
+            waiting, live.waiting = live.waiting, set()
+        for loop in {woken.get_loop() for woken in waiting}:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_wake, [woken for woken in waiting if woken.get_loop() is loop])
+
+
+def _wake(waiting: Iterable[asyncio.Future[None]]) -> None:
+    for woken in waiting:
+        if not woken.done():
+            woken.set_result(None)

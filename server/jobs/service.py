@@ -1,0 +1,105 @@
+"""What the spoken APIs do with jobs: submit, cancel, wait for the end, read the log, run on an open connection."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from server.jobs.live import LiveJobs
+from server.jobs.store.base import CancelOutcome, Job, NewJob, Outcome, QueueFullError, Store, StoreError
+
+LOOK_AGAIN_S = 10.0
+"""A waiter asks the store this often, whatever it has heard: another node may have ended the job."""
+
+
+class JobLostError(Exception):
+    """The row of a job that was being waited for is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobService:
+    """Jobs of one node.
+
+    Args:
+        max_queue: jobs that may wait; one more is refused.
+        wake: tells the dispatcher that a job waits.
+        forward_cancel: tells the worker of a running job to drop it.
+        note_refused_write: told when the store could not write.
+    """
+
+    store: Store
+    live: LiveJobs
+    max_queue: int
+    wake: Callable[[], None]
+    forward_cancel: Callable[[str], None]
+    note_refused_write: Callable[[], None]
+
+    def submit(self, new: NewJob, max_queued: int | None = None) -> Job:
+        """Store a job durably and wake the dispatcher. Any thread.
+
+        Args: max_queued: the caller's own limit on waiting jobs; the server's holds too.
+        Raises: QueueFullError, StoreError.
+        """
+        limit = self.max_queue if max_queued is None else min(max_queued, self.max_queue)
+        try:
+            job = self.store.enqueue(new, limit)
+        except QueueFullError:
+            raise
+        except StoreError:
+            self.note_refused_write()
+            raise
+        self.live.changed(job.id)
+        self.wake()
+        return job
+
+    def cancel(self, job_id: str) -> CancelOutcome:
+        """Cancel a waiting job, or tell its worker to drop it before the next step. Any thread. Raises: StoreError."""
+        outcome, _ = self.store.request_cancel(job_id)
+        if outcome is CancelOutcome.REQUESTED:
+            self.forward_cancel(job_id)
+            self.live.changed(job_id)
+        elif outcome is CancelOutcome.CANCELLED:
+            self.live.ended(job_id)
+        return outcome
+
+    async def wait_finished(self, job_id: str, timeout_s: float | None = None) -> Job | None:
+        """The row once it has ended; None if it has not in time, or is unknown."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            seen = self.live.version(job_id)
+            job = self.store.get(job_id)
+            if job is None or job.status.is_finished:
+                return job
+            left_s = LOOK_AGAIN_S if deadline is None else min(LOOK_AGAIN_S, deadline - time.monotonic())
+            if left_s <= 0:
+                return None
+            await self.live.wait(job_id, seen, left_s)
+
+    def logs(self, job_id: str, outcome: Outcome | None) -> list[dict[str, Any]]:
+        """The log to show for a job: the recorded one if there is one, else the live one."""
+        return outcome.logs if outcome is not None and outcome.logs else self.live.logs(job_id)
+
+    async def run(self, new: NewJob, max_queued: int | None = None) -> Outcome:
+        """Submit a job that belongs to one open connection and wait for its end. Cancelling this cancels the job.
+
+        Raises: QueueFullError, StoreError from the submit; JobLostError if the row is gone.
+        """
+        submitted = asyncio.ensure_future(asyncio.to_thread(self.submit, new, max_queued))
+        try:
+            await asyncio.shield(submitted)
+            job = await self.wait_finished(new.id)
+        except asyncio.CancelledError:
+            await asyncio.shield(self._take_back(new.id, submitted))
+            raise
+        if job is None or job.outcome is None:
+            raise JobLostError(new.id)
+        return job.outcome
+
+    async def _take_back(self, job_id: str, submitted: asyncio.Future[Job]) -> None:
+        """Cancel a job whose submit may still be under way: a cancel before it is stored would find nothing."""
+        await asyncio.wait({submitted})
+        if submitted.exception() is None:
+            await asyncio.to_thread(self.cancel, job_id)

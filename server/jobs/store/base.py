@@ -1,0 +1,364 @@
+"""The durable table of jobs: its states, its rows, and what every store guarantees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal, Protocol
+
+LOW_PRIORITY_DELAY_S = 300.0
+"""A low-priority job queues as if it had come this much later: it yields to newer normal jobs, but never starves."""
+
+PRIVATE_RETENTION_S = 3600.0
+"""How long after its end a job with `store_io` off is kept, so that its caller can still fetch the result."""
+
+HINT_BUCKETS = 64
+"""Runner hints share so many buckets; each belongs to one worker at a time."""
+
+MAX_DEATHS = 3
+"""A job that was running at so many deaths of its worker fails instead of running again."""
+
+MAX_LONE_DEATHS = 2
+"""The same, for deaths at which nothing else was running: then the job itself is the suspect."""
+
+
+TRIES_KEPT = 50
+"""So many tries of one webhook stay in the delivery log, the newest."""
+
+LOG_KEPT_S = 30 * 86400.0
+"""Tries older than this leave the delivery log; that may be long after the job itself is gone."""
+
+LOG_ROWS = 100_000
+"""And so do the oldest, beyond this many."""
+
+
+class JobStatus(StrEnum):
+    """Where a job stands. A wish to cancel is a flag of the row, not a state."""
+
+    QUEUED = "queued"
+    """Waits for a worker; also again after its worker died."""
+    RUNNING = "running"
+    """Claimed by an owner under a lease."""
+    COMPLETED = "completed"
+    """Ended with pictures."""
+    FAILED = "failed"
+    """Ended without."""
+    CANCELLED = "cancelled"
+    """Ended because the client asked."""
+
+    @property
+    def is_finished(self) -> bool:
+        return self in (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED)
+
+
+class CancelOutcome(StrEnum):
+    """What became of a wish to cancel."""
+
+    CANCELLED = "cancelled"
+    """It was waiting and has ended now."""
+    REQUESTED = "requested"
+    """It is running; the flag is set and the owner will be told."""
+    ALREADY_FINISHED = "already_finished"
+    NOT_FOUND = "not_found"
+
+
+class Redelivery(StrEnum):
+    """What became of an order to deliver a webhook again."""
+
+    ORDERED = "ordered"
+    """It is due now, with all its tries before it."""
+    NOT_FINISHED = "not_finished"
+    """The job has not ended; its webhook goes out when it does."""
+    NO_WEBHOOK = "no_webhook"
+    """The job named none."""
+    FORGOTTEN = "forgotten"
+    """The log tells of it, but the result that it would carry is no longer kept."""
+    NOT_FOUND = "not_found"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a job ended, exactly as its result address will answer from now on.
+
+    Args:
+        status: COMPLETED, FAILED or CANCELLED.
+        http_status: of the result answer.
+        body: JSON object of the result answer; file addresses in it are relative (`/files/...`).
+        error, error_type: for the status answer of a failed job; None when it went well.
+        metrics: at least `inference_time` in seconds (or None) for a job that ran.
+        logs: the job's whole log, entries in fal's form.
+    """
+
+    status: JobStatus
+    http_status: int
+    body: dict[str, Any]
+    error: str | None = None
+    error_type: str | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    logs: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """What a client submitted.
+
+    Args:
+        id: the request id, 122 random bits or more.
+        endpoint: full endpoint id (`fal-ai/flux/dev`).
+        input: the JSON object as it arrived.
+        params: `GenerationParams.to_dict()`, seed decided; None when `outcome` is given.
+        output: how to deliver: `format` (jpeg, png, webp), `sync_mode`, and what the endpoint's answer needs.
+        priority: 0 normal, 1 low.
+        start_within_s: fail with a timeout if it has not started by then.
+        max_attempts: runs allowed for infrastructure faults (1 with no-retry).
+        is_ephemeral: a synchronous run: it belongs to one open connection, so a node that restarts ends it.
+        webhook_url: where to post the end.
+        base_url: scheme, host and prefix the caller used, for addresses in the webhook.
+        store_io: False keeps no payloads: input and result body are erased after the retention the caller needs.
+        hint_bucket: jobs of one bucket go to the same worker while it lives; None goes to any.
+        outcome: set when the job ends in the moment it is stored (input the model rejects).
+    """
+
+    id: str
+    endpoint: str
+    input: dict[str, Any]
+    params: dict[str, Any] | None
+    output: dict[str, Any] = field(default_factory=dict)
+    priority: int = 0
+    start_within_s: float | None = None
+    max_attempts: int = 10
+    is_ephemeral: bool = False
+    webhook_url: str | None = None
+    base_url: str = ""
+    store_io: bool = True
+    hint_bucket: int | None = None
+    outcome: Outcome | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One row, as read. Times are Unix seconds of the store's clock."""
+
+    id: str
+    seq: int
+    endpoint: str
+    input: dict[str, Any]
+    params: dict[str, Any] | None
+    output: dict[str, Any]
+    status: JobStatus
+    priority: int
+    created_at: float
+    start_deadline: float | None
+    started_at: float | None
+    finished_at: float | None
+    owner: str | None
+    epoch: int
+    attempt: int
+    max_attempts: int
+    deaths: int
+    lone_deaths: int
+    lease_until: float | None
+    cancel_requested: bool
+    is_ephemeral: bool
+    webhook_url: str | None
+    base_url: str
+    store_io: bool
+    hint_bucket: int | None
+    outcome: Outcome | None
+
+    @property
+    def queue_rank(self) -> float:
+        """Waiting jobs are claimed in the order of (queue_rank, seq)."""
+        return self.created_at + self.priority * LOW_PRIORITY_DELAY_S
+
+    @property
+    def model(self) -> str | None:
+        """The model its params ask for."""
+        return None if self.params is None else self.params.get("model")
+
+
+@dataclass(frozen=True, slots=True)
+class JobState:
+    """Where a job stands: what a status poll asks, and no more of the row.
+
+    Args:
+        endpoint, status, outcome: as in `Job`.
+        position: waiting jobs that will be claimed before this one; None when it does not wait.
+    """
+
+    endpoint: str
+    status: JobStatus
+    position: int | None = None
+    outcome: Outcome | None = None
+
+
+Verdict = Literal["delivered", "again", "given up"]
+"""How a try to deliver a webhook ended."""
+
+
+class StoreError(Exception):
+    """The store cannot do what was asked (disk full, file damaged); nothing was half done."""
+
+
+class QueueFullError(StoreError):
+    """More jobs wait than the caller or the server allows; nothing was stored."""
+
+
+class Store(Protocol):
+    """Every method is one atomic decision, synchronous and short, and may be called from any thread.
+
+    A job that `enqueue` acknowledged survives kill -9 and power loss, and ends exactly once. Only the store's
+    clock counts for leases and deadlines.
+    """
+
+    def enqueue(self, new: NewJob, max_queued: int | None = None) -> Job:
+        """Store a job durably; returns after the commit.
+
+        Raises: QueueFullError when `max_queued` jobs or more wait already. StoreError.
+        """
+
+    def get(self, job_id: str) -> Job | None:
+        """The row, or None."""
+
+    def state(self, job_id: str) -> JobState | None:
+        """Where the job stands, or None if it is unknown.
+
+        Cheap until the job has ended: every waiting client asks up to ten times a second."""
+
+    def claim(
+        self,
+        owner: str,
+        limit: int,
+        lease_s: float,
+        models: frozenset[str] | None = None,
+        quarantined: bool | None = None,
+        buckets: frozenset[int] | None = None,
+    ) -> list[Job]:
+        """Take up to `limit` waiting jobs: running, `owner`, `epoch + 1`, `attempt + 1`, `lease_until`, atomically.
+
+        Order: by age, where a low-priority job counts as LOW_PRIORITY_DELAY_S younger than it is.
+        With `quarantined`, only jobs with deaths (which should run alone, so that the guilty one shows itself); with
+        False, only jobs without. Only jobs of the given models, and of the given hint buckets or none, if given.
+        Jobs past their start deadline are not claimed (`expire` ends them)."""
+
+    def quarantined(self) -> int:
+        """How many waiting jobs have deaths. Cheap: asked before every claim."""
+
+    def renew(self, owner: str, lease_s: float) -> list[Job]:
+        """Extend the leases of all running jobs of `owner`; returns those whose cancel was requested."""
+
+    def finish(self, job_id: str, owner: str, epoch: int, outcome: Outcome) -> bool:
+        """End a running job and write its webhook row, in one transaction.
+
+        Returns: False, and changes nothing, if this claim is not the current one (the caller is a zombie)."""
+
+    def release(self, owner: str, died: bool, not_started: frozenset[str] = frozenset()) -> list[Job]:
+        """Give up all claims of `owner`: jobs wait again in their old place, or end.
+
+        With `died`, counts a death for each that is not `not_started` (ids that the worker had not begun), a lone
+        death if it was the only such one; a job that was running at MAX_DEATHS deaths or MAX_LONE_DEATHS lone
+        ones, or that has no attempt left, fails as `runner_disconnected` (503). Without `died` the attempt is
+        given back. A job whose cancel was requested is cancelled either way.
+        Returns: the rows after the change."""
+
+    def release_one(self, job_id: str, owner: str, epoch: int) -> bool:
+        """Give up one claim after an internal fault of the worker: no death is counted, but the attempt is used.
+
+        The job fails as `runner_disconnected` if that was its last, and is cancelled if that was requested.
+        Returns: False, and changes nothing, if this claim is not the current one."""
+
+    def expire(self) -> list[Job]:
+        """End waiting jobs past their start deadline (504 `request_timeout`) and release expired leases
+        as died; returns the changed rows."""
+
+    def request_cancel(self, job_id: str) -> tuple[CancelOutcome, Job | None]:
+        """Cancel at once if waiting, flag if running; idempotent."""
+
+    def counts(self) -> dict[JobStatus, int]:
+        """Rows by state, cheap enough for /metrics."""
+
+    def recover(self) -> list[Job]:
+        """At start-up: give up every claim, because all owners died with the node that was here before.
+
+        Counts no death (nobody knows who was to blame) but uses the attempt. A store that several nodes share
+        leaves this to the leases and returns nothing.
+        Returns: the rows after the change."""
+
+    def end_ephemeral(self) -> int:
+        """At start-up: cancel unfinished synchronous runs, whose connections are gone. Returns how many."""
+
+    def sweep(self, retention_s: float) -> list[str]:
+        """Delete rows finished longer ago than that (PRIVATE_RETENTION_S if `store_io` is off); returns their ids.
+
+        Trims the delivery log, too."""
+
+    def due_webhooks(self, limit: int) -> list[WebhookDelivery]:
+        """Deliveries whose time has come, oldest first."""
+
+    def settle_webhook(self, delivery: WebhookDelivery, answer: WebhookAnswer, next_in_s: float | None) -> None:
+        """Log one try: delivered, or again in `next_in_s`, or given up (None).
+
+        The delivery is as `due_webhooks` gave it: if it was ordered again since, that order stands."""
+
+    def webhooks(self, limit: int) -> list[WebhookDelivery]:
+        """Deliveries of ended jobs, those of the newest jobs first, settled ones too."""
+
+    def webhook(self, job_id: str) -> WebhookDelivery | None:
+        """The delivery of one job; None if it owes none (yet) or is unknown."""
+
+    def webhook_tries(self, job_id: str) -> list[WebhookTry]:
+        """The log of one job's deliveries, oldest try first: at most TRIES_KEPT, for LOG_KEPT_S and LOG_ROWS in all.
+
+        It outlives the job."""
+
+    def redeliver_webhook(self, job_id: str) -> Redelivery:
+        """Have a webhook delivered again, whether it was taken, given up or is still being tried."""
+
+    def close(self) -> None:
+        """Release the file; later calls raise StoreError."""
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookDelivery:
+    """One outbox row.
+
+    Args:
+        tries, note: how many there were since it was ordered, and what the last one saw.
+        round: how often it was ordered again.
+        due_at: Unix seconds of the next try; None when it was delivered or given up.
+    """
+
+    job_id: str
+    url: str
+    tries: int
+    note: str
+    round: int = 0
+    due_at: float | None = None
+    is_delivered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookAnswer:
+    """What one try saw: an HTTP status, or none and in the note why."""
+
+    is_delivered: bool
+    note: str
+    http_status: int | None = None
+    duration_s: float = 0.0
+
+    def as_try(self, job_id: str, now: float, next_in_s: float | None) -> WebhookTry:
+        """The log's entry for a try that ended just now."""
+        verdict: Verdict = "delivered" if self.is_delivered else "given up" if next_in_s is None else "again"
+        return WebhookTry(job_id, now - self.duration_s, self.duration_s, self.http_status, self.note, verdict)
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookTry:
+    """One line of the delivery log. `began_at` is in Unix seconds of the store's clock."""
+
+    job_id: str
+    began_at: float
+    duration_s: float
+    http_status: int | None
+    note: str
+    verdict: Verdict

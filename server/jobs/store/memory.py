@@ -1,0 +1,268 @@
+"""The in-memory double of the store, held to the same contract as the durable ones; for tests and trials."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from server.jobs.store import platform_outcomes, transitions
+from server.jobs.store.base import (
+    LOG_KEPT_S,
+    LOG_ROWS,
+    PRIVATE_RETENTION_S,
+    TRIES_KEPT,
+    CancelOutcome,
+    Job,
+    JobState,
+    JobStatus,
+    NewJob,
+    Outcome,
+    QueueFullError,
+    Redelivery,
+    StoreError,
+    WebhookAnswer,
+    WebhookDelivery,
+    WebhookTry,
+)
+from server.jobs.store.queue_index import QueueIndex, state_of
+
+
+@dataclass
+class _Delivery:
+    due_at: float | None
+    tries: int = 0
+    note: str = ""
+    round: int = 0
+    is_delivered: bool = False
+
+
+class MemoryStore:
+    """`Store` without durability: one lock around a dict of rows. Args: clock: Unix seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._jobs: dict[str, Job] = {}
+        self._webhooks: dict[str, _Delivery] = {}
+        self._log: dict[str, list[WebhookTry]] = {}
+        self._line = QueueIndex()
+        self._last_seq = 0
+        self._is_closed = False
+
+    def enqueue(self, new: NewJob, max_queued: int | None = None) -> Job:
+        with self._open():
+            if new.id in self._jobs:
+                raise StoreError(f"request id {new.id} is taken")
+            if new.outcome is None and max_queued is not None and self._line.length >= max_queued:
+                raise QueueFullError(f"{max_queued} requests wait already")
+            self._last_seq += 1
+            return self._save(None, transitions.created(new, self._last_seq, self._clock()))
+
+    def get(self, job_id: str) -> Job | None:
+        with self._open():
+            return self._jobs.get(job_id)
+
+    def state(self, job_id: str) -> JobState | None:
+        with self._open():
+            return self._line.state(job_id) or state_of(self._jobs.get(job_id))
+
+    def claim(
+        self,
+        owner: str,
+        limit: int,
+        lease_s: float,
+        models: frozenset[str] | None = None,
+        quarantined: bool | None = None,
+        buckets: frozenset[int] | None = None,
+    ) -> list[Job]:
+        with self._open():
+            now = self._clock()
+            waiting = sorted(self._in_state(JobStatus.QUEUED), key=lambda job: (job.queue_rank, job.seq))
+            ready = [
+                job
+                for job in waiting
+                if (models is None or job.model in models)
+                and (quarantined is None or quarantined == (job.deaths > 0))
+                and (buckets is None or job.hint_bucket is None or job.hint_bucket in buckets)
+                and not _is_past(job.start_deadline, now)
+            ]
+            return [self._save(job, transitions.claimed(job, owner, now, lease_s)) for job in ready[:limit]]
+
+    def quarantined(self) -> int:
+        with self._open():
+            return self._line.quarantined
+
+    def renew(self, owner: str, lease_s: float) -> list[Job]:
+        with self._open():
+            lease_until = self._clock() + lease_s
+            held = [self._save(job, replace(job, lease_until=lease_until)) for job in self._held_by(owner)]
+            return [job for job in held if job.cancel_requested]
+
+    def finish(self, job_id: str, owner: str, epoch: int, outcome: Outcome) -> bool:
+        with self._open():
+            job = self._jobs.get(job_id)
+            if job is None or not transitions.is_current(job, owner, epoch):
+                return False
+            self._save(job, transitions.ended(job, outcome, self._clock()))
+            return True
+
+    def release(self, owner: str, died: bool, not_started: frozenset[str] = frozenset()) -> list[Job]:
+        with self._open():
+            return self._save_all(transitions.released(self._held_by(owner), died, not_started, self._clock()))
+
+    def release_one(self, job_id: str, owner: str, epoch: int) -> bool:
+        with self._open():
+            job = self._jobs.get(job_id)
+            if job is None or not transitions.is_current(job, owner, epoch):
+                return False
+            self._save(job, transitions.attempt_failed(job, self._clock()))
+            return True
+
+    def expire(self) -> list[Job]:
+        with self._open():
+            now = self._clock()
+            late = [job for job in self._in_state(JobStatus.QUEUED) if _is_past(job.start_deadline, now)]
+            changed = self._save_all(
+                (job, transitions.ended(job, platform_outcomes.start_timeout(), now)) for job in late
+            )
+            expired = [job for job in self._in_state(JobStatus.RUNNING) if _is_past(job.lease_until, now)]
+            for owner in sorted({job.owner for job in expired if job.owner is not None}):
+                theirs = [job for job in expired if job.owner == owner]
+                changed += self._save_all(transitions.released(theirs, True, frozenset(), now))
+            return changed
+
+    def request_cancel(self, job_id: str) -> tuple[CancelOutcome, Job | None]:
+        with self._open():
+            job = self._jobs.get(job_id)
+            if job is None:
+                return CancelOutcome.NOT_FOUND, None
+            if job.status.is_finished:
+                return CancelOutcome.ALREADY_FINISHED, job
+            flagged = replace(job, cancel_requested=True)
+            if job.status is JobStatus.RUNNING:
+                return CancelOutcome.REQUESTED, self._save(job, flagged)
+            ended = transitions.ended(flagged, platform_outcomes.cancelled(), self._clock())
+            return CancelOutcome.CANCELLED, self._save(job, ended)
+
+    def counts(self) -> dict[JobStatus, int]:
+        with self._open():
+            return self._line.counts()
+
+    def recover(self) -> list[Job]:
+        with self._open():
+            now = self._clock()
+            running = self._in_state(JobStatus.RUNNING)
+            return self._save_all((job, transitions.attempt_failed(job, now)) for job in running)
+
+    def end_ephemeral(self) -> int:
+        with self._open():
+            now = self._clock()
+            gone = [job for job in self._jobs.values() if job.is_ephemeral and not job.status.is_finished]
+            return len(
+                self._save_all((job, transitions.ended(job, platform_outcomes.disconnected(), now)) for job in gone)
+            )
+
+    def sweep(self, retention_s: float) -> list[str]:
+        with self._open():
+            now = self._clock()
+            old = [job for job in self._jobs.values() if _is_past(_kept_until(job, retention_s), now)]
+            for job in old:
+                del self._jobs[job.id]
+                self._webhooks.pop(job.id, None)
+                self._line.change(job, None)
+            self._trim_log(now)
+            return [job.id for job in old]
+
+    def due_webhooks(self, limit: int) -> list[WebhookDelivery]:
+        with self._open():
+            now = self._clock()
+            due = sorted(
+                (delivery.due_at, job_id)
+                for job_id, delivery in self._webhooks.items()
+                if delivery.due_at is not None and delivery.due_at <= now
+            )
+            return [self._delivery(job_id) for _, job_id in due[:limit]]
+
+    def settle_webhook(self, delivery: WebhookDelivery, answer: WebhookAnswer, next_in_s: float | None) -> None:
+        with self._open():
+            now = self._clock()
+            entry = answer.as_try(delivery.job_id, now, next_in_s)
+            self._log[delivery.job_id] = [*self._log.get(delivery.job_id, []), entry][-TRIES_KEPT:]
+            row = self._webhooks.get(delivery.job_id)
+            if row is not None and row.round == delivery.round:
+                row.tries += 1
+                row.note, row.is_delivered = answer.note, answer.is_delivered
+                row.due_at = now + next_in_s if entry.verdict == "again" and next_in_s is not None else None
+
+    def webhooks(self, limit: int) -> list[WebhookDelivery]:
+        with self._open():
+            newest = sorted(self._webhooks, key=lambda job_id: -self._jobs[job_id].seq)
+            return [self._delivery(job_id) for job_id in newest[:limit]]
+
+    def webhook(self, job_id: str) -> WebhookDelivery | None:
+        with self._open():
+            return self._delivery(job_id) if job_id in self._webhooks else None
+
+    def webhook_tries(self, job_id: str) -> list[WebhookTry]:
+        with self._open():
+            return list(self._log.get(job_id, []))
+
+    def redeliver_webhook(self, job_id: str) -> Redelivery:
+        with self._open():
+            job = self._jobs.get(job_id)
+            if job is None:
+                return Redelivery.FORGOTTEN if job_id in self._log else Redelivery.NOT_FOUND
+            if job.webhook_url is None:
+                return Redelivery.NO_WEBHOOK
+            if not job.status.is_finished:
+                return Redelivery.NOT_FINISHED
+            old = self._webhooks[job_id]
+            self._webhooks[job_id] = _Delivery(due_at=self._clock(), note=old.note, round=old.round + 1)
+            return Redelivery.ORDERED
+
+    def close(self) -> None:
+        self._is_closed = True
+
+    def _open(self) -> threading.RLock:
+        if self._is_closed:
+            raise StoreError("the store is closed")
+        return self._lock
+
+    def _in_state(self, status: JobStatus) -> list[Job]:
+        return [job for job in self._jobs.values() if job.status is status]
+
+    def _held_by(self, owner: str) -> list[Job]:
+        return [job for job in self._in_state(JobStatus.RUNNING) if job.owner == owner]
+
+    def _save(self, before: Job | None, after: Job) -> Job:
+        self._jobs[after.id] = after
+        self._line.change(before, after)
+        if after.status.is_finished and after.webhook_url is not None:
+            self._webhooks[after.id] = _Delivery(due_at=self._clock())
+        return after
+
+    def _save_all(self, pairs: Iterable[tuple[Job, Job]]) -> list[Job]:
+        return [self._save(before, after) for before, after in list(pairs)]
+
+    def _delivery(self, job_id: str) -> WebhookDelivery:
+        row, url = self._webhooks[job_id], self._jobs[job_id].webhook_url
+        assert url is not None
+        return WebhookDelivery(job_id, url, row.tries, row.note, row.round, row.due_at, row.is_delivered)
+
+    def _trim_log(self, now: float) -> None:
+        entries = [entry for log in self._log.values() for entry in log if entry.began_at > now - LOG_KEPT_S]
+        self._log = {}
+        for entry in sorted(entries, key=lambda entry: entry.began_at)[-LOG_ROWS:]:
+            self._log.setdefault(entry.job_id, []).append(entry)
+
+
+def _is_past(moment: float | None, now: float) -> bool:
+    return moment is not None and moment <= now
+
+
+def _kept_until(job: Job, retention_s: float) -> float | None:
+    if job.finished_at is None:
+        return None
+    return job.finished_at + (retention_s if job.store_io else min(retention_s, PRIVATE_RETENTION_S))

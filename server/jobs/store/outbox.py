@@ -1,0 +1,149 @@
+"""The webhook tables: what is owed, what was tried, and an operator's visit to both beside the node that owns the file.
+
+Functions take `execute`, so that they run inside the store's transactions, over its reading connection, or in a visit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from server.jobs.store.base import (
+    LOG_KEPT_S,
+    LOG_ROWS,
+    TRIES_KEPT,
+    JobStatus,
+    Redelivery,
+    StoreError,
+    WebhookAnswer,
+    WebhookDelivery,
+    WebhookTry,
+)
+
+Execute = Callable[[str, tuple[Any, ...]], Iterable[tuple[Any, ...]]]
+
+_SELECT = (
+    "SELECT job.id, job.webhook_url, webhook.tries, webhook.note, webhook.round, webhook.due_at, webhook.is_delivered "
+    "FROM webhook JOIN job ON job.seq = webhook.job_seq"
+)
+
+
+def enqueue(execute: Execute, job_seq: int, now: float) -> None:
+    """The job has ended and named a webhook: deliver it from now on."""
+    execute("INSERT INTO webhook (job_seq, due_at) VALUES (?, ?)", (job_seq, now))
+
+
+def due(execute: Execute, now: float, limit: int) -> list[WebhookDelivery]:
+    """Deliveries whose time has come, oldest first."""
+    rows = execute(f"{_SELECT} WHERE webhook.due_at <= ? ORDER BY webhook.due_at LIMIT ?", (now, limit))
+    return [_delivery(row) for row in rows]
+
+
+def newest(execute: Execute, limit: int) -> list[WebhookDelivery]:
+    """The deliveries of the requests that were stored last, newest first."""
+    return [_delivery(row) for row in execute(f"{_SELECT} ORDER BY webhook.job_seq DESC LIMIT ?", (limit,))]
+
+
+def of_job(execute: Execute, job_id: str) -> WebhookDelivery | None:
+    """What is known of one request's delivery; None if it owes none, has not ended, or is no longer kept."""
+    for row in execute(f"{_SELECT} WHERE job.id = ?", (job_id,)):
+        return _delivery(row)
+    return None
+
+
+def tries(execute: Execute, job_id: str) -> list[WebhookTry]:
+    """Every try of one request that is still in the log, oldest first."""
+    rows = execute(
+        "SELECT job_id, began_at, duration_s, http_status, note, verdict FROM webhook_try "
+        "WHERE job_id = ? ORDER BY number",
+        (job_id,),
+    )
+    return [WebhookTry(*row) for row in rows]
+
+
+def settle(
+    execute: Execute, delivery: WebhookDelivery, answer: WebhookAnswer, next_in_s: float | None, now: float
+) -> None:
+    """Log one try, and say when the next is due; an order to deliver again that came meanwhile stands."""
+    entry = answer.as_try(delivery.job_id, now, next_in_s)
+    execute(
+        "INSERT INTO webhook_try (job_id, began_at, duration_s, http_status, note, verdict) VALUES (?, ?, ?, ?, ?, ?)",
+        (entry.job_id, entry.began_at, entry.duration_s, entry.http_status, entry.note, entry.verdict),
+    )
+    execute(
+        "DELETE FROM webhook_try WHERE job_id = ?1 AND number <= "
+        "(SELECT number FROM webhook_try WHERE job_id = ?1 ORDER BY number DESC LIMIT 1 OFFSET ?2)",
+        (delivery.job_id, TRIES_KEPT),
+    )
+    due_at = None if entry.verdict != "again" or next_in_s is None else now + next_in_s
+    execute(
+        "UPDATE webhook SET tries = tries + 1, note = ?, due_at = ?, is_delivered = ? "
+        "WHERE job_seq = (SELECT seq FROM job WHERE id = ?) AND round = ?",
+        (answer.note, due_at, int(answer.is_delivered), delivery.job_id, delivery.round),
+    )
+
+
+def refusal(execute: Execute, job_id: str) -> Redelivery | None:
+    """Why this job's webhook cannot be delivered now; None if it can."""
+    for status, url in execute("SELECT status, webhook_url FROM job WHERE id = ?", (job_id,)):
+        if url is None:
+            return Redelivery.NO_WEBHOOK
+        return None if JobStatus(status).is_finished else Redelivery.NOT_FINISHED
+    return Redelivery.FORGOTTEN if tries(execute, job_id) else Redelivery.NOT_FOUND
+
+
+def order_again(execute: Execute, job_id: str, now: float) -> Redelivery:
+    """Make a delivery due now, with all its tries before it."""
+    refused = refusal(execute, job_id)
+    if refused is not None:
+        return refused
+    execute(
+        "UPDATE webhook SET round = round + 1, tries = 0, is_delivered = 0, due_at = ? "
+        "WHERE job_seq = (SELECT seq FROM job WHERE id = ?)",
+        (now, job_id),
+    )
+    return Redelivery.ORDERED
+
+
+def sweep(execute: Execute, now: float) -> None:
+    """Drop from the log what is too old, and the oldest of what is too much."""
+    execute("DELETE FROM webhook_try WHERE began_at <= ?", (now - LOG_KEPT_S,))
+    execute("DELETE FROM webhook_try WHERE number <= (SELECT max(number) FROM webhook_try) - ?", (LOG_ROWS,))
+
+
+@contextmanager
+def open_beside_owner(path: Path, version: int) -> Iterator[Execute]:
+    """One transaction on a store's file that a running node may own: SQLite lets one writer in after the other.
+
+    Nothing here may touch `job`, of which the node keeps an index in memory; the outbox is read afresh every time.
+
+    Args: path: the database. version: of the schema that this code knows.
+    Raises: StoreError if there is no such file, it cannot be used, or another version wrote it.
+    """
+    if not path.exists():
+        raise StoreError(f"there is no {path}: no server has run with this --data-dir")
+    try:
+        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+        try:
+            connection.set_busy_timeout(5000)
+            (found,) = next(connection.execute("PRAGMA user_version"))
+            if found != version:
+                age = "an older" if found < version else "a newer"
+                raise StoreError(f"{path} was written by {age} fluxserve: start the server of this version on it first")
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("BEGIN IMMEDIATE")
+            yield lambda query, values: connection.execute(query, values).fetchall()
+            connection.execute("COMMIT")
+        finally:
+            connection.close()
+    except apsw.Error as exc:
+        raise StoreError(f"cannot use the database {path}: {exc}") from exc
+
+
+def _delivery(row: tuple[Any, ...]) -> WebhookDelivery:
+    job_id, url, tries_made, note, round_, due_at, is_delivered = row
+    return WebhookDelivery(job_id, url, tries_made, note, round_, due_at, bool(is_delivered))

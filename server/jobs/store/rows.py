@@ -1,0 +1,71 @@
+"""How a job is written into a row of the `job` table, and read back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from server.jobs.store.base import Job, JobStatus, Outcome
+
+CONSTANT_COLUMNS = (
+    "id", "endpoint", "input", "params", "output", "priority", "created_at", "start_deadline", "max_attempts",
+    "is_ephemeral", "webhook_url", "base_url", "store_io", "hint_bucket",
+)  # fmt: skip
+"""Set when a job is stored, and never again."""
+
+STATE_COLUMNS = (
+    "status", "started_at", "finished_at", "owner", "epoch", "attempt", "deaths", "lone_deaths", "lease_until",
+    "cancel_requested", "outcome",
+)  # fmt: skip
+"""What the transitions change."""
+
+DERIVED_COLUMNS = ("model", "queue_rank")
+"""Kept for the indexes; properties of `Job`."""
+
+READ_COLUMNS = ("seq", *CONSTANT_COLUMNS, *STATE_COLUMNS)
+
+_JSON = frozenset({"input", "params", "output"})
+_FLAGS = frozenset({"cancel_requested", "is_ephemeral", "store_io"})
+
+
+def to_row(job: Job, columns: tuple[str, ...]) -> tuple[Any, ...]:
+    """The job's values for these columns."""
+    return tuple(_to_value(name, getattr(job, name)) for name in columns)
+
+
+def from_row(row: tuple[Any, ...]) -> Job:
+    """A job from a row of READ_COLUMNS. Every status poll reads one, so only columns that need it are converted."""
+    values = dict(zip(READ_COLUMNS, row, strict=True))
+    for name, read in _READERS:
+        if values[name] is not None:
+            values[name] = read(values[name])
+    return Job(**values)
+
+
+# The standard library's JSON and not a faster one: what it has parsed it can also write (integers of any size,
+# lone surrogates), and what a client sent must never make a row unwritable.
+def _to_value(name: str, value: Any) -> Any:
+    if value is None:
+        return None
+    if name == "outcome":
+        return json.dumps(asdict(value))
+    if name in _JSON:
+        return json.dumps(value)
+    if name in _FLAGS:
+        return int(value)
+    return value
+
+
+def _outcome(text: str) -> Outcome:
+    fields = json.loads(text)
+    return Outcome(**{**fields, "status": JobStatus(fields["status"])})
+
+
+_READERS: tuple[tuple[str, Callable[[Any], Any]], ...] = (
+    *((name, json.loads) for name in sorted(_JSON)),
+    *((name, bool) for name in sorted(_FLAGS)),
+    ("status", JobStatus),
+    ("outcome", _outcome),
+)

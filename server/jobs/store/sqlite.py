@@ -1,0 +1,344 @@
+"""The default store: one SQLite file, one owner process, one writer thread with group commit."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from server.jobs.store import outbox, platform_outcomes, transitions
+from server.jobs.store.base import (
+    PRIVATE_RETENTION_S,
+    CancelOutcome,
+    Job,
+    JobState,
+    JobStatus,
+    NewJob,
+    Outcome,
+    QueueFullError,
+    Redelivery,
+    StoreError,
+    WebhookAnswer,
+    WebhookDelivery,
+    WebhookTry,
+)
+from server.jobs.store.queue_index import QueueIndex, state_of
+from server.jobs.store.rows import CONSTANT_COLUMNS, DERIVED_COLUMNS, READ_COLUMNS, STATE_COLUMNS, from_row, to_row
+from server.jobs.store.writer import Change, GroupCommit, Transaction
+
+MIGRATIONS = tuple(sorted((Path(__file__).parent / "migrations").glob("*.sql")))
+"""Applied in order, each once; how many have been is the database's `user_version`."""
+
+_SELECT = f"SELECT {', '.join(READ_COLUMNS)} FROM job"
+_INSERT_COLUMNS = (*CONSTANT_COLUMNS, *STATE_COLUMNS, *DERIVED_COLUMNS)
+_INSERT = f"INSERT INTO job ({', '.join(_INSERT_COLUMNS)}) VALUES ({', '.join('?' * len(_INSERT_COLUMNS))})"
+_UPDATE = f"UPDATE job SET {', '.join(f'{name} = ?' for name in STATE_COLUMNS)} WHERE seq = ?"
+
+
+class SqliteStore:
+    """`Store` in one file. See `server.jobs.store.base.Store` for what every method promises.
+
+    Writes go through `GroupCommit`; reads use one other connection, which a write-ahead log never blocks.
+
+    Args: path: the database; its folder must exist. clock: Unix seconds, the only clock for leases and deadlines.
+        vfs: SQLite's name of the file layer to write through; tests cut the power in one.
+    Raises: StoreError if another process has it open, or the file is damaged or from a newer version.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time, vfs: str | None = None) -> None:
+        self._clock = clock
+        self._lock_file = _become_owner(path)
+        self._line = QueueIndex()
+        self._read_lock = threading.Lock()
+        self._is_closed = False
+        try:
+            connection = _connect(path, vfs)
+            _migrate(connection)
+            self._fill_line(connection)
+            self._reader = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+        except apsw.Error as exc:
+            os.close(self._lock_file)
+            raise StoreError(f"cannot open the database {path}: {exc}") from exc
+        except StoreError:
+            os.close(self._lock_file)
+            raise
+        self._writer = GroupCommit(connection, self._note_changes)
+
+    def enqueue(self, new: NewJob, max_queued: int | None = None) -> Job:
+        return self._writer.run(lambda tx: self._insert(tx, new, max_queued))
+
+    def get(self, job_id: str) -> Job | None:
+        for row in self._read(f"{_SELECT} WHERE id = ?", (job_id,)):
+            return from_row(row)
+        return None
+
+    def state(self, job_id: str) -> JobState | None:
+        return self._line.state(job_id) or state_of(self.get(job_id))
+
+    def claim(
+        self,
+        owner: str,
+        limit: int,
+        lease_s: float,
+        models: frozenset[str] | None = None,
+        quarantined: bool | None = None,
+        buckets: frozenset[int] | None = None,
+    ) -> list[Job]:
+        wanted = "" if models is None else f"AND model IN ({', '.join('?' * len(models))})"
+        wanted += {None: "", True: " AND deaths > 0", False: " AND deaths = 0"}[quarantined]
+        if buckets is not None:
+            wanted += f" AND (hint_bucket IS NULL OR hint_bucket IN ({', '.join('?' * len(buckets))}))"
+
+        def claim(tx: Transaction) -> list[Job]:
+            now = self._clock()
+            waiting = _jobs(
+                tx,
+                f"WHERE status = 'queued' AND (start_deadline IS NULL OR start_deadline > ?) {wanted} "
+                "ORDER BY queue_rank, seq LIMIT ?",
+                (now, *sorted(models or ()), *sorted(buckets or ()), limit),
+            )
+            return self._save_all(tx, ((job, transitions.claimed(job, owner, now, lease_s)) for job in waiting))
+
+        return self._writer.run(claim, is_promise=False)
+
+    def quarantined(self) -> int:
+        return self._line.quarantined
+
+    def renew(self, owner: str, lease_s: float) -> list[Job]:
+        def renew(tx: Transaction) -> list[Job]:
+            tx.connection.execute(
+                "UPDATE job SET lease_until = ? WHERE status = 'running' AND owner = ?",
+                (self._clock() + lease_s, owner),
+            )
+            return _jobs(tx, "WHERE status = 'running' AND owner = ? AND cancel_requested", (owner,))
+
+        return self._writer.run(renew, is_promise=False)
+
+    def finish(self, job_id: str, owner: str, epoch: int, outcome: Outcome) -> bool:
+        return self._change_current(job_id, owner, epoch, lambda job: transitions.ended(job, outcome, self._clock()))
+
+    def release(self, owner: str, died: bool, not_started: frozenset[str] = frozenset()) -> list[Job]:
+        def release(tx: Transaction) -> list[Job]:
+            held = _jobs(tx, "WHERE status = 'running' AND owner = ?", (owner,))
+            return self._save_all(tx, transitions.released(held, died, not_started, self._clock()))
+
+        return self._writer.run(release)
+
+    def release_one(self, job_id: str, owner: str, epoch: int) -> bool:
+        return self._change_current(job_id, owner, epoch, lambda job: transitions.attempt_failed(job, self._clock()))
+
+    def expire(self) -> list[Job]:
+        def expire(tx: Transaction) -> list[Job]:
+            now = self._clock()
+            late = _jobs(tx, "WHERE status = 'queued' AND start_deadline <= ?", (now,))
+            changed = self._save_all(
+                tx, ((job, transitions.ended(job, platform_outcomes.start_timeout(), now)) for job in late)
+            )
+            expired = _jobs(tx, "WHERE status = 'running' AND lease_until <= ?", (now,))
+            for owner in sorted({job.owner for job in expired if job.owner is not None}):
+                theirs = [job for job in expired if job.owner == owner]
+                changed += self._save_all(tx, transitions.released(theirs, True, frozenset(), now))
+            return changed
+
+        # Asked every second and nearly always empty: look first, so that an idle node does not write.
+        return self._writer.run(expire) if self._has_expired() else []
+
+    def request_cancel(self, job_id: str) -> tuple[CancelOutcome, Job | None]:
+        def cancel(tx: Transaction) -> tuple[CancelOutcome, Job | None]:
+            job = _one_job(tx, job_id)
+            if job is None:
+                return CancelOutcome.NOT_FOUND, None
+            if job.status.is_finished:
+                return CancelOutcome.ALREADY_FINISHED, job
+            flagged = replace(job, cancel_requested=True)
+            if job.status is JobStatus.RUNNING:
+                return CancelOutcome.REQUESTED, self._save(tx, job, flagged)
+            ended = transitions.ended(flagged, platform_outcomes.cancelled(), self._clock())
+            return CancelOutcome.CANCELLED, self._save(tx, job, ended)
+
+        return self._writer.run(cancel)
+
+    def counts(self) -> dict[JobStatus, int]:
+        return self._line.counts()
+
+    def recover(self) -> list[Job]:
+        def recover(tx: Transaction) -> list[Job]:
+            now = self._clock()
+            running = _jobs(tx, "WHERE status = 'running'")
+            return self._save_all(tx, ((job, transitions.attempt_failed(job, now)) for job in running))
+
+        return self._writer.run(recover)
+
+    def end_ephemeral(self) -> int:
+        def end(tx: Transaction) -> int:
+            now = self._clock()
+            gone = _jobs(tx, "WHERE is_ephemeral AND outcome IS NULL")
+            return len(
+                self._save_all(
+                    tx, ((job, transitions.ended(job, platform_outcomes.disconnected(), now)) for job in gone)
+                )
+            )
+
+        return self._writer.run(end)
+
+    def sweep(self, retention_s: float) -> list[str]:
+        def sweep(tx: Transaction) -> list[str]:
+            now = self._clock()
+            private_s = min(retention_s, PRIVATE_RETENTION_S)
+            old = _jobs(
+                tx,
+                "WHERE finished_at <= ? AND finished_at <= CASE store_io WHEN 1 THEN ? ELSE ? END",
+                (now - private_s, now - retention_s, now - private_s),
+            )
+            for job in old:
+                tx.connection.execute("DELETE FROM job WHERE seq = ?", (job.seq,))
+                tx.changes.append((job, None))
+            outbox.sweep(tx.execute, now)
+            return [job.id for job in old]
+
+        return self._writer.run(sweep)
+
+    def due_webhooks(self, limit: int) -> list[WebhookDelivery]:
+        return outbox.due(self._read, self._clock(), limit)
+
+    def settle_webhook(self, delivery: WebhookDelivery, answer: WebhookAnswer, next_in_s: float | None) -> None:
+        self._writer.run(lambda tx: outbox.settle(tx.execute, delivery, answer, next_in_s, self._clock()))
+
+    def webhooks(self, limit: int) -> list[WebhookDelivery]:
+        return outbox.newest(self._read, limit)
+
+    def webhook(self, job_id: str) -> WebhookDelivery | None:
+        return outbox.of_job(self._read, job_id)
+
+    def webhook_tries(self, job_id: str) -> list[WebhookTry]:
+        return outbox.tries(self._read, job_id)
+
+    def redeliver_webhook(self, job_id: str) -> Redelivery:
+        return self._writer.run(lambda tx: outbox.order_again(tx.execute, job_id, self._clock()))
+
+    def close(self) -> None:
+        with self._read_lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            self._reader.close()
+        self._writer.close()
+        os.close(self._lock_file)
+
+    def _insert(self, tx: Transaction, new: NewJob, max_queued: int | None) -> Job:
+        if new.outcome is None and max_queued is not None and self._waiting_in(tx) >= max_queued:
+            raise QueueFullError(f"{max_queued} requests wait already")
+        if _one_job(tx, new.id) is not None:
+            raise StoreError(f"request id {new.id} is taken")
+        job = transitions.created(new, 0, self._clock())
+        tx.connection.execute(_INSERT, to_row(job, _INSERT_COLUMNS))
+        job = replace(job, seq=tx.connection.last_insert_rowid())
+        return self._record(tx, None, job)
+
+    def _waiting_in(self, tx: Transaction) -> int:
+        """Waiting jobs as this transaction sees them: the line knows only what is committed."""
+        return self._line.length + sum(_is_waiting(after) - _is_waiting(before) for before, after in tx.changes)
+
+    def _change_current(self, job_id: str, owner: str, epoch: int, rule: Callable[[Job], Job]) -> bool:
+        def change(tx: Transaction) -> bool:
+            job = _one_job(tx, job_id)
+            if job is None or not transitions.is_current(job, owner, epoch):
+                return False
+            self._save(tx, job, rule(job))
+            return True
+
+        return self._writer.run(change)
+
+    def _save(self, tx: Transaction, before: Job, after: Job) -> Job:
+        tx.connection.execute(_UPDATE, (*to_row(after, STATE_COLUMNS), after.seq))
+        return self._record(tx, before, after)
+
+    def _save_all(self, tx: Transaction, pairs: Iterable[tuple[Job, Job]]) -> list[Job]:
+        return [self._save(tx, before, after) for before, after in pairs]
+
+    def _record(self, tx: Transaction, before: Job | None, after: Job) -> Job:
+        """Note the change, and in the same transaction the webhook that an end owes."""
+        tx.changes.append((before, after))
+        if after.status.is_finished and after.webhook_url is not None:
+            outbox.enqueue(tx.execute, after.seq, self._clock())
+        return after
+
+    def _note_changes(self, changes: list[Change]) -> None:
+        for before, after in changes:
+            self._line.change(before, after)
+
+    def _fill_line(self, connection: apsw.Connection) -> None:
+        for status, number in connection.execute("SELECT status, count(*) FROM job GROUP BY status"):
+            if JobStatus(status).is_finished:
+                self._line.count(JobStatus(status), number)
+        for row in connection.execute(f"{_SELECT} WHERE status IN ('queued', 'running')"):
+            self._line.change(None, from_row(row))
+
+    def _has_expired(self) -> bool:
+        now = self._clock()
+        query = (
+            "SELECT EXISTS (SELECT 1 FROM job WHERE status = 'queued' AND start_deadline <= ?) "
+            "OR EXISTS (SELECT 1 FROM job WHERE status = 'running' AND lease_until <= ?)"
+        )
+        return bool(next(self._read(query, (now, now)))[0])
+
+    def _read(self, query: str, values: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+        with self._read_lock:
+            if self._is_closed:
+                raise StoreError("the store is closed")
+            try:
+                return iter(self._reader.execute(query, values).fetchall())
+            except apsw.Error as exc:
+                raise StoreError(f"cannot read the database: {exc}") from exc
+
+
+def _jobs(tx: Transaction, where: str, values: tuple[Any, ...] = ()) -> list[Job]:
+    return [from_row(row) for row in tx.connection.execute(f"{_SELECT} {where}", values).fetchall()]
+
+
+def _one_job(tx: Transaction, job_id: str) -> Job | None:
+    found = _jobs(tx, "WHERE id = ?", (job_id,))
+    return found[0] if found else None
+
+
+def _is_waiting(job: Job | None) -> bool:
+    return job is not None and job.status is JobStatus.QUEUED
+
+
+def _become_owner(path: Path) -> int:
+    """Hold the lock beside the database for the life of this process; the kernel frees it, however that ends."""
+    descriptor = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        os.close(descriptor)
+        raise StoreError(f"another fluxserve is using the data directory {path.parent}") from exc
+    # Prompts are private: SQLite would make the file readable to all, and gives its log the same mode.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    return descriptor
+
+
+def _connect(path: Path, vfs: str | None) -> apsw.Connection:
+    connection = apsw.Connection(str(path), vfs=vfs)
+    connection.set_busy_timeout(5000)
+    # The writer chooses the synchronous level of every commit; F_FULLFSYNC matters on macOS only.
+    for pragma in ("journal_mode = WAL", "synchronous = FULL", "fullfsync = ON", "foreign_keys = ON"):
+        connection.execute(f"PRAGMA {pragma}")
+    return connection
+
+
+def _migrate(connection: apsw.Connection) -> None:
+    (version,) = next(connection.execute("PRAGMA user_version"))
+    if version > len(MIGRATIONS):
+        raise StoreError("the data directory was written by a newer fluxserve")
+    for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
+        with connection:
+            connection.execute(script.read_text())
+            connection.execute(f"PRAGMA user_version = {number}")

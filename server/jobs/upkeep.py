@@ -1,0 +1,80 @@
+"""What a node does beside requests: sweeps expired jobs and files, probes the disk, forgets ended jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+
+from server.files.disk import Disk
+from server.files.objects import Objects
+from server.files.outputs import Outputs
+from server.jobs.live import LiveJobs
+from server.jobs.store.base import Store
+
+logger = logging.getLogger("fluxserve.node")
+
+SWEEP_S = 3600.0
+FORGET_S = 10.0
+PROBE_S = 1.0
+
+
+@dataclass
+class Upkeep:
+    """Background tasks of one node, from `start` to `stop`.
+
+    Args: retention_s: how long ended jobs stay in the store. first_ready: set when a worker has loaded its models.
+    """
+
+    store: Store
+    objects: Objects
+    outputs: Outputs
+    live: LiveJobs
+    disk: Disk
+    retention_s: float
+    first_ready: asyncio.Event
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def start(self) -> None:
+        """Begin; needs a running event loop."""
+        work = {
+            "sweep": self._sweep(),
+            "forget": self._forget_ended(),
+            "disk": self._probe_disk(),
+            "warm": self._warm(),
+        }
+        self._tasks = [asyncio.create_task(task, name=name) for name, task in work.items()]
+
+    async def stop(self) -> None:
+        """Cancel every task and wait for its end."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _warm(self) -> None:
+        """Start an encoder before the first picture needs it, but not before a worker has used the cores to load."""
+        await self.first_ready.wait()
+        await self.outputs.warm()
+
+    async def _sweep(self) -> None:
+        """Hourly: drop what is past its retention, in the store and on the disk."""
+        while True:
+            try:
+                rows = await asyncio.to_thread(self.store.sweep, self.retention_s)
+                files = await asyncio.to_thread(self.objects.sweep)
+                logger.info("swept %d requests and %d files", len(rows), files)
+            except Exception:
+                logger.exception("the sweep failed; it will be tried again")
+            await asyncio.sleep(SWEEP_S)
+
+    async def _probe_disk(self) -> None:
+        """Find out that the disk is full before a request does, and that it no longer is."""
+        while True:
+            await asyncio.to_thread(self.disk.probe)
+            await asyncio.sleep(PROBE_S)
+
+    async def _forget_ended(self) -> None:
+        """Keep the live state small: a busy node ends tens of jobs a second, each with a log."""
+        while True:
+            await asyncio.sleep(FORGET_S)
+            self.live.forget_old()

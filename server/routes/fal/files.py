@@ -1,0 +1,84 @@
+"""Results and uploads by address: public as on fal unless their owner said otherwise, with ranges, and harmless
+whatever they contain."""
+
+from __future__ import annotations
+
+import time
+
+from starlette.datastructures import Headers
+from starlette.responses import FileResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from server.files.objects import Objects, StoredObject
+from server.gateway.areas import Target
+from server.gateway.keys import KeyRing
+from server.http.errors import PlainError
+from server.http.responses import wrong_method
+from server.routes.fal.uploads import UploadArea
+
+_PREFIX = "/files/"
+_HEADERS = {
+    "x-content-type-options": "nosniff",
+    # Uploads may be HTML or SVG: nothing in them may run under our origin.
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox",
+    "cross-origin-resource-policy": "cross-origin",
+}
+_CACHED_S = 365 * 86400
+
+
+class FilesArea:
+    """ASGI app of the CDN area; what concerns sending a file goes to `uploads`."""
+
+    def __init__(self, objects: Objects, uploads: UploadArea, keys: KeyRing) -> None:
+        self._objects = objects
+        self._uploads = uploads
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        target: Target = scope["target"]
+        if self._uploads.concerns(target.path):
+            await self._uploads(scope, receive, send)
+            return
+        if not target.path.startswith(_PREFIX):
+            raise PlainError(404, "File not found")
+        if scope["method"] not in ("GET", "HEAD"):
+            raise wrong_method("GET", "HEAD", "OPTIONS")
+        response = self._file(target.path.removeprefix(_PREFIX), Headers(scope=scope))
+        await response(scope, receive, send)
+
+    def _file(self, key: str, asked: Headers) -> Response:
+        stored = self._objects.stat(key)
+        path = self._objects.path(key)
+        if stored is None or path is None:
+            raise PlainError(404, "File not found")
+        self._check_access(stored, asked)
+        etag = f'"{key}"'
+        headers = {**_HEADERS, "cache-control": _cache_control(stored), "etag": etag}
+        if etag in asked.get("if-none-match", ""):
+            return Response(status_code=304, headers=headers)
+        return FileResponse(
+            path,
+            media_type=stored.content_type,
+            filename=stored.file_name,
+            content_disposition_type="inline",
+            headers=headers,
+        )
+
+    def _check_access(self, stored: StoredObject, asked: Headers) -> None:
+        """Only who has a key of this server reads what is not for all. Raises: PlainError 403 or 404."""
+        if stored.access == "allow":
+            return
+        try:
+            self._keys.check(asked)
+        except PlainError as exc:
+            if stored.access == "hide":
+                raise PlainError(404, "File not found") from exc
+            raise PlainError(403, "The owner of this file shares it with nobody") from exc
+
+
+def _cache_control(stored: StoredObject) -> str:
+    """A key names one content for as long as the file lives: caches may keep it no longer."""
+    if stored.access != "allow":
+        return "private, no-store"
+    left_s = _CACHED_S if stored.expires_at is None else stored.expires_at - time.time()
+    return f"public, max-age={int(min(max(left_s, 0), _CACHED_S))}, immutable"

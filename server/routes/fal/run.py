@@ -1,0 +1,123 @@
+"""The run area: a request answered on its own connection, whole or as a stream of events.
+
+It is a job like any other, except that it is ephemeral: when the caller leaves, it is cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+from urllib.parse import parse_qs
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+
+from pipelines.protocol import Progress
+from server.api import endpoints, wire
+from server.api.body import read_object
+from server.api.served import Served
+from server.api.submission import new_job, read_options
+from server.files.outputs import preview_image
+from server.gateway.areas import Target
+from server.http.errors import WireError
+from server.http.responses import ascii_json, json_response, wrong_method
+from server.http.streams import event, send_events, while_connected
+from server.jobs.service import JobService
+from server.jobs.store.base import NewJob, Outcome
+
+STREAM = "stream"
+
+
+class RunArea:
+    """ASGI app of the run area."""
+
+    def __init__(self, jobs: JobService, served: Served) -> None:
+        self._jobs = jobs
+        self._served = served
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        target: Target = scope["target"]
+        endpoint, rest = endpoints.find(target.path)
+        if rest not in ("", STREAM):
+            raise endpoints.path_not_found(rest)
+        if scope["method"] != "POST":
+            raise wrong_method("POST", "OPTIONS")
+        request = Request(scope, receive)
+        options = read_options(Headers(scope=scope), target.query)
+        body = await read_object(request)
+        new = new_job(
+            endpoint,
+            target.request_id,
+            body,
+            options,
+            self._served.model_for(endpoint.variants),
+            base_url=target.base,
+            is_ephemeral=True,
+            preview_every=_preview_every(target.query) if rest == STREAM else 0,
+        )
+        if rest == STREAM:
+            await send_events(receive, send, self._events(target, new, options.max_queued))
+            return
+        outcome = await while_connected(receive, self._jobs.run(new, options.max_queued))
+        status, result, headers = wire.result(outcome, target.origin)
+        await json_response(result, status, headers)(scope, receive, send)
+
+    async def _events(self, target: Target, new: NewJob, max_queued: int | None) -> AsyncGenerator[bytes, None]:
+        """Progress at every step, then the complete output. Before the first one a failure keeps its own status."""
+        end = asyncio.ensure_future(self._jobs.run(new, max_queued))
+        has_begun = False
+        try:
+            async with aclosing(self._steps(new, end)) as steps:
+                async for step in steps:
+                    yield event(ascii_json(step))
+                    has_begun = True
+            yield event(ascii_json(_last_event(target, await end, has_begun)))
+        finally:
+            end.cancel()
+            await asyncio.gather(end, return_exceptions=True)
+
+    async def _steps(self, new: NewJob, end: asyncio.Future[Outcome]) -> AsyncGenerator[dict[str, Any], None]:
+        """One event a step, until the job has ended."""
+        live = self._jobs.live
+        last_step = -1
+        while not end.done():
+            seen = live.version(new.id)
+            progress = live.progress(new.id)
+            if progress is not None and progress.step != last_step:
+                last_step = progress.step
+                yield await self._progress(new, progress)
+            watch = asyncio.ensure_future(live.wait(new.id, seen, None))
+            either: set[asyncio.Future[Any]] = {watch, end}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            watch.cancel()
+
+    async def _progress(self, new: NewJob, progress: Progress) -> dict[str, Any]:
+        """An event in the shape of the output, so that code which draws `images` of every event shows previews."""
+        params = new.params or {}
+        previews = [self._jobs.live.preview(new.id, index) for index in range(params.get("num_images", 1))]
+        return {
+            "images": [await asyncio.to_thread(preview_image, preview) for preview in previews if preview is not None],
+            "seed": params.get("seed"),
+            "prompt": params.get("prompt"),
+            "step": progress.step,
+            "num_inference_steps": progress.num_steps,
+            "progress": progress.step / progress.num_steps,
+            "eta": progress.eta_s,
+        }
+
+
+def _last_event(target: Target, outcome: Outcome, has_begun: bool) -> dict[str, Any]:
+    """The output, or the error object; an error before any event is raised, so that it gets its status."""
+    status, body, headers = wire.result(outcome, target.origin)
+    if status != 200 and not has_begun:
+        raise WireError(status, body, headers)
+    return body
+
+
+def _preview_every(query: bytes) -> int:
+    """`preview_every=4` in the query asks for a small picture every four steps; anything else for none."""
+    values = parse_qs(query.decode("latin-1")).get("preview_every", ["0"])[-1]
+    return min(int(values), 1000) if values.isascii() and values.isdecimal() and len(values) < 5 else 0

@@ -1,0 +1,76 @@
+"""Our own pages beside fal's areas: health, metrics, the model list, and the documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import HTMLResponse, PlainTextResponse
+from starlette.responses import Response
+
+from server.api import catalogue, endpoints
+from server.api.served import Served
+from server.http.errors import PlainError
+from server.http.responses import json_response
+from server.routes.system.docs_page import docs_page
+from server.routes.system.metrics import Metrics
+
+PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def system_router(
+    health: Callable[[], dict[str, Any]], served: Served, metrics: Metrics, version: str, is_protected: bool
+) -> APIRouter:
+    """The routes of the system area."""
+    router = APIRouter()
+
+    @router.get("/livez")
+    async def livez() -> dict[str, str]:
+        """The process answers; no device is touched."""
+        return {"status": "ok"}
+
+    @router.get("/readyz", responses={503: {"description": "Not yet, or not now"}})
+    async def readyz() -> Response:
+        """200 when a worker is loaded, the queue accepts and the disk takes writes, else 503."""
+        now = health()
+        return json_response({"status": "ready" if now["ready"] else now["state"]}, 200 if now["ready"] else 503)
+
+    @router.get("/health")
+    async def health_page() -> Response:
+        """State, load progress and workers."""
+        return json_response(health() | {"version": version})
+
+    @router.get("/metrics", response_class=PlainTextResponse)
+    async def prometheus() -> Response:
+        """Prometheus' text format."""
+        return Response(metrics.text(), media_type=PROMETHEUS)
+
+    @router.get("/v1/models")
+    async def models(
+        q: str | None = None,
+        endpoint_id: Annotated[list[str] | None, Query()] = None,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
+    ) -> dict[str, Any]:
+        """The endpoints, as fal and as OpenAI list them."""
+        rows = [row for row in catalogue.all_endpoints() if not endpoint_id or row.id in endpoint_id]
+        found = [row for row in rows if not q or q.lower() in f"{row.id} {row.summary}".lower()]
+        return catalogue.model_list(found[:limit], served.model_for)
+
+    @router.get("/api/openapi/queue/openapi.json", responses={404: {"description": "No such endpoint"}})
+    async def endpoint_openapi(endpoint_id: str, request: Request) -> dict[str, Any]:
+        """One endpoint's OpenAPI document, where fal has it."""
+        row = endpoints.ENDPOINTS.get(endpoint_id)
+        if row is None:
+            raise PlainError(404, f"Application '{endpoint_id[:200]}' not found")
+        origin = request.scope["target"].origin
+        return catalogue.queue_openapi(row, version, is_protected, origin)
+
+    @router.get("/", response_class=HTMLResponse)
+    @router.get("/docs", response_class=HTMLResponse)
+    async def docs(request: Request) -> HTMLResponse:
+        """The endpoints and their fields as one static page."""
+        page = docs_page(catalogue.all_endpoints(), request.scope["target"].origin)
+        return HTMLResponse(page, headers={"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'"})
+
+    return router

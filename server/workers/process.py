@@ -1,0 +1,379 @@
+"""The worker processes' lives: start one a device, read its frames, notice its death at once, start it again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipelines.protocol import (
+    Finished,
+    Frame,
+    FrameReader,
+    Heartbeat,
+    Loading,
+    Log,
+    ProtocolError,
+    Ready,
+    Shutdown,
+    encode,
+)
+
+logger = logging.getLogger("fluxserve.worker")
+
+WORKER_COMMAND = (sys.executable, "-m", "pipelines.worker")
+_ROOT = Path(__file__).parents[2]
+
+LOAD_HANG_S = 1800.0
+"""Silence allowed while a model loads: reading tens of gigabytes may be one long stage."""
+STEADY_S = 60.0
+"""A worker that was ready for so long, or finished a job, counts as sound: its next restart is immediate."""
+MAX_BACKOFF_S = 30.0
+EXIT_BROKEN = 3
+"""How a worker exits when its model, device or arguments are at fault, so that haste would not help."""
+STOP_S = 1.0
+READ_SIZE = 1 << 20
+
+
+_CACHES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
+"""Folders below `cache_dir` for the libraries' compiled kernels, unless the operator's environment names others."""
+
+
+class WorkerState(StrEnum):
+    """Where a worker process stands."""
+
+    STARTING = "starting"
+    LOADING = "loading"
+    READY = "ready"
+    RESTARTING = "restarting"
+    STOPPED = "stopped"
+
+
+class WorkerEvents(Protocol):
+    """Who is told of what workers do; called on the event loop and must return quickly."""
+
+    def on_frame(self, worker: Worker, frame: Frame) -> None:
+        """A frame about a job, or Ready or Heartbeat after it was noted here."""
+
+    def on_death(self, worker: Worker, owner: str) -> None:
+        """The process that claimed as `owner` is gone, unasked; nothing of it will come any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """What every worker is started with.
+
+    Args:
+        hang_s: a loaded worker silent for so long is killed.
+        warmup: auto, none or full; warmup_sizes: (width, height) of what it draws before it is ready.
+        cache_dir: keeps what PyTorch and Triton compile over a restart; None leaves their own folders.
+    """
+
+    models: tuple[str, ...]
+    dtype: str = "auto"
+    quantization: str = "none"
+    acceleration: str = "high"
+    offload: str = "none"
+    tuning: str = ""
+    memory_gb: float | None = None
+    hang_s: float = 120.0
+    warmup: str = "auto"
+    warmup_sizes: tuple[tuple[int, int], ...] = ()
+    cache_dir: Path | None = None
+    command: Sequence[str] = WORKER_COMMAND
+
+    def argv(self, descriptor: int, device: str) -> list[str]:
+        """The child's command line."""
+        fixed = ["--fd", str(descriptor), "--device", device, "--dtype", self.dtype]
+        models = [part for model in self.models for part in ("--model", model)]
+        memory = [] if self.memory_gb is None else ["--memory-gb", str(self.memory_gb)]
+        sizes = [part for width, height in self.warmup_sizes for part in ("--warmup-size", f"{width}x{height}")]
+        warmup = ["--warmup", self.warmup, *sizes]
+        weights = ["--quantization", self.quantization, "--offload", self.offload]
+        weights += ["--acceleration", self.acceleration, "--tuning", self.tuning]
+        return [*self.command, *fixed, *weights, *memory, *warmup, *models]
+
+    def environment(self) -> dict[str, str]:
+        """The child's environment: ours, finding our packages from any working folder, and with prompt output."""
+        path = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        fixed = {"PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1"}
+        caches = {name: str(self.cache_dir / folder) for name, folder in _CACHES.items()} if self.cache_dir else {}
+        # What transformers warns of at import is nothing an operator can act on.
+        return {"TRANSFORMERS_VERBOSITY": "error", **caches, **os.environ, **fixed}
+
+
+class Worker:
+    """One device's worker, through all its processes.
+
+    Args: name: unique among the nodes that share a store; `owner` adds the number of the process to it.
+    """
+
+    def __init__(self, name: str, device: str, options: WorkerOptions, events: WorkerEvents) -> None:
+        self.name = name
+        self.device = device
+        self.state = WorkerState.STARTING
+        self.pid: int | None = None
+        self.loading: Loading | None = None
+        self.ready: Ready | None = None
+        self.heartbeat: Heartbeat | None = None
+        self.restarts = 0
+        self.last_error: str | None = None
+        self._options = options
+        self._events = events
+        self._generation = 0
+        self._failures = 0
+        self._is_stopping = False
+        self._ready_at = 0.0
+        self._writer: asyncio.StreamWriter | None = None
+        self._last_error_line: str | None = None
+
+    @property
+    def owner(self) -> str:
+        """The name that the present process claims under; a later process never uses it again."""
+        return f"{self.name}#{self._generation}"
+
+    @property
+    def models(self) -> frozenset[str]:
+        """Names of the models that it can run now."""
+        return frozenset(model["name"] for model in self.ready.models) if self.ready else frozenset()
+
+    @property
+    def is_ready(self) -> bool:
+        return self.state is WorkerState.READY
+
+    def send(self, frame: Frame) -> None:
+        """Pass a frame to the process; lost if it is dying, which `on_death` then repairs."""
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(encode(frame))
+
+    async def run(self) -> None:
+        """Keep a process alive until `stop`, or until cancelled."""
+        try:
+            await self._live_once()
+            while not self._is_stopping:
+                await asyncio.sleep(self._backoff_s())
+                self.restarts += 1
+                await self._live_once()
+        finally:
+            self.state = WorkerState.STOPPED
+
+    def stop(self) -> None:
+        """Ask the process to end, and start no other."""
+        self._is_stopping = True
+        self.send(Shutdown())
+
+    def _backoff_s(self) -> float:
+        """Seconds to wait: none after the first failure, then 0.2 s doubling up to MAX_BACKOFF_S."""
+        if self._failures <= 1:
+            return 0.0
+        return float(min(0.2 * 2 ** (min(self._failures, 20) - 2), MAX_BACKOFF_S))
+
+    async def _live_once(self) -> None:
+        """One process from start to death, with its owner's death reported at the end."""
+        self._generation += 1
+        self.state, self.loading, self.ready, self.heartbeat = WorkerState.STARTING, None, None, None
+        self._last_error_line = None
+        owner = self.owner
+        try:
+            process, reader = await self._start()
+        except OSError as exc:
+            self.last_error = f"cannot start: {exc}"
+            self._failures += 1
+            self.state = WorkerState.RESTARTING
+            return
+        self.pid = process.pid
+        lines = asyncio.create_task(self._keep_lines(process))
+        frames = asyncio.create_task(self._read_frames(reader))
+        try:
+            reason = await self._until_gone(process, frames)
+            await asyncio.wait({lines}, timeout=1.0)
+        finally:
+            _kill_group(process.pid)
+            await process.wait()
+            for task in (frames, lines):
+                task.cancel()
+            self._close_socket()
+        if self._is_stopping:
+            return
+        self._note_death(process.returncode, reason)
+        self._events.on_death(self, owner)
+
+    async def _start(self) -> tuple[asyncio.subprocess.Process, asyncio.StreamReader]:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *self._options.argv(theirs.fileno(), self.device),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=asyncio.subprocess.STDOUT,
+                    pass_fds=(theirs.fileno(),),
+                    env=self._options.environment(),
+                    # A Ctrl-C at the terminal is for the node, which then lets its workers finish.
+                    start_new_session=True,
+                )
+            except BaseException:
+                ours.close()
+                raise
+        reader, self._writer = await asyncio.open_unix_connection(sock=ours, limit=READ_SIZE * 4)
+        return process, reader
+
+    async def _until_gone(self, process: asyncio.subprocess.Process, frames: asyncio.Task[str]) -> str:
+        """Wait for the end of the process or of its frames, whichever comes first; then be sure of both."""
+        exit_ = asyncio.create_task(process.wait())
+        await asyncio.wait({exit_, frames}, return_when=asyncio.FIRST_COMPLETED)
+        # When only the frames ended it may still be exiting by itself, with a status worth knowing.
+        await asyncio.wait({exit_}, timeout=0.0 if frames.done() and frames.result() else 1.0)
+        _kill_group(process.pid)
+        await exit_
+        # What it sent before it died still counts: a finished picture is not thrown away.
+        await asyncio.wait({frames}, timeout=1.0)
+        return frames.result() if frames.done() else ""
+
+    async def _read_frames(self, reader: asyncio.StreamReader) -> str:
+        """Pass frames on until there are no more; returns what was wrong, or nothing for a plain end."""
+        frames = FrameReader()
+        try:
+            while True:
+                async with asyncio.timeout(self._silence_limit_s()):
+                    data = await reader.read(READ_SIZE)
+                if not data:
+                    return ""
+                for frame in frames.feed(data):
+                    self._take(frame)
+        except TimeoutError:
+            return f"no sign of life for {self._silence_limit_s():g} s, killed"
+        except ProtocolError as exc:
+            return f"sent what is no frame ({exc}), killed"
+        except ConnectionError:
+            return ""
+
+    def _silence_limit_s(self) -> float:
+        return self._options.hang_s if self.is_ready else max(self._options.hang_s, LOAD_HANG_S)
+
+    def _take(self, frame: Frame) -> None:
+        if isinstance(frame, Log):
+            level = logging.getLevelNamesMapping().get(frame.level.upper(), logging.INFO)
+            logger.log(level, "%s: %s", self.device, frame.message)
+            self._last_error_line = frame.message if level >= logging.ERROR else self._last_error_line
+            return
+        if isinstance(frame, Loading):
+            self.state, self.loading = WorkerState.LOADING, frame
+            return
+        if isinstance(frame, Ready):
+            self.state, self.ready, self._ready_at = WorkerState.READY, frame, time.monotonic()
+            logger.info("%s is ready: %s with %s", self.device, frame.device_name, ", ".join(sorted(self.models)))
+        elif isinstance(frame, Heartbeat):
+            self.heartbeat = frame
+        elif isinstance(frame, Finished):
+            self._failures = 0
+        try:
+            self._events.on_frame(self, frame)
+        except Exception:
+            # A fault in our own handling of one frame must not pass for a fault of the worker.
+            logger.exception("%s: a %s frame was not understood", self.device, type(frame).__name__)
+
+    async def _keep_lines(self, process: asyncio.subprocess.Process) -> None:
+        """Pass on what the process prints, for the operator's log."""
+        assert process.stdout is not None
+        with contextlib.suppress(ConnectionError):
+            while line := await _read_line(process.stdout):
+                text = line.decode(errors="replace").rstrip()
+                logger.info("%s: %s", self.device, text)
+
+    def _note_death(self, status: int | None, reason: str) -> None:
+        if self.is_ready and time.monotonic() - self._ready_at >= STEADY_S:
+            self._failures = 0
+        how = reason or _describe_exit(status)
+        # What it complained of explains an exit, but not a kill from outside.
+        is_exit = not reason and status is not None and status >= 0
+        self.last_error = self._last_error_line if is_exit and self._last_error_line else how
+        logger.warning("%s: worker process %s ended: %s (%s)", self.device, self.pid, how, self.last_error)
+        self.state, self.ready, self.heartbeat, self.pid = WorkerState.RESTARTING, None, None, None
+        self._failures = max(self._failures + 1, 20) if status == EXIT_BROKEN else self._failures + 1
+
+    def _close_socket(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def describe(self) -> dict[str, Any]:
+        """What /health says of it."""
+        beat, loading = self.heartbeat, self.loading
+        return {
+            "device": self.device,
+            "device_name": self.ready.device_name if self.ready else None,
+            "state": str(self.state),
+            "pid": self.pid,
+            "model": loading.model if loading else None,
+            "stage": loading.stage if loading else None,
+            "fraction": 1.0 if self.is_ready else (loading.fraction if loading else 0.0),
+            "models": sorted(self.models),
+            "running": beat.running if beat else 0,
+            "waiting": beat.waiting if beat else 0,
+            "load_ms": beat.load_ms if beat else 0.0,
+            "steps": beat.steps if beat else 0,
+            "memory": dict(beat.memory) if beat else {},
+            "restarts": self.restarts,
+            "last_error": self.last_error,
+        }
+
+
+class Workers:
+    """All workers of this node, in the order of their devices."""
+
+    def __init__(self, node_name: str, devices: Sequence[str], options: WorkerOptions, events: WorkerEvents) -> None:
+        self._all = [Worker(f"{node_name}/{index}", device, options, events) for index, device in enumerate(devices)]
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def __iter__(self) -> Iterator[Worker]:
+        return iter(self._all)
+
+    @property
+    def ready(self) -> list[Worker]:
+        """Those that take requests now."""
+        return [worker for worker in self._all if worker.is_ready]
+
+    def start(self) -> None:
+        """Start every process; returns at once."""
+        self._tasks = [asyncio.create_task(worker.run(), name=f"worker-{worker.device}") for worker in self._all]
+
+    async def stop(self) -> None:
+        """End every process: they are asked, and killed if they are still there after a moment."""
+        for worker in self._all:
+            worker.stop()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=STOP_S)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def _read_line(stream: asyncio.StreamReader) -> bytes:
+    try:
+        return await stream.readline()
+    except ValueError:
+        # A line longer than the stream's limit was dropped; say so rather than stop listening.
+        return b"(a very long line)\n"
+
+
+def _kill_group(pid: int) -> None:
+    """Kill the process and whatever it started; it leads its own group."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _describe_exit(status: int | None) -> str:
+    if status is not None and status < 0:
+        return f"killed by {signal.Signals(-status).name}"
+    return f"exited with status {status}"

@@ -1,0 +1,80 @@
+"""JSON bodies: strict, bounded, and never a crash."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.api.body import MAX_DEPTH, parse_object
+from server.api.errors import InputError
+
+
+def entry(data: bytes) -> dict[str, Any]:
+    with pytest.raises(InputError) as caught:
+        parse_object(data)
+    (only,) = caught.value.problems
+    return only
+
+
+@pytest.mark.parametrize("data", [b"", b"  \n"])
+def test_an_empty_body_is_an_empty_object(data: bytes) -> None:
+    assert parse_object(data) == {}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"{",
+        b"{'a': 1}",
+        b'{"a": NaN}',
+        b'{"a": Infinity}',
+        b'{"a": 1e999}',
+        b'{"a": ' + b"9" * 400 + b"}",
+        rb'{"a": "\ud800"}',
+        b'{"a": "\xff"}',
+        b"\xef\xbb\xbf{}",
+        b"{}{}",
+        b"[" * 100_000,
+        b'{"a":' * 2000,
+    ],
+)
+def test_what_is_not_json_is_named_so(data: bytes) -> None:
+    assert entry(data)["type"] == "json_invalid"
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        (b'{"a": 1e999}', "a number is too large"),
+        (b'{"a": -' + b"9" * 5000 + b"}", "a number is too large"),
+        (b'{"a": "\xff"}', "the body is not UTF-8 text"),
+        ('{"a": "é"}'.encode("latin-1"), "the body is not UTF-8 text"),
+        (b'{"a":' * 2000, f"nested deeper than {MAX_DEPTH} levels"),
+        (b'{"a":' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}", f"nested deeper than {MAX_DEPTH} levels"),
+    ],
+)
+def test_the_cause_is_said_in_words_a_caller_can_act_on(data: bytes, error: str) -> None:
+    assert entry(data)["ctx"] == {"error": error}
+
+
+@pytest.mark.parametrize("data", [b"[]", b"null", b'"text"', b"5", b"true"])
+def test_other_json_than_an_object_is_refused(data: bytes) -> None:
+    fault = entry(data)
+    assert (fault["type"], fault["loc"]) == ("model_attributes_type", ["body"])
+
+
+def test_nesting_is_bounded() -> None:
+    deepest = b'{"a":' + b"[" * (MAX_DEPTH - 1) + b"]" * (MAX_DEPTH - 1) + b"}"
+    assert parse_object(deepest)
+    too_deep = b'{"a":' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}"
+    assert "deeper" in entry(too_deep)["ctx"]["error"]
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_give_an_object_or_an_input_error(data: bytes) -> None:
+    with contextlib.suppress(InputError):
+        assert isinstance(parse_object(data), dict)

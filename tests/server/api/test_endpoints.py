@@ -1,0 +1,88 @@
+"""The endpoint table against what fal publishes (an extract of it lies beside this file)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.api.endpoints import ENDPOINTS, find
+from server.api.schemas import sizes
+from server.http.errors import PlainError
+
+PUBLISHED: dict[str, Any] = json.loads((Path(__file__).parents[1] / "fal_endpoints.json").read_text())
+EXTRAS = {"enable_safety_checker", "enhance_prompt"}
+"""Fields that we accept beyond the published ones: endpoints had them once, and old callers send them."""
+
+
+def field_schema(schema: dict[str, Any], name: str) -> dict[str, Any]:
+    """A field's JSON schema, with the alternative that is not null folded in."""
+    field: dict[str, Any] = schema["properties"][name]
+    for part in field.get("anyOf", []):
+        if part.get("type") != "null":
+            field = field | part
+    return field
+
+
+@pytest.mark.parametrize("endpoint", sorted(PUBLISHED["endpoints"]))
+def test_fields_defaults_and_limits_are_fals(endpoint: str) -> None:
+    schema = ENDPOINTS[endpoint].schema.model_json_schema(mode="serialization")
+    published = PUBLISHED["endpoints"][endpoint]
+    assert set(published) <= set(schema["properties"]) <= set(published) | EXTRAS
+    for name, facts in published.items():
+        ours = field_schema(schema, name)
+        assert (name in ENDPOINTS[endpoint].schema.model_json_schema().get("required", [])) is facts["required"], name
+        assert ours.get("default") == facts.get("default"), name
+        for limit in ("minimum", "maximum"):
+            if name != "seed":
+                assert ours.get(limit) == facts.get(limit), (name, limit)
+        assert ours.get("enum") == facts.get("enum"), name
+        if facts.get("nullable"):
+            assert {"type": "null"} in schema["properties"][name]["anyOf"], name
+
+
+def test_every_row_is_published_by_fal() -> None:
+    assert set(ENDPOINTS) == set(PUBLISHED["endpoints"])
+
+
+def test_dimension_tables_are_fals() -> None:
+    as_lists = {name: list(pixels) for name, pixels in sizes.PRESETS.items()}
+    assert as_lists == PUBLISHED["presets"]
+    assert {name: list(pixels) for name, pixels in sizes.ULTRA_4MP.items()} == PUBLISHED["ultra_4mp"]
+    assert {name: list(pixels) for name, pixels in sizes.KONTEXT_1MP.items()} == PUBLISHED["kontext_1mp"]
+
+
+@pytest.mark.parametrize(
+    ("path", "endpoint", "rest"),
+    [
+        ("/fal-ai/flux-pro", "fal-ai/flux-pro", ""),
+        ("/fal-ai/flux-pro/v1.1", "fal-ai/flux-pro/v1.1", ""),
+        ("/fal-ai/flux-pro/v1.1-ultra", "fal-ai/flux-pro/v1.1-ultra", ""),
+        ("/fal-ai/flux/dev/stream", "fal-ai/flux/dev", "stream"),
+        ("/fal-ai/flux-pro/stream", "fal-ai/flux-pro", "stream"),
+        ("/fal-ai/flux/dev/a/b", "fal-ai/flux/dev", "a/b"),
+    ],
+)
+def test_the_longest_registered_id_wins(path: str, endpoint: str, rest: str) -> None:
+    row, below = find(path)
+    assert (row.id, below) == (endpoint, rest)
+
+
+@pytest.mark.parametrize(
+    ("path", "detail"),
+    [
+        ("/fal-ai/unknown", "Application 'fal-ai/unknown' not found"),
+        ("/flux", "Application 'flux' not found"),
+        ("/", "Application '' not found"),
+        ("/1234-my-app", "Application '1234/my-app' not found"),
+        ("/fal-ai/flux/unknown", "Path /unknown not found"),
+        ("/fal-ai/flux", "Path / not found"),
+        ("/FAL-AI/flux/dev", "Application 'FAL-AI/flux' not found"),
+    ],
+)
+def test_unknown_endpoints_are_404_with_a_sentence(path: str, detail: str) -> None:
+    with pytest.raises(PlainError) as caught:
+        find(path)
+    assert (caught.value.status, caught.value.body) == (404, {"detail": detail})

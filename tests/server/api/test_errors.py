@@ -1,0 +1,57 @@
+"""Exceptions and the answers they become."""
+
+from __future__ import annotations
+
+import pytest
+
+from server.api.errors import InputError, RequestError, problem, to_wire
+from server.http.errors import PlainError
+from server.jobs.store.base import QueueFullError, StoreError
+
+
+def test_a_request_error_says_its_type_in_body_and_header() -> None:
+    wire = RequestError(400, "bad_request", "no")
+    assert wire.body == {"detail": "no", "error_type": "bad_request"}
+    assert wire.headers["x-fal-error-type"] == "bad_request"
+    assert wire.headers["x-fal-retryable"] == "false"
+    assert "x-fal-needs-retry" not in wire.headers
+
+
+@pytest.mark.parametrize(
+    ("exc", "status", "kind"),
+    [
+        (QueueFullError("9 wait"), 429, "concurrent_requests_limit"),
+        (StoreError("/var/lib/fluxserve/jobs.db: disk full"), 503, "runner_scheduling_failure"),
+        (ZeroDivisionError("/secret/path"), 500, "internal_error"),
+    ],
+)
+def test_foreign_exceptions_say_nothing_of_our_insides(exc: Exception, status: int, kind: str) -> None:
+    wire = to_wire(exc)
+    assert (wire.status, wire.body["error_type"]) == (status, kind)
+    assert "/" not in wire.body["detail"]
+
+
+def test_wire_errors_pass_unchanged() -> None:
+    exc = PlainError(413, "too large")
+    assert to_wire(exc) is exc
+
+
+def test_a_problem_leaves_out_what_is_too_big_to_repeat() -> None:
+    assert problem(["prompt"], "no", "x", value="short")["input"] == "short"
+    for big in ("x" * 300, list(range(100)), {"a": {"b": 1}}, [[1]]):
+        assert "input" not in problem(["prompt"], "no", "x", value=big)
+    assert problem(["steps"], "no", "less_than_equal", {"le": 50}, 400) == {
+        "loc": ["body", "steps"],
+        "msg": "no",
+        "type": "less_than_equal",
+        "url": "https://docs.fal.ai/errors/#less_than_equal",
+        "ctx": {"le": 50},
+        "input": 400,
+    }
+
+
+def test_an_input_error_lists_every_fault() -> None:
+    wire = InputError([problem(["a"], "no", "x"), problem(["b"], "no", "y")])
+    assert wire.status == 422
+    assert [entry["loc"] for entry in wire.body["detail"]] == [["body", "a"], ["body", "b"]]
+    assert wire.headers["x-fal-billable-units"] == "0"

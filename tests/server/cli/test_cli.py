@@ -1,0 +1,312 @@
+"""The commands that need no running server: what they print and how they exit."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from server.api.clients import CLIENTS
+from server.cli import doctor
+from server.cli import main as command
+from server.cli.env import Client
+from server.http import running
+from server.settings import Settings
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+
+class Cli:
+    """Calls the console script's function in this process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments: str) -> Done:
+        self._monkeypatch.setattr(sys, "argv", ["fluxserve", *arguments])
+        code = 0
+        try:
+            command.main()
+        except SystemExit as exc:
+            code = int(exc.code or 0)
+        captured = self._capsys.readouterr()
+        return Done(code, captured.out, captured.err)
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    for name in list(os.environ):
+        if name.startswith("FLUXSERVE_"):
+            monkeypatch.delenv(name)
+    return Cli(monkeypatch, capsys)
+
+
+def test_the_console_script_is_installed_and_knows_its_version() -> None:
+    script = Path(sys.executable).with_name("fluxserve")
+    out = subprocess.run([script, "--version"], capture_output=True, text=True, timeout=30)
+    assert out.returncode == 0
+    assert out.stdout.startswith("fluxserve 0.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["serve", "--port", "70000"], "--port"),
+        (["serve", "--no-such-flag"], "--no-such-flag"),
+        (["serve", "--model", "nonsense"], "flux-shapes"),
+        (["serve", "--host", "0.0.0.0"], "--api-key"),
+        (["serve", "--config", "/no/such/file.toml"], "--config"),
+        (["env", "--client", "cobol"], "cobol"),
+        (["generate", "a cat", "-o", "cat.gif"], ".png"),
+        (["generate", "a cat", "--size", "huge"], "landscape_4_3"),
+        (["generate", "a cat", "--steps", "0"], "num_inference_steps"),
+        (["generate", "a cat", "--seed", "-1"], "seed"),
+        (["generate", "a cat", "--model", "nonsense"], "flux-shapes"),
+        (["paint"], "paint"),
+    ],
+)
+def test_wrong_usage_exits_2_and_names_the_limit(cli: Cli, arguments: list[str], word: str) -> None:
+    done = cli(*arguments)
+    assert done.code == 2
+    assert word in done.err
+    assert "Traceback" not in done.err
+
+
+def test_a_taken_port_exits_3_with_one_sentence(cli: Cli, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = cli("serve", "--port", str(port), "--tls-port", "0", "--data-dir", str(tmp_path))
+    assert done.code == 3
+    assert done.err.count("\n") == 1
+    assert str(port) in done.err
+    assert "--port" in done.err
+
+
+def test_a_device_that_is_not_here_exits_3_before_anything_starts(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    done = cli("serve", "--device", "cuda:0,7", "--data-dir", str(tmp_path / "data"))
+    assert done.code == 3
+    assert "cuda:7 is not here; 1 GPU is visible" in done.err
+    assert not (tmp_path / "data").exists()
+
+
+def test_an_address_of_another_machine_exits_3(cli: Cli, tmp_path: Path) -> None:
+    done = cli("serve", "--host", "192.0.2.1", "--api-key", "k", "--port", "0", "--data-dir", str(tmp_path))
+    assert done.code == 3
+    assert done.err.startswith("fluxserve: cannot listen on --host 192.0.2.1: ")
+    assert done.err.count("\n") == 1
+
+
+def test_a_data_folder_that_is_a_file_exits_3(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = cli("serve", "--port", "0", "--tls-port", "0", "--data-dir", str(tmp_path / "file"))
+    assert done.code == 3
+    assert f"--data-dir {tmp_path / 'file'}" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_generate_looks_where_it_will_write_before_it_draws(cli: Cli, tmp_path: Path) -> None:
+    done = cli("generate", "x", "-o", str(tmp_path / "missing" / "x.png"), "--model", "nobody/nothing")
+    assert done.code == 1
+    assert done.err == f"fluxserve: cannot write {tmp_path}/missing/x.png: there is no folder {tmp_path}/missing\n"
+
+
+def test_env_warns_when_no_server_runs(cli: Cli, tmp_path: Path) -> None:
+    assert "no server runs" in cli("env", "--client", "curl", "--data-dir", str(tmp_path)).err
+
+
+def test_env_is_taken_by_a_shell_whole(cli: Cli, tmp_path: Path) -> None:
+    text = cli("env", "--data-dir", str(tmp_path / "with space")).out
+    script = f"set -eu\n{text}\n" + 'test -s "$SSL_CERT_FILE"; echo "$FAL_RUN_HOST $FAL_QUEUE_RUN_HOST $FAL_KEY"'
+    out = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=10)
+    assert out.stdout == "127.0.0.1:8443/run 127.0.0.1:8443/queue local:open\n", out.stderr
+
+
+def test_env_follows_the_server_that_runs(cli: Cli, tmp_path: Path) -> None:
+    running.write(tmp_path, running.of_this_process("http://127.0.0.1:9001", "https://127.0.0.1:9002", True))
+    values = json.loads(cli("env", "--data-dir", str(tmp_path), "--json").out)
+    assert values["python"]["FAL_RUN_HOST"] == "127.0.0.1:9002/run"
+    assert values["js"]["proxyUrl"] == {"url": "http://127.0.0.1:9001/api/fal/proxy", "when": "always"}
+    assert values["curl"]["key"] == "YOUR_KEY"
+    running.remove(tmp_path)
+    values = json.loads(cli("env", "--data-dir", str(tmp_path), "--json").out)
+    assert values["python"]["FAL_RUN_HOST"] == "127.0.0.1:8443/run"
+
+
+def test_env_offers_every_client_there_is() -> None:
+    assert {str(client) for client in Client} == set(CLIENTS)
+
+
+def test_env_hands_out_the_key_it_knows(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLUXSERVE_API_KEYS", "id:secret,other:key")
+    values = json.loads(cli("env", "--data-dir", str(tmp_path), "--client", "python", "--json").out)
+    assert values["FAL_KEY"] == "id:secret"
+
+
+def test_env_for_another_machine_names_it(cli: Cli, tmp_path: Path) -> None:
+    values = json.loads(cli("env", "--host", "gpu.lan", "--data-dir", str(tmp_path), "--json").out)
+    assert values["curl"]["url"] == "http://gpu.lan:8000"
+    assert values["fal-apps"]["FAL_REST_HOST"] == "gpu.lan:8443/rest"
+
+
+def test_env_for_another_machine_says_what_else_it_needs(cli: Cli, tmp_path: Path) -> None:
+    cli("certs", "--data-dir", str(tmp_path))
+    text = cli("env", "--host", "gpu.lan", "--client", "python", "--data-dir", str(tmp_path)).out
+    assert f"# copy {tmp_path / 'tls' / 'ca-bundle.pem'} to that machine" in text
+    assert "# the certificate does not name gpu.lan: serve with --public-url https://gpu.lan:8443" in text
+    assert "does not name" not in cli("env", "--host", "localhost", "--data-dir", str(tmp_path)).out
+
+
+def test_env_for_python_without_tls_fails_with_advice(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLUXSERVE_TLS_PORT", "0")
+    done = cli("env", "--client", "python", "--data-dir", str(tmp_path))
+    assert (done.code, "--tls-port" in done.err) == (1, True)
+    everything = json.loads(cli("env", "--data-dir", str(tmp_path), "--json").out)
+    assert set(everything) == set(CLIENTS) - {"python", "python-proxy", "fal-apps"}
+
+
+def test_a_note_of_a_dead_process_is_ignored(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "pass"])
+    child.wait()
+    running.write(tmp_path, running.Running(child.pid, 0.0, "http://x", None, False))
+    assert running.read(tmp_path) is None
+    running.write(tmp_path, running.Running(os.getpid(), 0.0, "http://x", None, False))
+    assert running.read(tmp_path) is None
+
+
+def test_certs_shows_where_and_how_to_trust(cli: Cli, tmp_path: Path) -> None:
+    facts = json.loads(cli("certs", "--data-dir", str(tmp_path), "--json").out)
+    assert Path(facts["ca"]).read_text().startswith("-----BEGIN CERTIFICATE")
+    assert "queue.fal.run" in facts["names"]
+    assert len(facts["ca_fingerprint"].split(":")) == 32
+    text = cli("certs", "--data-dir", str(tmp_path)).out
+    assert facts["ca_fingerprint"] in text
+    assert "SSL_CERT_FILE" in text
+
+
+def test_models_lists_the_registry(cli: Cli) -> None:
+    rows = {row["name"]: row for row in json.loads(cli("models", "--json").out)["models"]}
+    assert rows["FLUX.1-dev"]["gated"] is True
+    assert rows["random:FLUX.1-dev"]["is_here"] is None
+    assert "flux-shapes" in cli("models").out
+
+
+def test_new_keys_are_unlike_and_in_fals_form(cli: Cli) -> None:
+    first, second = cli("keys", "new").out.strip(), json.loads(cli("keys", "new", "--json").out)["key"]
+    assert first != second
+    for key in (first, second):
+        name, secret = key.split(":")
+        assert len(name) == 36
+        assert len(bytes.fromhex(secret)) == 16
+
+
+def test_doctor_finds_what_is_broken_and_exits_3(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("FLUXSERVE_PORT", str(port))
+        monkeypatch.setenv("FLUXSERVE_TLS_PORT", "0")
+        monkeypatch.setenv("FLUXSERVE_MODELS", "random:tiny")
+        done = cli("doctor", "--data-dir", str(tmp_path), "--json")
+    report = json.loads(done.out)
+    verdicts = {finding["subject"]: finding["verdict"] for finding in report["findings"]}
+    assert (done.code, report["ok"], verdicts["ports"]) == (3, False, "broken")
+    assert verdicts["torch"] == verdicts["python"] == verdicts["data folder"] == "ok"
+    assert verdicts["certificate"] == "warning"
+
+
+def test_doctor_is_content_with_this_machine(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLUXSERVE_PORT", "0")
+    monkeypatch.setenv("FLUXSERVE_TLS_PORT", "0")
+    monkeypatch.setenv("FLUXSERVE_MODELS", "random:tiny")
+    done = cli("doctor", "--data-dir", str(tmp_path))
+    assert done.code == 0
+    assert "broken" not in done.out
+
+
+def test_generate_writes_what_was_asked_for(cli: Cli, tmp_path: Path) -> None:
+    arguments = ["generate", "a shape", "--model", "random:tiny", "--size", "96x64", "--steps", "3", "--seed", "5"]
+    done = cli(*arguments, "--num-images", "2", "-o", str(tmp_path / "out.png"), "--json")
+    assert done.code == 0, done.err
+    report = json.loads(done.out)
+    assert [image["seed"] for image in report["images"]] == [5, 6]
+    assert [Path(image["file"]).name for image in report["images"]] == ["out-1.png", "out-2.png"]
+    for image in report["images"]:
+        with Image.open(image["file"]) as picture:
+            assert (picture.size, picture.format) == ((96, 64), "PNG")
+    alone = cli(*arguments, "-o", str(tmp_path / "alone.webp"), "--device", "cpu", "--acceleration", "regular")
+    assert "step 3/3" in alone.err
+    assert "acceleration regular is not fully available" in alone.err
+    assert "no safety checker" in alone.out
+    with Image.open(tmp_path / "alone.webp") as picture:
+        assert picture.format == "WEBP"
+
+
+def test_generate_repeats_a_seed(cli: Cli, tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        cli(
+            "generate",
+            "x",
+            "--model",
+            "random:tiny",
+            "--size",
+            "64x64",
+            "--steps",
+            "2",
+            "--seed",
+            "7",
+            "-o",
+            str(tmp_path / name),
+        )
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_generate_says_when_a_model_is_missing(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    done = cli("generate", "x", "--model", "nobody/nothing", "-o", str(tmp_path / "x.png"), "--json")
+    assert done.code == 3
+    assert "nobody/nothing" in done.err
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("offload", "gib", "verdict", "words"),
+    [
+        ("none", 24, "warning", "--quantization fp8 --offload text"),
+        ("none", 32, "warning", "--offload text"),
+        ("text", 32, "ok", ""),
+        ("none", 141, "ok", ""),
+        ("none", 12, "warning", "no setting"),
+    ],
+)
+def test_doctor_says_which_flags_fit_a_gpu(offload: str, gib: int, verdict: str, words: str) -> None:
+    settings = Settings(models=("FLUX.1-dev",), offload=offload)  # type: ignore[arg-type]
+    gpu = {"name": "A Card", "memory": gib << 30, "capability": "8.9"}
+    (fit,) = doctor._fits(settings, [gpu, gpu | {"memory": 200 << 30}])
+    assert (fit.verdict, fit.subject) == (verdict, "fit")
+    assert words in fit.advice
+    assert "FLUX.1-dev" in fit.detail
+    assert "A Card" in fit.detail
+
+
+def test_models_shows_what_each_needs(cli: Cli) -> None:
+    (dev,) = [row for row in json.loads(cli("models", "--json").out)["models"] if row["name"] == "FLUX.1-dev"]
+    needs = [row["gb"] for row in dev["memory"]]
+    assert 33 < needs[0] < 40
+    assert min(needs) < 24

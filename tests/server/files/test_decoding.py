@@ -1,0 +1,147 @@
+"""Files of unknown making: what is read, what is refused, and that a bomb is refused by its header."""
+
+from __future__ import annotations
+
+import struct
+import tracemalloc
+import zlib
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from server.files.decoding import Limits, PictureError, decode
+
+ANY = Limits()
+
+
+def quarters(width: int = 32, height: int = 16) -> Image.Image:
+    """Red, green, blue and white quarters, row by row."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[: height // 2, : width // 2] = (255, 0, 0)
+    pixels[: height // 2, width // 2 :] = (0, 255, 0)
+    pixels[height // 2 :, : width // 2] = (0, 0, 255)
+    pixels[height // 2 :, width // 2 :] = (255, 255, 255)
+    return Image.fromarray(pixels)
+
+
+def packed(image: Image.Image, kind: str, **options: Any) -> bytes:
+    target = BytesIO()
+    image.save(target, kind, **options)
+    return target.getvalue()
+
+
+def pixels_of(data: bytes) -> np.ndarray:
+    picture = decode(data, ANY)
+    return np.frombuffer(picture.data, np.uint8).reshape(picture.height, picture.width, 3)
+
+
+def refusal(data: bytes, limits: Limits = ANY) -> PictureError:
+    with pytest.raises(PictureError) as caught:
+        decode(data, limits)
+    return caught.value
+
+
+@pytest.mark.parametrize(("kind", "options", "worst"), [("PNG", {}, 0), ("WEBP", {"lossless": True}, 0)])
+def test_lossless_files_give_their_pixels(kind: str, options: dict[str, Any], worst: int) -> None:
+    assert np.array_equal(pixels_of(packed(quarters(), kind, **options)), np.asarray(quarters()))
+
+
+def test_a_jpeg_is_close() -> None:
+    read = pixels_of(packed(quarters(), "JPEG", quality=95, subsampling=0)).astype(int)
+    assert np.abs(read - np.asarray(quarters())).max() < 12
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_turns_the_picture_upright(orientation: int) -> None:
+    """The file holds the picture turned away; its EXIF entry says how to turn it back."""
+    away = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }.get(orientation)
+    stored = quarters() if away is None else quarters().transpose(away)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    read = pixels_of(packed(stored, "PNG", exif=exif))
+    assert np.array_equal(read, np.asarray(quarters()))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    grey = Image.new("L", (8, 8), 200)
+    image = Image.fromarray(np.full((8, 8), 200 * 256 + 7, np.uint16)) if mode == "I;16" else grey.convert(mode)
+    read = pixels_of(packed(image, "JPEG" if mode == "CMYK" else "PNG"))
+    expected = 255 if mode == "1" else 200
+    assert abs(int(read.mean()) - expected) <= (60 if mode == "1" else 3)
+
+
+def test_of_an_animation_the_first_frame_counts() -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    data = packed(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+    assert pixels_of(data)[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "AVIF"])
+def test_other_pictures_name_the_supported_formats(kind: str) -> None:
+    error = refusal(packed(quarters(), kind))
+    assert (error.kind, error.ctx) == ("unsupported_image_format", {"supported_formats": ["jpeg", "png", "webp"]})
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"<html>",
+        b"RIFF0000WAVE",
+        packed(quarters(), "PNG")[:60],
+        packed(quarters(), "JPEG")[:300],
+        b"\xff\xd8\xff",
+    ],
+)
+def test_what_is_no_picture_or_is_cut_off_cannot_be_loaded(data: bytes) -> None:
+    assert refusal(data).kind == "image_load_error"
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that unpacks to width x height."""
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("size", [(14143, 16), (8192, 8192), (20000, 20000), (65535, 65535)])
+def test_a_bomb_is_refused_by_its_header(size: tuple[int, int]) -> None:
+    tracemalloc.start()
+    error = refusal(bomb(*size))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert error.kind == "image_too_large"
+    assert error.ctx is not None
+    assert error.ctx["max_width"] * error.ctx["max_height"] <= ANY.max_area
+    assert max(error.ctx.values()) <= ANY.max_side
+    assert peak < 1 << 22
+
+
+def test_text_that_unpacks_to_much_is_no_picture() -> None:
+    data = packed(quarters(), "PNG")
+    text = chunk(b"zTXt", b"a\x00\x00" + zlib.compress(bytes(80_000_000)))
+    assert refusal(data[:33] + text + data[33:]).kind == "image_load_error"
+
+
+def test_limits_say_what_would_do() -> None:
+    data = packed(quarters(64, 32), "PNG")
+    error = refusal(data, Limits(max_area=512))
+    assert (error.kind, error.ctx) == ("image_too_large", {"max_height": 16, "max_width": 32})
+    error = refusal(data, Limits(min_side=33))
+    assert (error.kind, error.ctx) == ("image_too_small", {"min_height": 33, "min_width": 33})
+    assert decode(data, Limits(min_side=32, max_side=64, max_area=2048)).width == 64

@@ -1,0 +1,156 @@
+"""Files: whole or absent, found only by their unguessable keys, gone when they expire."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from server.files import objects as objects_module
+from server.files.objects import ABANDONED_S, UNDESCRIBED_S, Objects
+from tests.server.stores import Clock
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def objects(tmp_path: Path, clock: Clock) -> Objects:
+    return Objects(tmp_path / "files", clock)
+
+
+def files(objects: Objects) -> list[Path]:
+    return [path for path in objects._folder.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("data", [b"pixels", BytesIO(b"pixels")], ids=["bytes", "stream"])
+def test_what_was_put_is_served_with_its_description(objects: Objects, data: bytes | BytesIO) -> None:
+    key = objects.put(data, "image/png", "png", file_name="größe ../x.png")
+    path, found = objects.path(key), objects.stat(key)
+    assert path is not None
+    assert found is not None
+    assert path.read_bytes() == b"pixels"
+    assert (found.key, found.size, found.content_type, found.file_name) == (key, 6, "image/png", "größe ../x.png")
+
+
+def test_keys_are_random_and_end_in_the_suffix(objects: Objects) -> None:
+    keys = {objects.put(b"", "image/png", "png") for _ in range(50)}
+    assert len(keys) == 50
+    assert all(len(key) == 36 and key.endswith(".png") for key in keys)
+
+
+@pytest.mark.parametrize("suffix", ["", "../x", "PNG", "a/b", "toolongsuffix"])
+def test_a_suffix_cannot_become_a_path(objects: Objects, suffix: str) -> None:
+    with pytest.raises(ValueError, match="suffix"):
+        objects.put(b"x", "image/png", suffix)
+    assert files(objects) == []
+
+
+@given(key=st.text() | st.sampled_from(["../jobs.db", "/etc/passwd", "a" * 32 + ".png\n", "..", "", "\0"]))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_other_string_finds_or_deletes_anything(objects: Objects, key: str) -> None:
+    assert (objects.path(key), objects.stat(key), objects.delete(key)) == (None, None, False)
+
+
+def test_the_description_of_a_file_is_not_served(objects: Objects) -> None:
+    key = objects.put(b"x", "image/png", "png")
+    assert objects.path(key + ".json") is None
+
+
+def test_a_deleted_file_leaves_nothing(objects: Objects) -> None:
+    key = objects.put(b"x", "image/png", "png")
+    assert objects.delete(key)
+    assert not objects.delete(key)
+    assert (objects.path(key), files(objects)) == (None, [])
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty"])
+def test_a_file_whose_description_a_power_cut_took_is_served_and_swept(
+    objects: Objects, clock: Clock, damage: str
+) -> None:
+    key = objects.put(b"x", "image/webp", "webp", file_name="mine.webp")
+    path = objects.path(key)
+    assert path is not None
+    description = path.with_name(key + ".json")
+    description.unlink() if damage == "missing" else description.write_bytes(b"")
+    os.utime(path, (clock.now, clock.now))
+    found = objects.stat(key)
+    assert found is not None
+    assert (found.size, found.content_type, found.file_name) == (1, "image/webp", None)
+    clock.advance(UNDESCRIBED_S)
+    assert objects.path(key) is None
+    objects.sweep()
+    assert files(objects) == []
+
+
+def test_an_expired_file_is_not_served_and_is_swept(objects: Objects, clock: Clock) -> None:
+    brief, lasting = objects.put(b"x", "image/png", "png", ttl_s=60), objects.put(b"y", "image/png", "png")
+    clock.advance(59)
+    assert objects.sweep() == 0
+    assert objects.path(brief) is not None
+    clock.advance(1)
+    assert objects.path(brief) is None
+    assert objects.sweep() == 1
+    assert {path.name for path in files(objects)} == {lasting, lasting + ".json"}
+
+
+def test_a_full_disk_is_an_os_error_and_leaves_nothing(objects: Objects, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The failure is injected at fsync, where a delayed allocation really reports it."""
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(objects_module.os, "fsync", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        objects.put(b"x" * 100, "image/png", "png")
+    assert files(objects) == []
+
+
+def test_kill_9_leaves_whole_files_and_sweepable_rests(tmp_path: Path, clock: Clock) -> None:
+    program = (
+        "import os, sys; from pathlib import Path; from server.files.objects import Objects\n"
+        "objects = Objects(Path(sys.argv[1]))\n"
+        "while True: os.write(1, (objects.put(b'x' * 300_000, 'image/png', 'png') + '\\n').encode())"
+    )
+    writer = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert writer.stdout is not None
+    keys = [writer.stdout.readline().strip() for _ in range(10)]
+    writer.send_signal(signal.SIGKILL)
+    keys += [line.strip() for line in writer.stdout.readlines() if line.endswith("\n")]
+    writer.communicate()
+
+    objects = Objects(tmp_path, clock)
+    for key in keys:
+        path = objects.path(key)
+        assert path is not None
+        assert path.stat().st_size == 300_000
+    for path in files(objects):
+        os.utime(path, (clock.now - ABANDONED_S, clock.now - ABANDONED_S))
+    objects.sweep()
+    kept = {path.name for path in files(objects)}
+    assert {name for name in kept if name.endswith(".part")} == set()
+    assert {name.removesuffix(".json") for name in kept} == {name for name in kept if name.endswith(".png")}
+
+
+def test_a_write_in_progress_is_not_swept(objects: Objects, clock: Clock) -> None:
+    key = "0" * 32 + ".png"
+    part = objects._path(key + ".part")
+    part.write_bytes(b"half")
+    os.utime(part, (clock.now, clock.now))
+    assert objects.sweep() == 0
+    clock.advance(ABANDONED_S)
+    assert objects.sweep() == 1

@@ -1,0 +1,113 @@
+"""Addresses that may be reached, and the transport that goes only there."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from server.http.outgoing import ForbiddenAddressError, VettedTransport, is_allowed, parse_networks
+
+FORBIDDEN = [
+    "127.0.0.1",
+    "10.1.2.3",
+    "172.16.0.1",
+    "192.168.1.1",
+    "169.254.169.254",
+    "100.64.0.1",
+    "0.0.0.0",
+    "224.0.0.1",
+    "255.255.255.255",
+    "::1",
+    "::",
+    "fe80::1",
+    "fc00::1",
+    "ff02::1",
+    "::ffff:127.0.0.1",
+    "::ffff:10.0.0.1",
+    "64:ff9b::7f00:1",
+    "64:ff9b::a9fe:a9fe",
+    "2002:7f00:1::",
+]
+
+
+@pytest.mark.parametrize("address", FORBIDDEN)
+def test_addresses_inside_are_forbidden_in_every_spelling(address: str) -> None:
+    assert not is_allowed(ipaddress.ip_address(address), ())
+
+
+@pytest.mark.parametrize("address", ["93.184.215.14", "2606:4700::1111", "::ffff:93.184.215.14", "64:ff9b::5db8:d70e"])
+def test_public_addresses_are_allowed(address: str) -> None:
+    assert is_allowed(ipaddress.ip_address(address), ())
+
+
+def test_the_operator_may_allow_more() -> None:
+    networks = parse_networks(["10.0.0.0/8", "fd00::/8"])
+    assert is_allowed(ipaddress.ip_address("10.9.9.9"), networks)
+    assert is_allowed(ipaddress.ip_address("fd00::1"), networks)
+    assert not is_allowed(ipaddress.ip_address("127.0.0.1"), networks)
+
+
+def fetch(url: str, *cidrs: str) -> httpx.Response:
+    async def go() -> httpx.Response:
+        async with httpx.AsyncClient(transport=VettedTransport(parse_networks(cidrs)), trust_env=False) as client:
+            return await client.get(url)
+
+    return asyncio.run(go())
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "127.1", "2130706433", "[::ffff:127.0.0.1]"])
+def test_no_spelling_of_this_machine_is_called(host: str) -> None:
+    with pytest.raises((ForbiddenAddressError, httpx.ConnectError)):
+        fetch(f"http://{host}:9/")
+
+
+def test_a_name_that_changes_its_answer_gains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name resolves to a public address at the check; the connection goes to that address, not to a new look-up."""
+    asked: list[str] = []
+
+    def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
+        asked.append(host)
+        return [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.215.14" if len(asked) == 1 else "127.0.0.1", port))
+        ]
+
+    sent: list[tuple[str, str]] = []
+
+    async def inner(self: Any, request: httpx.Request) -> httpx.Response:
+        sent.append((request.url.host, request.headers["host"]))
+        assert request.extensions["sni_hostname"] == "rebind.test"
+        return httpx.Response(200)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", inner)
+    assert fetch("https://rebind.test/x").status_code == 200
+    assert (asked, sent) == (["rebind.test"], [("93.184.215.14", "rebind.test")])
+
+
+def test_a_name_server_that_hangs_takes_no_thread_that_others_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = threading.Event()
+
+    def getaddrinfo(*_: Any, **__: Any) -> list[Any]:
+        answered.wait(20)
+        raise socket.gaierror("no such name")
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+        async with httpx.AsyncClient(transport=VettedTransport()) as client:
+            calls = [asyncio.create_task(client.get("http://slow.test/")) for _ in range(40)]
+            assert await asyncio.to_thread(lambda: "a submit") == "a submit"
+            assert not any(call.done() for call in calls)
+            answered.set()
+            assert {type(error) for error in await asyncio.gather(*calls, return_exceptions=True)} == {
+                httpx.ConnectError
+            }
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    asyncio.run(scenario())

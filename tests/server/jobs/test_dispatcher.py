@@ -1,0 +1,474 @@
+"""Requests through a node with real worker processes that follow a script: whatever they do, each job ends once."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from pipelines.params import GenerationParams
+from pipelines.protocol import Finished, Picture
+from server.jobs.store.base import CancelOutcome, Job, JobStatus, StoreError
+from server.node import Node
+from server.settings import Settings
+from server.workers.process import Worker
+from tests.server.stores import new_job
+from tests.server.workers.test_process import COMMAND, until
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def make_node(folder: Path, **settings: Any) -> Node:
+    chosen = Settings(data_dir=folder, device=settings.pop("device", "cpu"), **settings)
+    return Node.from_settings(chosen, worker_command=COMMAND)
+
+
+@asynccontextmanager
+async def running(folder: Path, **settings: Any) -> AsyncIterator[Node]:
+    node = make_node(folder, **settings)
+    await node.start()
+    try:
+        await until(lambda: node.ready)
+        yield node
+    finally:
+        await node.stop(drain_s=0.0)
+
+
+def submit(node: Node, prompt: str = "a red circle", output: dict[str, Any] | None = None, **changes: Any) -> str:
+    wanted = {"num_inference_steps": 3, "num_images": 1, **changes.pop("params", {})}
+    params = GenerationParams(
+        model="flux-shapes", prompt=prompt, width=16, height=8, guidance_scale=3.5, seed=41, **wanted
+    )
+    new = new_job(params=params.to_dict(), output=output or {"format": "png"}, **changes)
+    return node.jobs.submit(new).id
+
+
+async def ended(node: Node, job_id: str, timeout_s: float = 20.0) -> Job:
+    job = await node.jobs.wait_finished(job_id, timeout_s)
+    assert job is not None, f"{job_id} did not end"
+    return job
+
+
+def messages(job: Job) -> list[str]:
+    assert job.outcome is not None
+    return [entry["message"] for entry in job.outcome.logs]
+
+
+def crashes(worker: Worker) -> None:
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+
+
+def test_a_request_becomes_pictures(folder: Path) -> None:
+    async def main() -> tuple[Job, list[Path | None]]:
+        async with running(folder) as node:
+            job = await ended(node, submit(node, params={"num_images": 2}))
+            assert job.outcome is not None
+            return job, [node.objects.path(image["file_name"]) for image in job.outcome.body["images"]]
+
+    job, paths = asyncio.run(main())
+    assert job.outcome is not None
+    body = job.outcome.body
+    assert (job.status, job.outcome.http_status) == (JobStatus.COMPLETED, 200)
+    assert (body["seed"], body["prompt"], body["has_nsfw_concepts"]) == (41, "a red circle", [False, False])
+    assert (body["timings"], job.outcome.metrics) == ({"inference": 0.25}, {"inference_time": 0.25})
+    assert messages(job) == ["started", "step 1/3", "step 2/3", "step 3/3", "finished in 0.25 s"]
+    for path, seed in zip(paths, (41, 42), strict=True):
+        assert path is not None
+        with Image.open(path) as picture:
+            assert (picture.size, picture.getpixel((0, 0))) == ((16, 8), (seed, 0, 0))
+
+
+def test_sync_mode_ends_with_a_data_uri_and_no_file(folder: Path) -> None:
+    async def main() -> Job:
+        async with running(folder) as node:
+            return await ended(node, submit(node, output={"format": "jpeg", "sync_mode": True}))
+
+    job = asyncio.run(main())
+    assert job.outcome is not None
+    assert job.outcome.body["images"][0]["url"].startswith("data:image/jpeg;base64,")
+    assert list((folder / "files").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "http_status", "error_type"),
+    [("oom", 500, "runner_server_error"), ("deadline", 504, "request_timeout")],
+)
+def test_a_failure_is_a_request_error_of_fal(folder: Path, prompt: str, http_status: int, error_type: str) -> None:
+    async def main() -> Job:
+        async with running(folder) as node:
+            return await ended(node, submit(node, prompt))
+
+    outcome = asyncio.run(main()).outcome
+    assert outcome is not None
+    assert (outcome.status, outcome.http_status, outcome.error_type) == (JobStatus.FAILED, http_status, error_type)
+    assert outcome.body == {"detail": outcome.error, "error_type": error_type}
+
+
+def test_a_model_error_has_fals_list_of_details(folder: Path) -> None:
+    async def main() -> Job:
+        async with running(folder) as node:
+            return await ended(node, submit(node, "model error"))
+
+    outcome = asyncio.run(main()).outcome
+    assert outcome is not None
+    entry = {"loc": ["body"], "msg": "scripted model error", "type": "internal_server_error"}
+    assert (outcome.http_status, outcome.body) == (500, {"detail": [entry]})
+
+
+def test_an_internal_fault_is_tried_again_until_no_attempt_is_left(folder: Path) -> None:
+    async def main() -> Job:
+        async with running(folder) as node:
+            return await ended(node, submit(node, "internal", max_attempts=2))
+
+    job = asyncio.run(main())
+    assert job.outcome is not None
+    assert (job.attempt, job.deaths, job.outcome.http_status) == (2, 0, 503)
+    assert job.outcome.error_type == "runner_disconnected"
+
+
+def test_a_crash_in_the_middle_is_only_a_delay(folder: Path) -> None:
+    async def main() -> tuple[Job, list[dict[str, Any]]]:
+        async with running(folder) as node:
+            job = await ended(node, submit(node, "crash once"))
+            return job, node.jobs.logs(job.id, job.outcome)
+
+    job, logs = asyncio.run(main())
+    assert (job.status, job.attempt, job.deaths, job.lone_deaths) == (JobStatus.COMPLETED, 2, 1, 1)
+    said = [entry["message"] for entry in logs]
+    assert "the worker stopped; the request will run again" in said
+    assert said[-1] == "finished in 0.25 s"
+
+
+def test_a_hang_in_the_middle_is_only_a_delay(folder: Path) -> None:
+    async def main() -> Job:
+        async with running(folder, hang_s=0.5) as node:
+            return await ended(node, submit(node, "hang once"))
+
+    job = asyncio.run(main())
+    assert (job.status, job.attempt) == (JobStatus.COMPLETED, 2)
+
+
+def test_a_poison_request_ends_and_its_neighbours_survive(folder: Path) -> None:
+    async def main() -> tuple[Job, list[Job]]:
+        async with running(folder) as node:
+            poison = submit(node, "crash", params={"num_inference_steps": 50})
+            others = [submit(node, params={"num_inference_steps": 20}) for _ in range(6)]
+            return await ended(node, poison), [await ended(node, other) for other in others]
+
+    poison, others = asyncio.run(main())
+    assert poison.outcome is not None
+    assert (poison.status, poison.outcome.http_status) == (JobStatus.FAILED, 503)
+    assert (poison.deaths <= 3, poison.lone_deaths) == (True, 2), "once in company, then alone"
+    assert {job.status for job in others} == {JobStatus.COMPLETED}
+    assert {job.deaths for job in others} <= {0, 1}
+
+
+def test_a_suspect_that_no_worker_can_run_holds_up_nobody(folder: Path) -> None:
+    node = make_node(folder)
+    gone = node.jobs.submit(new_job(params={"model": "gone"}))
+    node.store.claim("an-owner-of-the-past", 1, 30.0)
+    node.store.release("an-owner-of-the-past", died=True)
+    node.store.close()
+
+    async def main() -> tuple[list[Job], Job | None]:
+        async with running(folder) as node:
+            jobs = [await ended(node, job_id) for job_id in [submit(node) for _ in range(6)]]
+            return jobs, node.store.get(gone.id)
+
+    jobs, waiting = asyncio.run(main())
+    assert {job.status for job in jobs} == {JobStatus.COMPLETED}
+    assert waiting is not None
+    assert waiting.status is JobStatus.QUEUED
+
+
+def test_a_running_request_is_cancelled_within_a_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRIPTED_STEP_S", "0.05")
+
+    async def main() -> tuple[Job, float]:
+        async with running(folder) as node:
+            job_id = submit(node, params={"num_inference_steps": 1000})
+            await until(lambda: node.live.progress(job_id) is not None)
+            asked_at = time.monotonic()
+            assert await asyncio.to_thread(node.jobs.cancel, job_id) is CancelOutcome.REQUESTED
+            return await ended(node, job_id), time.monotonic() - asked_at
+
+    job, took_s = asyncio.run(main())
+    assert job.outcome is not None
+    assert (job.status, job.outcome.http_status) == (JobStatus.CANCELLED, 499)
+    assert took_s < 4.0, "less than the 5 s after which the lease renewal would have told"
+    assert any(message.startswith("cancelled after") for message in messages(job))
+
+
+def test_a_cancel_during_the_claim_is_not_forgotten(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The flag falls between the commit of the claim and the moment the dispatcher hears of it."""
+    monkeypatch.setenv("SCRIPTED_STEP_S", "0.05")
+
+    async def main() -> tuple[Job, float]:
+        async with running(folder) as node:
+            claim = node.store.claim
+
+            def claim_and_cancel(*arguments: Any) -> list[Job]:
+                jobs = claim(*arguments)
+                for job in jobs:
+                    node.jobs.cancel(job.id)
+                time.sleep(0.05)
+                return jobs
+
+            monkeypatch.setattr(node.store, "claim", claim_and_cancel)
+            asked_at = time.monotonic()
+            job = await ended(node, submit(node, params={"num_inference_steps": 1000}))
+            return job, time.monotonic() - asked_at
+
+    job, took_s = asyncio.run(main())
+    assert job.status is JobStatus.CANCELLED
+    assert took_s < 4.0
+
+
+def test_frames_of_an_earlier_claim_are_dropped(folder: Path) -> None:
+    async def main() -> Job:
+        async with running(folder) as node:
+            job_id = submit(node, "zombie")
+            job = await ended(node, job_id)
+            (worker,) = node.workers
+            node.dispatcher.on_frame(worker, Picture(job_id, job.epoch, 0, 1, 1, 1, bytes(3), False))
+            node.dispatcher.on_frame(worker, Finished(job_id, job.epoch, {"inference": 99.0}))
+            await asyncio.sleep(0.1)
+            again = node.store.get(job_id)
+            assert again == job
+            return job
+
+    job = asyncio.run(main())
+    assert job.outcome is not None
+    assert len(job.outcome.body["images"]) == 1
+    assert job.outcome.metrics == {"inference_time": 0.25}
+
+
+def test_low_priority_yields(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRIPTED_LOAD_S", "0.3")
+
+    async def main() -> list[Job]:
+        node = make_node(folder)
+        await node.start()
+        low = [submit(node, priority=1) for _ in range(5)]
+        normal = [submit(node) for _ in range(5)]
+        jobs = [await ended(node, job_id) for job_id in [*low, *normal]]
+        await node.stop(0.0)
+        return jobs
+
+    jobs = asyncio.run(main())
+    assert max(job.started_at or 0 for job in jobs[5:]) <= min(job.started_at or 0 for job in jobs[:5]) + 0.05
+
+
+def test_two_workers_share_what_waits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRIPTED_STEP_S", "0.02")
+    seen: set[str] = set()
+
+    async def main() -> list[Job]:
+        node = make_node(folder, device="cpu,cpu")
+        on_frame = node.dispatcher.on_frame
+
+        def spy(worker: Worker, frame: Any) -> None:
+            if isinstance(frame, Finished):
+                seen.add(worker.name)
+            on_frame(worker, frame)
+
+        monkeypatch.setattr(node.dispatcher, "on_frame", spy)
+        await node.start()
+        await until(lambda: len(node.workers.ready) == 2)
+        jobs = [await ended(node, job_id) for job_id in [submit(node) for _ in range(8)]]
+        await node.stop(0.0)
+        return jobs
+
+    assert {job.status for job in asyncio.run(main())} == {JobStatus.COMPLETED}
+    assert len(seen) == 2
+
+
+def test_a_full_disk_is_waited_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> Job:
+        async with running(folder) as node:
+            full_until(node, monkeypatch, tries=2)
+            return await ended(node, submit(node))
+
+    assert asyncio.run(main()).status is JobStatus.COMPLETED
+
+
+def test_a_disk_that_stays_full_fails_the_job_clearly_and_the_node_lives(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> tuple[Job, Job]:
+        async with running(folder) as node:
+            node.completion._disk_patience_s = 0.5
+            full_until(node, monkeypatch, tries=10_000)
+            failed = await ended(node, submit(node))
+            monkeypatch.undo()
+            return failed, await ended(node, submit(node))
+
+    failed, after = asyncio.run(main())
+    assert failed.outcome is not None
+    assert (failed.outcome.http_status, failed.outcome.error_type) == (500, "runner_server_error")
+    assert "disk is full" in str(failed.outcome.error)
+    assert after.status is JobStatus.COMPLETED
+
+
+def full_until(node: Node, monkeypatch: pytest.MonkeyPatch, tries: int) -> None:
+    """The next `tries` files meet a full disk."""
+    put = node.objects.put
+    left = [tries]
+
+    def refuse(*arguments: Any) -> str:
+        if left[0]:
+            left[0] -= 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return put(*arguments)
+
+    monkeypatch.setattr(node.objects, "put", refuse)
+
+
+@pytest.mark.parametrize("call", ["claim", "finish", "renew", "expire"])
+def test_a_store_that_refuses_for_a_while_loses_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    async def main() -> Job:
+        async with running(folder) as node:
+            real: Callable[..., Any] = getattr(node.store, call)
+            left = [2]
+
+            def refuse(*arguments: Any) -> Any:
+                if left[0]:
+                    left[0] -= 1
+                    raise StoreError("the disk is full")
+                return real(*arguments)
+
+            monkeypatch.setattr(node.store, call, refuse)
+            return await ended(node, submit(node))
+
+    assert asyncio.run(main()).status is JobStatus.COMPLETED
+
+
+def test_a_release_that_the_store_refuses_is_repeated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> Job:
+        async with running(folder) as node:
+            release = node.store.release
+            left = [2]
+
+            def refuse(*arguments: Any, **named: Any) -> Any:
+                if left[0]:
+                    left[0] -= 1
+                    raise StoreError("the disk is full")
+                return release(*arguments, **named)
+
+            monkeypatch.setattr(node.store, "release", refuse)
+            return await ended(node, submit(node, "crash once"))
+
+    assert asyncio.run(main()).status is JobStatus.COMPLETED
+
+
+def test_missing_pictures_are_the_workers_fault_and_run_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> Job:
+        async with running(folder) as node:
+            take = node.completion.take
+            monkeypatch.setattr(
+                node.completion, "take", lambda run, frame: take(run, frame) if run.job.attempt > 1 else None
+            )
+            return await ended(node, submit(node))
+
+    job = asyncio.run(main())
+    assert (job.status, job.attempt) == (JobStatus.COMPLETED, 2)
+
+
+def test_an_idle_worker_has_a_request_within_milliseconds(folder: Path) -> None:
+    """Not a benchmark: it would fail with any polling or batching window of 50 ms or more."""
+
+    async def main() -> list[float]:
+        async with running(folder) as node:
+            waits = []
+            for _ in range(20):
+                job_id = await asyncio.to_thread(submit, node)
+                submitted = time.perf_counter()
+                await until(lambda job_id=job_id: job_id in node.dispatcher._runs or _is_done(node, job_id))
+                waits.append(time.perf_counter() - submitted)
+                await ended(node, job_id)
+            return waits
+
+    assert sorted(asyncio.run(main()))[10] < 0.05
+
+
+def _is_done(node: Node, job_id: str) -> bool:
+    job = node.store.get(job_id)
+    return job is not None and job.status.is_finished
+
+
+def test_stopping_lets_what_runs_finish_and_hands_the_rest_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRIPTED_STEP_S", "0.02")
+
+    async def first() -> tuple[str, str]:
+        node = make_node(folder)
+        await node.start()
+        await until(lambda: node.ready)
+        await node.outputs.warm()
+        brief, endless = submit(node), submit(node, params={"num_inference_steps": 100_000})
+        await until(lambda: node.live.progress(endless) is not None)
+        await node.stop(drain_s=2.0)
+        return brief, endless
+
+    async def second(brief: str, endless: str) -> tuple[Job | None, Job | None]:
+        node = make_node(folder)
+        jobs = node.store.get(brief), node.store.get(endless)
+        node.store.close()
+        return jobs
+
+    brief, endless = asyncio.run(first())
+    done, waiting = asyncio.run(second(brief, endless))
+    assert done is not None
+    assert waiting is not None
+    assert done.status is JobStatus.COMPLETED
+    assert (waiting.status, waiting.attempt, waiting.deaths) == (JobStatus.QUEUED, 0, 0)
+
+
+def test_requests_of_one_hint_share_a_worker_while_it_lives(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    takers: dict[int, set[str]] = {}
+
+    async def draw(node: Node) -> dict[int, set[str]]:
+        takers.clear()
+        for job_id in [submit(node, hint_bucket=bucket) for bucket in range(8) for _ in range(3)]:
+            await ended(node, job_id)
+        return dict(takers)
+
+    async def main() -> tuple[str, dict[int, set[str]], dict[int, set[str]]]:
+        async with running(folder, device="cpu,cpu,cpu") as node:
+            await until(lambda: len(node.workers.ready) == 3)
+            claim = node.store.claim
+
+            def claim_and_note(owner: str, *rest: Any) -> list[Job]:
+                jobs = claim(owner, *rest)
+                for job in jobs:
+                    takers.setdefault(job.hint_bucket or 0, set()).add(owner.partition("#")[0])
+                return jobs
+
+            monkeypatch.setattr(node.store, "claim", claim_and_note)
+            before = await draw(node)
+            victim = next(worker for worker in node.workers if {worker.name} == before[0])
+            monkeypatch.setenv("SCRIPTED_LOAD_S", "60")  # it will not be back within this test
+            crashes(victim)
+            await until(lambda: victim not in node.workers.ready)
+            return victim.name, before, await draw(node)
+
+    victim, before, after = asyncio.run(main())
+    assert all(len(names) == 1 for names in [*before.values(), *after.values()])
+    assert len(set.union(*before.values())) > 1
+    assert victim not in set.union(*after.values())
+    for bucket, names in before.items():
+        assert after[bucket] == names or names == {victim}

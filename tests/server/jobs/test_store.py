@@ -1,0 +1,586 @@
+"""The contract of `Store`, held by every store: the same tests run over all of them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from server.jobs.store import memory, outbox
+from server.jobs.store.base import (
+    LOG_KEPT_S,
+    LOW_PRIORITY_DELAY_S,
+    PRIVATE_RETENTION_S,
+    TRIES_KEPT,
+    CancelOutcome,
+    Job,
+    JobStatus,
+    QueueFullError,
+    Redelivery,
+    Store,
+    StoreError,
+    WebhookAnswer,
+    WebhookDelivery,
+    WebhookTry,
+)
+from tests.server.stores import DONE, LEASE_S, OPEN_STORE, REJECTED, Clock, new_job, place
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(params=sorted(OPEN_STORE))
+def store(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[Store]:
+    opened = OPEN_STORE[request.param](tmp_path, clock)
+    yield opened
+    opened.close()
+
+
+def claim_one(store: Store, owner: str = "w1") -> Job:
+    (job,) = store.claim(owner, 1, LEASE_S)
+    return job
+
+
+def fetch(store: Store, job_id: str) -> Job:
+    job = store.get(job_id)
+    assert job is not None
+    return job
+
+
+# Storing and reading
+
+
+def test_a_stored_job_reads_back_as_it_was_submitted(store: Store, clock: Clock) -> None:
+    new = new_job(
+        priority=1, start_within_s=9.0, webhook_url="https://x.test/hook", base_url="http://h", store_io=False
+    )
+    stored = store.enqueue(new)
+    assert stored == store.get(new.id)
+    assert (stored.input, stored.params, stored.output) == (new.input, new.params, new.output)
+    assert (stored.status, stored.epoch, stored.attempt, stored.outcome) == (JobStatus.QUEUED, 0, 0, None)
+    assert (stored.created_at, stored.start_deadline) == (clock.now, clock.now + 9.0)
+    assert (stored.webhook_url, stored.base_url, stored.store_io) == ("https://x.test/hook", "http://h", False)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(codec=None)),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(value=json_values)
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_json_a_client_sends_survives_the_store(store: Store, value: object) -> None:
+    stored = store.enqueue(new_job(input={"prompt": value, "lone": "\ud800", "big": 2**70}))
+    assert fetch(store, stored.id).input == {"prompt": value, "lone": "\ud800", "big": 2**70}
+
+
+def test_an_unknown_id_is_none(store: Store) -> None:
+    assert store.get("nobody") is None
+    assert store.state("nobody") is None
+
+
+def test_an_id_is_taken_once(store: Store) -> None:
+    first = store.enqueue(new_job())
+    with pytest.raises(StoreError, match="taken"):
+        store.enqueue(new_job(id=first.id, input={"prompt": "another"}))
+    assert store.get(first.id) == first
+
+
+def test_a_full_queue_refuses_and_stores_nothing(store: Store) -> None:
+    store.enqueue(new_job(), max_queued=2)
+    store.enqueue(new_job(), max_queued=2)
+    third = new_job()
+    with pytest.raises(QueueFullError):
+        store.enqueue(third, max_queued=2)
+    assert store.get(third.id) is None
+    claim_one(store)
+    assert store.enqueue(third, max_queued=2).id == third.id
+
+
+def test_a_job_stored_with_its_outcome_has_ended(store: Store, clock: Clock) -> None:
+    stored = store.enqueue(new_job(params=None, outcome=REJECTED), max_queued=0)
+    assert (stored.status, stored.outcome, stored.finished_at) == (JobStatus.FAILED, REJECTED, clock.now)
+    assert store.claim("w1", 5, LEASE_S) == []
+
+
+# Order
+
+
+def test_jobs_are_claimed_oldest_first_and_positions_say_so(store: Store) -> None:
+    ids = [store.enqueue(new_job()).id for _ in range(4)]
+    assert [place(store, job_id) for job_id in ids] == [0, 1, 2, 3]
+    assert [job.id for job in store.claim("w1", 2, LEASE_S)] == ids[:2]
+    assert [place(store, job_id) for job_id in ids] == [None, None, 0, 1]
+
+
+def test_a_low_job_yields_to_newer_normal_ones_but_not_for_ever(store: Store, clock: Clock) -> None:
+    low = store.enqueue(new_job(priority=1))
+    clock.advance(LOW_PRIORITY_DELAY_S - 1)
+    before = store.enqueue(new_job())
+    clock.advance(2)
+    after = store.enqueue(new_job())
+    assert [place(store, job.id) for job in (before, low, after)] == [0, 1, 2]
+    assert [job.id for job in store.claim("w1", 3, LEASE_S)] == [before.id, low.id, after.id]
+
+
+def test_only_jobs_of_the_models_that_the_claimer_holds(store: Store) -> None:
+    store.enqueue(new_job(params={"model": "other"}))
+    mine = store.enqueue(new_job(params={"model": "mine"}))
+    assert [job.id for job in store.claim("w1", 5, LEASE_S, frozenset({"mine"}))] == [mine.id]
+    assert store.claim("w1", 5, LEASE_S, frozenset()) == []
+
+
+def test_only_jobs_of_the_buckets_that_are_the_claimers_or_of_none(store: Store) -> None:
+    ids = [store.enqueue(new_job(hint_bucket=bucket)).id for bucket in (3, None, 5)]
+    assert fetch(store, ids[0]).hint_bucket == 3
+    assert [job.id for job in store.claim("w1", 5, LEASE_S, buckets=frozenset({5, 9}))] == ids[1:]
+    assert store.claim("w1", 5, LEASE_S, buckets=frozenset()) == []
+    assert [job.id for job in store.claim("w1", 5, LEASE_S)] == ids[:1]
+
+
+def test_positions_agree_with_the_order_of_claims(store: Store, clock: Clock) -> None:
+    ids = []
+    for number in range(40):
+        clock.advance(20)
+        ids.append(store.enqueue(new_job(priority=int(number % 3 == 0))).id)
+    places = {job_id: place(store, job_id) for job_id in ids}
+    order = [job.id for job in store.claim("w1", 40, LEASE_S)]
+    assert order != ids
+    assert [places[job_id] for job_id in order] == list(range(40))
+
+
+# Claims and leases
+
+
+def test_a_claim_marks_the_row(store: Store, clock: Clock) -> None:
+    store.enqueue(new_job())
+    job = claim_one(store)
+    assert (job.status, job.owner, job.epoch, job.attempt) == (JobStatus.RUNNING, "w1", 1, 1)
+    assert (job.started_at, job.lease_until) == (clock.now, clock.now + LEASE_S)
+    assert store.get(job.id) == job
+
+
+def test_two_claimers_never_get_the_same_job(store: Store) -> None:
+    ids = {store.enqueue(new_job()).id for _ in range(60)}
+    start = threading.Barrier(4)
+
+    def take_all(owner: str) -> list[str]:
+        start.wait()
+        taken: list[str] = []
+        while jobs := store.claim(owner, 2, LEASE_S):
+            taken += [job.id for job in jobs]
+        return taken
+
+    with ThreadPoolExecutor(4) as pool:
+        taken = [job_id for ids in pool.map(take_all, "abcd") for job_id in ids]
+    assert len(taken) == len(ids)
+    assert set(taken) == ids
+
+
+def test_an_expired_lease_is_claimed_by_another_worker(store: Store, clock: Clock) -> None:
+    store.enqueue(new_job())
+    first = claim_one(store)
+    clock.advance(LEASE_S - 1)
+    assert store.expire() == []
+    clock.advance(1)
+    (released,) = store.expire()
+    assert (released.id, released.status, released.deaths) == (first.id, JobStatus.QUEUED, 1)
+    second = claim_one(store, "w2")
+    assert (second.id, second.owner, second.epoch, second.attempt) == (first.id, "w2", 2, 2)
+
+
+def test_a_renewed_lease_does_not_expire(store: Store, clock: Clock) -> None:
+    store.enqueue(new_job())
+    claim_one(store)
+    for _ in range(10):
+        clock.advance(LEASE_S / 2)
+        assert store.renew("w1", LEASE_S) == []
+        assert store.expire() == []
+
+
+def test_a_job_keeps_its_place_when_its_worker_is_gone(store: Store, clock: Clock) -> None:
+    first = store.enqueue(new_job())
+    clock.advance(1)
+    second = store.enqueue(new_job())
+    assert claim_one(store).id == first.id
+    store.release("w1", died=True)
+    assert [place(store, job.id) for job in (first, second)] == [0, 1]
+
+
+# Ends
+
+
+def test_the_claim_that_holds_a_job_ends_it(store: Store, clock: Clock) -> None:
+    store.enqueue(new_job())
+    job = claim_one(store)
+    clock.advance(2)
+    assert store.finish(job.id, "w1", job.epoch, DONE)
+    done = fetch(store, job.id)
+    assert (done.status, done.outcome, done.finished_at) == (JobStatus.COMPLETED, DONE, clock.now)
+    assert (done.owner, done.lease_until) == (None, None)
+
+
+def test_a_zombie_cannot_end_a_job(store: Store) -> None:
+    store.enqueue(new_job())
+    old = claim_one(store)
+    store.release("w1", died=True)
+    new = claim_one(store, "w2")
+    assert not store.finish(old.id, "w1", old.epoch, DONE)
+    assert not store.finish(old.id, "w1", new.epoch, DONE)
+    assert not store.finish(old.id, "w2", old.epoch, DONE)
+    assert store.get(new.id) == new
+    assert store.finish(new.id, "w2", new.epoch, DONE)
+    assert not store.finish(new.id, "w2", new.epoch, REJECTED)
+    assert fetch(store, new.id).outcome == DONE
+
+
+def test_nobody_ends_an_unknown_or_waiting_job(store: Store) -> None:
+    waiting = store.enqueue(new_job())
+    assert not store.finish("nobody", "w1", 1, DONE)
+    assert not store.finish(waiting.id, "w1", 0, DONE)
+    assert store.get(waiting.id) == waiting
+
+
+def test_of_many_enders_at_once_one_wins(store: Store) -> None:
+    store.enqueue(new_job())
+    job = claim_one(store)
+    start = threading.Barrier(6)
+
+    def end(_: int) -> bool:
+        start.wait()
+        return store.finish(job.id, "w1", job.epoch, DONE)
+
+    with ThreadPoolExecutor(6) as pool:
+        assert sum(pool.map(end, range(6))) == 1
+
+
+# Deaths, faults, attempts
+
+
+def test_two_lone_deaths_end_a_poison_job(store: Store) -> None:
+    store.enqueue(new_job())
+    statuses = []
+    for _ in range(2):
+        claim_one(store)
+        (job,) = store.release("w1", died=True)
+        statuses.append(job.status)
+    assert statuses == [JobStatus.QUEUED, JobStatus.FAILED]
+    assert job.outcome is not None
+    assert (job.outcome.http_status, job.outcome.error_type) == (503, "runner_disconnected")
+
+
+def test_three_deaths_in_company_end_a_job(store: Store) -> None:
+    for _ in range(2):
+        store.enqueue(new_job())
+    for expected in (JobStatus.QUEUED, JobStatus.QUEUED, JobStatus.FAILED):
+        assert len(store.claim("w1", 2, LEASE_S)) == 2
+        assert {job.status for job in store.release("w1", died=True)} == {expected}
+
+
+def test_suspects_can_be_claimed_by_themselves(store: Store) -> None:
+    suspect, fresh = store.enqueue(new_job()), store.enqueue(new_job())
+    assert store.quarantined() == 0
+    claim_one(store)
+    store.release("w1", died=True)
+    assert store.quarantined() == 1
+    assert [job.id for job in store.claim("w1", 5, LEASE_S, quarantined=False)] == [fresh.id]
+    assert [job.id for job in store.claim("w1", 5, LEASE_S, quarantined=True)] == [suspect.id]
+    assert store.quarantined() == 0
+
+
+def test_a_job_that_the_dead_worker_had_not_begun_is_not_blamed(store: Store) -> None:
+    suspect, waiting = store.enqueue(new_job()), store.enqueue(new_job())
+    store.claim("w1", 2, LEASE_S)
+    store.release("w1", died=True, not_started=frozenset({waiting.id}))
+    assert (fetch(store, suspect.id).deaths, fetch(store, suspect.id).lone_deaths) == (1, 1)
+    assert (fetch(store, waiting.id).deaths, fetch(store, waiting.id).lone_deaths) == (0, 0)
+
+
+def test_a_death_releases_only_its_own_claims(store: Store) -> None:
+    store.enqueue(new_job())
+    store.enqueue(new_job())
+    claim_one(store, "w1")
+    other = claim_one(store, "w2")
+    assert len(store.release("w1", died=True)) == 1
+    assert store.get(other.id) == other
+
+
+def test_no_retry_means_one_attempt(store: Store) -> None:
+    store.enqueue(new_job(max_attempts=1))
+    claim_one(store)
+    (job,) = store.release("w1", died=True)
+    assert job.status is JobStatus.FAILED
+
+
+def test_a_handed_back_job_has_its_attempt_back(store: Store) -> None:
+    store.enqueue(new_job(max_attempts=1))
+    for epoch in (1, 2, 3):
+        job = claim_one(store)
+        assert (job.epoch, job.attempt) == (epoch, 1)
+        (job,) = store.release("w1", died=False)
+        assert (job.status, job.attempt, job.deaths) == (JobStatus.QUEUED, 0, 0)
+
+
+def test_internal_faults_use_up_the_attempts(store: Store) -> None:
+    new = store.enqueue(new_job(max_attempts=3))
+    for _ in range(3):
+        job = claim_one(store)
+        assert store.release_one(job.id, "w1", job.epoch)
+        assert not store.release_one(job.id, "w1", job.epoch)
+    ended = fetch(store, new.id)
+    assert (ended.status, ended.deaths) == (JobStatus.FAILED, 0)
+    assert ended.outcome is not None
+    assert ended.outcome.http_status == 503
+
+
+def test_after_a_restart_every_claim_is_given_up(store: Store) -> None:
+    retried, once = store.enqueue(new_job()), store.enqueue(new_job(max_attempts=1))
+    store.claim("old-node", 2, LEASE_S)
+    assert len(store.recover()) == 2
+    assert (fetch(store, retried.id).status, fetch(store, retried.id).deaths) == (JobStatus.QUEUED, 0)
+    assert fetch(store, once.id).status is JobStatus.FAILED
+    assert store.recover() == []
+
+
+# Cancel, deadlines, ephemeral runs
+
+
+def test_a_waiting_job_is_cancelled_at_once(store: Store) -> None:
+    new = store.enqueue(new_job())
+    outcome, job = store.request_cancel(new.id)
+    assert outcome is CancelOutcome.CANCELLED
+    assert job is not None
+    assert job.outcome is not None
+    assert (job.status, job.outcome.http_status, job.outcome.error_type) == (
+        JobStatus.CANCELLED,
+        499,
+        "client_cancelled",
+    )
+    assert store.claim("w1", 1, LEASE_S) == []
+    assert store.request_cancel(new.id) == (CancelOutcome.ALREADY_FINISHED, job)
+
+
+def test_a_running_job_is_flagged_and_its_owner_hears_of_it(store: Store) -> None:
+    store.enqueue(new_job())
+    job = claim_one(store)
+    assert store.renew("w1", LEASE_S) == []
+    for _ in range(2):
+        assert store.request_cancel(job.id)[0] is CancelOutcome.REQUESTED
+    assert [flagged.id for flagged in store.renew("w1", LEASE_S)] == [job.id]
+    assert store.finish(job.id, "w1", job.epoch, DONE), "a model that ends before it hears of the cancel still counts"
+    assert store.request_cancel(job.id)[0] is CancelOutcome.ALREADY_FINISHED
+
+
+@pytest.mark.parametrize("died", [True, False])
+def test_a_flagged_job_whose_claim_ends_is_cancelled(store: Store, died: bool) -> None:
+    store.enqueue(new_job(max_attempts=1))
+    job = claim_one(store)
+    store.request_cancel(job.id)
+    (ended,) = store.release("w1", died=died)
+    assert ended.status is JobStatus.CANCELLED
+
+
+def test_cancelling_nobody(store: Store) -> None:
+    assert store.request_cancel("nobody") == (CancelOutcome.NOT_FOUND, None)
+
+
+def test_a_job_past_its_start_deadline_is_not_claimed_but_ended(store: Store, clock: Clock) -> None:
+    late = store.enqueue(new_job(start_within_s=5.0))
+    in_time = store.enqueue(new_job(start_within_s=50.0))
+    clock.advance(5.0)
+    assert [job.id for job in store.claim("w1", 2, LEASE_S)] == [in_time.id]
+    (ended,) = store.expire()
+    assert (ended.id, ended.status) == (late.id, JobStatus.FAILED)
+    assert ended.outcome is not None
+    assert (ended.outcome.http_status, ended.outcome.error_type) == (504, "request_timeout")
+
+
+def test_a_restart_ends_runs_that_belonged_to_a_connection(store: Store) -> None:
+    run = store.enqueue(new_job(is_ephemeral=True))
+    claim_one(store)
+    waiting_run, queued = store.enqueue(new_job(is_ephemeral=True)), store.enqueue(new_job())
+    assert store.end_ephemeral() == 2
+    assert {fetch(store, job.id).status for job in (run, waiting_run)} == {JobStatus.CANCELLED}
+    assert fetch(store, queued.id).status is JobStatus.QUEUED
+    assert store.end_ephemeral() == 0
+
+
+# Counts, retention, webhooks, closing
+
+
+def test_counts_follow_every_change(store: Store) -> None:
+    for _ in range(4):
+        store.enqueue(new_job())
+    job = store.claim("w1", 2, LEASE_S)[0]
+    store.finish(job.id, "w1", job.epoch, DONE)
+    store.enqueue(new_job(params=None, outcome=REJECTED))
+    assert store.counts() == {
+        JobStatus.QUEUED: 2,
+        JobStatus.RUNNING: 1,
+        JobStatus.COMPLETED: 1,
+        JobStatus.FAILED: 1,
+        JobStatus.CANCELLED: 0,
+    }
+
+
+def test_sweep_deletes_what_has_ended_long_enough_ago(store: Store, clock: Clock) -> None:
+    keep_s = 10 * PRIVATE_RETENTION_S
+    old = store.enqueue(new_job(params=None, outcome=REJECTED))
+    private = store.enqueue(new_job(params=None, outcome=REJECTED, store_io=False))
+    waiting = store.enqueue(new_job())
+    clock.advance(PRIVATE_RETENTION_S)
+    assert store.sweep(keep_s) == [private.id]
+    clock.advance(keep_s - PRIVATE_RETENTION_S)
+    assert store.sweep(keep_s) == [old.id]
+    assert store.get(old.id) is None
+    assert store.get(waiting.id) == waiting
+    assert store.counts()[JobStatus.FAILED] == 0
+
+
+def test_every_end_owes_its_webhook_once(store: Store, clock: Clock) -> None:
+    hook = {"webhook_url": "https://x.test/hook"}
+    finished, cancelled = store.enqueue(new_job(**hook)), store.enqueue(new_job(**hook))
+    rejected = store.enqueue(new_job(params=None, outcome=REJECTED, **hook))
+    store.enqueue(new_job())
+    job = claim_one(store)
+    assert [delivery.job_id for delivery in store.due_webhooks(10)] == [rejected.id]
+    clock.advance(1)
+    store.finish(job.id, "w1", job.epoch, DONE)
+    clock.advance(1)
+    store.request_cancel(cancelled.id)
+    due = store.due_webhooks(10)
+    assert [delivery.job_id for delivery in due] == [rejected.id, finished.id, cancelled.id]
+    assert {(delivery.url, delivery.tries) for delivery in due} == {("https://x.test/hook", 0)}
+    assert [delivery.job_id for delivery in store.due_webhooks(1)] == [rejected.id]
+
+
+def ended_with_webhook(store: Store, number: int = 1, **changes: Any) -> WebhookDelivery:
+    """A job that has ended and owes a webhook."""
+    url = f"https://x.test/{number}"
+    job = store.enqueue(new_job(params=None, outcome=REJECTED, webhook_url=url, **changes))
+    delivery = store.webhook(job.id)
+    assert delivery is not None
+    return delivery
+
+
+def test_a_webhook_is_tried_until_delivered_or_given_up(store: Store, clock: Clock) -> None:
+    first, second = ended_with_webhook(store, 1), ended_with_webhook(store, 2)
+    store.settle_webhook(first, WebhookAnswer(False, "HTTP 500", 500, 0.25), next_in_s=5.0)
+    store.settle_webhook(second, WebhookAnswer(False, "gone"), next_in_s=None)
+    assert store.due_webhooks(10) == []
+    clock.advance(5.0)
+    (again,) = store.due_webhooks(10)
+    assert (again.job_id, again.tries, again.note) == (first.job_id, 1, "HTTP 500")
+    store.settle_webhook(again, WebhookAnswer(True, "HTTP 200", 200, 0.5), next_in_s=None)
+    clock.advance(1e6)
+    assert store.due_webhooks(10) == []
+    delivered, given_up = store.webhook(first.job_id), store.webhook(second.job_id)
+    assert delivered is not None
+    assert given_up is not None
+    assert (delivered.is_delivered, delivered.due_at, delivered.tries) == (True, None, 2)
+    assert (given_up.is_delivered, given_up.due_at, given_up.tries) == (False, None, 1)
+    assert store.webhooks(10) == [given_up, delivered]
+    assert store.webhooks(1) == [given_up]
+
+
+def test_every_try_is_in_the_log(store: Store, clock: Clock) -> None:
+    delivery = ended_with_webhook(store)
+    assert store.webhook_tries(delivery.job_id) == []
+    store.settle_webhook(delivery, WebhookAnswer(False, "no answer in time", None, 15.0), next_in_s=5.0)
+    clock.advance(10)
+    store.settle_webhook(delivery, WebhookAnswer(True, "HTTP 204", 204, 0.5), next_in_s=None)
+    assert store.webhook_tries(delivery.job_id) == [
+        WebhookTry(delivery.job_id, clock.now - 25, 15.0, None, "no answer in time", "again"),
+        WebhookTry(delivery.job_id, clock.now - 0.5, 0.5, 204, "HTTP 204", "delivered"),
+    ]
+    assert store.webhook_tries("nobody") == []
+
+
+def test_the_log_of_one_webhook_is_bounded(store: Store) -> None:
+    delivery, other = ended_with_webhook(store, 1), ended_with_webhook(store, 2)
+    store.settle_webhook(other, WebhookAnswer(True, "other"), None)
+    for number in range(TRIES_KEPT + 3):
+        store.settle_webhook(delivery, WebhookAnswer(False, f"try {number}"), 1.0)
+    notes = [entry.note for entry in store.webhook_tries(delivery.job_id)]
+    assert notes == [f"try {number}" for number in range(3, TRIES_KEPT + 3)]
+    assert len(store.webhook_tries(other.job_id)) == 1
+
+
+def test_the_log_outlives_the_job_but_not_for_ever(store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = ended_with_webhook(store, 1), ended_with_webhook(store, 2)
+    store.settle_webhook(first, WebhookAnswer(True, "HTTP 200", 200), None)
+    clock.advance(1)
+    store.settle_webhook(second, WebhookAnswer(True, "HTTP 200", 200), None)
+    clock.advance(PRIVATE_RETENTION_S)
+    store.sweep(PRIVATE_RETENTION_S)
+    assert store.webhook(first.job_id) is None
+    assert store.webhooks(10) == []
+    assert len(store.webhook_tries(first.job_id)) == 1
+    for module in (memory, outbox):
+        monkeypatch.setattr(module, "LOG_ROWS", 1)
+    store.sweep(PRIVATE_RETENTION_S)
+    assert [len(store.webhook_tries(delivery.job_id)) for delivery in (first, second)] == [0, 1]
+    clock.advance(LOG_KEPT_S)
+    store.sweep(PRIVATE_RETENTION_S)
+    assert store.webhook_tries(second.job_id) == []
+
+
+def test_a_webhook_is_delivered_again_when_ordered(store: Store, clock: Clock) -> None:
+    delivery = ended_with_webhook(store)
+    store.settle_webhook(delivery, WebhookAnswer(True, "HTTP 200", 200), None)
+    clock.advance(100)
+    assert store.redeliver_webhook(delivery.job_id) is Redelivery.ORDERED
+    (again,) = store.due_webhooks(10)
+    assert (again.job_id, again.tries, again.due_at, again.is_delivered) == (delivery.job_id, 0, clock.now, False)
+    store.settle_webhook(again, WebhookAnswer(False, "HTTP 500", 500), 15.0)
+    assert store.redeliver_webhook(delivery.job_id) is Redelivery.ORDERED
+    assert [(due.job_id, due.tries) for due in store.due_webhooks(10)] == [(delivery.job_id, 0)]
+    assert len(store.webhook_tries(delivery.job_id)) == 2
+
+
+def test_an_order_that_comes_during_a_try_is_not_settled_by_it(store: Store) -> None:
+    delivery = ended_with_webhook(store)
+    (under_way,) = store.due_webhooks(1)
+    store.redeliver_webhook(delivery.job_id)
+    store.settle_webhook(under_way, WebhookAnswer(True, "HTTP 200", 200), None)
+    (due,) = store.due_webhooks(10)
+    assert due.tries == 0
+    assert len(store.webhook_tries(delivery.job_id)) == 1
+    store.settle_webhook(due, WebhookAnswer(True, "HTTP 200", 200), None)
+    assert store.due_webhooks(10) == []
+
+
+def test_what_cannot_be_delivered_again_says_why(store: Store, clock: Clock) -> None:
+    running = store.enqueue(new_job(webhook_url="https://x.test/hook"))
+    without = store.enqueue(new_job(params=None, outcome=REJECTED))
+    tried, untried = ended_with_webhook(store, 1, store_io=False), ended_with_webhook(store, 2, store_io=False)
+    store.settle_webhook(tried, WebhookAnswer(True, "HTTP 200", 200), None)
+    clock.advance(PRIVATE_RETENTION_S)
+    store.sweep(10 * PRIVATE_RETENTION_S)
+    ids = [running.id, without.id, tried.job_id, untried.job_id, "nobody"]
+    assert [store.redeliver_webhook(job_id) for job_id in ids] == [
+        Redelivery.NOT_FINISHED,
+        Redelivery.NO_WEBHOOK,
+        Redelivery.FORGOTTEN,
+        Redelivery.NOT_FOUND,
+        Redelivery.NOT_FOUND,
+    ]
+    assert store.due_webhooks(10) == []
+
+
+def test_a_closed_store_refuses(store: Store) -> None:
+    store.close()
+    with pytest.raises(StoreError):
+        store.enqueue(new_job())
+    with pytest.raises(StoreError):
+        store.get("anything")

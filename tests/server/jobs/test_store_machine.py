@@ -1,0 +1,218 @@
+"""Random histories of calls against both stores and an independent model: whatever the order, nothing is lost,
+nothing ends twice, and every row and every queue position is what the model says."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule, run_state_machine_as_test
+
+from server.jobs.store.base import CancelOutcome, Outcome
+from tests.server.stores import DONE, LEASE_S, OPEN_STORE, Clock, new_job, place
+
+OWNERS = st.sampled_from(["w1", "w2", "w3"])
+ENDED = ("completed", "failed", "cancelled")
+
+
+@dataclass
+class Expected:
+    """One job as the model knows it."""
+
+    rank: tuple[float, int]
+    deadline: float | None
+    attempts_left: int
+    state: str = "queued"
+    owner: str | None = None
+    epoch: int = 0
+    lease_until: float = 0.0
+    deaths: int = 0
+    lone: int = 0
+    cancel: bool = False
+    ended_as: list[Outcome] = field(default_factory=list)
+
+    def end(self, state: str) -> None:
+        self.state, self.owner = state, None
+
+    def give_up(self, poison: bool = False) -> None:
+        if self.cancel:
+            self.end("cancelled")
+        elif poison or self.attempts_left <= 0:
+            self.end("failed")
+        else:
+            self.end("queued")
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """Every rule does one call to the store and the same to the model."""
+
+    kind: str
+    jobs = Bundle("jobs")
+    claims = Bundle("claims")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp())
+        self.clock = Clock()
+        self.store = OPEN_STORE[self.kind](self.folder, self.clock)
+        self.model: dict[str, Expected] = {}
+
+    def teardown(self) -> None:
+        self.store.close()
+        shutil.rmtree(self.folder)
+
+    def running(self, owner: str | None = None) -> dict[str, Expected]:
+        return {i: e for i, e in self.model.items() if e.state == "running" and owner in (None, e.owner)}
+
+    def line(self) -> list[str]:
+        return sorted((i for i, e in self.model.items() if e.state == "queued"), key=lambda i: self.model[i].rank)
+
+    @rule(target=jobs, low=st.booleans(), deadline=st.none() | st.integers(1, 40), attempts=st.integers(1, 4))
+    def enqueue(self, low: bool, deadline: int | None, attempts: int) -> str:
+        job = self.store.enqueue(new_job(priority=int(low), start_within_s=deadline, max_attempts=attempts))
+        now = self.clock.now
+        self.model[job.id] = Expected(
+            (now + 300.0 * low, job.seq), None if deadline is None else now + deadline, attempts
+        )
+        return job.id
+
+    @rule(target=claims, owner=OWNERS, limit=st.integers(1, 3), quarantined=st.sampled_from([None, True, False]))
+    def claim(self, owner: str, limit: int, quarantined: bool | None) -> object:
+        now = self.clock.now
+        wanted = [i for i in self.line() if quarantined is None or quarantined == (self.model[i].deaths > 0)]
+        in_time = [i for i in wanted if self.model[i].deadline is None or self.model[i].deadline > now]
+        taken = self.store.claim(owner, limit, LEASE_S, quarantined=quarantined)
+        assert [job.id for job in taken] == in_time[:limit]
+        for job in taken:
+            expected = self.model[job.id]
+            expected.state, expected.owner, expected.lease_until = "running", owner, now + LEASE_S
+            expected.epoch += 1
+            expected.attempts_left -= 1
+        return multiple(*((job.id, owner, job.epoch) for job in taken))
+
+    @rule(claim=claims)
+    def finish(self, claim: tuple[str, str, int]) -> None:
+        """Any claim of the past may try, so most of these are zombies."""
+        job_id, owner, epoch = claim
+        expected = self.model[job_id]
+        is_current = (expected.state, expected.owner, expected.epoch) == ("running", owner, epoch)
+        assert self.store.finish(job_id, owner, epoch, DONE) is is_current
+        if is_current:
+            expected.end("completed")
+
+    @rule(claim=claims)
+    def release_one(self, claim: tuple[str, str, int]) -> None:
+        job_id, owner, epoch = claim
+        expected = self.model[job_id]
+        is_current = (expected.state, expected.owner, expected.epoch) == ("running", owner, epoch)
+        assert self.store.release_one(job_id, owner, epoch) is is_current
+        if is_current:
+            expected.give_up()
+
+    def die(self, held: dict[str, Expected], begun: set[str]) -> None:
+        for job_id, expected in held.items():
+            if job_id in begun:
+                expected.deaths += 1
+                expected.lone += len(begun) == 1
+            expected.give_up(poison=job_id in begun and (expected.deaths >= 3 or expected.lone >= 2))
+
+    @rule(owner=OWNERS, data=st.data())
+    def worker_dies(self, owner: str, data: st.DataObject) -> None:
+        held = self.running(owner)
+        begun = set(data.draw(st.lists(st.sampled_from(sorted(held)), unique=True))) if held else set()
+        changed = self.store.release(owner, died=True, not_started=frozenset(set(held) - begun))
+        assert {job.id for job in changed} == set(held)
+        self.die(held, begun)
+
+    @rule(owner=OWNERS)
+    def worker_drains(self, owner: str) -> None:
+        for expected in self.running(owner).values():
+            expected.attempts_left += 1
+            expected.give_up()
+        self.store.release(owner, died=False)
+
+    @rule(owner=OWNERS)
+    def renew(self, owner: str) -> None:
+        held = self.running(owner)
+        flagged = {job.id for job in self.store.renew(owner, LEASE_S)}
+        assert flagged == {job_id for job_id, expected in held.items() if expected.cancel}
+        for expected in held.values():
+            expected.lease_until = self.clock.now + LEASE_S
+
+    @rule(seconds=st.sampled_from([0.5, 5.0, 20.0, 31.0, 299.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    @rule()
+    def expire(self) -> None:
+        self.store.expire()
+        now = self.clock.now
+        for job_id in self.line():
+            expected = self.model[job_id]
+            if expected.deadline is not None and expected.deadline <= now:
+                expected.end("failed")
+        lost = {i: e for i, e in self.running().items() if e.lease_until <= now}
+        for owner in {e.owner for e in lost.values()}:
+            theirs = {i: e for i, e in lost.items() if e.owner == owner}
+            self.die(theirs, set(theirs))
+
+    @rule(job_id=jobs)
+    def cancel(self, job_id: str) -> None:
+        expected = self.model[job_id]
+        outcome, _ = self.store.request_cancel(job_id)
+        if expected.state in ENDED:
+            assert outcome is CancelOutcome.ALREADY_FINISHED
+        elif expected.state == "running":
+            assert outcome is CancelOutcome.REQUESTED
+            expected.cancel = True
+        else:
+            assert outcome is CancelOutcome.CANCELLED
+            expected.end("cancelled")
+
+    @rule()
+    def node_restarts(self) -> None:
+        if self.kind == "sqlite":
+            self.store.close()
+            self.store = OPEN_STORE[self.kind](self.folder, self.clock)
+        self.store.recover()
+        for expected in self.running().values():
+            expected.give_up()
+
+    @invariant()
+    def rows_are_as_the_model_says(self) -> None:
+        for job_id, expected in self.model.items():
+            job = self.store.get(job_id)
+            assert job is not None, "an acknowledged job is never lost"
+            assert (job.status, job.owner, job.epoch) == (expected.state, expected.owner, expected.epoch)
+            assert (job.deaths, job.lone_deaths) == (expected.deaths, expected.lone)
+            assert (job.outcome is not None) is (expected.state in ENDED)
+            state = self.store.state(job_id)
+            assert state is not None
+            assert (state.endpoint, state.status, state.outcome) == (job.endpoint, job.status, job.outcome)
+            if job.outcome is not None:
+                expected.ended_as.append(job.outcome)
+                assert expected.ended_as[0] == job.outcome, "an end never changes"
+
+    @invariant()
+    def positions_are_as_the_model_says(self) -> None:
+        line = self.line()
+        places = {job_id: place(self.store, job_id) for job_id in self.model}
+        assert places == {job_id: line.index(job_id) if job_id in line else None for job_id in self.model}
+
+    @invariant()
+    def counts_are_as_the_model_says(self) -> None:
+        states = [expected.state for expected in self.model.values()]
+        assert self.store.quarantined() == sum(self.model[job_id].deaths > 0 for job_id in self.line())
+        assert self.store.counts() == {status: states.count(status) for status in self.store.counts()}
+
+
+@pytest.mark.parametrize("kind", sorted(OPEN_STORE))
+def test_any_history_keeps_the_promises(kind: str) -> None:
+    machine = type("Machine", (StoreMachine,), {"kind": kind})
+    config = settings(max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
+    run_state_machine_as_test(machine, settings=config)

@@ -1,0 +1,301 @@
+"""What only the durable store promises: kill -9, a full disk, one owner, upgrades, guards inside the database."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import apsw
+import pytest
+
+from server.jobs.store import sqlite
+from server.jobs.store.base import JobStatus, StoreError
+from server.jobs.store.sqlite import MIGRATIONS, SqliteStore
+from server.jobs.store.writer import Change, GroupCommit, Transaction
+from tests.server.stores import DONE, LEASE_S, REJECTED, new_job
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "jobs.db"
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[SqliteStore]:
+    opened = SqliteStore(path)
+    yield opened
+    opened.close()
+
+
+def child(code: str, path: Path) -> subprocess.Popen[str]:
+    """Another real process that runs `code` with `path` at hand."""
+    program = f"from pathlib import Path\npath = Path({str(path)!r})\n" + textwrap.dedent(code)
+    return subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def hold_back(writer: GroupCommit) -> threading.Event:
+    """Keep the writer busy inside an operation until the returned event is set."""
+    inside, gate = threading.Event(), threading.Event()
+
+    def block(tx: Transaction) -> None:
+        inside.set()
+        gate.wait(10)
+
+    threading.Thread(target=writer.run, args=(block,)).start()
+    assert inside.wait(10)
+    return gate
+
+
+def wait_for_inbox(writer: GroupCommit, length: int) -> None:
+    deadline = time.monotonic() + 10
+    while writer._inbox.qsize() < length:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_a_second_process_gets_one_clear_sentence(store: SqliteStore, path: Path) -> None:
+    _, errors = child("from server.jobs.store.sqlite import SqliteStore; SqliteStore(path)", path).communicate()
+    assert f"StoreError: another fluxserve is using the data directory {path.parent}" in errors
+
+
+def test_the_same_process_cannot_open_it_twice_either(store: SqliteStore, path: Path) -> None:
+    with pytest.raises(StoreError, match="another fluxserve"):
+        SqliteStore(path)
+
+
+def test_everything_acknowledged_survives_kill_9(path: Path) -> None:
+    writer = child(
+        """
+        import os, threading
+        from server.jobs.store.sqlite import SqliteStore
+        from tests.server.stores import DONE, new_job
+        store = SqliteStore(path)
+        def work(name):
+            for number in range(100_000):
+                job = store.enqueue(new_job(id=f"{name}-{number}"))
+                os.write(1, f"queued {job.id}\\n".encode())
+                for claimed in store.claim(name, 1, 30.0):
+                    if number % 2 and store.finish(claimed.id, name, claimed.epoch, DONE):
+                        os.write(1, f"done {claimed.id}\\n".encode())
+        for name in "abcd":
+            threading.Thread(target=work, args=(name,)).start()
+        """,
+        path,
+    )
+    assert writer.stdout is not None
+    heard = [writer.stdout.readline() for _ in range(300)]
+    writer.send_signal(signal.SIGKILL)
+    heard += writer.stdout.readlines()
+    writer.communicate()
+    lines = [line.split() for line in heard if line.endswith("\n")]
+
+    store = SqliteStore(path)
+    for said, job_id in lines:
+        job = store.get(job_id)
+        assert job is not None, f"{job_id} was acknowledged and is lost"
+        assert said == "queued" or job.status is JobStatus.COMPLETED
+    counts = store.counts()
+    assert len(store.recover()) == counts[JobStatus.RUNNING]
+    waiting = store.counts()[JobStatus.QUEUED]
+    assert waiting == counts[JobStatus.RUNNING] + counts[JobStatus.QUEUED]
+    assert len(store.claim("new", 10**6, LEASE_S)) == waiting
+    store.close()
+
+
+def test_a_full_disk_is_a_store_error_and_nothing_is_half_done(path: Path) -> None:
+    store = SqliteStore(path)
+    running = store.enqueue(new_job(webhook_url="https://x.test/"))
+    (claimed,) = store.claim("w1", 1, LEASE_S)
+    (pages,) = next(store._writer._connection.execute("PRAGMA page_count"))
+    (limit,) = next(store._writer._connection.execute(f"PRAGMA max_page_count = {pages + 4}"))
+    assert limit == pages + 4
+    big = {"prompt": "x" * 100_000}
+
+    refused = new_job(input=big)
+    with pytest.raises(StoreError, match="the disk is full"):
+        store.enqueue(refused)
+    assert store.get(refused.id) is None
+    assert store.state(refused.id) is None
+    too_big = DONE.__class__(JobStatus.COMPLETED, 200, big)
+    with pytest.raises(StoreError, match="the disk is full"):
+        store.finish(running.id, "w1", claimed.epoch, too_big)
+    assert store.get(running.id) == claimed
+    assert store.due_webhooks(10) == []
+    assert store.counts()[JobStatus.RUNNING] == 1
+
+    next(store._writer._connection.execute("PRAGMA max_page_count = 1000000"))
+    assert store.enqueue(refused).id == refused.id
+    assert store.finish(running.id, "w1", claimed.epoch, too_big)
+    store.close()
+
+
+def test_one_that_does_not_fit_takes_no_other_with_it(path: Path) -> None:
+    """Group commit puts them into one transaction, so this is where a full disk could hurt the innocent."""
+    store = SqliteStore(path)
+    (pages,) = next(store._writer._connection.execute("PRAGMA page_count"))
+    next(store._writer._connection.execute(f"PRAGMA max_page_count = {pages + 8}"))
+    gate = hold_back(store._writer)
+    jobs = [new_job(input={"prompt": "x" * (200_000 if number == 3 else 10)}) for number in range(6)]
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        futures = [pool.submit(store.enqueue, job) for job in jobs]
+        wait_for_inbox(store._writer, len(jobs))
+        gate.set()
+        failed = [job.id for job, future in zip(jobs, futures, strict=True) if future.exception() is not None]
+    assert failed == [jobs[3].id]
+    assert [job.id for job in jobs if store.get(job.id) is None] == failed
+    assert store.counts()[JobStatus.QUEUED] == 5
+    store.close()
+
+
+def test_what_arrives_during_a_commit_shares_the_next_one(path: Path) -> None:
+    commits: list[int] = []
+    connection = apsw.Connection(str(path))
+    connection.execute("CREATE TABLE t (n)")
+    writer = GroupCommit(connection, lambda changes: commits.append(len(changes)))
+    gate = hold_back(writer)
+
+    def write(tx: Transaction) -> None:
+        tx.connection.execute("INSERT INTO t VALUES (1)")
+        tx.changes.append((None, None))
+
+    with ThreadPoolExecutor(20) as pool:
+        futures = [pool.submit(writer.run, write) for _ in range(20)]
+        wait_for_inbox(writer, 20)
+        gate.set()
+        for future in futures:
+            future.result()
+    writer.close()
+    assert sum(commits) == 20
+    assert max(commits) == 20
+
+
+def test_promises_wait_for_the_disk_and_claims_do_not(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    levels: list[int] = []
+    commit = store._writer._on_commit
+
+    def note(changes: list[Change]) -> None:
+        levels.append(next(store._writer._connection.execute("PRAGMA synchronous"))[0])
+        commit(changes)
+
+    monkeypatch.setattr(store._writer, "_on_commit", note)
+    full, normal = 2, 1
+    store.enqueue(new_job())
+    (job,) = store.claim("w1", 1, LEASE_S)
+    store.renew("w1", LEASE_S)
+    store.request_cancel(job.id)
+    store.finish(job.id, "w1", job.epoch, DONE)
+    assert levels == [full, normal, normal, full, full]
+
+
+def test_a_claim_beside_a_promise_is_as_durable_as_the_promise(store: SqliteStore) -> None:
+    gate = hold_back(store._writer)
+    levels: list[int] = []
+
+    def look(tx: Transaction) -> None:
+        levels.append(next(tx.connection.execute("PRAGMA synchronous"))[0])
+
+    with ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(store._writer.run, look, is_promise) for is_promise in (False, True)]
+        wait_for_inbox(store._writer, 2)
+        gate.set()
+        for future in futures:
+            future.result()
+    assert levels == [2, 2]
+
+
+def test_a_broken_operation_is_the_callers_error_and_the_writer_lives(store: SqliteStore) -> None:
+    with pytest.raises(TypeError):
+        store.enqueue(new_job(input={"prompt": object()}))
+    assert store.enqueue(new_job()).status is JobStatus.QUEUED
+
+
+def test_the_database_itself_refuses_a_second_end(store: SqliteStore) -> None:
+    store.enqueue(new_job())
+    (job,) = store.claim("w1", 1, LEASE_S)
+    assert store.finish(job.id, "w1", job.epoch, DONE)
+    with pytest.raises(StoreError, match="this job has ended"):
+        store._writer.run(lambda tx: tx.connection.execute("UPDATE job SET status = 'failed'").fetchall())
+
+
+@pytest.mark.parametrize(
+    "change", ["status = 'running'", "status = 'completed'", "status = 'paused'", "owner = 'w1'", "finished_at = 1.0"]
+)
+def test_the_database_itself_refuses_a_half_change(store: SqliteStore, change: str) -> None:
+    job = store.enqueue(new_job())
+    with pytest.raises(StoreError, match="CHECK constraint"):
+        store._writer.run(lambda tx: tx.connection.execute(f"UPDATE job SET {change}").fetchall())
+    assert store.get(job.id) == job
+
+
+def test_what_has_not_ended_is_known_again_when_a_store_opens(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = SqliteStore(path)
+    ids = [store.enqueue(new_job(priority=number % 2)).id for number in range(10)]
+    store.claim("w1", 2, LEASE_S)
+    states, counts = [store.state(job_id) for job_id in ids], store.counts()
+    monkeypatch.setattr(SqliteStore, "get", None)  # a job that has not ended is known without its row
+    store.close()
+    store = SqliteStore(path)
+    assert [store.state(job_id) for job_id in ids] == states
+    assert store.counts() == counts
+    store.close()
+
+
+def test_webhooks_of_an_older_version_keep_their_state(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as older:
+        older.setattr(sqlite, "MIGRATIONS", MIGRATIONS[:2])
+        store = SqliteStore(path)
+        hooks = [new_job(params=None, outcome=REJECTED, webhook_url="https://x.test/") for _ in range(3)]
+        for job in hooks:
+            store.enqueue(job)
+        store.close()
+    connection = apsw.Connection(str(path))
+    for seq, note in ((1, "HTTP 204"), (2, "HTTP 302")):
+        connection.execute("UPDATE webhook SET due_at = NULL, tries = 1, note = ? WHERE job_seq = ?", (note, seq))
+    connection.close()
+    store = SqliteStore(path)
+    delivered, given_up, due = (store.webhook(job.id) for job in hooks)
+    assert delivered is not None
+    assert given_up is not None
+    assert (delivered.is_delivered, given_up.is_delivered, given_up.due_at) == (True, False, None)
+    assert store.due_webhooks(10) == [due]
+    store.close()
+
+
+def test_a_file_from_a_newer_version_is_refused(path: Path) -> None:
+    SqliteStore(path).close()
+    connection = apsw.Connection(str(path))
+    connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    connection.close()
+    with pytest.raises(StoreError, match="newer fluxserve"):
+        SqliteStore(path)
+
+
+def test_prompts_are_readable_by_their_owner_alone(path: Path) -> None:
+    store = SqliteStore(path)
+    assert {file.stat().st_mode & 0o077 for file in path.parent.glob(path.name + "*")} == {0}
+    store.close()
+
+
+def test_a_damaged_file_is_refused_and_the_lock_is_free_again(path: Path) -> None:
+    path.write_bytes(b"this is no database" * 1000)
+    for _ in range(2):
+        with pytest.raises(StoreError, match="cannot open the database"):
+            SqliteStore(path)
+
+
+def test_reads_do_not_wait_for_a_write_in_progress(store: SqliteStore) -> None:
+    job = store.enqueue(new_job())
+    gate = hold_back(store._writer)
+    assert store.get(job.id) == job
+    gate.set()

@@ -1,0 +1,233 @@
+"""Webhooks from the outbox to a real receiver: payloads, signatures, retries, and what is not called at all."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from server.jobs import webhooks
+from server.jobs.store.base import JobStatus, Outcome
+from server.jobs.store.sqlite import SqliteStore
+from server.jobs.webhooks import PAUSES_S
+from tests.server.api_node import ApiNode
+from tests.server.api_server import Api, eventually, serve
+from tests.server.receiver import Receiver, receiving
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with receiving() as received:
+        yield received
+
+
+@pytest.fixture
+def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
+    monkeypatch.setattr(webhooks, "POLL_S", 0.01)
+    monkeypatch.setattr(webhooks, "PAUSES_S", (0.05,) * len(PAUSES_S))
+    with serve(ApiNode(tmp_path, allow_private_cidrs=("127.0.0.0/8",))) as served:
+        yield served
+
+
+def submit(api: Api, url: str, **body: Any) -> str:
+    address = f"/queue/fal-ai/flux/dev?fal_webhook={quote(url, safe='')}"
+    return str(api.http.post(address, json={"prompt": "a fox"} | body).json()["request_id"])
+
+
+def settled(api: Api) -> bool:
+    store: Any = api.node.store
+    return all(delivery.due_at is None for delivery in store._webhooks.values())
+
+
+def test_tries_and_spacing_are_ten_in_two_hours() -> None:
+    assert len(PAUSES_S) + 1 == 10
+    assert sum(PAUSES_S) == 7200
+    assert list(PAUSES_S) == sorted(PAUSES_S)
+
+
+def test_the_schedule_is_fals_and_ends() -> None:
+    assert [webhooks.pause_after(tries) for tries in range(1, 11)] == [*PAUSES_S, None]
+
+
+def test_a_good_end_is_posted_once_with_the_result(api: Api, receiver: Receiver) -> None:
+    job_id = submit(api, receiver.url)
+    api.node.finish(api.node.claim())
+    eventually(lambda: settled(api) and receiver.calls)
+    ((headers, body),) = receiver.calls
+    assert headers["content-type"] == "application/json"
+    posted = json.loads(body)
+    assert {name: posted[name] for name in ("request_id", "gateway_request_id", "status")} == {
+        "request_id": job_id,
+        "gateway_request_id": job_id,
+        "status": "OK",
+    }
+    assert "error" not in posted
+    assert posted["payload"] == api.http.get(f"/queue/fal-ai/flux/requests/{job_id}").json()
+    assert api.http.get(posted["payload"]["images"][0]["url"]).status_code == 200
+
+
+def verify_as_fal_documents(headers: dict[str, str], body: bytes, jwks: dict[str, Any]) -> None:
+    """Receiver side, after fal's documentation: raises unless one of the keys made the signature."""
+    names = ("request-id", "user-id", "timestamp")
+    request_id, user_id, timestamp = (headers[f"x-fal-webhook-{name}"] for name in names)
+    assert abs(int(timestamp) - time.time()) <= 300
+    message = "\n".join([request_id, user_id, timestamp, hashlib.sha256(body).hexdigest()]).encode()
+    (key,) = jwks["keys"]
+    assert (key["kty"], key["crv"]) == ("OKP", "Ed25519")
+    public = Ed25519PublicKey.from_public_bytes(base64.urlsafe_b64decode(key["x"]))
+    public.verify(bytes.fromhex(headers["x-fal-webhook-signature"]), message)
+
+
+@pytest.mark.parametrize("path", ["/rest/.well-known/jwks.json", "/.well-known/jwks.json"])
+def test_the_signature_verifies_with_the_published_keys(api: Api, receiver: Receiver, path: str) -> None:
+    submit(api, receiver.url)
+    api.node.finish(api.node.claim())
+    eventually(lambda: receiver.calls)
+    headers, body = receiver.calls[0]
+    jwks = api.http.get(path).json()
+    verify_as_fal_documents(headers, body, jwks)
+    with pytest.raises(InvalidSignature):
+        verify_as_fal_documents(headers, body + b" ", jwks)
+
+
+def test_a_wrong_input_is_posted_as_an_error_with_its_detail(api: Api, receiver: Receiver) -> None:
+    submit(api, receiver.url, num_images=9)
+    eventually(lambda: receiver.calls)
+    posted = json.loads(receiver.calls[0][1])
+    assert (posted["status"], posted["error"]) == ("ERROR", "Invalid status code: 422")
+    assert posted["payload"]["detail"][0]["loc"] == ["body", "num_images"]
+
+
+def test_a_platform_failure_is_posted_as_an_error(api: Api, receiver: Receiver) -> None:
+    submit(api, receiver.url)
+    body = {"detail": "gone", "error_type": "runner_disconnected"}
+    api.node.finish(api.node.claim(), Outcome(JobStatus.FAILED, 503, body, "gone", "runner_disconnected"))
+    eventually(lambda: receiver.calls)
+    assert json.loads(receiver.calls[0][1])["payload"] == body
+
+
+def test_errors_are_tried_again_until_taken(api: Api, receiver: Receiver) -> None:
+    receiver.statuses = [500, 429, 200]
+    submit(api, receiver.url, num_images=9)
+    eventually(lambda: len(receiver.calls) == 3 and settled(api))
+    assert len({headers["x-fal-webhook-request-id"] for headers, _ in receiver.calls}) == 1
+
+
+def test_after_ten_tries_it_is_given_up(api: Api, receiver: Receiver) -> None:
+    receiver.statuses = [500]
+    submit(api, receiver.url, num_images=9)
+    eventually(lambda: settled(api), within_s=10)
+    assert len(receiver.calls) == 10
+
+
+def test_a_redirect_is_final(api: Api, receiver: Receiver) -> None:
+    receiver.statuses = [302]
+    submit(api, receiver.url, num_images=9)
+    eventually(lambda: settled(api))
+    assert len(receiver.calls) == 1
+
+
+def test_a_receiver_that_hangs_is_retried_and_delays_nobody(
+    api: Api, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "TIMEOUT_S", 0.5)
+    receiver.hangs = True
+    submit(api, receiver.url, num_images=9)
+    eventually(lambda: len(receiver.calls) == 1)
+    receiver.hangs = False
+    submit(api, receiver.url, num_images=9)
+    eventually(lambda: len(receiver.calls) == 2, within_s=0.4)
+    eventually(lambda: len(receiver.calls) == 3)
+
+
+def test_a_receiver_that_hangs_holds_only_its_share(
+    api: Api, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "AT_ONCE", 3)
+    monkeypatch.setattr(webhooks, "AT_ONCE_PER_RECEIVER", 2)
+    receiver.hangs = True
+    hanging = {submit(api, receiver.url, num_images=9) for _ in range(4)}
+    eventually(lambda: len(receiver.calls) == 2, within_s=30)
+    with receiving() as other:
+        for number in range(1, 4):
+            submit(api, other.url, num_images=9)
+            eventually(lambda number=number: len(other.calls) == number, within_s=30)  # type: ignore[misc]
+    assert len(receiver.calls) == 2
+    receiver.hangs = False
+    receiver.released.set()
+    eventually(lambda: {payload["request_id"] for payload in receiver.payloads} == hanging, within_s=30)
+
+
+def test_every_try_is_logged_with_what_was_seen_and_how_long_it_took(api: Api, receiver: Receiver) -> None:
+    receiver.statuses = [500, 200]
+    job_id = submit(api, receiver.url, num_images=9)
+    eventually(lambda: settled(api) and len(receiver.calls) == 2, within_s=30)
+    first, second = api.node.store.webhook_tries(job_id)
+    assert (first.http_status, first.note, first.verdict) == (500, "HTTP 500", "again")
+    assert (second.http_status, second.note, second.verdict) == (200, "HTTP 200", "delivered")
+    assert first.began_at + first.duration_s <= second.began_at
+    assert min(first.duration_s, second.duration_s) > 0
+
+
+def test_a_redelivery_has_the_same_id_and_payload_and_a_signature_of_its_own(
+    api: Api, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = submit(api, receiver.url, num_images=9)
+    eventually(lambda: settled(api) and receiver.calls, within_s=30)
+    earlier = time.time() - 100
+    monkeypatch.setattr(webhooks.time, "time", lambda: earlier)
+    api.node.store.redeliver_webhook(job_id)
+    eventually(lambda: len(receiver.calls) == 2, within_s=30)
+    (first, body), (again, same_body) = receiver.calls
+    assert body == same_body
+    names = [f"x-fal-webhook-{name}" for name in ("request-id", "timestamp", "signature")]
+    assert first[names[0]] == again[names[0]] == job_id
+    assert again[names[1]] == str(int(earlier))
+    assert first[names[2]] != again[names[2]]
+    jwks = api.http.get("/.well-known/jwks.json").json()
+    for headers in (first, again):
+        verify_as_fal_documents(headers, body, jwks)
+
+
+def test_a_dead_receiver_is_tried_again(api: Api) -> None:
+    submit(api, "http://127.0.0.1:9/hook", num_images=9)
+    store: Any = api.node.store
+    eventually(lambda: any(delivery.tries >= 2 for delivery in store._webhooks.values()))
+    (delivery,) = store._webhooks.values()
+    assert "ConnectError" in delivery.note
+
+
+def test_this_machine_is_not_called_by_default(
+    tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "POLL_S", 0.01)
+    with serve(ApiNode(tmp_path)) as api:
+        submit(api, receiver.url, num_images=9)
+        store: Any = api.node.store
+        eventually(lambda: any(delivery.tries for delivery in store._webhooks.values()))
+        (delivery,) = store._webhooks.values()
+        assert delivery.due_at is None
+        assert "--allow-private-cidr" in delivery.note
+    assert receiver.calls == []
+
+
+def test_what_was_owed_at_a_stop_goes_out_after_the_restart(
+    tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "POLL_S", 60.0)
+    with serve(ApiNode(tmp_path, SqliteStore(tmp_path / "jobs.db"), allow_private_cidrs=("127.0.0.1/32",))) as api:
+        job_id = submit(api, receiver.url, num_images=9)
+        api.node.store.close()
+    assert receiver.calls == []
+    with serve(ApiNode(tmp_path, SqliteStore(tmp_path / "jobs.db"), allow_private_cidrs=("127.0.0.1/32",))) as api:
+        eventually(lambda: receiver.calls)
+    assert receiver.calls[0][0]["x-fal-webhook-request-id"] == job_id
