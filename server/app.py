@@ -84,12 +84,14 @@ def _lifespan(node: Node, signer: Signer) -> Any:
         await node.start()
         transport = VettedTransport(parse_networks(node.settings.allow_private_cidrs))
         client = httpx.AsyncClient(transport=transport, trust_env=False, follow_redirects=False)
-        postman = asyncio.create_task(Webhooks(node.store, signer, client, wire.webhook_body).run(), name="webhooks")
+        outbox_sender = asyncio.create_task(
+            Webhooks(node.store, signer, client, wire.webhook_body).run(), name="webhooks"
+        )
         try:
             yield
         finally:
-            postman.cancel()
-            await asyncio.gather(postman, return_exceptions=True)
+            outbox_sender.cancel()
+            await asyncio.gather(outbox_sender, return_exceptions=True)
             await node.stop()
 
     return lifespan

@@ -1,4 +1,4 @@
-"""Reading a request's JSON body: bounded in bytes and depth, strict JSON, never a surprise."""
+"""Reading a request's JSON body: strict JSON, bounded in bytes and depth."""
 
 from __future__ import annotations
 

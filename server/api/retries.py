@@ -26,11 +26,11 @@ def retry_limits(header: str | None) -> dict[str, int]:
         return {}
     if not isinstance(options, dict):
         return {}
-    limits = {cause: _limit(wish) for cause, wish in options.items() if cause in CAUSES}
+    limits = {cause: _limit(asked) for cause, asked in options.items() if cause in CAUSES}
     return {cause: limit for cause, limit in limits.items() if limit is not None}
 
 
-def _limit(wish: object) -> int | None:
-    count = wish.get("retries") if isinstance(wish, dict) else None
+def _limit(asked: object) -> int | None:
+    count = asked.get("retries") if isinstance(asked, dict) else None
     is_count = isinstance(count, int) and not isinstance(count, bool) and count >= 0
     return min(count, MAX_RETRIES) if is_count else None  # type: ignore[type-var]

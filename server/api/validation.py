@@ -1,4 +1,4 @@
-"""pydantic's complaints as fal's `detail` entries: one clear entry a fault."""
+"""pydantic's errors as fal's `detail` entries: one clear entry a fault."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The wishes behind a run. Sizes are (width, height) in pixels; `count` is requests a cell."""
+    """What is asked of a run. Sizes are (width, height) in pixels; `count` is requests a cell."""
 
     scenario: str
     sizes: tuple[tuple[int, int], ...]

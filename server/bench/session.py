@@ -23,7 +23,7 @@ FORMAT = "fluxserve bench 1"
 
 
 class Watcher(Protocol):
-    """Who is told how far the benchmark is."""
+    """Listens to how far the benchmark is."""
 
     def loading(self, stage: str, fraction: float) -> None: ...
 

@@ -43,14 +43,14 @@ def list_(
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """Show who was told of which request, when, and what they answered.
+    """Show which receiver was sent which request, when, and what it answered.
 
     A state is delivered, the time of the next try, or given up: ten tries, a redirect, or a forbidden address.
     """
     from server.jobs.store import outbox
 
     folder = settings_from(config, data_dir=data_dir).data_dir
-    with _visit(folder) as execute:
+    with _open_store(folder) as execute:
         if request_id is None:
             deliveries = outbox.newest(execute, limit)
             print(json.dumps({"webhooks": [_facts(d) for d in deliveries]}) if as_json else _table(deliveries))
@@ -77,7 +77,7 @@ def redeliver(request_id: RequestId, data_dir: DataDir = None, config: Config = 
     from server.jobs.store.base import Redelivery
 
     folder = settings_from(config, data_dir=data_dir).data_dir
-    with _visit(folder) as execute:
+    with _open_store(folder) as execute:
         outcome = outbox.order_again(execute, request_id, time())
         if outcome is not Redelivery.ORDERED:
             raise CommandError(_sentence(outcome, request_id))
@@ -92,7 +92,7 @@ def redeliver(request_id: RequestId, data_dir: DataDir = None, config: Config = 
 
 
 @contextmanager
-def _visit(folder: Path) -> Iterator[Execute]:
+def _open_store(folder: Path) -> Iterator[Execute]:
     """The outbox of a data folder. Raises: CommandError."""
     from server.jobs.store import outbox
     from server.jobs.store.base import StoreError

@@ -4,7 +4,7 @@
     .../files/{key}                one of our own files: read from the disk, whatever host the address names
     http://... and https://...     fetched from the public internet, and what the operator allows besides
 
-What arrives is bounded in bytes, told by its content, and decoded in a process of its own. Every failure is one of
+What arrives is bounded in bytes, known by its content, and decoded in a process of its own. Every failure is one of
 fal's model errors (`PictureError`); `server.api.pictures` adds the field that named the address.
 """
 

@@ -1,4 +1,4 @@
-"""Files on their way in: whole or in parts, gathered on disk, then given to the object store under a promised key."""
+"""Files on their way in: whole or in parts, gathered on disk, then given to the object store under a key issued before."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ class _Joined(io.RawIOBase):
 
 @contextmanager
 def _disk_may_refuse() -> Iterator[None]:
-    """A full disk is no fault of ours, and passes: the caller is told so. Raises: StorageRefusedError."""
+    """A full disk is no fault of ours, and passes: the caller may try again. Raises: StorageRefusedError."""
     try:
         yield
     except OSError as exc:

@@ -23,7 +23,7 @@ from server.http.peers import is_local_caller
 from server.http.responses import error_response
 
 Observe = Callable[[str, str, int, float], None]
-"""Told (area, method, status, seconds) of every answer."""
+"""Called with (area, method, status, seconds) of every answer."""
 
 log = logging.getLogger("fluxserve.http")
 

@@ -15,7 +15,7 @@ LARGEST = 16384
 
 
 class JoinedWrites:
-    """A transport whose small writes within one turn of the event loop leave together, in order; else the same."""
+    """A transport whose small writes within one iteration of the event loop leave together, in order; else the same."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self.inner = transport

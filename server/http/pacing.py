@@ -1,7 +1,7 @@
-"""Short turns of the event loop: polls that arrive together are answered a few at a time.
+"""Answers at most 50 polls in one iteration of the event loop, so that submits are not delayed by a crowd of polls.
 
-A submit needs several turns of the loop (its body, the commit on a thread, its answer). A thousand clients that poll in
-step would make each of them as long as a thousand answers; so a turn answers a share of them and goes round again.
+A submit needs several iterations (its body, the commit on a thread, its answer). A thousand clients that poll at the
+same moment would make each iteration as long as a thousand answers.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import asyncio
 from collections import deque
 
 POLLS_A_TURN = 50
-"""About four milliseconds of answers; a turn of its own costs some tens of microseconds."""
+"""About four milliseconds of answers; another iteration costs some tens of microseconds."""
 
 
 class Pacer:
-    """Lets so many callers through in one turn of the loop; the others follow in order, a turn later each time."""
+    """Lets `size` callers pass in one iteration of the loop; the others follow in order, in later ones."""
 
     def __init__(self, size: int = POLLS_A_TURN) -> None:
         self._size = size
@@ -23,7 +23,7 @@ class Pacer:
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def wait(self) -> None:
-        """Return when it is the caller's turn: at once, unless many came at the same time."""
+        """Return at once, unless `size` callers have passed in this iteration; then in a later one."""
         if not self._is_due:
             self._is_due = True
             asyncio.get_running_loop().call_soon(self._next)

@@ -28,7 +28,7 @@ DRAIN_S = 10
 """How long open answers may still take after the first signal, in seconds; a second signal ends them at once."""
 
 SAME_SIGNAL_S = 1.0
-"""Signals this close together are one wish."""
+"""Signals this close together count as one."""
 
 KEEP_ALIVE_S = 75
 """Longer than any client's pause between polls, so that polling reuses its connection."""

@@ -1,4 +1,4 @@
-"""From what a worker reports to how a job ends: pictures are saved, failures become fal's errors, the store is told."""
+"""From what a worker reports to how a job ends: pictures are saved, failures become fal's errors."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Completion:
             self._outputs.discard(images)
 
     async def fail(self, run: Run, frame: Failed) -> None:
-        """The worker could not: end the job, or let it run again where the worker was to blame."""
+        """The worker could not: end the job, or let it run again where the fault was the worker's."""
         logger.warning("request %s failed at %s: %s: %s", run.job.id, run.owner, frame.kind, frame.message)
         if frame.kind == "internal":
             await self.retry_elsewhere(run)

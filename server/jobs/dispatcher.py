@@ -1,4 +1,4 @@
-"""Store <-> workers: claims what has room, forwards and cancels, renews leases, and answers a worker's death."""
+"""Between store and workers: claims jobs, sends them, renews leases, hands back the claims of a worker that died."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ TEND_S = 1.0
 AHEAD = 4
 """Requests that a worker holds beyond those it has begun, so that its next step never waits for a claim."""
 SAVE_GRACE_S = 2.0
-"""How long the death of a worker waits for the saving of pictures that it had already delivered."""
+"""After a worker's death: how long to wait for the saving of pictures that had already arrived from it."""
 
 
 class Dispatcher:
     """Runs on one event loop; `wake` and `cancel` may be called from any thread.
 
-    There is no batching window and no polling: a submit wakes it, and an idle worker has the request a commit later.
+    No batching window and no polling: a submit wakes it, and an idle worker has the request one commit later.
     """
 
     def __init__(self, store: Store, live: LiveJobs, completion: Completion) -> None:
@@ -109,7 +109,7 @@ class Dispatcher:
         self._on_loop(self._wake.set)
 
     def cancel(self, job_id: str) -> None:
-        """Forward a wish to cancel that the store has flagged. Any thread."""
+        """Forward a cancel request that the store has flagged. Any thread."""
         self._on_loop(self._forward_cancel, job_id)
 
     def on_frame(self, worker: Worker, frame: Frame) -> None:
@@ -216,7 +216,7 @@ class Dispatcher:
         waiting = self._store.counts()[JobStatus.QUEUED] - quarantined
         takers = sorted(self._workers.ready, key=self._predicted_load_ms)
         if quarantined:
-            # Each runs alone, so that the guilty one shows itself and ends no other; one worker is kept free for that.
+            # Each runs alone, so that a job that crashes workers is found; one worker is kept free for that.
             alone = min(takers, key=self._held, default=None)
             if alone is not None and self._held(alone):
                 takers.remove(alone)
@@ -235,14 +235,14 @@ class Dispatcher:
         self._owners.add(owner)
         self._is_claiming = True
         try:
-            # A suspect runs alone wherever there is room, whatever its hint.
+            # A quarantined job runs alone wherever there is room, whatever its hint.
             buckets = None if quarantined else self._buckets_of(worker)
             claim = partial(self._store.claim, owner, limit, LEASE_S, models, quarantined, buckets)
             jobs = await self._completion.in_thread(claim)
         finally:
             self._is_claiming = False
         if jobs and (worker.owner != owner or not worker.is_ready):
-            # It died while the claim was being committed, and its death was answered before.
+            # It died while the claim was being committed; its other claims have been handed back already.
             await self._completion.retry_until_stored(lambda: self._store.release(owner, died=False))
             return True
         for job in jobs:
@@ -262,7 +262,7 @@ class Dispatcher:
         assert job.params is not None
         now = time.time()
         if (old := self._runs.pop(job.id, None)) is not None:
-            # Its lease ran out while it ran on; that run is a zombie now.
+            # Its lease ran out while it was running: that run holds a stale claim, which the epoch fences off.
             old.drop_pictures()
             self._send_cancel(old)
         run = self._runs[job.id] = Run(job, worker.owner)

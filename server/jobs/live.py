@@ -1,6 +1,6 @@
-"""The live side of jobs in this node: log lines, progress, previews, and who waits to hear of a change.
+"""What of a job is not durable: log lines, progress, previews, and the futures that wait for its next change.
 
-Nothing here is durable: the store has the truth, the hub says when to look again.
+The store has the record; this says when to look at it again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_LOG_ENTRIES = 200
 KEEP_ENDED_S = 60.0
 """How long a job that has ended is remembered; its durable log is in its outcome."""
 KEEP_S = 3600.0
-"""How long any other is after its last change, if nobody watches."""
+"""How long any other job is remembered after its last change, if nothing waits for it."""
 
 
 @dataclass
@@ -38,7 +38,7 @@ class _Live:
 
 
 class LiveJobs:
-    """Changes of jobs, told from any thread and awaited on any event loop.
+    """Changes of jobs, reported from any thread and awaited on any event loop.
 
     A waiting watcher costs one future; a change costs as much as the job has watchers.
     """
@@ -87,7 +87,7 @@ class LiveJobs:
         self._change(job_id, lambda live: None)
 
     def ended(self, job_id: str) -> None:
-        """The store has its end: watchers look a last time, and soon it is forgotten here."""
+        """The store has recorded its end: watchers look a last time, and the job is forgotten here soon after."""
 
         def end(live: _Live) -> None:
             live.has_ended = True

@@ -1,7 +1,7 @@
-"""Delivers the outbox: every ended job that named a webhook is posted there, signed, until it is taken or given up.
+"""Sends the outbox: every ended job that named a webhook is posted there, signed, until it is accepted or given up.
 
-A delivery that was under way when the server stopped is made again: receivers see each end at least once. Nothing
-here touches generation: deliveries run beside it, and a receiver that hangs delays nobody else. Every try goes into
+A delivery that was under way when the server stopped is made again: receivers see each end at least once.
+Deliveries run beside generation, and a receiver that hangs delays no other. Every try goes into
 the store's delivery log, which `fluxserve webhooks` shows.
 """
 
@@ -38,7 +38,7 @@ WINDOW = 1000
 
 
 class Webhooks:
-    """The outbox's postman.
+    """Sends what is due in the outbox.
 
     Args: client: makes the calls, to vetted addresses. body: what is posted for an ended job.
     """

@@ -1,4 +1,4 @@
-"""The worker processes' lives: start one a device, read its frames, notice its death at once, start it again."""
+"""Worker processes: one a device, its frames read, its death noticed at once, started again."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class WorkerState(StrEnum):
 
 
 class WorkerEvents(Protocol):
-    """Who is told of what workers do; called on the event loop and must return quickly."""
+    """Listens to what workers do; called on the event loop and must return quickly."""
 
     def on_frame(self, worker: Worker, frame: Frame) -> None:
         """A frame about a job, or Ready or Heartbeat after it was noted here."""

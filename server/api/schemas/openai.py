@@ -42,7 +42,7 @@ class ImageRequest(BaseModel):
         return value
 
     def as_fal(self) -> dict[str, Any]:
-        """The same wish as an input of fal's endpoints; sized both ways, since each takes one and ignores the other."""
+        """As an input of fal's endpoints; sized both ways, since each takes one and ignores the other."""
         body: dict[str, Any] = {
             "prompt": self.prompt,
             "num_images": self.n,

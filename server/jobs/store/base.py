@@ -19,7 +19,7 @@ MAX_DEATHS = 3
 """A job that was running at so many deaths of its worker fails instead of running again."""
 
 MAX_LONE_DEATHS = 2
-"""The same, for deaths at which nothing else was running: then the job itself is the suspect."""
+"""The same, for deaths at which nothing else was running: then the job itself is the likely cause."""
 
 
 TRIES_KEPT = 50
@@ -33,7 +33,7 @@ LOG_ROWS = 100_000
 
 
 class JobStatus(StrEnum):
-    """Where a job stands. A wish to cancel is a flag of the row, not a state."""
+    """The states of a job. A request to cancel is a flag of the row, not a state."""
 
     QUEUED = "queued"
     """Waits for a worker; also again after its worker died."""
@@ -52,12 +52,12 @@ class JobStatus(StrEnum):
 
 
 class CancelOutcome(StrEnum):
-    """What became of a wish to cancel."""
+    """What became of a request to cancel."""
 
     CANCELLED = "cancelled"
     """It was waiting and has ended now."""
     REQUESTED = "requested"
-    """It is running; the flag is set and the owner will be told."""
+    """It is running; the flag is set and its worker will drop it."""
     ALREADY_FINISHED = "already_finished"
     NOT_FOUND = "not_found"
 
@@ -179,7 +179,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """Where a job stands: what a status poll asks, and no more of the row.
+    """What a status poll asks of a job, and no more of the row.
 
     Args:
         endpoint, status, outcome: as in `Job`.
@@ -221,7 +221,7 @@ class Store(Protocol):
         """The row, or None."""
 
     def state(self, job_id: str) -> JobState | None:
-        """Where the job stands, or None if it is unknown.
+        """Its status, place in the queue and outcome, or None if it is unknown.
 
         Cheap until the job has ended: every waiting client asks up to ten times a second."""
 
@@ -237,7 +237,7 @@ class Store(Protocol):
         """Take up to `limit` waiting jobs: running, `owner`, `epoch + 1`, `attempt + 1`, `lease_until`, atomically.
 
         Order: by age, where a low-priority job counts as LOW_PRIORITY_DELAY_S younger than it is.
-        With `quarantined`, only jobs with deaths (which should run alone, so that the guilty one shows itself); with
+        With `quarantined`, only jobs with deaths (each runs alone, so that one which crashes workers is found); with
         False, only jobs without. Only jobs of the given models, and of the given hint buckets or none, if given.
         Jobs past their start deadline are not claimed (`expire` ends them)."""
 
@@ -250,7 +250,7 @@ class Store(Protocol):
     def finish(self, job_id: str, owner: str, epoch: int, outcome: Outcome) -> bool:
         """End a running job and write its webhook row, in one transaction.
 
-        Returns: False, and changes nothing, if this claim is not the current one (the caller is a zombie)."""
+        Returns: False, and changes nothing, if this claim is not the current one: the epoch fences off stale claims."""
 
     def release(self, owner: str, died: bool, not_started: frozenset[str] = frozenset()) -> list[Job]:
         """Give up all claims of `owner`: jobs wait again in their old place, or end.
@@ -280,7 +280,7 @@ class Store(Protocol):
     def recover(self) -> list[Job]:
         """At start-up: give up every claim, because all owners died with the node that was here before.
 
-        Counts no death (nobody knows who was to blame) but uses the attempt. A store that several nodes share
+        Counts no death (which job was the cause is unknown) but uses the attempt. A store that several nodes share
         leaves this to the leases and returns nothing.
         Returns: the rows after the change."""
 
@@ -304,7 +304,7 @@ class Store(Protocol):
         """Deliveries of ended jobs, those of the newest jobs first, settled ones too."""
 
     def webhook(self, job_id: str) -> WebhookDelivery | None:
-        """The delivery of one job; None if it owes none (yet) or is unknown."""
+        """The delivery of one job; None if none is due (yet) or the job is unknown."""
 
     def webhook_tries(self, job_id: str) -> list[WebhookTry]:
         """The log of one job's deliveries, oldest try first: at most TRIES_KEPT, for LOG_KEPT_S and LOG_ROWS in all.

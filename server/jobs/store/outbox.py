@@ -1,6 +1,7 @@
-"""The webhook tables: what is owed, what was tried, and an operator's visit to both beside the node that owns the file.
+"""The webhook tables: pending deliveries and their log, for the node and for an operator's command beside it.
 
-Functions take `execute`, so that they run inside the store's transactions, over its reading connection, or in a visit.
+Functions take `execute`, so that they run inside the store's transactions, over its reading connection,
+or in a command.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class QueueIndex:
         """Of all that have not ended; positions are not in here, because those of others change them."""
         self._recent: dict[str, JobState] = {}
         """Of the last that ended, oldest first."""
-        self._suspects: set[str] = set()
+        self._quarantined: set[str] = set()
         self._counts: Counter[JobStatus] = Counter()
 
     def change(self, before: Job | None, after: Job | None) -> None:
@@ -72,7 +72,7 @@ class QueueIndex:
     def quarantined(self) -> int:
         """How many of them were running when a worker died."""
         with self._lock:
-            return len(self._suspects)
+            return len(self._quarantined)
 
     def counts(self) -> dict[JobStatus, int]:
         """Rows by state, every state named."""
@@ -84,12 +84,12 @@ class QueueIndex:
         self._places[job.id] = place
         self._order.add(place)
         if job.deaths:
-            self._suspects.add(job.id)
+            self._quarantined.add(job.id)
 
     def _leave(self, job_id: str) -> None:
         self._states.pop(job_id, None)
         self._recent.pop(job_id, None)
-        self._suspects.discard(job_id)
+        self._quarantined.discard(job_id)
         place = self._places.pop(job_id, None)
         if place is not None:
             self._order.remove(place)

@@ -71,17 +71,17 @@ def ended(job: Job, outcome: Outcome, now: float) -> Job:
 
 
 def is_current(job: Job | None, owner: str, epoch: int) -> bool:
-    """Whether this claim still holds the job; a caller for whom it does not is a zombie."""
+    """Whether this claim still holds the job; otherwise the caller's claim is stale."""
     return job is not None and job.status is JobStatus.RUNNING and job.owner == owner and job.epoch == epoch
 
 
 def released_unused(job: Job, now: float) -> Job:
-    """A running job whose claim is given up without blame: it waits again, with its attempt back."""
+    """A running job whose claim is given up, through no fault of its own: it waits again, with its attempt back."""
     return _waiting_again(replace(job, attempt=job.attempt - 1), now)
 
 
 def attempt_failed(job: Job, now: float) -> Job:
-    """A running job whose attempt was used up by a fault that counts as nobody's death."""
+    """A running job whose attempt was used up by a fault that counts no death."""
     if job.attempt >= job.max_attempts and not job.cancel_requested:
         return ended(job, platform_outcomes.runner_disconnected(), now)
     return _waiting_again(job, now)

@@ -52,7 +52,7 @@ class GroupCommit:
     whole batch back, and its operations are run again one by one, so that a failing one takes no other with it.
 
     Args: connection: used by this object's thread alone from now on. on_commit: called with all changes of a
-        transaction, after it is durable and before anybody is told so.
+        transaction, after it is durable and before the caller learns of it.
     """
 
     def __init__(self, connection: apsw.Connection, on_commit: Callable[[list[Change]], None]) -> None:

@@ -1,5 +1,5 @@
-"""Results and uploads by address: public as on fal unless their owner said otherwise, with ranges, and harmless
-whatever they contain."""
+"""Results and uploads by address: public as on fal unless their owner said otherwise, with ranges; nothing in
+them runs in a browser."""
 
 from __future__ import annotations
 
