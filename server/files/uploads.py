@@ -1,4 +1,4 @@
-"""Files on their way in: whole or in parts, gathered on disk, then given to the object store under a key issued before."""
+"""Files on their way in: whole or in parts, gathered on disk, then stored under a key that was issued before."""
 
 from __future__ import annotations
 
