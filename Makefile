@@ -29,10 +29,11 @@ test-gpu: $(VENV)/.dev ## the tests that need an accelerator
 compatibility: $(VENV)/.dev js clients clients-slow ## run every client and every numbered case; writes docs/compatibility.md
 	$(BIN)/python -m pytest -p tests.compatibility.report -m "not gpu" tests/compatibility tests/conformance $(ARGS)
 
-lint: $(VENV)/.dev ## ruff and mypy, as CI runs them
+lint: $(VENV)/.dev ## ruff, mypy and the import contracts, as CI runs them
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 lint-docker: $(VENV)-hadolint/bin/hadolint ## hadolint over Dockerfile.cuda; not part of CI, the linter is 54 MB
 	$< Dockerfile.cuda
@@ -53,7 +54,7 @@ bench-load: $(VENV)/.dev ## the API under 1,000 pollers and 500 status streams
 	$(BIN)/python -m benchmarks.load $(ARGS)
 
 clean: ## remove what make made, except data/
-	rm -rf $(VENV) $(VENV)-hadolint $(JS:%=%/node_modules) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-hadolint $(JS:%=%/node_modules) .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis
 
 $(VENV)-hadolint/bin/hadolint:
 	$(PYTHON) -m venv $(VENV)-hadolint

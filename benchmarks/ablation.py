@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in pipelines/worker.py, before torch is loaded
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in pipelines/worker/__main__.py, before torch is loaded
 
 import argparse
 import gc
@@ -35,10 +35,10 @@ from models.fusion import fuse
 from models.loading import load, silence_libraries
 from models.registry import resolve
 from models.tuning import PLAIN, Tuning
-from pipelines.attention_choice import measure_ms
-from pipelines.compute import Compute, choose_compute
-from pipelines.packed import PackLayout, modulation_rows, packed_forward
-from pipelines.sampling import position_ids
+from pipelines.families.flux1.packed import PackLayout, modulation_rows, packed_forward
+from pipelines.families.flux1.sampling import position_ids
+from pipelines.ops.attention_choice import measure_ms
+from pipelines.ops.compute import Compute, choose_compute
 from server.bench.report import table
 
 ON = replace(

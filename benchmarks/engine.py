@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in pipelines/worker.py, before torch is loaded
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in pipelines/worker/__main__.py, before torch is loaded
 
 import argparse
 import json
@@ -41,12 +41,13 @@ from models.components import FluxComponents
 from models.loading import load, silence_libraries
 from models.registry import resolve
 from models.shapes.scenes import COLOURS, SHAPES
-from pipelines.engine import Engine, EngineConfig
-from pipelines.params import GenerationParams
-from pipelines.protocol import Cancel, Failed, Finished, Submit
-from pipelines.request import Row
-from pipelines.runner import FluxRunner, Runner
-from pipelines.scheduler import SchedulerConfig
+from pipelines.engine.engine import Engine, EngineConfig
+from pipelines.engine.request import Row
+from pipelines.engine.runner import Runner
+from pipelines.engine.scheduler import SchedulerConfig
+from pipelines.families.flux1.runner import FluxRunner
+from pipelines.protocol.frames import Cancel, Failed, Finished, Submit
+from pipelines.protocol.params import GenerationParams
 from server.bench.figures import percentile
 
 SIZES = ((256, 256), (512, 512), (1024, 768), (1024, 1024))

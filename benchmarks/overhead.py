@@ -19,8 +19,8 @@ from pathlib import Path
 
 from benchmarks.store import fsync_cost
 from models.registry import resolve
-from pipelines.params import GenerationParams
-from pipelines.protocol import Finished, Frame, Started
+from pipelines.protocol.frames import Finished, Frame, Started
+from pipelines.protocol.params import GenerationParams
 from server.jobs.store.base import NewJob
 from server.node import Node
 from server.settings import Settings

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in pipelines/worker.py, before torch is loaded
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in pipelines/worker/__main__.py, before torch is loaded
 
 import argparse
 import gc
@@ -38,8 +38,8 @@ from models.components import FluxComponents
 from models.loading import load, silence_libraries
 from models.quantization import is_insensitive
 from models.registry import resolve
-from pipelines.params import GenerationParams
-from pipelines.runner import FluxRunner
+from pipelines.families.flux1.runner import FluxRunner
+from pipelines.protocol.params import GenerationParams
 from server.bench.report import table
 
 System = Stock | Ours

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in pipelines/worker.py, before torch is loaded
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in pipelines/worker/__main__.py, before torch is loaded
 
 import argparse
 import json
@@ -44,12 +44,12 @@ from models.shapes.captions import plain_caption
 from models.shapes.evaluate import contact_sheet, held_out_scenes, rates
 from models.shapes.scenes import Scene
 from models.shapes.scorer import Pixels
-from pipelines.engine import Engine
-from pipelines.params import GenerationParams
-from pipelines.protocol import Failed, Picture, Submit
-from pipelines.request import Row
-from pipelines.runner import FluxRunner
-from pipelines.step_cache import FirstBlockRule, HitRule
+from pipelines.engine.engine import Engine
+from pipelines.engine.request import Row
+from pipelines.families.flux1.runner import FluxRunner
+from pipelines.families.flux1.step_cache import FirstBlockRule, HitRule
+from pipelines.protocol.frames import Failed, Picture, Submit
+from pipelines.protocol.params import GenerationParams
 from server.bench.report import table
 
 AT_ONCE = 8

@@ -15,7 +15,7 @@ from models.registry import ModelSpec
 
 @dataclass(frozen=True)
 class SafetyModel:
-    """A picture classifier and what prepares pictures for it; `pipelines.safety` knows the layouts."""
+    """A picture classifier and what prepares pictures for it; `pipelines.pictures.safety` knows the layouts."""
 
     model: Any
     image_processor: Any

@@ -16,7 +16,7 @@ def fuse(transformer: FluxTransformer2DModel, qkv: bool, mlp: bool) -> None:
     Args:
         qkv: query, key and value of every attention; diffusers' own forward goes on working.
         mlp: in single blocks also the MLP's first linear, as `proj_in`: (query, key, value, MLP). Only
-            `pipelines.blocks` knows it, so diffusers' forward of such a transformer no longer works.
+            `pipelines.families.flux1.blocks` knows it, so diffusers' forward of such a transformer no longer works.
     Raises: ValueError if a linear is not a plain one (adapters or quantised weights): join first, then change.
     """
     attentions = [block.attn for block in transformer.transformer_blocks]

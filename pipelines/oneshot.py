@@ -12,10 +12,10 @@ from models.loading import silence_libraries
 from models.memory import Offload
 from models.registry import ModelSpec
 from models.tuning import parse_tuning
-from pipelines.engine import Engine
-from pipelines.params import GenerationParams
-from pipelines.pool import ModelPool
-from pipelines.protocol import Failed, Finished, Frame, Loading, Picture, Submit
+from pipelines.engine.engine import Engine
+from pipelines.families.pool import ModelPool
+from pipelines.protocol.frames import Failed, Finished, Frame, Loading, Picture, Submit
+from pipelines.protocol.params import GenerationParams
 
 
 class GenerationError(Exception):

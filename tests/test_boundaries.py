@@ -1,7 +1,8 @@
-"""The node process never imports torch: everything it imports must load without it."""
+"""Who imports whom: the node process never imports torch, and imports between our packages point one way."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 HEAVY = ("torch", "diffusers", "transformers", "peft", "accelerate")
 ROOT = Path(__file__).parent.parent
+PACKAGES = ("server", "pipelines", "models")
 
 
 def modules_below(package: str) -> list[str]:
@@ -31,7 +33,7 @@ def test_server_modules_load_without_torch() -> None:
     assert heavy_after_importing(modules_below("server")) == []
 
 
-@pytest.mark.parametrize("module", ["pipelines.params", "pipelines.protocol", "models.registry"])
+@pytest.mark.parametrize("module", ["pipelines.protocol.params", "pipelines.protocol.frames", "models.registry"])
 def test_modules_shared_with_the_node_load_without_torch(module: str) -> None:
     assert heavy_after_importing([module]) == []
 
@@ -48,3 +50,40 @@ def test_imports_point_down(package: str, forbidden: tuple[str, ...]) -> None:
             if len(words) > 1 and words[0] in ("import", "from") and words[1].split(".")[0] in forbidden:
                 offenders.append(f"{file.relative_to(ROOT)}:{number}: {line.strip()}")
     assert offenders == []
+
+
+def broken_contracts(folder: Path) -> str:
+    """What import-linter says about the packages in `folder`; empty if every contract holds.
+
+    In a process of its own: the checker reconfigures logging and finds packages by the interpreter's path.
+    """
+    program = (
+        "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True, no_logo=True))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, timeout=60)
+    assert not done.stderr
+    return done.stdout if done.returncode else ""
+
+
+def test_the_import_contracts_hold() -> None:
+    assert broken_contracts(ROOT) == ""
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "said"),
+    [
+        ("models/tuning.py", "import pipelines.protocol.params", "models is not allowed to import pipelines"),
+        ("pipelines/engine/cost.py", "import pipelines.families.pool", "pipelines.engine is not allowed to import"),
+        ("pipelines/families/pool.py", "import pipelines.worker.warmup", "pipelines.families is not allowed to import"),
+        ("pipelines/new.py", "", "- pipelines.new"),
+    ],
+)
+def test_an_import_against_a_contract_is_found(tmp_path: Path, file: str, line: str, said: str) -> None:
+    for source in (file for package in PACKAGES for file in (ROOT / package).rglob("*.py")):
+        copy = tmp_path / source.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, copy)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    with (tmp_path / file).open("a") as extended:
+        extended.write(f"\n{line}\n")
+    assert said in broken_contracts(tmp_path)

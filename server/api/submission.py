@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from starlette.datastructures import Headers
 
 from models.registry import ModelSpec
-from pipelines.params import GenerationParams
+from pipelines.protocol.params import GenerationParams
 from server.api.endpoints import Endpoint
 from server.api.errors import InputError, RequestError, problem
 from server.api.lifecycle import access, lifetime

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from itertools import count
 
 from models.registry import ModelSpec
-from pipelines.params import GenerationParams
-from pipelines.protocol import Failed, Finished, Frame, Heartbeat, Note, Submit
+from pipelines.protocol.frames import Failed, Finished, Frame, Heartbeat, Note, Submit
+from pipelines.protocol.params import GenerationParams
 from server.bench.scenarios import Ask
 from server.bench.target import AskError, BenchError, OnLoading, TargetFacts
 from server.workers.process import WORKER_COMMAND, Worker, WorkerOptions, Workers

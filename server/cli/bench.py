@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from models.registry import ModelSpec
-from pipelines.params import ACCELERATIONS
+from pipelines.protocol.params import ACCELERATIONS
 from server.bench.scenarios import SCENARIOS, Plan, parse_numbers
 from server.bench.target import BenchError, Target
 from server.cli.failures import ENVIRONMENT, USAGE, CommandError

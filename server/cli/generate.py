@@ -14,8 +14,8 @@ import typer
 
 from models.memory import Offload
 from models.registry import ModelSpec
-from pipelines.params import GenerationParams
-from pipelines.protocol import Frame, Loading, Note, Picture, Progress
+from pipelines.protocol.frames import Frame, Loading, Note, Picture, Progress
+from pipelines.protocol.params import GenerationParams
 from server.cli.failures import ENVIRONMENT, USAGE, CommandError
 from server.cli.options import Json, TuningText, check_tuning, pixels, spec_of
 

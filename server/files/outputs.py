@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.protocol import Picture, Preview
+from pipelines.protocol.frames import Picture, Preview
 from server.files.encoding import ImageFormat, encode
 from server.files.objects import Access, Objects
 from server.files.picture_pool import PicturePool

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from pipelines.protocol import Failed, Picture
+from pipelines.protocol.frames import Failed, Picture
 from server.files.objects import Access
 from server.files.outputs import EncodedPicture, Outputs
 from server.jobs.live import LiveJobs

@@ -12,7 +12,7 @@ from collections.abc import Coroutine
 from functools import lru_cache, partial
 from typing import Any
 
-from pipelines.protocol import (
+from pipelines.protocol.frames import (
     Cancel,
     Cancelled,
     Failed,

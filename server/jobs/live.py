@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from pipelines.protocol import Preview, Progress
+from pipelines.protocol.frames import Preview, Progress
 
 MAX_LOG_ENTRIES = 200
 KEEP_ENDED_S = 60.0

@@ -16,7 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipelines.protocol import (
+from pipelines.protocol.frames import (
     Finished,
     Frame,
     FrameReader,

@@ -14,7 +14,7 @@ from benchmarks.engine import Stock
 from models.accelerator import open_accelerator
 from models.loading import load
 from models.registry import TINY
-from pipelines.params import GenerationParams
+from pipelines.protocol.params import GenerationParams
 
 FLAGS = ["--model", "random:tiny", "--device", "cpu", "--sizes", "32x32", "--steps", "2"]
 FAST = ["--count", "2", "--warmup", "0", "--clients", "3"]

@@ -18,8 +18,8 @@ from models.checkpoint_files import LoadError, check_safetensors, locate
 from models.components import FluxComponents, weight_bytes
 from models.loading import PartCache, load
 from models.registry import TINY, ModelSpec
-from pipelines.pool import ModelPool
-from tests.pipelines.test_safety import make_classifier, make_concepts
+from pipelines.families.pool import ModelPool
+from tests.pipelines.pictures.test_safety import make_classifier, make_concepts
 
 
 @pytest.fixture(scope="module")

@@ -26,8 +26,8 @@ from models.placement import stream_from_host
 from models.quantization import is_insensitive
 from models.random_weights import _clip_config, _t5_config
 from models.registry import REGISTRY, TINY, resolve
-from pipelines.encode import encode_prompt
-from pipelines.packed import Compute, PackLayout, modulation_width, packed_forward
+from pipelines.families.flux1.encode import encode_prompt
+from pipelines.families.flux1.packed import Compute, PackLayout, modulation_width, packed_forward
 
 ROOT = Path(__file__).parents[2]
 DEV = ARCHITECTURES["random:FLUX.1-dev"]

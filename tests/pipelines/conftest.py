@@ -12,7 +12,7 @@ from models.accelerator import CpuAccelerator
 from models.components import FluxComponents
 from models.loading import load
 from models.registry import TINY
-from pipelines.runner import FluxRunner
+from pipelines.families.flux1.runner import FluxRunner
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from models.accelerator import CpuAccelerator
 from models.registry import TINY
-from pipelines.engine import Engine, EngineConfig
-from pipelines.params import GenerationParams
-from pipelines.protocol import Frame, Picture, Submit
-from pipelines.runner import Runner
+from pipelines.engine.engine import Engine, EngineConfig
+from pipelines.engine.runner import Runner
+from pipelines.protocol.frames import Frame, Picture, Submit
+from pipelines.protocol.params import GenerationParams
 
 
 def make_params(**changes: object) -> GenerationParams:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from models.accelerator import CpuAccelerator, Launched
-from pipelines.request import Admission, Conditioning, Request, Row
-from pipelines.runner import Decoded, Limits
+from pipelines.engine.request import Admission, Request, Row
+from pipelines.engine.runner import Decoded
+from pipelines.families.flux1.limits import Flux1Limits
 
 T = TypeVar("T")
 
@@ -48,7 +49,7 @@ class FakeRunner:
     """Records what ran together; raises what the hooks raise."""
 
     has_safety_checker = True
-    limits = Limits(size_multiple=8, max_pixels=64 * 64, max_sequence_length=16)
+    limits = Flux1Limits(size_multiple=8, max_pixels=64 * 64, max_sequence_length=16)
 
     def __init__(self) -> None:
         self.steps: list[list[str]] = []
@@ -62,7 +63,7 @@ class FakeRunner:
     def admit(self, request: Request) -> Launched[Admission]:
         def work() -> Admission:
             self.on_admit(request)
-            return Admission(cast(Conditioning, object()), tuple(torch.zeros(1, 1) for _ in request.rows))
+            return Admission(object(), tuple(torch.zeros(1, 1) for _ in request.rows))
 
         return Ready(work)
 

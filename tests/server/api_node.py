@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from models.registry import REGISTRY, ModelSpec
-from pipelines.protocol import Preview, Progress
+from pipelines.protocol.frames import Preview, Progress
 from server.files.objects import Objects
 from server.jobs.live import LiveJobs
 from server.jobs.service import JobService

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipelines.params import GenerationParams
+from pipelines.protocol.params import GenerationParams
 from server.jobs.store.base import JobStatus, Outcome
 from server.node import Node
 from server.settings import Settings

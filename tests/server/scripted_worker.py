@@ -21,7 +21,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from pipelines.protocol import (
+from pipelines.protocol.frames import (
     Cancel,
     Cancelled,
     Failed,

@@ -15,7 +15,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from pipelines.protocol import Progress
+from pipelines.protocol.frames import Progress
 from server.api import endpoints, wire
 from server.api.body import read_object
 from server.api.served import Served

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
 from models.registry import REGISTRY
-from pipelines.params import GenerationParams
+from pipelines.protocol.params import GenerationParams
 from server.api.endpoints import ENDPOINTS
 from server.api.errors import InputError, Problem, RequestError
 from server.api.submission import MAX_TIMEOUT_S, RequestOptions, new_job, parse, read_options, rejection

@@ -18,7 +18,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from pipelines.protocol import Picture, Preview
+from pipelines.protocol.frames import Picture, Preview
 from server.api.wire import absolute, result_body
 from server.files.encoding import ImageFormat
 from server.files.objects import Objects

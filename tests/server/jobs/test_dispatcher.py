@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pipelines.params import GenerationParams
-from pipelines.protocol import Finished, Picture
+from pipelines.protocol.frames import Finished, Picture
+from pipelines.protocol.params import GenerationParams
 from server.jobs.store.base import CancelOutcome, Job, JobStatus, StoreError
 from server.node import Node
 from server.settings import Settings

@@ -7,7 +7,7 @@ import threading
 import time
 from datetime import datetime, timedelta
 
-from pipelines.protocol import Preview, Progress
+from pipelines.protocol.frames import Preview, Progress
 from server.jobs.live import KEEP_ENDED_S, KEEP_S, MAX_LOG_ENTRIES, LiveJobs
 from tests.server.stores import Clock
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines.protocol import Finished, Frame, Progress, Submit
-from pipelines.worker import parse_arguments
+from pipelines.protocol.frames import Finished, Frame, Progress, Submit
+from pipelines.worker.__main__ import parse_arguments
 from server.workers.process import MAX_BACKOFF_S, WORKER_COMMAND, Worker, WorkerOptions, Workers, WorkerState
 
 ROOT = Path(__file__).parents[3]

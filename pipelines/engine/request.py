@@ -1,0 +1,112 @@
+"""Engine-side state of one job, and of every picture in it. Torch only in the annotations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pipelines.protocol.params import GenerationParams
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from models.accelerator import Launched
+
+
+class RequestError(Exception):
+    """This request cannot be done, and it is its own fault; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What admission yields: the noise of every row, and whatever else the family's steps need of the request."""
+
+    conditioning: object
+    latents: tuple[Tensor, ...]
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One job while the engine holds it.
+
+    Args:
+        job_id, epoch: whose frames these are.
+        group: rows of different groups never share a step (the weights they run on).
+        caches_steps: its rows may skip most of a step that would change little.
+        tokens: joint tokens of one row.
+        arrival: seconds on the engine's clock; in the past for a job that has waited elsewhere.
+        start_by: it fails if not admitted by then; None waits for ever.
+        conditioning: the family's own, from its admission; None until then.
+        work_ms: predicted work when it arrived; frozen, so that the order of requests never contradicts itself.
+    """
+
+    job_id: str
+    epoch: int
+    params: GenerationParams
+    group: str
+    tokens: int
+    arrival: float
+    priority: int = 0
+    start_by: float | None = None
+    caches_steps: bool = False
+    work_ms: float = 0.0
+    is_admitted: bool = False
+    is_gone: bool = False
+    admission: Launched[Admission] | None = None
+    conditioning: object | None = None
+    rows: list[Row] = field(default_factory=list)
+    steps_left: int = 0
+    reported_step: int = 0
+    rows_pending: int = 0
+    added: float = 0.0
+    timings: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        steps, count = self.params.num_inference_steps, self.params.num_images
+        self.rows = [Row(self, index, steps) for index in range(count)]
+        self.steps_left = steps * count
+        self.rows_pending = count
+
+    @property
+    def total_steps(self) -> int:
+        return self.params.num_inference_steps * self.params.num_images
+
+    @property
+    def step(self) -> int:
+        """Steps done, as one picture of it would count them."""
+        return (self.total_steps - self.steps_left) // self.params.num_images
+
+    @property
+    def remaining_ms(self) -> float:
+        return self.work_ms * self.steps_left / self.total_steps
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """One picture of a request: its place in the denoising loop and its tensors.
+
+    Args:
+        latents: what is denoised; None until it is admitted.
+        state: whatever else the family keeps of it from step to step.
+        computed: share of the model's blocks that its last step ran; below 1 when a step cache spared the rest.
+    """
+
+    request: Request
+    index: int
+    steps_left: int
+    latents: Tensor | None = None
+    state: object | None = None
+    computed: float = 1.0
+
+    @property
+    def step_index(self) -> int:
+        """Steps done; also the index of the next step."""
+        return self.request.params.num_inference_steps - self.steps_left
+
+    @property
+    def seed(self) -> int:
+        return self.request.params.seed + self.index
+
+    def release(self) -> None:
+        """Let go of everything on the device."""
+        self.latents = self.state = None

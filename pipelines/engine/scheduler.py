@@ -1,0 +1,246 @@
+"""Which pictures take part in the next step. Pure bookkeeping: no torch, no clock, no randomness."""
+
+from __future__ import annotations
+
+import heapq
+from bisect import insort
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipelines.engine.cost import CostModel
+from pipelines.engine.request import Request, Row
+
+_LOOKAHEAD = 16
+"""Rows that are passed over before the search for one that still fits ends."""
+
+_REPLAN_STEPS = 64
+"""A plan is reconsidered after so many steps even if nothing happened: the cost model moves."""
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """Limits of one device.
+
+    Args:
+        budget_ms: predicted length of a step; a new request or a cancel waits for at most one step. A single
+            picture may exceed it.
+        max_rows: pictures in a step.
+        max_resident: requests that may hold tensors at once; the rest wait as plain values.
+        ageing: milliseconds of remaining work that one millisecond of waiting outweighs.
+        low_priority_ms: work that a low-priority request counts as longer.
+        switch_ms: work that requests of another group (model) count as longer than those of the running one: what
+            it costs to load that model where memory does not hold both.
+    """
+
+    budget_ms: float = 250.0
+    max_rows: int = 32
+    max_resident: int = 64
+    ageing: float = 0.1
+    low_priority_ms: float = 60_000.0
+    switch_ms: float = 0.0
+
+
+Entry = tuple[float, int, int, Row]
+"""(rank, arrival number, index, row): the order in which rows are served."""
+
+
+class Scheduler:
+    """Shortest remaining request first, with ageing; packs what pays; decides anew at every step.
+
+    A request's rank is `remaining_ms + ageing * arrival_ms`, plus a constant for low priority. It only falls, so a
+    request is never overtaken by one that arrives later than `(remaining_ms + low_priority_ms + switch_ms) / ageing`
+    after it: that is the fairness bound. The first row in rank order always runs, whatever it costs.
+    """
+
+    def __init__(self, config: SchedulerConfig, cost: CostModel) -> None:
+        self.config = config
+        self.cost = cost
+        self.token_limit: int | None = None
+        self._order: list[Entry] = []
+        self._plan: tuple[Row, ...] = ()
+        self._is_stale = True
+        self._plan_age = 0
+        self._arrivals = 0
+        self._numbers: dict[Request, int] = {}
+        self._deadlines: list[tuple[float, int, Request]] = []
+        self._resident = 0
+        self._group: str | None = None
+        self._clean_steps = 0
+
+    @property
+    def requests(self) -> int:
+        """Requests with steps to go."""
+        return len(self._numbers)
+
+    @property
+    def running(self) -> int:
+        """Requests that hold tensors and have steps to go."""
+        return self._resident
+
+    @property
+    def load_ms(self) -> float:
+        """Predicted milliseconds of everything held, each request alone."""
+        return sum(r.steps_left * (self.cost.fixed_ms + self.cost.row_ms(r.tokens)) for r in self._numbers)
+
+    def add(self, request: Request) -> None:
+        """Take a request; its rows may be in the next plan."""
+        steps = request.params.num_inference_steps
+        step_ms = self.cost.fixed_ms + self.cost.row_ms(request.tokens)
+        request.work_ms = step_ms * steps * request.params.num_images
+        self._arrivals += 1
+        self._numbers[request] = self._arrivals
+        for row in request.rows:
+            insort(self._order, self._entry(row))
+        if request.start_by is not None:
+            heapq.heappush(self._deadlines, (request.start_by, self._arrivals, request))
+        self._is_stale = True
+
+    def admit(self, request: Request) -> None:
+        """The request starts: it takes a place and its start deadline is met."""
+        if not request.is_admitted:
+            request.is_admitted = True
+            self._resident += 1
+
+    def remove(self, request: Request) -> None:
+        """Forget a request that failed or was cancelled; unknown ones are ignored."""
+        if self._numbers.pop(request, None) is None:
+            return
+        self._forget(request)
+        self._order = [entry for entry in self._order if entry[3].request is not request]
+        self._plan = tuple(row for row in self._plan if row.request is not request)
+
+    def expired(self, now: float) -> list[Request]:
+        """Remove and return requests whose start deadline has passed before they were admitted."""
+        late = []
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, _, request = heapq.heappop(self._deadlines)
+            if request in self._numbers and not request.is_admitted:
+                self.remove(request)
+                late.append(request)
+        return late
+
+    def plan(self) -> tuple[Row, ...]:
+        """The rows of the next step, all of one group; empty when nothing is left to do.
+
+        The same tuple comes back until something happens that could change it.
+        """
+        if self._is_stale or self._plan_age >= _REPLAN_STEPS:
+            for row in self._plan:
+                insort(self._order, self._entry(row))
+            self._plan = self._pick()
+            self._is_stale, self._plan_age = False, 0
+        return self._plan
+
+    def advance(self, rows: Sequence[Row]) -> list[Row]:
+        """One step of `rows` (all or some of the plan) is under way: count it. Returns the rows that are through."""
+        self._plan_age += 1
+        through = []
+        for row in rows:
+            row.steps_left -= 1
+            row.request.steps_left -= 1
+            if row.steps_left == 0:
+                through.append(row)
+        if through:
+            self._retire(through)
+        self._recover_limit()
+        return through
+
+    def observe(self, lengths: Sequence[int], ms: float, computed: Sequence[float] | None = None) -> None:
+        """A step over pictures of these joint tokens took `ms`; `computed` as in CostModel.observe."""
+        self.cost.observe(lengths, ms, computed)
+
+    def out_of_memory(self, rows: Sequence[Row]) -> None:
+        """A step over `rows` did not fit: stay below half of its tokens, until many clean steps."""
+        self.token_limit = sum(row.request.tokens for row in rows) // 2
+        self._clean_steps = 0
+        self._is_stale = True
+
+    def _retire(self, through: list[Row]) -> None:
+        gone = set(map(id, through))
+        self._plan = tuple(row for row in self._plan if id(row) not in gone)
+        self._is_stale = True
+        for row in through:
+            request = row.request
+            if request.steps_left == 0 and self._numbers.pop(request, None) is not None:
+                self._forget(request)
+
+    def _forget(self, request: Request) -> None:
+        self._is_stale = True
+        if request.is_admitted:
+            self._resident -= 1
+
+    def _entry(self, row: Row) -> Entry:
+        request = row.request
+        rank = request.remaining_ms + self.config.ageing * 1e3 * request.arrival
+        if request.priority:
+            rank += self.config.low_priority_ms
+        return (rank, self._numbers[request], row.index, row)
+
+    def _pick(self) -> tuple[Row, ...]:
+        """Take rows from the head of the order while they fit and pay."""
+        picked: list[Row] = []
+        taken: list[int] = []
+        skipped = 0
+        total_ms, tokens = self.cost.fixed_ms, 0
+        newcomers: set[int] = set()
+        self._group = self._choose_group()
+        for position, (_, _, _, row) in enumerate(self._order):
+            request = row.request
+            if request.group != self._group:
+                continue
+            is_new = not request.is_admitted and id(request) not in newcomers
+            row_ms = self.cost.row_ms(request.tokens)
+            waiting = len(self._order) - position
+            if (is_new and self._resident + len(newcomers) >= self.config.max_resident) or (
+                picked and not self._joins(row, picked, total_ms + row_ms, tokens, row_ms, waiting)
+            ):
+                skipped += 1
+                if skipped == _LOOKAHEAD:
+                    break
+                continue
+            picked.append(row)
+            taken.append(position)
+            total_ms += row_ms
+            tokens += request.tokens
+            if is_new:
+                newcomers.add(id(request))
+            if len(picked) == self.config.max_rows:
+                break
+        for position in reversed(taken):
+            del self._order[position]
+        return tuple(picked)
+
+    def _choose_group(self) -> str | None:
+        """The group of the first row, unless the running group's first is behind it by less than a switch costs."""
+        is_full = self._resident >= self.config.max_resident
+        first: Entry | None = None
+        for entry in self._order:
+            request = entry[3].request
+            if is_full and not request.is_admitted:
+                continue
+            first = first or entry
+            if entry[0] > first[0] + self.config.switch_ms:
+                break
+            if request.group == self._group:
+                return self._group
+        return first[3].request.group if first else self._group
+
+    def _joins(self, row: Row, picked: list[Row], total_ms: float, tokens: int, row_ms: float, waiting: int) -> bool:
+        """Does the row fit beside those picked, and does it pay?
+
+        By exchange: left out, it and all behind it pay the fixed cost of a step once more; taken along, everyone
+        before it waits `row_ms` longer.
+        """
+        if total_ms > self.config.budget_ms:
+            return False
+        if self.token_limit is not None and tokens + row.request.tokens > self.token_limit:
+            return False
+        return waiting * self.cost.fixed_ms >= len(picked) * row_ms
+
+    def _recover_limit(self) -> None:
+        """Memory may have been short for a reason that is gone: try a tenth more after 256 clean steps."""
+        if self.token_limit is None:
+            return
+        self._clean_steps += 1
+        if self._clean_steps % 256 == 0:
+            self.token_limit += self.token_limit // 10

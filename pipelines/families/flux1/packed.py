@@ -1,0 +1,205 @@
+"""One FLUX transformer forward over any mix of picture sizes, timesteps, guidance values and prompts.
+
+All tokens of all pictures stand in one list. Linear layers see it once, modulation differs by picture, attention
+is block-diagonal. The modules are diffusers' own `FluxTransformer2DModel`, called and never copied, so LoRA layers
+and quantised linears take part. Equal to separate stock forwards: see tests/pipelines/families/flux1/test_packed.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from diffusers import FluxTransformer2DModel
+from torch import Tensor, nn
+
+from pipelines.families.flux1.blocks import double_after, double_before, single_after, single_before
+from pipelines.ops.compute import Compute
+from pipelines.ops.ops import TokenRows
+
+
+@dataclass(frozen=True)
+class PackLayout:
+    """How the pictures of one step lie in the packed list, in order.
+
+    Args:
+        text_lengths, image_lengths: tokens of each picture.
+        rope: complex64 (S, 1, head_dim / 2), the rotations of all tokens in joint order: each picture's text,
+            then its image. S is the sum of all lengths.
+    """
+
+    text_lengths: tuple[int, ...]
+    image_lengths: tuple[int, ...]
+    rope: Tensor
+
+    @cached_property
+    def joint_lengths(self) -> tuple[int, ...]:
+        return tuple(t + n for t, n in zip(self.text_lengths, self.image_lengths, strict=True))
+
+    @cached_property
+    def text_rows(self) -> TokenRows:
+        return TokenRows(self.text_lengths, self.rope.device)
+
+    @cached_property
+    def image_rows(self) -> TokenRows:
+        return TokenRows(self.image_lengths, self.rope.device)
+
+    @cached_property
+    def joint_rows(self) -> TokenRows:
+        return TokenRows(self.joint_lengths, self.rope.device)
+
+    @cached_property
+    def ropes(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(cos, sin) of the text's, the image's and all tokens: float32 (..., 1, head_dim / 2, 2)."""
+        joint = torch.view_as_real(self.rope)
+        return *self.part(joint), joint
+
+    def select(self, rows: Sequence[int]) -> PackLayout:
+        """The layout of these pictures alone, in the order given."""
+        ropes = self.rope.split(self.joint_lengths)
+        return PackLayout(
+            text_lengths=tuple(self.text_lengths[row] for row in rows),
+            image_lengths=tuple(self.image_lengths[row] for row in rows),
+            rope=torch.cat([ropes[row] for row in rows]),
+        )
+
+    def join(self, text: Tensor, image: Tensor) -> Tensor:
+        """(sum T, ...) and (sum N, ...) -> (S, ...) in joint order."""
+        if len(self.text_lengths) == 1:
+            return torch.cat((text, image))
+        texts, images = text.split(self.text_lengths), image.split(self.image_lengths)
+        return torch.cat([part for pair in zip(texts, images, strict=True) for part in pair])
+
+    def part(self, joint: Tensor) -> tuple[Tensor, Tensor]:
+        """The inverse of `join`; both results are contiguous."""
+        lengths = [length for pair in zip(self.text_lengths, self.image_lengths, strict=True) for length in pair]
+        parts = joint.split(lengths)
+        if len(parts) == 2:
+            return parts[0], parts[1]
+        return torch.cat(parts[0::2]), torch.cat(parts[1::2])
+
+
+def modulation_width(transformer: FluxTransformer2DModel) -> int:
+    """Values a picture needs for one step: the outputs of all AdaLN linears."""
+    return sum(linear.out_features for linear in _modulation_linears(transformer))
+
+
+def modulation_rows(transformer: FluxTransformer2DModel, temb: Tensor) -> Tensor:
+    """The AdaLN vectors of every block for conditioning `temb` (R, D) -> (R, modulation_width).
+
+    Scales are stored as 1 + scale.
+    """
+    # Every AdaLN applies the same SiLU to the same vector.
+    conditioning = nn.functional.silu(temb)
+    rows = torch.cat([linear(conditioning) for linear in _modulation_linears(transformer)], dim=-1)
+    dim = temb.shape[-1]
+    for start in _scale_starts(transformer, dim):
+        rows[:, start : start + dim] += 1
+    return rows
+
+
+def _modulation_linears(transformer: FluxTransformer2DModel) -> list[nn.Linear]:
+    double = [norm.linear for block in transformer.transformer_blocks for norm in (block.norm1, block.norm1_context)]
+    single = [block.norm.linear for block in transformer.single_transformer_blocks]
+    return [*double, *single, transformer.norm_out.linear]
+
+
+def _scale_starts(transformer: FluxTransformer2DModel, dim: int) -> list[int]:
+    """Where scales begin. AdaLayerNormZero: shift, scale, gate, twice; Single: shift, scale, gate; Continuous: scale,
+    shift."""
+    doubles, singles = 2 * len(transformer.transformer_blocks), len(transformer.single_transformer_blocks)
+    first_single = doubles * 6 * dim
+    in_doubles = [block * 6 * dim + offset * dim for block in range(doubles) for offset in (1, 4)]
+    in_singles = [first_single + block * 3 * dim + dim for block in range(singles)]
+    return [*in_doubles, *in_singles, first_single + singles * 3 * dim]
+
+
+def packed_forward(
+    transformer: FluxTransformer2DModel,
+    layout: PackLayout,
+    latents: Tensor,
+    text: Tensor,
+    modulation: Tensor,
+    compute: Compute,
+) -> Tensor:
+    """Predict the velocity of every picture.
+
+    Args:
+        latents: (sum N, in_channels), all pictures' packed latents.
+        text: (sum T, D), prompt embeddings after the context embedder.
+        modulation: (R, modulation_width), from `modulation_rows`, one row a picture.
+    Returns: (sum N, out_channels).
+    """
+    _, text, image = first_block(transformer, layout, latents, text, modulation, compute)
+    image = other_blocks(transformer, layout, text, image, modulation, compute)
+    return head(transformer, layout, image, modulation, compute)
+
+
+def first_block(
+    transformer: FluxTransformer2DModel,
+    layout: PackLayout,
+    latents: Tensor,
+    text: Tensor,
+    modulation: Tensor,
+    compute: Compute,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Embed and run the first double block. Returns: image tokens before it (sum N, D); text and image after it."""
+    entered = transformer.x_embedder(latents)
+    mod = modulation[:, : 12 * text.shape[-1]]
+    text, image = _double_block(transformer.transformer_blocks[0], layout, text, entered, mod, compute)
+    return entered, text, image
+
+
+def other_blocks(
+    transformer: FluxTransformer2DModel,
+    layout: PackLayout,
+    text: Tensor,
+    image: Tensor,
+    modulation: Tensor,
+    compute: Compute,
+) -> Tensor:
+    """Every block after the first, over its results. Returns: image tokens (sum N, D)."""
+    dim = text.shape[-1]
+    offset = 12 * dim
+    for block in list(transformer.transformer_blocks)[1:]:
+        text, image = _double_block(block, layout, text, image, modulation[:, offset : offset + 12 * dim], compute)
+        offset += 12 * dim
+    joint = layout.join(text, image)
+    for block in transformer.single_transformer_blocks:
+        joint = _single_block(block, layout, joint, modulation[:, offset : offset + 3 * dim], compute)
+        offset += 3 * dim
+    return layout.part(joint)[1]
+
+
+def head(
+    transformer: FluxTransformer2DModel, layout: PackLayout, image: Tensor, modulation: Tensor, compute: Compute
+) -> Tensor:
+    """Image tokens (sum N, D) after all blocks -> velocity (sum N, out_channels)."""
+    scale, shift = modulation[:, -2 * image.shape[-1] :].chunk(2, dim=-1)
+    rows = compute.ops.rows(layout.image_rows)
+    normed = compute.ops.norm_modulate(image, transformer.norm_out.norm, rows, scale, shift)
+    output: Tensor = transformer.proj_out(normed)
+    return output
+
+
+def _double_block(
+    block: Any, layout: PackLayout, text: Tensor, image: Tensor, mod: Tensor, compute: Compute
+) -> tuple[Tensor, Tensor]:
+    ops = compute.ops
+    rows = ops.rows(layout.text_rows), ops.rows(layout.image_rows)
+    texts, images = compute.region(double_before)(block, ops, text, image, mod, *rows, *layout.ropes[:2])
+    query, key, value = (layout.join(*pair) for pair in zip(texts, images, strict=True))
+    attended = layout.part(compute.attend(query, key, value, layout.joint_lengths))
+    text, image = compute.region(double_after)(block, ops, text, image, *attended, mod, *rows)
+    return text, image
+
+
+def _single_block(block: Any, layout: PackLayout, joint: Tensor, mod: Tensor, compute: Compute) -> Tensor:
+    ops, rows = compute.ops, compute.ops.rows(layout.joint_rows)
+    query, key, value, tail = compute.region(single_before)(block, ops, joint, mod, rows, layout.ropes[2])
+    attended = compute.attend(query, key, value, layout.joint_lengths)
+    result: Tensor = compute.region(single_after)(block, ops, joint, attended, tail, mod, rows)
+    return result

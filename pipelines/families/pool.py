@@ -1,0 +1,134 @@
+"""The checkpoints a worker may serve, loaded when they are needed and unloaded when memory is short."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from models.accelerator import Accelerator
+from models.components import FluxComponents, weight_bytes
+from models.float8 import chosen_linears, share
+from models.loading import PartCache, load
+from models.memory import Offload
+from models.quantization import is_insensitive, quantize
+from models.registry import ModelSpec
+from models.tuning import AUTO, Tuning
+from pipelines.engine.acceleration import FLOAT8, Grant, grant
+from pipelines.families.flux1.runner import FluxRunner
+from pipelines.ops.compute import Note
+from pipelines.protocol.params import GenerationParams
+
+_FILL = 0.8
+"""Share of a device's memory that weights may take with float8 twins; the rest is for pictures under way."""
+
+OnLoading = Callable[[str, str, float], None]
+"""(model, stage, fraction done)"""
+
+
+class ModelPool:
+    """Runners by model name. Parts with the same files (text encoders, VAE) are loaded once and shared.
+
+    Args:
+        memory_bytes: weights held at once; the least recently used checkpoint goes first. None holds all.
+        acceleration: the highest level that requests get (see pipelines.engine.acceleration).
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[ModelSpec],
+        accelerator: Accelerator,
+        dtype: torch.dtype | None = None,
+        quantization: str = "none",
+        memory_bytes: int | None = None,
+        on_loading: OnLoading = lambda model, stage, fraction: None,
+        acceleration: str = "high",
+        offload: Offload = "none",
+        tuning: Tuning = AUTO,
+        note: Note = lambda sentence: None,
+    ) -> None:
+        self.specs = {spec.name: spec for spec in specs}
+        self._accelerator = accelerator
+        self._dtype = dtype
+        self._quantization = quantization
+        self._memory_bytes = memory_bytes
+        self._on_loading = on_loading
+        self._acceleration = acceleration
+        self._offload = offload
+        self._tuning = tuning
+        self._note = note
+        self._parts = PartCache()
+        self._loaded: OrderedDict[str, FluxRunner] = OrderedDict()
+        self._float8: dict[str, FluxRunner] = {}
+
+    @property
+    def loaded(self) -> list[str]:
+        """Names of the checkpoints in memory, least recently used first."""
+        return list(self._loaded)
+
+    def runner(self, group: str) -> FluxRunner:
+        """The runner of a model, loaded now if it has to be, or of its float8 weights. Raises: KeyError, LoadError."""
+        name = group.removesuffix(FLOAT8)
+        if name in self._loaded:
+            self._loaded.move_to_end(name)
+            return self._float8.get(name, self._loaded[name]) if group != name else self._loaded[name]
+        spec = self.specs[name]
+        components = load(
+            spec,
+            self._accelerator,
+            self._dtype,
+            self._quantization,
+            lambda stage, fraction: self._on_loading(name, stage, fraction),
+            self._parts,
+            offload=self._offload,
+            tuning=self._tuning,
+        )
+        self._loaded[name] = self._run(components)
+        self._unload_over_budget()
+        return self._loaded[name]
+
+    def grant(self, params: GenerationParams) -> Grant:
+        """How this worker draws a request."""
+        if self._quantization != "none":  # the model's only weights are what it would be given
+            return replace(grant(params, self._acceleration, has_float8=True), group=params.model)
+        return grant(params, self._acceleration, params.model in self._float8)
+
+    def hold_float8(self) -> None:
+        """Make float8 twins of the loaded transformers, where that pays, all models are in memory and room is left.
+
+        A twin shares whatever stays exact with its original.
+        """
+        if self._acceleration == "none" or self._quantization != "none" or not self._accelerator.has_float8:
+            return
+        for name, exact in self._loaded.items():
+            if len(self._loaded) == len(self.specs) and self._has_room(exact.components.transformer):
+                self._on_loading(name, "float8 weights", 0.99)
+                transformer = share(exact.components.transformer)
+                quantize(transformer, "fp8", self._accelerator)
+                self._float8[name] = self._run(replace(exact.components, transformer=transformer))
+
+    def _run(self, components: FluxComponents) -> FluxRunner:
+        return FluxRunner(components, self._accelerator, self._tuning, self._note)
+
+    def _has_room(self, transformer: nn.Module) -> bool:
+        twin = sum(linear.weight.numel() for linear in chosen_linears(transformer, is_insensitive).values())
+        if self._memory_bytes is not None:
+            return self.weights() + twin <= self._memory_bytes
+        memory = self._accelerator.memory()
+        return memory["used"] + twin <= _FILL * memory["total"]
+
+    def weights(self) -> int:
+        """Bytes of all weights held, shared parts counted once."""
+        runners = (*self._loaded.values(), *self._float8.values())
+        return weight_bytes(*(module for runner in runners for module in runner.components.modules.values()))
+
+    def _unload_over_budget(self) -> None:
+        while self._memory_bytes is not None and len(self._loaded) > 1 and self.weights() > self._memory_bytes:
+            name, _ = self._loaded.popitem(last=False)
+            self._float8.pop(name, None)
+            held = {id(m) for runner in self._loaded.values() for m in runner.components.modules.values()}
+            self._parts.keep_only(held)
+            self._accelerator.release_cached_memory()

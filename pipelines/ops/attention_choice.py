@@ -1,0 +1,145 @@
+"""Which attention a device runs: what can run there, what is right there, and of that the fastest, by measurement."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from models.accelerator import Accelerator
+from pipelines.ops.attention import (
+    Attend,
+    cudnn_attention,
+    fa3_attention,
+    grouped_attention,
+    varlen_attention,
+)
+
+TYPICAL_PACK = (512 + 64**2, 512 + 32**2, 512 + 32**2)
+"""Tokens of the pictures that attention is measured on: one of 1024 x 1024 and two of 512 x 512."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where attention is to run. Args: capability: of a CUDA device, else (0, 0)."""
+
+    kind: str
+    capability: tuple[int, int]
+    dtype: torch.dtype
+
+    @property
+    def is_half_on_cuda(self) -> bool:
+        return self.kind == "cuda" and self.dtype in (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to attend. Args: missing: why it cannot run there; None if it can."""
+
+    attend: Attend
+    missing: Callable[[Place], str | None]
+
+
+def _cudnn_missing(place: Place) -> str | None:
+    return None if place.is_half_on_cuda else "needs a GPU and half precision"
+
+
+def _varlen_missing(place: Place) -> str | None:
+    enough = place.is_half_on_cuda and place.capability >= (8, 0)
+    return None if enough else "needs a GPU of compute capability 8.0 and half precision"
+
+
+def _fa3_missing(place: Place) -> str | None:
+    if not (place.kind == "cuda" and place.capability[0] == 9 and place.dtype == torch.bfloat16):
+        return "needs a Hopper GPU and bfloat16"
+    return None if find_spec("fa3_fwd_interface") else "not installed: fa3-fwd"
+
+
+BACKENDS: dict[str, Backend] = {
+    "grouped": Backend(grouped_attention, lambda place: None),
+    "cudnn": Backend(cudnn_attention, _cudnn_missing),
+    "varlen": Backend(varlen_attention, _varlen_missing),
+    "fa3": Backend(fa3_attention, _fa3_missing),
+}
+"""By name. The first is what is left when no other is right."""
+
+
+def choose_attention(
+    name: str,
+    place: Place,
+    heads: int,
+    head_dim: int,
+    accelerator: Accelerator,
+    note: Callable[[str], None],
+    backends: Mapping[str, Backend] = BACKENDS,
+    lengths: Sequence[int] = TYPICAL_PACK,
+) -> Attend:
+    """The backend of this name; for `auto` the fastest of those that are right here.
+
+    Right means: as near to float32 as the first backend, and a picture's result the same bits alone as in company.
+    """
+    if name != "auto":
+        if reason := backends[name].missing(place):
+            raise ValueError(f"attention {name} cannot run here: {reason}")
+        return backends[name].attend
+    usable = {name: backend.attend for name, backend in backends.items() if backend.missing(place) is None}
+    fallback = next(iter(backends.values())).attend
+    if len(usable) == 1:
+        return fallback
+    generator = torch.Generator(accelerator.device).manual_seed(0)
+    shape = (3, sum(lengths), heads, head_dim)
+    query, key, value = torch.randn(shape, generator=generator, device=accelerator.device, dtype=place.dtype)
+    # Of the last picture only: in float32 the whole pack may fall back to a kernel that writes out all scores.
+    last_query, last_key, last_value = (x[-lengths[-1] :].float() for x in (query, key, value))
+    exact = grouped_attention(last_query, last_key, last_value, lengths[-1:])
+    allowed = 2 * _distance(fallback(query, key, value, lengths)[-lengths[-1] :], exact) + 1e-6
+    times: dict[str, float] = {}
+    for candidate, attend in usable.items():
+        if reason := _wrong(attend, query, key, value, lengths, exact, allowed):
+            note(f"attention {candidate} is not used: {reason}")
+            continue
+        times[candidate] = measure_ms(lambda attend=attend: attend(query, key, value, lengths), accelerator)  # type: ignore[misc]
+    if not times:
+        return fallback
+    best = min(times, key=times.__getitem__)
+    note(f"attention {best}: " + ", ".join(f"{name} {ms:.2f} ms" for name, ms in times.items()))
+    return usable[best]
+
+
+def _wrong(
+    attend: Attend, query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], exact: Tensor, allowed: float
+) -> str | None:
+    """What is the matter with a backend, if anything."""
+    last = lengths[-1]
+    try:
+        together = attend(query, key, value, lengths)[-last:]
+        alone = attend(query[-last:], key[-last:], value[-last:], lengths[-1:])
+        distance = _distance(together, exact)
+    except Exception as exc:  # other people's kernels raise anything; another backend is still right
+        return f"{type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else ''}"
+    if not distance <= allowed:
+        return f"it is off by {distance:.2g}, {allowed:.2g} is allowed"
+    return None if torch.equal(together, alone) else "company changes a picture's bits"
+
+
+def _distance(result: Tensor, exact: Tensor) -> float:
+    return float((result.to(exact.dtype) - exact).abs().max())
+
+
+def measure_ms(work: Callable[[], object], accelerator: Accelerator, repeats: int = 5) -> float:
+    """Median of a few runs, one after another."""
+    work()
+    times = []
+    for _ in range(repeats):
+        start, began = accelerator.mark(), time.perf_counter()
+        work()
+        end = accelerator.mark()
+        end.wait()
+        on_device = end.elapsed_ms(start)
+        times.append((time.perf_counter() - began) * 1000 if on_device is None else on_device)
+    return median(times)

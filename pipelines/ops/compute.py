@@ -1,0 +1,71 @@
+"""What a packed forward runs on, chosen when a model is loaded: by the switches, by checks and by measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import torch
+from diffusers import FluxTransformer2DModel
+from torch.fx.experimental import _config as symbolic_shapes
+
+from models.accelerator import Accelerator
+from models.tuning import Tuning
+from pipelines.ops.attention import Attend, grouped_attention
+from pipelines.ops.attention_choice import Place, choose_attention
+from pipelines.ops.kernel_check import checked_triton
+from pipelines.ops.ops import REFERENCE, TRACEABLE, Ops
+
+F = TypeVar("F", bound=Callable[..., Any])
+Note = Callable[[str], None]
+"""Takes one sentence for the operator."""
+
+
+def as_it_is(function: F) -> F:
+    """Run a region eagerly."""
+    return function
+
+
+@lru_cache
+def compiled(function: Callable[..., Any]) -> Any:
+    """Run a region through torch.compile, made once for all numbers of tokens and all blocks of a kind."""
+    # Otherwise a pack with as many text as image tokens, say, would be compiled apart.
+    symbolic_shapes.use_duck_shape = False
+    return torch.compile(function, dynamic=True, fullgraph=True)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """What the packed forward runs on; the arithmetic is the same up to rounding.
+
+    Args: region: makes of a function of `pipelines.families.flux1.blocks` what is called in its place.
+    """
+
+    attend: Attend = grouped_attention
+    ops: Ops = REFERENCE
+    region: Callable[[Any], Any] = as_it_is
+
+
+def choose_compute(
+    tuning: Tuning,
+    transformer: FluxTransformer2DModel,
+    dtype: torch.dtype,
+    accelerator: Accelerator,
+    note: Note = lambda sentence: None,
+) -> Compute:
+    """What this model runs on here. Args: tuning: resolved for this kind of device.
+
+    Raises: ValueError in one sentence if an attention was asked for by name that cannot run here.
+    """
+    config = transformer.config
+    heads, head_dim = int(config.num_attention_heads), int(config.attention_head_dim)
+    place = Place(accelerator.kind, accelerator.capability, dtype)
+    accelerator.allow_split_k(tuning.split_k is not False)
+    attend = choose_attention(tuning.attention, place, heads, head_dim, accelerator, note)
+    if tuning.kernels == "compiled":
+        return Compute(attend, TRACEABLE, compiled)
+    if tuning.kernels == "triton":
+        return Compute(attend, checked_triton(heads, head_dim, accelerator.device, dtype, note))
+    return Compute(attend)

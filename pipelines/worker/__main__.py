@@ -1,0 +1,268 @@
+"""The worker process: reads frames, runs the engine's step loop, answers. One a device; it may die and lose nothing.
+
+    python -m pipelines.worker --fd N --device cuda:0 --dtype auto --model flux-shapes
+
+The parent keeps the other end of the inherited socket; when it closes, or the parent dies, the worker exits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+# OpenMP threads spin between two operations by default. Beside any other load on the same cores a step then takes
+# ten times as long (214 against 19 ms measured on two busy cores); it must be said before torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# transformers announces on import which optional packages it would rather have.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import queue
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from models.accelerator import Accelerator, DeviceError, open_accelerator, pick_dtype
+from models.checkpoint_files import LoadError
+from models.loading import silence_libraries
+from models.memory import OFFLOADS
+from models.registry import UnknownModelError, resolve
+from models.tuning import parse_tuning
+from pipelines.engine.engine import Engine, EngineConfig
+from pipelines.engine.scheduler import SchedulerConfig
+from pipelines.families.pool import ModelPool
+from pipelines.protocol.frames import (
+    Cancel,
+    Frame,
+    FrameReader,
+    Heartbeat,
+    Loading,
+    Log,
+    ProtocolError,
+    Ready,
+    Shutdown,
+    Submit,
+    encode,
+)
+from pipelines.protocol.params import ACCELERATIONS, GenerationParams
+from pipelines.worker.warmup import Size, sizes_to_warm, warm_up
+
+HEARTBEAT_S = 0.5
+POLL_S = 0.002
+"""Pause while only a prompt or a picture is under way beside the steps, where the device cannot call back."""
+SWITCH_MS = 10_000.0
+"""What it costs to load another checkpoint where memory does not hold all: tens of gigabytes from the page cache."""
+EXIT_BROKEN = 3
+"""Exit status when the model, the device or an argument is at fault: a restart will not help by itself."""
+
+
+class Link:
+    """The socket to the node. A reader thread fills the inbox, a writer thread empties the outbox.
+
+    Frames, heartbeats too, are made by the engine's loop alone: a loop that hangs falls silent, as it should.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._inbox: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
+        self._outbox: queue.Queue[bytes | None] = queue.Queue(maxsize=1024)
+        self._writer = threading.Thread(target=self._write, name="frames-out", daemon=True)
+        self._writer.start()
+        threading.Thread(target=self._read, name="frames-in", daemon=True).start()
+
+    def send(self, frame: Frame) -> None:
+        """Queue one frame; waits only if the node has stopped reading."""
+        self._outbox.put(encode(frame))
+
+    def receive(self, timeout_s: float) -> list[Frame]:
+        """What has arrived; with nothing there, waits up to `timeout_s` for a frame or a `wake`."""
+        frames: list[Frame | None] = []
+        try:
+            frames.append(self._inbox.get(timeout=timeout_s) if timeout_s else self._inbox.get_nowait())
+            while True:
+                frames.append(self._inbox.get_nowait())
+        except queue.Empty:
+            return [frame for frame in frames if frame is not None]
+
+    def wake(self) -> None:
+        """End a `receive` that waits; from any thread."""
+        self._inbox.put(None)
+
+    def close(self) -> None:
+        """Send what is queued, then hang up."""
+        self._outbox.put(None)
+        self._writer.join(timeout=5)
+        self._socket.detach()  # the reader still sits in recv; the descriptor goes with the process
+
+    def _write(self) -> None:
+        while (data := self._outbox.get()) is not None:
+            try:
+                self._socket.sendall(data)
+            except OSError:
+                os._exit(0)
+
+    def _read(self) -> None:
+        reader = FrameReader()
+        try:
+            while data := self._socket.recv(1 << 16):
+                for frame in reader.feed(data):
+                    self._inbox.put(frame)
+        except (OSError, ProtocolError) as exc:
+            print(f"worker: the node's frames ended ({exc})", file=sys.stderr)
+        # Without a node nobody wants the pictures, and the loop may be deep in a step: leave now.
+        os._exit(0)
+
+
+WarmUp = Callable[[str, Engine], None]
+"""Draws what has to be drawn before this model on this engine is ready."""
+
+
+def serve(link: Link, pool: ModelPool, accelerator: Accelerator, warm_up_model: WarmUp) -> int:
+    """Load every model, warm it up, then step until told to stop. Returns the exit status."""
+    models = [_describe(pool, name) for name in pool.specs]
+    pool.hold_float8()
+    for model in models:
+        model["acceleration"] = _levels(pool, model["name"])
+    switch_ms = SWITCH_MS if len(pool.loaded) < len(pool.specs) else 0.0
+    config = EngineConfig(SchedulerConfig(switch_ms=switch_ms))
+    engine = Engine(pool.runner, accelerator, config, on_ready=link.wake, granting=pool.grant)
+    # Those that had to make room again are warmed up by their first request: loading them now would evict others.
+    for name in pool.loaded:
+        warm_up_model(name, engine)
+    link.send(Ready(str(accelerator.device), accelerator.name, models))
+    poll_s = HEARTBEAT_S if accelerator.notifies else POLL_S
+    last_beat, pause_s = 0.0, 0.0
+    while True:
+        for frame in link.receive(pause_s):
+            if isinstance(frame, Submit):
+                engine.add_request(frame)
+            elif isinstance(frame, Cancel):
+                engine.abort(frame)
+            elif isinstance(frame, Shutdown):
+                return 0
+        steps_before = engine.steps
+        events = engine.step(wait=False)
+        for event in events:
+            link.send(event)
+        has_moved = bool(events) or engine.steps > steps_before
+        pause_s = 0.0 if has_moved else poll_s if engine.has_work else HEARTBEAT_S
+        now = time.monotonic()
+        if now - last_beat >= HEARTBEAT_S:
+            last_beat = now
+            load_ms = engine.scheduler.load_ms
+            link.send(Heartbeat(engine.steps, engine.running, engine.waiting, load_ms, accelerator.memory()))
+
+
+def _describe(pool: ModelPool, name: str) -> dict[str, Any]:
+    """What Ready says about one model; loads it."""
+    runner = pool.runner(name)
+    components = runner.components
+    return {
+        "name": name,
+        "family": components.spec.family,
+        "variant": components.spec.variant,
+        "has_safety_checker": runner.has_safety_checker,
+        "guidance_embeds": components.guidance_embeds,
+        "size_multiple": components.size_multiple,
+        "max_pixels": components.spec.max_pixels,
+        "dtype": str(components.dtype).removeprefix("torch."),
+        "load_s": components.load_s,
+        "shared": sorted(components.shared),
+    }
+
+
+def _levels_with_weights(pool: ModelPool, name: str) -> tuple[str, ...]:
+    """One level of acceleration for each set of weights that the model has here."""
+    first: dict[str, str] = {}
+    for level in ACCELERATIONS:
+        first.setdefault(pool.grant(GenerationParams(name, "", 64, 64, 1, 0.0, 0, acceleration=level)).group, level)
+    return tuple(first.values())
+
+
+def _levels(pool: ModelPool, name: str) -> dict[str, str]:
+    """What each level of acceleration does here, in words."""
+    levels = (GenerationParams(name, "", 64, 64, 1, 0.0, 0, acceleration=level) for level in ACCELERATIONS)
+    return {params.acceleration: pool.grant(params).how for params in levels}
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m pipelines.worker", description=__doc__.splitlines()[0])
+    parser.add_argument("--fd", type=int, required=True, help="inherited socket to the node")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<index>")
+    parser.add_argument("--dtype", default="auto", help="auto, bfloat16, float16 or float32")
+    parser.add_argument("--quantization", default="none")
+    parser.add_argument("--acceleration", default="high", help="the most that requests get: none, regular or high")
+    parser.add_argument("--offload", choices=OFFLOADS, default="none", help="what stays on the host")
+    parser.add_argument("--tuning", default="", help="switches of models.tuning, name=value, with commas between")
+    parser.add_argument("--model", action="append", required=True, help="name, folder or owner/repo; repeatable")
+    parser.add_argument("--memory-gb", type=float, default=None, help="weights held at once; default: all")
+    parser.add_argument("--warmup", choices=("auto", "none", "full"), default="auto")
+    parser.add_argument("--warmup-size", type=_size, action="append", default=[], help="WIDTHxHEIGHT; repeatable")
+    return parser.parse_args(argv)
+
+
+def _size(text: str) -> Size:
+    width, _, height = text.partition("x")
+    return int(width), int(height)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one worker. Returns the exit status."""
+    arguments = parse_arguments(argv)
+    link = Link(socket.socket(fileno=arguments.fd))
+    silence_libraries()
+    torch.set_grad_enabled(False)
+    try:
+        return _run(link, arguments)
+    except (LoadError, DeviceError, UnknownModelError, ValueError) as exc:
+        link.send(Log("error", str(exc)))
+        return EXIT_BROKEN
+    except Exception as exc:
+        link.send(Log("critical", f"the worker ends: {type(exc).__name__}: {exc}"))
+        traceback.print_exc()
+        return 1
+    finally:
+        link.close()
+
+
+def _run(link: Link, arguments: argparse.Namespace) -> int:
+    specs = [resolve(argument) for argument in arguments.model]
+    accelerator = open_accelerator(arguments.device)
+    pool = ModelPool(
+        specs,
+        accelerator,
+        pick_dtype(arguments.dtype, accelerator),
+        arguments.quantization,
+        None if arguments.memory_gb is None else int(arguments.memory_gb * 1e9),
+        lambda model, stage, fraction: link.send(Loading(model, stage, fraction)),
+        arguments.acceleration,
+        offload=arguments.offload,
+        tuning=parse_tuning(arguments.tuning),
+        note=lambda sentence: link.send(Log("info", sentence)),
+    )
+
+    def warm_up_model(name: str, engine: Engine) -> None:
+        sizes = sizes_to_warm(arguments.warmup, accelerator.kind, pool.runner(name).limits, arguments.warmup_size)
+        # One round compiles; where there is something to time, a second one on the serving engine times it.
+        engines = [Engine(pool.runner, accelerator, granting=pool.grant), *([engine] if len(sizes) > 1 else [])]
+
+        def progress(done: int, total: int) -> None:
+            if done < total:
+                link.send(Loading(name, f"warming up {done + 1}/{total}", done / total))
+
+        for sentence in warm_up(engines, pool.specs[name], sizes, progress, _levels_with_weights(pool, name)):
+            link.send(Log("warning", f"warming up {sentence}"))
+
+    return serve(link, pool, accelerator, warm_up_model)
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # daemon threads may sit in recv; CUDA teardown after an error can hang
