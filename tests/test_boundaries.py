@@ -76,6 +76,8 @@ def test_the_import_contracts_hold() -> None:
         ("pipelines/engine/cost.py", "import pipelines.families.pool", "pipelines.engine is not allowed to import"),
         ("pipelines/families/pool.py", "import pipelines.worker.warmup", "pipelines.families is not allowed to import"),
         ("pipelines/new.py", "", "- pipelines.new"),
+        ("server/jobs/live.py", "import server.api.wire", "server.jobs is not allowed to import server.api"),
+        ("server/routes/openai.py", "import server.node", "server.routes is not allowed to import server.node"),
     ],
 )
 def test_an_import_against_a_contract_is_found(tmp_path: Path, file: str, line: str, said: str) -> None:
