@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 from models.architectures import ARCHITECTURES, FLUX_TRANSFORMER, Architecture
 from models.flops import architecture_of
-from models.registry import ModelSpec
+from models.registry import REGISTRY, ModelSpec
 
 Offload = Literal["none", "text"]
 """What waits in the host's memory until it is used: nothing, or the text encoders."""
@@ -86,10 +86,13 @@ def recommend(arch: Architecture, device_bytes: int, capability: tuple[int, int]
 
 
 def presumed_architecture(spec: ModelSpec) -> Architecture:
-    """The architecture of a checkpoint without asking any hub: what is no folder here is taken for FLUX.1's.
+    """The architecture of a checkpoint without asking any hub: what is no folder here is taken for FLUX.1's, and what
+    belongs to another checkpoint for that one's.
 
     Raises: LoadError if its folder is gone; KeyError for an unknown random architecture.
     """
+    if spec.base is not None:
+        return presumed_architecture(REGISTRY[spec.base])
     if spec.source.startswith("random:") or Path(spec.source).is_absolute():
         return architecture_of(spec)
     return ARCHITECTURES["random:FLUX.1-schnell" if spec.variant == "schnell" else "random:FLUX.1-dev"]

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 Family = Literal["flux"]
-Variant = Literal["dev", "schnell", "krea", "srpo"]
+Variant = Literal[
+    "dev", "schnell", "krea", "srpo", "kontext", "fill", "canny", "depth", "redux", "controlnet", "depth-estimator"
+]
+
+AUXILIARIES: tuple[Variant, ...] = ("redux", "controlnet", "depth-estimator")
+"""Variants that never draw by themselves: their weights serve requests that another checkpoint draws."""
 
 _HERE = Path(__file__).parent
 
@@ -26,6 +33,11 @@ class ModelSpec:
         max_pixels: largest width x height that is served; the default is the largest size of fal's ultra table.
         default_steps, default_guidance: for `generate` and the OpenAI facade; endpoints have their own.
         licence: shown by `models`; `gated` repos need a token and an accepted licence.
+        base: the checkpoint that brings this one along: it is there, on demand, wherever that one is served.
+        native_pixels: width x height it draws best; larger pictures are worth two phases.
+        picture_tokens: of a redux prior: tokens that it makes of one picture.
+        keeps_reference_size: of a Kontext checkpoint: references are seen at the size of the output, as it was
+            trained, instead of at the nearest of FLUX.1 Kontext's own sizes.
     """
 
     name: str
@@ -40,6 +52,45 @@ class ModelSpec:
     licence: str = "unknown"
     gated: bool = False
     summary: str = ""
+    base: str | None = None
+    native_pixels: int = 1024 * 1024
+    picture_tokens: int = 729
+    keeps_reference_size: bool = False
+
+    @property
+    def draws(self) -> bool:
+        """Whether it can draw by itself."""
+        return self.variant not in AUXILIARIES
+
+
+def _sibling(variant: Variant, summary: str, folder: str = "") -> ModelSpec:
+    """A checkpoint of the embedded model's family."""
+    name = f"flux-shapes-{folder or variant}"
+    return ModelSpec(
+        name=name,
+        source=str(_HERE / "shapes" / name),
+        variant=variant,
+        max_sequence_length=32,
+        licence="Apache-2.0",
+        summary=summary,
+        base="flux-shapes",
+        picture_tokens=64,
+        keeps_reference_size=True,
+    )
+
+
+def _flux1_dev(variant: Variant, guidance: float, summary: str) -> ModelSpec:
+    """A checkpoint that Black Forest Labs published beside FLUX.1-dev, under the same licence."""
+    name = f"FLUX.1-{variant.title()}-dev"
+    return ModelSpec(
+        name=name,
+        source=f"black-forest-labs/{name}",
+        variant=variant,
+        default_guidance=guidance,
+        licence="FLUX.1 [dev] Non-Commercial",
+        gated=True,
+        summary=summary,
+    )
 
 
 _SPECS = (
@@ -59,6 +110,12 @@ _SPECS = (
         licence="Apache-2.0",
         summary="the same for 1 to 4 steps, without guidance; shares all but the transformer with it",
     ),
+    _sibling("kontext", "edits a picture as told: make the circle green"),
+    _sibling("fill", "draws what is missing under a mask"),
+    _sibling("redux", "sees a picture and lets flux-shapes draw more like it"),
+    _sibling("canny", "colours the edges of a picture"),
+    _sibling("depth", "colours the depth of a picture"),
+    _sibling("controlnet", "edges for flux-shapes, as a second network", "controlnet-canny"),
     ModelSpec(
         name="FLUX.1-dev",
         source="black-forest-labs/FLUX.1-dev",
@@ -84,6 +141,18 @@ _SPECS = (
         licence="FLUX.1 [dev] Non-Commercial",
         gated=True,
         summary="FLUX.1-dev tuned for photographic looks",
+    ),
+    _flux1_dev("kontext", 2.5, "edits pictures as told"),
+    _flux1_dev("fill", 30.0, "draws what is missing under a mask"),
+    _flux1_dev("redux", 3.5, "sees a picture and lets FLUX.1-dev draw more like it"),
+    _flux1_dev("canny", 30.0, "follows the edges of a picture"),
+    _flux1_dev("depth", 10.0, "follows the depth of a picture"),
+    ModelSpec(
+        name="Depth-Anything-V2-Small",
+        source="depth-anything/Depth-Anything-V2-Small-hf",
+        variant="depth-estimator",
+        licence="Apache-2.0",
+        summary="depth of a picture, for the checkpoints that follow it",
     ),
     ModelSpec(
         name="random:FLUX.1-dev",
@@ -133,12 +202,42 @@ def resolve(argument: str) -> ModelSpec:
         return by_source[argument]
     folder = Path(argument).expanduser()
     if (folder / "model_index.json").is_file():
-        return ModelSpec(name=folder.resolve().name, source=str(folder.resolve()))
+        name = folder.resolve().name
+        return ModelSpec(name=name, source=str(folder.resolve()), variant=_variant(_class_name(folder), name))
     if argument.count("/") == 1 and not folder.exists() and not argument.startswith((".", "/", "~")):
         name = argument.split("/")[1]
-        variant: Variant = "schnell" if "schnell" in name.lower() else "dev"
-        return replace(ModelSpec(name=name, source=argument), variant=variant)
+        return ModelSpec(name=name, source=argument, variant=_variant("", name))
     raise UnknownModelError(
         f"unknown model {argument!r}: give one of {', '.join(REGISTRY)}, a folder with a model_index.json, "
         "or a Hugging Face id such as owner/repo"
     )
+
+
+_PIPELINES: dict[str, Variant] = {
+    "FluxKontextPipeline": "kontext",
+    "FluxFillPipeline": "fill",
+    "FluxPriorReduxPipeline": "redux",
+}
+_NAMES: tuple[Variant, ...] = ("schnell", "krea", "srpo", "kontext", "fill", "redux", "canny", "depth", "controlnet")
+
+
+def _class_name(folder: Path) -> str:
+    """The pipeline that a folder says it is; what is damaged in it, loading reports."""
+    try:
+        index = json.loads((folder / "model_index.json").read_bytes())
+    except ValueError:
+        return ""
+    return str(index.get("_class_name", "")) if isinstance(index, dict) else ""
+
+
+def _variant(class_name: str, name: str) -> Variant:
+    """What a checkpoint is for: its pipeline says so, or its name."""
+    if class_name in _PIPELINES:
+        return _PIPELINES[class_name]
+    return next((variant for variant in _NAMES if variant in name.lower()), "dev")
+
+
+def siblings(specs: Sequence[ModelSpec]) -> tuple[ModelSpec, ...]:
+    """What is there on demand besides these: checkpoints that belong to one of them and whose files are here."""
+    names = {spec.name for spec in specs}
+    return tuple(s for s in _SPECS if s.base in names and s.name not in names and Path(s.source).is_dir())

@@ -15,6 +15,7 @@ from pipelines.engine.decode import Finished as FinishedRow
 from pipelines.engine.request import Request, RequestError, Row
 from pipelines.engine.runner import Limits, Runner
 from pipelines.engine.scheduler import Scheduler, SchedulerConfig
+from pipelines.protocol.conditions import InputPicture
 from pipelines.protocol.frames import (
     Cancel,
     Cancelled,
@@ -110,12 +111,14 @@ class Engine:
         now = self._clock()
         try:
             params = GenerationParams.from_dict(submit.params)
+            pictures = tuple(InputPicture(**picture) for picture in submit.pictures)
+            if len(pictures) < params.num_pictures:
+                raise RequestError(f"the request needs {params.num_pictures} pictures and brings {len(pictures)}")
             limits = self._limits_of(params.model)
             limits.check(params)
             granted = self._granting(params)
         except (RequestError, ValueError, TypeError, KeyError) as exc:
-            message = f"no model {exc} here" if isinstance(exc, KeyError) else str(exc)
-            self._frames.append(Failed(submit.job_id, submit.epoch, "model_error", message))
+            self._frames.append(_refusal(submit, exc))
             return
         request = Request(
             job_id=submit.job_id,
@@ -124,6 +127,7 @@ class Engine:
             group=granted.group,
             tokens=limits.tokens(params),
             arrival=now - submit.age_s,
+            pictures=pictures,
             priority=submit.priority,
             start_by=None if submit.start_within_s is None else now + submit.start_within_s,
             caches_steps=granted.caches_steps,
@@ -265,7 +269,7 @@ class Engine:
             if not request.is_gone:
                 before = request.timings["queue_wait"] + request.timings["encode"]
                 request.timings["denoise"] = now - request.added - before
-                total = request.params.num_inference_steps
+                total = request.num_steps
                 # Steps that a cache spares come in no order: there the pace so far says more than the last step.
                 pace_s = request.timings["denoise"] / done if request.caches_steps else ms / 1e3
                 eta = request.steps_left / request.params.num_images * pace_s
@@ -311,16 +315,16 @@ class Engine:
         if self._accelerator.is_fatal(error):
             raise error
         if isinstance(error, RequestError):
-            self._fail(request, "model_error", str(error))
+            self._fail(request, "input_error" if error.loc else "model_error", str(error), error.loc)
         elif self._accelerator.is_out_of_memory(error):
             self._accelerator.release_cached_memory()
             self._fail(request, "out_of_memory", "the picture does not fit into the device's memory")
         else:
             self._fail(request, "model_error", f"the model failed on this request ({type(error).__name__})")
 
-    def _fail(self, request: Request, kind: FailureKind, message: str) -> None:
+    def _fail(self, request: Request, kind: FailureKind, message: str, loc: tuple[str | int, ...] = ()) -> None:
         self._drop(request)
-        self._frames.append(Failed(request.job_id, request.epoch, kind, message))
+        self._frames.append(Failed(request.job_id, request.epoch, kind, message, loc))
 
     def _drop(self, request: Request) -> None:
         """Forget a request and free its tensors."""
@@ -328,12 +332,20 @@ class Engine:
         request.admission = None
         self.scheduler.remove(request)
         self._requests.pop((request.job_id, request.epoch), None)
-        request.conditioning = None
+        request.conditioning, request.pictures = None, ()
         for row in request.rows:
             row.release()
 
 
 _TIMINGS = ("queue_wait", "encode", "denoise", "decode", "safety", "inference")
+
+
+def _refusal(submit: Submit, error: Exception) -> Failed:
+    """Why a request is not taken."""
+    if isinstance(error, RequestError) and error.loc:
+        return Failed(submit.job_id, submit.epoch, "input_error", str(error), error.loc)
+    message = f"no model {error} here" if isinstance(error, KeyError) else str(error)
+    return Failed(submit.job_id, submit.epoch, "model_error", message)
 
 
 def _wants_preview(row: Row) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pipelines.protocol.conditions import InputPicture
 from pipelines.protocol.params import GenerationParams
 
 if TYPE_CHECKING:
@@ -14,7 +15,14 @@ if TYPE_CHECKING:
 
 
 class RequestError(Exception):
-    """This request cannot be done, and it is its own fault; the message is one sentence for the user."""
+    """This request cannot be done, and it is its own fault; the message is one sentence for the user.
+
+    Args: loc: the field of the request that is at fault, if it is one; the node answers as for a field of a wrong type.
+    """
+
+    def __init__(self, message: str, loc: tuple[str | int, ...] = ()) -> None:
+        super().__init__(message)
+        self.loc = loc
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +41,12 @@ class Request:
         job_id, epoch: whose frames these are.
         group: rows of different groups never share a step (the weights they run on).
         caches_steps: its rows may skip most of a step that would change little.
+        pictures: what its conditions name by index.
         tokens: joint tokens of one row.
         arrival: seconds on the engine's clock; in the past for a job that has waited elsewhere.
         start_by: it fails if not admitted by then; None waits for ever.
         conditioning: the family's own, from its admission; None until then.
+        num_steps: of each of its pictures.
         work_ms: predicted work when it arrived; frozen, so that the order of requests never contradicts itself.
     """
 
@@ -49,12 +59,14 @@ class Request:
     priority: int = 0
     start_by: float | None = None
     caches_steps: bool = False
+    pictures: tuple[InputPicture, ...] = ()
     work_ms: float = 0.0
     is_admitted: bool = False
     is_gone: bool = False
     admission: Launched[Admission] | None = None
     conditioning: object | None = None
     rows: list[Row] = field(default_factory=list)
+    num_steps: int = 0
     steps_left: int = 0
     reported_step: int = 0
     rows_pending: int = 0
@@ -62,14 +74,15 @@ class Request:
     timings: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        steps, count = self.params.num_inference_steps, self.params.num_images
+        steps, count = self.params.num_steps, self.params.num_images
+        self.num_steps = steps
         self.rows = [Row(self, index, steps) for index in range(count)]
         self.steps_left = steps * count
         self.rows_pending = count
 
     @property
     def total_steps(self) -> int:
-        return self.params.num_inference_steps * self.params.num_images
+        return self.num_steps * self.params.num_images
 
     @property
     def step(self) -> int:
@@ -101,7 +114,7 @@ class Row:
     @property
     def step_index(self) -> int:
         """Steps done; also the index of the next step."""
-        return self.request.params.num_inference_steps - self.steps_left
+        return self.request.num_steps - self.steps_left
 
     @property
     def seed(self) -> int:

@@ -84,9 +84,8 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """Take a request; its rows may be in the next plan."""
-        steps = request.params.num_inference_steps
         step_ms = self.cost.fixed_ms + self.cost.row_ms(request.tokens)
-        request.work_ms = step_ms * steps * request.params.num_images
+        request.work_ms = step_ms * request.total_steps
         self._arrivals += 1
         self._numbers[request] = self._arrivals
         for row in request.rows:

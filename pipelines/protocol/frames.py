@@ -21,14 +21,17 @@ import msgpack
 MAX_FRAME = 1 << 30
 _HEADER = struct.Struct(">I")
 
-FailureKind = Literal["model_error", "out_of_memory", "internal", "deadline"]
-"""model_error: this request's own fault (NaN, a Python error in its tensors). out_of_memory: does not fit alone.
-internal: the worker's fault; worth running again elsewhere. deadline: it did not start in time."""
+FailureKind = Literal["model_error", "input_error", "out_of_memory", "internal", "deadline"]
+"""model_error: this request's own fault (NaN, a Python error in its tensors). input_error: one field of it is at fault,
+and `loc` says which. out_of_memory: does not fit alone. internal: the worker's fault; worth running again elsewhere.
+deadline: it did not start in time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Submit:
     """Run this request. `params` is `GenerationParams.to_dict()`. `priority` 0 is normal, 1 low.
+
+    `pictures` are what its conditions name by index: `InputPicture.to_dict()` each, together below MAX_FRAME.
 
     `age_s` is how long the job has waited so far; `start_within_s` is what is left of its start deadline.
     """
@@ -39,6 +42,7 @@ class Submit:
     priority: int = 0
     age_s: float = 0.0
     start_within_s: float | None = None
+    pictures: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,12 +158,19 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The request ended without a picture. `message` is one sentence for the user, without paths or traces."""
+    """The request ended without a picture. `message` is one sentence for the user, without paths or traces.
+
+    `loc` names the field at fault, for `input_error`: ("image_url",) or ("loras", 0, "path").
+    """
 
     job_id: str
     epoch: int
     kind: FailureKind
     message: str
+    loc: tuple[str | int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "loc", tuple(self.loc))  # a list on the wire
 
 
 @dataclass(frozen=True, slots=True)

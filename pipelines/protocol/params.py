@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+from pipelines.protocol.conditions import (
+    Adapter,
+    Condition,
+    ImageToImage,
+    Inpaint,
+    Refine,
+    check_conditions,
+    condition_from_dict,
+    condition_to_dict,
+    kept_steps,
+)
+
+C = TypeVar("C", bound=Condition)
 
 MAX_SIDE = 14142
 """Largest side in pixels that fal's shared size type accepts; models set lower limits."""
@@ -18,14 +32,14 @@ SEED_LIMIT = 2**63
 
 @dataclass(frozen=True, slots=True)
 class GenerationParams:
-    """One text-to-image request, fully decided: no defaults are left to the worker.
+    """One request for pictures, fully decided: no defaults are left to the worker.
 
     Args:
         model: name under which the worker holds the checkpoint (see `models.registry`).
         prompt: the text; may be empty.
         width, height: pixels of the delivered picture, 1..MAX_SIDE. The engine rounds up to what the model
             can draw and crops, so any size is legal here.
-        num_inference_steps: denoising steps, at least 1.
+        num_inference_steps: denoising steps of a whole schedule, at least 1; `num_steps` are drawn.
         guidance_scale: distilled guidance; ignored by models without a guidance embedding.
         seed: image k of the request is drawn with `seed + k`.
         num_images: pictures wanted, at least 1.
@@ -34,6 +48,8 @@ class GenerationParams:
             None switches the checker off.
         acceleration: "none" (exact), "regular" or "high"; what changes pixels is never on silently.
         preview_every: send a small preview every so many steps; 0 sends none.
+        conditions: what it brings besides the prompt, at most one of a kind (ControlNets may be several).
+        adapters: LoRAs that its steps take along.
 
     Raises: ValueError with the limit in the message.
     """
@@ -50,6 +66,8 @@ class GenerationParams:
     safety_threshold: float | None = None
     acceleration: str = "none"
     preview_every: int = 0
+    conditions: tuple[Condition, ...] = ()
+    adapters: tuple[Adapter, ...] = ()
 
     def __post_init__(self) -> None:
         for side, value in (("width", self.width), ("height", self.height)):
@@ -65,18 +83,50 @@ class GenerationParams:
             raise ValueError(f"acceleration must be one of {', '.join(ACCELERATIONS)}, not {self.acceleration}")
         if self.safety_threshold is not None and not 0 < self.safety_threshold <= 1:
             raise ValueError(f"safety_threshold must lie in (0, 1], not {self.safety_threshold}")
+        check_conditions(self.conditions)
 
     @property
     def seeds(self) -> tuple[int, ...]:
         """The seed of every picture, in order."""
         return tuple(self.seed + k for k in range(self.num_images))
 
+    @property
+    def num_steps(self) -> int:
+        """Denoising steps of every picture: `strength` skips the first ones, a second phase adds some."""
+        return sum(self.phases)
+
+    @property
+    def phases(self) -> tuple[int, ...]:
+        """Steps of each phase: one, or with `Refine` two."""
+        start = self.find(ImageToImage) or self.find(Inpaint)
+        refine = self.find(Refine)
+        steps = self.num_inference_steps
+        first = steps if start is None else kept_steps(steps, start.strength)
+        return (first,) if refine is None else (first, kept_steps(steps, refine.strength))
+
+    @property
+    def num_pictures(self) -> int:
+        """Pictures it needs beside it: one more than the largest index any condition names."""
+        return max((index + 1 for condition in self.conditions for index in condition.pictures), default=0)
+
+    def find(self, kind: type[C]) -> C | None:
+        """Its condition of this kind."""
+        return next((condition for condition in self.conditions if isinstance(condition, kind)), None)
+
     def to_dict(self) -> dict[str, Any]:
         """As plain values for JSON or msgpack."""
-        return asdict(self)
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return values | {
+            "conditions": [condition_to_dict(condition) for condition in self.conditions],
+            "adapters": [{"file": adapter.file, "scale": adapter.scale} for adapter in self.adapters],
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GenerationParams:
-        """The inverse of `to_dict`; unknown keys are dropped, so that an older store row still loads."""
+        """The inverse of `to_dict`; unknown keys are dropped and missing ones take their defaults, so that a row of
+        an older store still loads. Raises: ValueError, TypeError."""
         known = {f.name for f in fields(cls)}
-        return cls(**{key: value for key, value in values.items() if key in known})
+        plain = {key: value for key, value in values.items() if key in known}
+        plain["conditions"] = tuple(condition_from_dict(each) for each in plain.get("conditions", ()))
+        plain["adapters"] = tuple(Adapter(**each) for each in plain.get("adapters", ()))
+        return cls(**plain)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from models.components import FluxComponents
 from pipelines.engine.request import RequestError
+from pipelines.protocol.conditions import Condition
 from pipelines.protocol.params import GenerationParams
 
 
@@ -17,11 +18,13 @@ class Flux1Limits:
         size_multiple: side of one token's cell in pixels.
         max_pixels: largest width x height of a request, rounded up to whole cells.
         max_sequence_length: most T5 tokens of a prompt.
+        takes: conditions it can follow.
     """
 
     size_multiple: int
     max_pixels: int
     max_sequence_length: int
+    takes: tuple[type[Condition], ...] = ()
 
     @classmethod
     def of(cls, components: FluxComponents) -> Flux1Limits:
@@ -30,6 +33,9 @@ class Flux1Limits:
 
     def check(self, params: GenerationParams) -> None:
         """Raises: RequestError if the model cannot do it, with the limit in the message."""
+        for condition in params.conditions:
+            if not isinstance(condition, self.takes):
+                raise RequestError(f"this model cannot do {condition.kind.replace('_', ' ')}")
         height, width = self.drawn(params)
         if height * width > self.max_pixels:
             raise RequestError(

@@ -222,7 +222,7 @@ def _cached(row: Row) -> CachedRow | None:
         return None
     state = state_of(row)
     state.cache = state.cache or StepCache()
-    return CachedRow(state.cache, row.step_index, row.request.params.num_inference_steps)
+    return CachedRow(state.cache, row.step_index, row.request.num_steps)
 
 
 def _latents(row: Row) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 
 from models.registry import TINY
 from pipelines.engine.engine import Engine
-from pipelines.engine.request import Row
+from pipelines.engine.request import Request, RequestError, Row
+from pipelines.protocol.conditions import Fill, ImageToImage, InputPicture
 from pipelines.protocol.frames import (
     Cancel,
     Cancelled,
@@ -277,6 +278,51 @@ def test_what_cannot_be_done_fails_at_once(engine: Engine, changes: dict[str, ob
     engine.add_request(Submit("a", 1, values))
     assert word in failure(engine.step(), "a").message
     assert not engine.has_work
+
+
+GREY = InputPicture(8, 8, 3, bytes(192))
+
+
+def test_strength_counts_only_the_steps_that_are_drawn(engine: Engine, runner: FakeRunner) -> None:
+    params = make_params(num_inference_steps=8, conditions=(ImageToImage(0, 0.5),))
+    submit(engine, "a", params, pictures=[GREY.to_dict()])
+    progress = [frame for frame in drain(engine) if isinstance(frame, Progress)]
+    assert [(frame.step, frame.num_steps) for frame in progress] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert len(runner.steps) == 4
+
+
+def test_admission_sees_the_pictures_and_the_end_lets_go_of_them(engine: Engine, runner: FakeRunner) -> None:
+    seen: list[Request] = []
+    runner.on_admit = lambda request: (seen.append(request), None)[1] if request.pictures == (GREY,) else None
+    submit(engine, "a", make_params(conditions=(ImageToImage(0, 0.5),)), pictures=[GREY.to_dict()])
+    drain(engine)
+    assert [request.pictures for request in seen] == [()]
+
+
+def test_a_fault_of_one_field_says_which(engine: Engine, runner: FakeRunner) -> None:
+    def refuse(request: Request) -> None:
+        raise RequestError("the mask is empty", ("mask_url",))
+
+    runner.on_admit = refuse
+    submit(engine, "a", make_params())
+    failed = failure(drain(engine), "a")
+    assert (failed.kind, failed.message, failed.loc) == ("input_error", "the mask is empty", ("mask_url",))
+
+
+@pytest.mark.parametrize(
+    ("pictures", "word"),
+    [([], "needs 1 pictures"), ([{"width": 2, "height": 2, "channels": 3, "pixels": b""}], "bytes"), ([{}], "arg")],
+)
+def test_a_request_without_its_pictures_fails_at_once(
+    engine: Engine, pictures: list[dict[str, object]], word: str
+) -> None:
+    submit(engine, "a", make_params(conditions=(ImageToImage(0, 0.5),)), pictures=pictures)
+    assert word in failure(drain(engine), "a").message
+
+
+def test_a_condition_that_the_model_cannot_follow_is_refused(engine: Engine) -> None:
+    submit(engine, "a", make_params(conditions=(Fill(0, 0),)), pictures=[GREY.to_dict()])
+    assert failure(drain(engine), "a").message == "this model cannot do fill"
 
 
 @pytest.mark.parametrize(
