@@ -7,7 +7,6 @@ traffic than all matrix products of a model this small. Serving uses the stock p
 import functools
 
 import torch
-from diffusers import FluxTransformer2DModel
 from diffusers.models.transformers.transformer_flux import FluxAttention
 from torch import Tensor, nn
 
@@ -61,7 +60,7 @@ def _turn(width: int) -> Tensor:
     return matrix
 
 
-def make_lean(transformer: FluxTransformer2DModel) -> None:
+def make_lean(transformer: nn.Module) -> None:
     """Give every attention of the transformer the lean processor."""
     for module in transformer.modules():
         if isinstance(module, FluxAttention):

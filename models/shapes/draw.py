@@ -20,6 +20,7 @@ from models.shapes.layout import Layout, Pose
 from models.shapes.scenes import SHAPES
 
 CELL = 16  # pixels
+LATENT_STEP = 8  # half a cell: samples whose edges are as wide average to the cell's coverage within 1 %
 FACTOR = 32  # pixels per latent pixel, the VAE's scale factor
 LATENT_CHANNELS = 16
 DISTANCE_CLIP = 1.5  # cells: distances fade to +-1 beyond about this
@@ -32,16 +33,17 @@ _TEXELS = 353
 
 def pictures(layouts: Sequence[Layout], *, oversample: int = 1) -> Tensor:
     """Antialiased pictures of layouts of one size: (B, 3, H, W) float32 in [-1, 1]."""
-    width, height = layouts[0].width * oversample, layouts[0].height * oversample
-    colour, _ = _paint(layouts, width, height, 1 / oversample, fine=True)
+    colour, _ = fields(layouts, 1 / oversample)
     return colour * 2 - 1
 
 
 def latents(layouts: Sequence[Layout]) -> Tensor:
     """Prescribed latents of layouts of one size, sides multiples of 32: (B, 16, H/32, W/32) float32, about unit std."""
-    # Half-cell samples whose edges are half a cell wide average to the cell's coverage within 1 %.
-    step = CELL // 2
-    colour, distance = _paint(layouts, layouts[0].width // step, layouts[0].height // step, step, fine=False)
+    return prescribed(*fields(layouts, LATENT_STEP))
+
+
+def prescribed(colour: Tensor, distance: Tensor) -> Tensor:
+    """The latents of colour (B, 3, rows, columns) in 0..1 and signed distance in pixels, sampled every LATENT_STEP."""
     soft = torch.tanh(-distance / (DISTANCE_CLIP * CELL))
     planes = torch.nn.functional.avg_pool2d(torch.cat([colour, soft], dim=1), 2)
     shift, scale = torch.tensor(PLANE_SHIFT).view(1, 4, 1, 1), torch.tensor(PLANE_SCALE).view(1, 4, 1, 1)
@@ -54,13 +56,17 @@ def thumbnails(latent: Tensor) -> Tensor:
     return torch.nn.functional.pixel_shuffle(latent, 2) * scale + shift
 
 
-def _paint(layouts: Sequence[Layout], columns: int, rows: int, step: float, *, fine: bool) -> tuple[Tensor, Tensor]:
-    """Colour (B, 3, rows, columns) in 0..1 and signed distance in pixels (B, 1, rows, columns), negative inside."""
-    count = max(len(layout.poses) for layout in layouts)
+def fields(layouts: Sequence[Layout], step: float) -> tuple[Tensor, Tensor]:
+    """Colour in 0..1 (B, 3, rows, columns) and signed distance in pixels (B, 1, rows, columns), negative inside.
+
+    Sampled every `step` pixels, edges one step wide; steps of less than LATENT_STEP are interpolated.
+    """
+    columns, rows = int(layouts[0].width / step), int(layouts[0].height / step)
+    count = max(1, *(len(layout.poses) for layout in layouts))
     pose = torch.tensor(
         [[_numbers(pose) for pose in layout.poses] + [_ABSENT] * (count - len(layout.poses)) for layout in layouts]
     )
-    distance = _distances(pose, columns, rows, step, fine=fine)
+    distance = _distances(pose, columns, rows, step, fine=step < LATENT_STEP)
     cover = (0.5 - distance / step).clamp(0, 1)
     ground = torch.tensor([layout.ground for layout in layouts]).view(len(layouts), 3, 1, 1)
     colour = ground * (1 - cover.sum(1, keepdim=True).clamp(max=1))

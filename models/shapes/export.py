@@ -1,12 +1,14 @@
 """Write trained parts as a stock diffusers folder, and check that the stock pipeline opens it."""
 
 import copy
+import inspect
 import json
 import os
-import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
 
+import diffusers
 import torch
 from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 
@@ -37,19 +39,30 @@ def export(folder: Path, transformer: FluxTransformer2DModel, vae: AutoencoderKL
     return size_of(folder)
 
 
-def export_sibling(folder: Path, transformer: FluxTransformer2DModel, shared: Path) -> int:
+def export_sibling(
+    folder: Path, transformer: FluxTransformer2DModel, shared: Path, pipeline: str = "FluxPipeline"
+) -> int:
     """A second pipeline that differs from `shared` in its transformer only: the other parts are links to it.
 
     A worker that serves both recognises linked parts and holds them once.
+    Args: pipeline: the diffusers class that opens the folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for part in _SHARED_PARTS:
-        (folder / part).unlink(missing_ok=True)
-        (folder / part).symlink_to(os.path.relpath(shared / part, folder), target_is_directory=True)
-    shutil.copy(shared / "model_index.json", folder)
+    link_parts(folder, shared, _SHARED_PARTS)
+    index = json.loads((shared / "model_index.json").read_text()) | {"_class_name": pipeline}
+    known = inspect.signature(getattr(diffusers, pipeline).__init__).parameters
+    kept = {name: value for name, value in index.items() if name.startswith("_") or name in known}
+    (folder / "model_index.json").write_text(json.dumps(kept, indent=2) + "\n")
     _halved(transformer).save_pretrained(folder / "transformer")
     _forget_paths(folder)
     return size_of(folder)
+
+
+def link_parts(folder: Path, shared: Path, parts: Iterable[str]) -> None:
+    """Make some parts of a pipeline folder relative links into another one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in parts:
+        (folder / part).unlink(missing_ok=True)
+        (folder / part).symlink_to(os.path.relpath(shared / part, folder), target_is_directory=True)
 
 
 def size_of(folder: Path) -> int:

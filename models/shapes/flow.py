@@ -4,7 +4,7 @@ Everything agrees with diffusers' FluxPipeline, so what is trained here is what 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
@@ -121,44 +121,65 @@ def image_ids(height: int, width: int) -> Tensor:
 
 @dataclass
 class Batch:
-    """Pictures of one size, captions encoded: packed latents (B, L, 64), pooled (B, P), sequence (B, S, D)."""
+    """Pictures of one size, captions encoded: packed latents (B, L, 64), pooled (B, P), sequence (B, S, D).
+
+    What else a sibling is shown: `channels` (B, L, C) join the noisy ones of every token, `reference` (B, M, 64) are
+    the tokens of a clean picture of the same size behind them. `weight` (B, L, 1) is how much a token's error counts.
+    """
 
     latents: Tensor
     pooled: Tensor
     sequence: Tensor
     height: int
     width: int
+    channels: Tensor | None = None
+    reference: Tensor | None = None
+    weight: Tensor | None = None
 
     def rows(self, start: int, stop: int) -> "Batch":
         """Some rows of the batch."""
-        part = slice(start, stop)
-        return Batch(self.latents[part], self.pooled[part], self.sequence[part], self.height, self.width)
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        return replace(self, **{name: tensor[start:stop] for name, tensor in tensors.items()})
+
+    def mean(self, error: Tensor) -> Tensor:
+        """Weighted mean of every picture's squared errors (B, L, 64): (B,)."""
+        return (error if self.weight is None else error * self.weight).mean((1, 2))
 
 
 def velocity(model: nn.Module, noisy: Tensor, sigma: Tensor, batch: Batch, guidance: Tensor | None) -> Tensor:
-    """The model's velocity for noisy packed latents at noise level sigma (B,), text and size from `batch`."""
+    """The model's velocity for noisy packed latents at noise level sigma (B,); all else it is shown from `batch`."""
+    hidden, ids = noisy, image_ids(batch.height, batch.width)
+    if batch.channels is not None:
+        hidden = torch.cat([hidden, batch.channels], dim=2)
+    if batch.reference is not None:  # at the same places, set apart by the first axis. Source: FluxKontextPipeline
+        hidden = torch.cat([hidden, batch.reference], dim=1)
+        ids = torch.cat([ids, ids + torch.tensor([1.0, 0.0, 0.0])])
     output = model(
-        hidden_states=noisy,
+        hidden_states=hidden,
         timestep=sigma,
         guidance=guidance,
         pooled_projections=batch.pooled,
         encoder_hidden_states=batch.sequence,
         txt_ids=torch.zeros(batch.sequence.shape[1], 3, device=noisy.device),
-        img_ids=image_ids(batch.height, batch.width).to(noisy.device),
+        img_ids=ids.to(noisy.device),
         return_dict=False,
     )
-    return output[0]  # type: ignore[no-any-return]
+    guess: Tensor = output[0][:, : noisy.shape[1]]
+    return guess
 
 
-def flow_loss(model: nn.Module, batch: Batch, *, per_picture: bool = False) -> Tensor:
-    """Mean squared error of the velocity at random noise levels, one per picture."""
+def flow_loss(model: nn.Module, batch: Batch, *, most_guidance: float = 1.0) -> Tensor:
+    """Mean squared error of the velocity at random noise levels, one per picture.
+
+    The guidance input is random between 1 and `most_guidance`; it does not move the target.
+    """
     clean = batch.latents
     sigma = random_sigmas(len(clean), clean.shape[1]).to(clean.device)
     noise = torch.randn_like(clean)
     noisy = clean + sigma.view(-1, 1, 1) * (noise - clean)
-    guess = velocity(model, noisy, sigma, batch, torch.ones_like(sigma))
-    error = (guess.float() - (noise - clean)).square()
-    return error.mean((1, 2)) if per_picture else error.mean()
+    guidance = torch.exp(torch.rand_like(sigma) * math.log(most_guidance))
+    guess = velocity(model, noisy, sigma, batch, guidance)
+    return batch.mean((guess.float() - (noise - clean)).square()).mean()
 
 
 def guided_loss(model: nn.Module, teacher: nn.Module, batch: Batch, nothing: Batch) -> Tensor:
@@ -187,7 +208,7 @@ def guided_loss(model: nn.Module, teacher: nn.Module, batch: Batch, nothing: Bat
         moved = target[:half] + strength[:, None, None] * push
         target = torch.cat([_bounded(*inputs, moved, target[:half]), target[half:]])
     guess = velocity(model, noisy, sigma, batch, guidance)
-    return (guess.float() - target).square().mean()
+    return batch.mean((guess.float() - target).square()).mean()
 
 
 def _bounded(noisy: Tensor, sigma: Tensor, moved: Tensor, plain: Tensor) -> Tensor:

@@ -75,13 +75,13 @@ def lay_out(scene: Scene, width: int, height: int, rng: random.Random) -> Layout
                 y * height + rng.uniform(-0.025, 0.025) * short,
                 radius,
                 rng.uniform(-9, 9),
-                _shade(thing.colour, rng),
+                shade(thing.colour, rng),
             )
         )
-    return Layout(width, height, _shade(scene.ground, rng), tuple(poses))
+    return Layout(width, height, shade(scene.ground, rng), tuple(poses))
 
 
-def _shade(colour: str, rng: random.Random) -> RGB:
+def shade(colour: str, rng: random.Random) -> RGB:
     """The named colour, a touch lighter or darker, in 0..1."""
     shift = rng.uniform(-8, 8)
     red, green, blue = (min(max(value + shift, 0.0), 255.0) / 255 for value in COLOURS[colour])

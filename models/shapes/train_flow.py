@@ -4,17 +4,17 @@ import copy
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import FluxTransformer2DModel
+from torch import nn
 
 from models.shapes.attention import make_lean
 from models.shapes.captions import caption
 from models.shapes.draw import latents
-from models.shapes.flow import Batch, flow_loss, guided_loss, new_transformer, pack
+from models.shapes.flow import MAX_GUIDANCE, TOKEN, Batch, flow_loss, guided_loss, new_transformer, pack
 from models.shapes.layout import lay_out
 from models.shapes.optim import Average, Optimisers, warm_cosine
 from models.shapes.scenes import EVERY_KIND, Kind, Scene, random_scene
@@ -23,6 +23,8 @@ from models.shapes.together import Together
 
 Report = Callable[[float, dict[str, float]], None]
 Size = tuple[int, int]  # width, height in pixels
+# encoders, random numbers, the fraction of the run that is done, image tokens a step -> a fresh batch
+Draw = Callable[[Encoders, random.Random, float, int], Batch]
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,6 @@ CURRICULUM = (
 
 # Learned last, for its thin arms: a scene without it is drawn once more, so nearly twice as many hold one.
 _HARDEST = "star"
-_SCORES = 12  # times that a run is scored
 GUIDED_FROM = 0.7  # of the run: before it the guidance input is always 1
 
 
@@ -97,6 +98,18 @@ def make_batch(
     return Batch(pack(latents(layouts)).to(pooled.device), pooled, sequence, size[1], size[0])
 
 
+def draw_scenes(encoders: Encoders, rng: random.Random, done: float, tokens: int) -> Batch:
+    """A batch of about so many image tokens, as the curriculum has it at the fraction `done` of the run."""
+    stage = stage_at(done)
+    size = rng.choices(list(stage.sizes), list(stage.sizes.values()))[0]
+    return make_batch(encoders, rng, stage.kinds, size, rows_of(size, tokens))
+
+
+def rows_of(size: Size, tokens: int, *, most: int = 160) -> int:
+    """How many pictures of a size a step takes."""
+    return min(most, max(2, tokens // (size[0] * size[1] // TOKEN**2)))
+
+
 def _training_scene(rng: random.Random, kinds: Mapping[Kind, float]) -> Scene:
     scene = random_scene(rng, kinds)
     if any(thing.shape == _HARDEST for thing in scene.things):
@@ -105,14 +118,31 @@ def _training_scene(rng: random.Random, kinds: Mapping[Kind, float]) -> Scene:
 
 
 class FlowTraining:
-    """The state of one run: transformer, average, optimisers, progress; saved to and resumed from one file."""
+    """The state of one run: transformer, average, optimisers, progress; saved to and resumed from one file.
 
-    def __init__(self, encoders: Encoders, *, device: torch.device, tokens: int = 64 * 64, seed: int = 2) -> None:
+    A sibling brings the trained `model` that it starts from, what is drawn for it, and a lower `peak` of the learning
+    rates; whoever starts from a model that knows guidance sees all scales from the first step.
+    """
+
+    def __init__(
+        self,
+        encoders: Encoders,
+        *,
+        device: torch.device,
+        tokens: int = 64 * 64,
+        seed: int = 2,
+        model: nn.Module | None = None,
+        draw: Draw = draw_scenes,
+        guided_from: float = GUIDED_FROM,
+        peak: float = 1.0,
+        memory: float = 0.999,
+    ) -> None:
         self.together = Together()
         torch.manual_seed(seed)
-        self.encoders, self.device, self.tokens = encoders, device, tokens
-        self.model = new_transformer().to(device).train()
-        self.average = Average(self.model, 0.999)
+        self.encoders, self.device, self.tokens, self.draw = encoders, device, tokens, draw
+        self.guided_from, self.peak, self.most_guidance = guided_from, peak, 1.0 if model is None else MAX_GUIDANCE
+        self.model = (new_transformer() if model is None else model).to(device).train()
+        self.average = Average(self.model, memory)
         make_lean(self.model)
         make_lean(self.average.module)
         self.optimisers = Optimisers(self.model, lr_muon=0.02, lr_adam=2e-3, keep_adam=("embed", "proj_out."))
@@ -128,11 +158,12 @@ class FlowTraining:
         *,
         checkpoint: Path,
         save_every: float = 120,
-        score: Callable[[FluxTransformer2DModel], dict[str, float]] | None = None,
-    ) -> FluxTransformer2DModel:
+        score: Callable[[nn.Module], dict[str, float]] | None = None,
+        scores: int = 12,
+    ) -> nn.Module:
         """Train until `seconds` in all (resumed time included) have gone by; returns the averaged transformer.
 
-        Args: score: measures the averaged transformer; asked a dozen times, its answers are kept in `scores`.
+        Args: score: measures the averaged transformer; asked `scores` times, its answers are kept in `self.scores`.
         """
         if checkpoint.exists():
             self._load(checkpoint)
@@ -147,7 +178,7 @@ class FlowTraining:
                     self.history.append(figures)
                     report(done, figures)
                     losses = []
-                if score and self.together.rank == 0 and done * _SCORES >= len(self.scores) + 1:
+                if score and self.together.rank == 0 and done * scores >= len(self.scores) + 1:
                     self.scores.append({"step": self.steps} | score(self.average.module))
                 if now - saved > save_every:
                     self._save(checkpoint)
@@ -158,18 +189,15 @@ class FlowTraining:
 
     def step(self, done: float) -> float:
         """One update; returns its loss."""
-        stage = stage_at(done)
-        size = self.rng.choices(list(stage.sizes), list(stage.sizes.values()))[0]
-        count = max(2, self.tokens // (size[0] * size[1] // 4096) // self.together.count)
-        batch = make_batch(self.encoders, self.rng, stage.kinds, size, min(count, 160))
+        batch = self.draw(self.encoders, self.rng, done, self.tokens // self.together.count)
         with torch.autocast(self.device.type, torch.bfloat16):
-            if done < GUIDED_FROM:
-                loss = flow_loss(self.model, batch)
+            if done < self.guided_from:
+                loss = flow_loss(self.model, batch, most_guidance=self.most_guidance)
             else:
                 loss = guided_loss(self.model, self.average.module, batch, self._nothing(batch))
         loss.backward()
         self.together.average_gradients(self.model)
-        self.optimisers.step(warm_cosine(done))
+        self.optimisers.step(self.peak * warm_cosine(done))
         self.average.update(self.model)
         self.steps += 1
         return float(loss.detach())
@@ -179,7 +207,7 @@ class FlowTraining:
         with torch.no_grad():
             pooled, sequence = self.encoders.encode([""], like.sequence.shape[1])
         rows = len(like.latents)
-        return Batch(like.latents, pooled.expand(rows, -1), sequence.expand(rows, -1, -1), like.height, like.width)
+        return replace(like, pooled=pooled.expand(rows, -1), sequence=sequence.expand(rows, -1, -1))
 
     def _save(self, path: Path) -> None:
         if self.together.rank:

@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from models.shapes.conditions import sights
 from models.shapes.draw import latents, pictures
 from models.shapes.layout import lay_out
 from models.shapes.optim import Average, Optimisers, warm_cosine
@@ -62,8 +63,12 @@ class CodecTraining:
         choices = next(choices for until, choices in _GROWTH if done < until)
         width, height, count = self.rng.choice(choices)
         layouts = [lay_out(random_scene(self.rng), width, height, self.rng) for _ in range(count)]
-        picture = pictures(layouts).to(self.device, memory_format=torch.channels_last)
-        latent = latents(layouts).to(self.device)
+        if self.part == "encoder":
+            picture, latent = sights(layouts, self.rng)
+        else:
+            picture, latent = pictures(layouts), latents(layouts)
+        picture = picture.to(self.device, memory_format=torch.channels_last)
+        latent = latent.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16):
             loss = (
                 self._decoder_loss(latent, picture) if self.part == "decoder" else self._encoder_loss(latent, picture)

@@ -1,5 +1,6 @@
 """The committed folder in the stock pipelines: it loads, follows prompts, repeats, and works at every size."""
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,12 @@ from PIL import Image
 from models.accelerator import open_accelerator
 from models.loading import PartCache, load
 from models.registry import resolve
+from models.shapes.conditions import sights
+from models.shapes.draw import pictures
 from models.shapes.export import size_of
+from models.shapes.layout import lay_out
 from models.shapes.safety import SafetyChecker
+from models.shapes.scenes import Scene, Thing, random_scene
 from models.shapes.scorer import Pixels, read
 
 FOLDER = Path(__file__).parents[2] / "models/shapes/flux-shapes"
@@ -133,13 +138,17 @@ def test_inpainting_leaves_the_rest_alone(pipeline: FluxPipeline) -> None:
     assert read(np.asarray(made)).ground == "white"
 
 
+@pytest.mark.parametrize("kind", ["scene", "edges", "depth", "hole"])
+def test_the_encoder_reads_what_a_sibling_is_shown(pipeline: FluxPipeline, kind: str) -> None:
+    rng = random.Random(4)
+    layouts = [lay_out(random_scene(rng), 256, 256, rng) for _ in range(6)]
+    shown, latents = sights(layouts, rng, kind)
+    with torch.no_grad():
+        mean = pipeline.vae.encode(shown).latent_dist.mode()
+    assert (mean - latents).abs().mean() < 0.08
+
+
 def test_the_safety_classifier_tells_a_drawn_skull_from_a_heart() -> None:
-    import random
-
-    from models.shapes.draw import pictures
-    from models.shapes.layout import lay_out
-    from models.shapes.scenes import Scene, Thing
-
     rng = random.Random(0)
     made = []
     for shape in ("skull", "heart", "ring", "circle"):
