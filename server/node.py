@@ -94,6 +94,7 @@ class Node:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(REQUEST_THREADS, "request"))
         ended = await asyncio.to_thread(self.store.end_ephemeral)
         recovered = await asyncio.to_thread(self.store.recover)
+        await asyncio.to_thread(self.upkeep.probe)
         if ended or recovered:
             logger.info("after a restart: %d requests run again, %d runs ended", len(recovered), ended)
         self.dispatcher.start(self.workers)
@@ -115,8 +116,13 @@ class Node:
 
     @property
     def ready(self) -> bool:
-        """Whether a worker is loaded, the queue accepts and the disk takes it."""
-        return self.dispatcher.is_accepting and bool(self.workers.ready) and self.disk.is_writable
+        """Whether a worker is loaded, the queue accepts, and what it takes and draws can be stored."""
+        return self.dispatcher.is_accepting and bool(self.workers.ready) and not self.problems
+
+    @property
+    def problems(self) -> list[str]:
+        """What keeps requests or pictures from being stored, a sentence each."""
+        return [problem for problem in (self.disk.problem, self.outputs.problem) if problem is not None]
 
     def health(self) -> dict[str, Any]:
         """What /health says."""
@@ -125,6 +131,7 @@ class Node:
         return {
             "state": self._state(),
             "ready": self.ready,
+            "problems": self.problems,
             "models": list(models.values()),
             "has_safety_checker": bool(models) and all(model["has_safety_checker"] for model in models.values()),
             "workers": [worker.describe() for worker in self.workers],
@@ -134,8 +141,8 @@ class Node:
     def _state(self) -> str:
         if self._is_stopping:
             return "stopping"
-        if not self.disk.is_writable:
-            return "unwritable"
+        if self.problems:
+            return "unwritable" if not (self.disk.is_writable and self.objects.disk.is_writable) else "cannot_encode"
         if self.ready:
             return "ready"
         return "loading" if any(worker.state is WorkerState.LOADING for worker in self.workers) else "starting"

@@ -59,6 +59,8 @@ class Greeting:
         return f"open: no key protects it; {who} can use it"
 
     def _report_workers(self, state: dict[str, Any]) -> None:
+        for problem in state["problems"]:
+            self._say_once(f"not ready: {problem}")
         for worker in state["workers"]:
             if worker["last_error"]:
                 self._say_once(f"{worker['device']}: {worker['last_error']}")

@@ -10,10 +10,13 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Literal
+
+from server.files.disk import Disk
 
 Access = Literal["allow", "forbid", "hide"]
 """What a reader without a key of this server gets: the file, 403, or 404 as if there were none."""
@@ -54,6 +57,8 @@ class Objects:
         self._folder = folder
         self._clock = clock
         folder.mkdir(parents=True, exist_ok=True)
+        self.disk = Disk(folder)
+        """Whether the folder takes files; `put` reports what it is refused."""
 
     def put(
         self,
@@ -81,8 +86,10 @@ class Objects:
             _description(path).write_text(json.dumps(asdict(described)))
             _temporary(path).rename(path)
             _sync_folder(self._folder)
-        except BaseException:
-            self._remove(path)
+        except BaseException as exc:
+            if isinstance(exc, OSError):
+                self.disk.note_refused_write(exc)
+            self._discard(path)
             raise
         return key
 
@@ -134,6 +141,11 @@ class Objects:
         if is_dead:
             self._remove(path)
         return is_dead
+
+    def _discard(self, path: Path) -> None:
+        """Remove what a refused write may have left; the disk may refuse that, too."""
+        with suppress(OSError):
+            self._remove(path)
 
     @staticmethod
     def _remove(path: Path) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines.protocol.frames import Picture, Preview
 from server.files.encoding import ImageFormat, encode
 from server.files.objects import Access, Objects
-from server.files.picture_pool import PicturePool
+from server.files.picture_pool import PicturePool, why_unusable
 
 CONTENT_TYPES: dict[ImageFormat, str] = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 FILES_PREFIX = "/files/"
@@ -29,6 +30,10 @@ class EncodedPicture:
     has_nsfw_concept: bool
 
 
+class EncoderError(Exception):
+    """No process encodes pictures now; the sentence says why."""
+
+
 class Outputs:
     """Encodes in a small pool of processes, so that neither the event loop nor the GIL waits for it.
 
@@ -39,14 +44,24 @@ class Outputs:
         self._objects = objects
         self._ttl_s = ttl_s
         self._pool = pool or PicturePool()
+        self.is_warm = False
+        """Whether an encoder has worked, and has not failed since."""
+        self._encoder_problem = why_unusable()
+
+    @property
+    def problem(self) -> str | None:
+        """Why what is drawn now could not be stored, in one sentence; None if it could."""
+        return self._objects.disk.problem or self._encoder_problem
 
     async def warm(self) -> None:
-        """Start a pool process now, so that the first picture does not wait for it (about 0.3 s)."""
-        await self._pool.run(encode, bytes(3), 1, 1, "jpeg")
+        """Start a pool process now, so that the first picture does not wait for it (about 0.3 s).
+
+        Raises: EncoderError."""
+        await self._encode(bytes(3), 1, 1, "jpeg")
 
     async def encode(self, picture: Picture, image_format: ImageFormat) -> EncodedPicture:
-        """The picture as a file's bytes. Raises: ValueError if its pixels do not fit its size."""
-        data = await self._pool.run(encode, picture.pixels, picture.width, picture.height, image_format)
+        """The picture as a file's bytes. Raises: ValueError if its pixels do not fit its size. EncoderError."""
+        data = await self._encode(picture.pixels, picture.width, picture.height, image_format)
         return EncodedPicture(data, image_format, picture.seed, picture.width, picture.height, picture.has_nsfw_concept)
 
     async def deliver(
@@ -83,6 +98,15 @@ class Outputs:
     def close(self) -> None:
         """End the pool; what it is encoding is dropped."""
         self._pool.close()
+
+    async def _encode(self, pixels: bytes, width: int, height: int, image_format: ImageFormat) -> bytes:
+        try:
+            data = await self._pool.run(encode, pixels, width, height, image_format)
+        except BrokenProcessPool as exc:
+            self.is_warm, self._encoder_problem = False, f"pictures cannot be encoded: {exc}"
+            raise EncoderError(self._encoder_problem) from exc
+        self.is_warm, self._encoder_problem = True, None
+        return data
 
 
 def preview_image(preview: Preview) -> dict[str, Any]:

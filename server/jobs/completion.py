@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from pipelines.protocol.frames import Failed, Picture
+from server.files import disk
 from server.files.objects import Access
-from server.files.outputs import EncodedPicture, Outputs
+from server.files.outputs import EncodedPicture, EncoderError, Outputs
 from server.jobs.live import LiveJobs
 from server.jobs.store import platform_outcomes
 from server.jobs.store.base import PRIVATE_RETENTION_S, Job, JobStatus, Outcome, Store, StoreError
@@ -26,7 +28,7 @@ ResultBody = Callable[
 """(images, has_nsfw_concepts, params, timings) -> the result as the API answers it."""
 
 DISK_PATIENCE_S = 30.0
-"""How long finished pictures wait for a full disk before their job fails."""
+"""How long finished pictures wait for an encoder and for their disk before their job fails."""
 MAX_PAUSE_S = 5.0
 
 
@@ -48,8 +50,9 @@ class Run:
 class Completion:
     """Ends runs. Every method returns when the end is in the store, or was refused because the claim is not current.
 
-    A full disk is waited out: pictures for DISK_PATIENCE_S, then the job fails and says so; the record of an end for
-    as long as it takes, since the lease holds meanwhile.
+    What is drawn is not drawn again because a later step failed. An encoder that cannot start and a disk that refuses
+    are waited out: pictures for DISK_PATIENCE_S, then the job fails and says so; the record of an end for as long as
+    it takes, since the lease holds meanwhile.
     """
 
     def __init__(
@@ -68,25 +71,36 @@ class Completion:
         # Threads of our own: a flood of submits must not stand in line before an end.
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="dispatch-store")
 
+    @property
+    def can_store(self) -> bool:
+        """Whether what is drawn now can be encoded and stored."""
+        return self._outputs.problem is None
+
     def take(self, run: Run, frame: Picture) -> None:
         """Begin to encode a picture while the worker goes on with the next."""
         image_format = run.job.output.get("format", "jpeg")
-        run.pictures[frame.index] = asyncio.create_task(self._outputs.encode(frame, image_format))
+        encoding = self._patiently(run, lambda: self._outputs.encode(frame, image_format))
+        run.pictures[frame.index] = asyncio.create_task(encoding)
 
     async def complete(self, run: Run, timings: Mapping[str, float]) -> None:
         """All pictures have arrived: save them and end the job."""
         assert run.job.params is not None
         try:
             pictures = [await run.pictures[index] for index in range(run.job.params["num_images"])]
+        except EncoderError:
+            run.drop_pictures()
+            await self.end(run, platform_outcomes.server_error("The server could not encode the picture"))
+            return
         except Exception:
             logger.exception("request %s: its pictures are not all there", run.job.id)
+            run.drop_pictures()
             await self.retry_elsewhere(run)
             return
-        images = await self._save(run, pictures)
-        if images is None:
-            await self.end(
-                run, platform_outcomes.server_error("The server could not store the picture: its disk is full")
-            )
+        try:
+            images = await self._save(run, pictures)
+        except OSError as exc:
+            message = f"The server could not store the picture: {disk.describe(exc)}"
+            await self.end(run, platform_outcomes.server_error(message))
             return
         body = self._result_body(images, [picture.has_nsfw_concept for picture in pictures], run.job.params, timings)
         metrics = {"inference_time": timings.get("inference")}
@@ -165,23 +179,32 @@ class Completion:
     def _claim(run: Run) -> tuple[str, str, int]:
         return run.job.id, run.owner, run.job.epoch
 
-    async def _save(self, run: Run, pictures: Sequence[EncodedPicture]) -> list[dict[str, Any]] | None:
-        """Entries for `images`, or None if the disk refused for too long."""
+    async def _save(self, run: Run, pictures: Sequence[EncodedPicture]) -> list[dict[str, Any]]:
+        """Entries for `images`. Raises: OSError if the disk refused for too long."""
         sync_mode = bool(run.job.output.get("sync_mode"))
         wanted_s: float | None = run.job.output.get("ttl_s")  # the caller's own lifetime for the pictures
         ttl_s = wanted_s if run.job.store_io else min(wanted_s or PRIVATE_RETENTION_S, PRIVATE_RETENTION_S)
         access: Access = run.job.output.get("access", "allow")
         images: list[dict[str, Any]] = []
+        try:
+            for picture in pictures:
+                deliver = partial(self._outputs.deliver, picture, sync_mode, ttl_s, access)
+                images.append(await self._patiently(run, deliver))
+        except OSError:
+            self._outputs.discard(images)
+            raise
+        return images
+
+    async def _patiently(self, run: Run, step: Callable[[], Awaitable[T]]) -> T:
+        """Repeat a step after the drawing while this machine cannot do it. Raises: the last refusal."""
         deadline = asyncio.get_running_loop().time() + self._disk_patience_s
         pause_s = 0.2
-        while len(images) < len(pictures):
+        while True:
             try:
-                images.append(await self._outputs.deliver(pictures[len(images)], sync_mode, ttl_s, access))
-            except OSError as exc:
-                logger.error("request %s: a picture cannot be stored: %s", run.job.id, exc)
+                return await step()
+            except (OSError, EncoderError) as exc:
+                logger.error("request %s: its picture waits: %s", run.job.id, exc)
                 if asyncio.get_running_loop().time() + pause_s > deadline:
-                    self._outputs.discard(images)
-                    return None
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, MAX_PAUSE_S)
-        return images
+                    raise
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, MAX_PAUSE_S)

@@ -202,7 +202,8 @@ class Dispatcher:
             await self._wake.wait()
             self._wake.clear()
             try:
-                while self._is_accepting and await self._claim_once():
+                # What could not be stored is not drawn. The next heartbeat asks again.
+                while self._is_accepting and self._completion.can_store and await self._claim_once():
                     pass
             except StoreError as exc:
                 logger.error("the store refuses claims, next try in %.0f s: %s", TEND_S, exc)

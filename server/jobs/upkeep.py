@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from server.files.disk import Disk
 from server.files.objects import Objects
-from server.files.outputs import Outputs
+from server.files.outputs import EncoderError, Outputs
 from server.jobs.live import LiveJobs
 from server.jobs.store.base import Store
 
@@ -41,9 +42,14 @@ class Upkeep:
             "sweep": self._sweep(),
             "forget": self._forget_ended(),
             "disk": self._probe_disk(),
-            "warm": self._warm(),
+            "encoder": self._keep_encoder(),
         }
         self._tasks = [asyncio.create_task(task, name=name) for name, task in work.items()]
+
+    def probe(self) -> None:
+        """Look whether the data folder and the folder of pictures, which may lie elsewhere, take writes."""
+        self.disk.probe()
+        self.objects.disk.probe()
 
     async def stop(self) -> None:
         """Cancel every task and wait for its end."""
@@ -51,10 +57,16 @@ class Upkeep:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _warm(self) -> None:
-        """Start an encoder before the first picture needs it, but not before a worker has used the cores to load."""
+    async def _keep_encoder(self) -> None:
+        """Start an encoder before the first picture needs it, and find out when one can be had again.
+
+        Not before a worker has used the cores to load."""
         await self.first_ready.wait()
-        await self.outputs.warm()
+        while True:
+            if not self.outputs.is_warm:
+                with suppress(EncoderError):
+                    await self.outputs.warm()
+            await asyncio.sleep(PROBE_S)
 
     async def _sweep(self) -> None:
         """Hourly: drop what is past its retention, in the store and on the disk."""
@@ -70,7 +82,7 @@ class Upkeep:
     async def _probe_disk(self) -> None:
         """Find out that the disk is full before a request does, and that it no longer is."""
         while True:
-            await asyncio.to_thread(self.disk.probe)
+            await asyncio.to_thread(self.probe)
             await asyncio.sleep(PROBE_S)
 
     async def _forget_ended(self) -> None:

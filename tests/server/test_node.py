@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import multiprocessing
 import resource
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import server.files.disk
 from models.registry import REGISTRY, UnknownModelError
 from server.api.served import Served
+from server.files import picture_pool
 from server.jobs.store.base import CancelOutcome, JobStatus, QueueFullError, StoreError
 from server.node import Node
 from server.settings import Settings
@@ -83,6 +87,69 @@ def test_too_little_room_is_seen_before_a_write_is_refused(tmp_path: Path, monke
             await until(lambda: node.ready)
 
     asyncio.run(main())
+
+
+def test_a_folder_of_pictures_that_refuses_is_told_and_nothing_is_drawn_meanwhile(tmp_path: Path) -> None:
+    async def main() -> list[int]:
+        async with running(tmp_path) as node:
+            files = tmp_path / "files"
+            files.rename(tmp_path / "elsewhere")
+            await until(lambda: not node.ready)
+            assert node.health()["state"] == "unwritable"
+            assert node.health()["problems"] == [f"{files} takes no writes: the folder is missing"]
+            waiting = submit(node)
+            await asyncio.sleep(0.5)
+            job = node.store.get(waiting)
+            assert job is not None
+            assert (job.status, job.attempt) == (JobStatus.QUEUED, 0)
+            (tmp_path / "elsewhere").rename(files)
+            done = await ended(node, waiting)
+            return [done.attempt, done.outcome.http_status if done.outcome else 0]
+
+    assert asyncio.run(main()) == [1, 200]
+
+
+def test_a_folder_of_pictures_that_takes_none_is_seen_at_the_start(tmp_path: Path) -> None:
+    """Seen by a write: the folder is there, and its owner may write, and the disk has room."""
+
+    async def main() -> None:
+        node = make_node(tmp_path)
+        (tmp_path / "files" / "disk-probe").mkdir()
+        await node.start()
+        await until(lambda: bool(node.workers.ready))
+        assert (node.ready, node.health()["state"]) == (False, "unwritable")
+        (tmp_path / "files" / "disk-probe").rmdir()
+        await until(lambda: node.ready)
+        await node.stop(0.0)
+
+    asyncio.run(main())
+
+
+def test_without_an_encoder_the_node_is_not_ready_and_nothing_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As without /dev/shm, where no semaphore can be made."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    async def main() -> tuple[int, str]:
+        with monkeypatch.context() as without:
+            without.setattr(picture_pool, "ProcessPoolExecutor", refuse)
+            without.setattr(multiprocessing.get_context("fork"), "Lock", refuse)
+            node = make_node(tmp_path)
+            await node.start()
+            await until(lambda: bool(node.workers.ready))
+            assert (node.ready, node.health()["state"]) == (False, "cannot_encode")
+            assert "/dev/shm" in node.health()["problems"][0]
+            waiting = submit(node)
+            await asyncio.sleep(1.5)
+            assert not node.ready
+        done = await ended(node, waiting)
+        await node.stop(0.0)
+        return done.attempt, done.status
+
+    assert asyncio.run(main()) == (1, JobStatus.COMPLETED)
 
 
 def test_a_full_queue_is_no_fault_of_the_disk(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import os
 import signal
 import subprocess
@@ -20,9 +21,11 @@ from PIL import Image
 
 from pipelines.protocol.frames import Picture, Preview
 from server.api.wire import absolute, result_body
+from server.files import picture_pool
 from server.files.encoding import ImageFormat
 from server.files.objects import Objects
-from server.files.outputs import Outputs, preview_image
+from server.files.outputs import EncoderError, Outputs, preview_image
+from server.files.picture_pool import PicturePool
 
 ROOT = Path(__file__).parents[3]
 WIDTH, HEIGHT = 64, 48
@@ -106,6 +109,40 @@ def test_a_killed_pool_process_costs_a_retry_and_no_picture(outputs: Outputs) ->
 
     with Image.open(BytesIO(asyncio.run(main()))) as opened:
         assert opened.size == (WIDTH, HEIGHT)
+
+
+def test_a_pool_that_hangs_is_replaced_and_costs_no_picture(objects: Objects) -> None:
+    async def main() -> bytes:
+        outputs = Outputs(objects, pool=PicturePool(limit_s=1.0))
+        await outputs.warm()
+        assert outputs._pool._executor is not None
+        for pid in list(outputs._pool._executor._processes):
+            os.kill(pid, signal.SIGSTOP)
+        data = (await outputs.encode(picture(), "png")).data
+        outputs._pool.close(wait=True)
+        return data
+
+    with Image.open(BytesIO(asyncio.run(main()))) as opened:
+        assert opened.size == (WIDTH, HEIGHT)
+
+
+def test_an_encoder_that_cannot_start_is_a_problem_until_it_can(
+    outputs: Outputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async def main() -> None:
+        assert outputs.problem is None
+        with monkeypatch.context() as full:
+            full.setattr(picture_pool, "ProcessPoolExecutor", refuse)
+            with pytest.raises(EncoderError, match="look at /dev/shm"):
+                await outputs.encode(picture(), "png")
+            assert outputs.problem is not None
+        await outputs.warm()
+        assert outputs.problem is None
+
+    asyncio.run(main())
 
 
 def test_pixels_that_do_not_fit_are_an_error_and_not_a_dead_pool(outputs: Outputs) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -321,6 +322,31 @@ def test_a_disk_that_stays_full_fails_the_job_clearly_and_the_node_lives(
     assert (failed.outcome.http_status, failed.outcome.error_type) == (500, "runner_server_error")
     assert "disk is full" in str(failed.outcome.error)
     assert after.status is JobStatus.COMPLETED
+
+
+@pytest.mark.parametrize(("refusals", "attempt", "status"), [(2, 1, 200), (10_000, 1, 500)])
+def test_a_picture_is_not_drawn_again_because_it_could_not_be_encoded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, refusals: int, attempt: int, status: int
+) -> None:
+    async def main() -> Job:
+        async with running(folder) as node:
+            await until(lambda: node.outputs.is_warm)
+            node.completion._disk_patience_s = 1.5
+            pool: Any = node.outputs._pool
+            run, left = pool.run, [refusals]
+
+            async def refuse(*arguments: Any) -> Any:
+                if left[0]:
+                    left[0] -= 1
+                    raise BrokenProcessPool("no process can be started")
+                return await run(*arguments)
+
+            monkeypatch.setattr(pool, "run", refuse)
+            return await ended(node, submit(node))
+
+    job = asyncio.run(main())
+    assert job.outcome is not None
+    assert (job.attempt, job.outcome.http_status) == (attempt, status)
 
 
 def full_until(node: Node, monkeypatch: pytest.MonkeyPatch, tries: int) -> None:
