@@ -17,6 +17,7 @@ from models.memory import Offload
 from models.quantization import is_insensitive, quantize
 from models.registry import ModelSpec
 from models.tuning import AUTO, Tuning
+from pipelines.adapters.cache import NO_ADAPTERS, AdapterCache
 from pipelines.engine.acceleration import FLOAT8, Grant, grant
 from pipelines.families.flux1.runner import FluxRunner
 from pipelines.ops.compute import Note
@@ -35,6 +36,7 @@ class ModelPool:
     Args:
         memory_bytes: weights held at once; the least recently used checkpoint goes first. None holds all.
         acceleration: the highest level that requests get (see pipelines.engine.acceleration).
+        adapters: those that requests may name.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class ModelPool:
         offload: Offload = "none",
         tuning: Tuning = AUTO,
         note: Note = lambda sentence: None,
+        adapters: AdapterCache = NO_ADAPTERS,
     ) -> None:
         self.specs = {spec.name: spec for spec in specs}
         self._accelerator = accelerator
@@ -60,6 +63,7 @@ class ModelPool:
         self._offload = offload
         self._tuning = tuning
         self._note = note
+        self._adapters = adapters
         self._parts = PartCache()
         self._loaded: OrderedDict[str, FluxRunner] = OrderedDict()
         self._float8: dict[str, FluxRunner] = {}
@@ -111,7 +115,7 @@ class ModelPool:
                 self._float8[name] = self._run(replace(exact.components, transformer=transformer))
 
     def _run(self, components: FluxComponents) -> FluxRunner:
-        return FluxRunner(components, self._accelerator, self._tuning, self._note)
+        return FluxRunner(components, self._accelerator, self._tuning, self._note, adapters=self._adapters)
 
     def _has_room(self, transformer: nn.Module) -> bool:
         twin = sum(linear.weight.numel() for linear in chosen_linears(transformer, is_insensitive).values())
@@ -121,14 +125,16 @@ class ModelPool:
         return memory["used"] + twin <= _FILL * memory["total"]
 
     def weights(self) -> int:
-        """Bytes of all weights held, shared parts counted once."""
+        """Bytes of all weights held, adapters too, shared parts counted once."""
         runners = (*self._loaded.values(), *self._float8.values())
-        return weight_bytes(*(module for runner in runners for module in runner.components.modules.values()))
+        modules = (module for runner in runners for module in runner.components.modules.values())
+        return weight_bytes(*modules) + self._adapters.nbytes
 
     def _unload_over_budget(self) -> None:
         while self._memory_bytes is not None and len(self._loaded) > 1 and self.weights() > self._memory_bytes:
             name, _ = self._loaded.popitem(last=False)
             self._float8.pop(name, None)
+            self._adapters.forget(name)
             held = {id(m) for runner in self._loaded.values() for m in runner.components.modules.values()}
             self._parts.keep_only(held)
             self._accelerator.release_cached_memory()

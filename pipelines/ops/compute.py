@@ -47,6 +47,10 @@ class Compute:
     ops: Ops = REFERENCE
     region: Callable[[Any], Any] = as_it_is
 
+    def eager(self) -> Compute:
+        """The same without torch.compile, which would compile every mix of adapters anew."""
+        return self if self.region is as_it_is else Compute(self.attend)
+
 
 def choose_compute(
     tuning: Tuning,

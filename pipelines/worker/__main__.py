@@ -23,6 +23,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from models.loading import silence_libraries
 from models.memory import OFFLOADS
 from models.registry import UnknownModelError, resolve
 from models.tuning import parse_tuning
+from pipelines.adapters.cache import AdapterCache
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.engine.scheduler import SchedulerConfig
 from pipelines.families.pool import ModelPool
@@ -57,6 +59,8 @@ POLL_S = 0.002
 """Pause while only a prompt or a picture is under way beside the steps, where the device cannot call back."""
 SWITCH_MS = 10_000.0
 """What it costs to load another checkpoint where memory does not hold all: tens of gigabytes from the page cache."""
+ADAPTER_BYTES = 4 << 30
+"""What the adapters of requests may take: some thirty of rank 16 over every linear of FLUX.1's blocks."""
 EXIT_BROKEN = 3
 """Exit status when the model, the device or an argument is at fault: a restart will not help by itself."""
 
@@ -201,6 +205,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tuning", default="", help="switches of models.tuning, name=value, with commas between")
     parser.add_argument("--model", action="append", required=True, help="name, folder or owner/repo; repeatable")
     parser.add_argument("--memory-gb", type=float, default=None, help="weights held at once; default: all")
+    parser.add_argument("--adapters", type=Path, default=None, help="folder of the LoRAs that requests name")
     parser.add_argument("--warmup", choices=("auto", "none", "full"), default="auto")
     parser.add_argument("--warmup-size", type=_size, action="append", default=[], help="WIDTHxHEIGHT; repeatable")
     return parser.parse_args(argv)
@@ -230,20 +235,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         link.close()
 
 
+def _adapter_bytes(memory_bytes: int | None) -> int:
+    """Less where weights are short of room."""
+    return ADAPTER_BYTES if memory_bytes is None else min(ADAPTER_BYTES, memory_bytes // 8)
+
+
 def _run(link: Link, arguments: argparse.Namespace) -> int:
     specs = [resolve(argument) for argument in arguments.model]
     accelerator = open_accelerator(arguments.device)
+    memory_bytes = None if arguments.memory_gb is None else int(arguments.memory_gb * 1e9)
     pool = ModelPool(
         specs,
         accelerator,
         pick_dtype(arguments.dtype, accelerator),
         arguments.quantization,
-        None if arguments.memory_gb is None else int(arguments.memory_gb * 1e9),
+        memory_bytes,
         lambda model, stage, fraction: link.send(Loading(model, stage, fraction)),
         arguments.acceleration,
         offload=arguments.offload,
         tuning=parse_tuning(arguments.tuning),
         note=lambda sentence: link.send(Log("info", sentence)),
+        adapters=AdapterCache(arguments.adapters, _adapter_bytes(memory_bytes)),
     )
 
     def warm_up_model(name: str, engine: Engine) -> None:

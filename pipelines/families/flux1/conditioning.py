@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from pipelines.adapters.adapter import Uses
 from pipelines.engine.request import Row
 from pipelines.families.flux1.modulation import ModulationTable
 from pipelines.families.flux1.step_cache import StepCache
@@ -22,6 +23,7 @@ class Conditioning:
         sigmas: (steps + 1,) float32, on the host.
         rope: complex64 (T + N, 1, head_dim / 2).
         height, width: of the drawn picture, in latent cells.
+        uses: its adapters.
     """
 
     text: Tensor
@@ -31,6 +33,7 @@ class Conditioning:
     rope: Tensor
     height: int
     width: int
+    uses: Uses = ()
 
     @property
     def text_tokens(self) -> int:

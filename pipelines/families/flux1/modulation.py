@@ -9,6 +9,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
+from pipelines.adapters.binding import NOTHING, Segments, bound
 from pipelines.families.flux1.packed import modulation_rows
 
 
@@ -23,6 +24,7 @@ class ModulationTable:
         chunk: steps computed at a time.
         row_by_row: on a CPU, products over one row and over many round differently, and the stock pipeline
             computes one; an accelerator takes the whole chunk as one product.
+        segments: the request's adapters, if `transformer` takes any.
     """
 
     def __init__(
@@ -34,8 +36,10 @@ class ModulationTable:
         pooled: Tensor,
         chunk: int,
         row_by_row: bool,
+        segments: Segments = NOTHING,
     ) -> None:
         self._transformer = transformer
+        self._segments = segments
         self._pooled = pooled
         self._chunk = chunk
         self._group = 1 if row_by_row else chunk
@@ -61,9 +65,13 @@ class ModulationTable:
     def _compute(self, start: int) -> Tensor:
         timesteps = self._timesteps[start : start + self._chunk].split(self._group)
         guidance = self._guidance[start : start + self._chunk].split(self._group)
-        return torch.cat(
-            [modulation_rows(self._transformer, self._embed(t, g)) for t, g in zip(timesteps, guidance, strict=True)]
-        )
+        with bound(self._segments):
+            return torch.cat(
+                [
+                    modulation_rows(self._transformer, self._embed(t, g))
+                    for t, g in zip(timesteps, guidance, strict=True)
+                ]
+            )
 
     def _embed(self, timesteps: Tensor, guidance: Tensor) -> Tensor:
         embed = self._transformer.time_text_embed

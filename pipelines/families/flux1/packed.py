@@ -1,13 +1,14 @@
 """One FLUX transformer forward over any mix of picture sizes, timesteps, guidance values and prompts.
 
 All tokens of all pictures stand in one list. Linear layers see it once, modulation differs by picture, attention
-is block-diagonal. The modules are diffusers' own `FluxTransformer2DModel`, called and never copied, so LoRA layers
-and quantised linears take part. Equal to separate stock forwards: see tests/pipelines/families/flux1/test_packed.py.
+is block-diagonal. The modules are diffusers' own `FluxTransformer2DModel`, called and never copied, so quantised
+linears take part, and with `pipelines.adapters` another LoRA for every picture. Equal to separate stock forwards: see
+tests/pipelines/families/flux1/test_packed.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +17,8 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
+from pipelines.adapters.adapter import Uses
+from pipelines.adapters.binding import NOTHING, Segments, Stream, by_picture, inside
 from pipelines.families.flux1.blocks import double_after, double_before, single_after, single_before
 from pipelines.ops.compute import Compute
 from pipelines.ops.ops import TokenRows
@@ -29,11 +32,13 @@ class PackLayout:
         text_lengths, image_lengths: tokens of each picture.
         rope: complex64 (S, 1, head_dim / 2), the rotations of all tokens in joint order: each picture's text,
             then its image. S is the sum of all lengths.
+        uses: the adapters of each picture; empty if no picture has any.
     """
 
     text_lengths: tuple[int, ...]
     image_lengths: tuple[int, ...]
     rope: Tensor
+    uses: tuple[Uses, ...] = ()
 
     @cached_property
     def joint_lengths(self) -> tuple[int, ...]:
@@ -57,6 +62,18 @@ class PackLayout:
         joint = torch.view_as_real(self.rope)
         return *self.part(joint), joint
 
+    @cached_property
+    def segments(self) -> Segments:
+        """Where in each list of tokens which adapters take part."""
+        if not self.uses:
+            return NOTHING
+        lengths: Mapping[Stream, tuple[int, ...]] = {
+            "text": self.text_lengths,
+            "image": self.image_lengths,
+            "joint": self.joint_lengths,
+        }
+        return by_picture(self.uses, lengths)
+
     def select(self, rows: Sequence[int]) -> PackLayout:
         """The layout of these pictures alone, in the order given."""
         ropes = self.rope.split(self.joint_lengths)
@@ -64,6 +81,7 @@ class PackLayout:
             text_lengths=tuple(self.text_lengths[row] for row in rows),
             image_lengths=tuple(self.image_lengths[row] for row in rows),
             rope=torch.cat([ropes[row] for row in rows]),
+            uses=tuple(self.uses[row] for row in rows) if self.uses else (),
         )
 
     def join(self, text: Tensor, image: Tensor) -> Tensor:
@@ -138,6 +156,7 @@ def packed_forward(
     return head(transformer, layout, image, modulation, compute)
 
 
+@inside
 def first_block(
     transformer: FluxTransformer2DModel,
     layout: PackLayout,
@@ -153,6 +172,7 @@ def first_block(
     return entered, text, image
 
 
+@inside
 def other_blocks(
     transformer: FluxTransformer2DModel,
     layout: PackLayout,
@@ -174,6 +194,7 @@ def other_blocks(
     return layout.part(joint)[1]
 
 
+@inside
 def head(
     transformer: FluxTransformer2DModel, layout: PackLayout, image: Tensor, modulation: Tensor, compute: Compute
 ) -> Tensor:

@@ -13,10 +13,14 @@ from torch import Tensor
 from models.accelerator import Accelerator, Launched
 from models.components import FluxComponents
 from models.tuning import AUTO, Tuning
+from pipelines.adapters.adapter import Uses
+from pipelines.adapters.binding import bound, everywhere
+from pipelines.adapters.cache import NO_ADAPTERS, AdapterCache
+from pipelines.adapters.linears import Adaptable, text_adapted
 from pipelines.engine.request import Admission, Request, Row
 from pipelines.engine.runner import Decoded
 from pipelines.families.flux1.conditioning import Conditioning, conditioning_of, state_of
-from pipelines.families.flux1.encode import PromptCache, encode_prompt
+from pipelines.families.flux1.encode import PromptCache, PromptEmbedding, encode_prompt
 from pipelines.families.flux1.limits import Flux1Limits
 from pipelines.families.flux1.modulation import ModulationTable
 from pipelines.families.flux1.packed import PackLayout, packed_forward
@@ -51,7 +55,8 @@ class _Pack:
 class FluxRunner:
     """FLUX text-to-image over stock diffusers modules.
 
-    Args: hit_rule: when rows with a step cache skip; benchmarks of random weights force a pattern.
+    Args: hit_rule: when rows with a step cache skip; benchmarks of random weights force a pattern. adapters: what
+        requests may name.
     """
 
     def __init__(
@@ -62,8 +67,11 @@ class FluxRunner:
         note: Note = lambda sentence: None,
         prompt_cache_bytes: int = 256 << 20,
         hit_rule: HitRule | None = None,
+        adapters: AdapterCache = NO_ADAPTERS,
     ) -> None:
         self.components = components
+        self._adapters = adapters
+        self._adaptable = Adaptable(components.transformer)
         self._accelerator = accelerator
         self._compute = choose_compute(
             tuning.resolved(accelerator.kind), components.transformer, components.dtype, accelerator, note
@@ -108,12 +116,13 @@ class FluxRunner:
 
     def _predict(self, pack: _Pack, latents: Tensor, modulation: Tensor) -> Tensor:
         """The velocity of every row. Where no row has a step cache, nothing is decided and nothing copied."""
-        transformer = self.components.transformer
+        transformer = self._adaptable.for_pack(pack.layout.uses)
+        compute = self._compute.eager() if pack.layout.uses else self._compute
         if not any(row.request.caches_steps for row in pack.rows):
-            return packed_forward(transformer, pack.layout, latents, pack.text, modulation, self._compute)
+            return packed_forward(transformer, pack.layout, latents, pack.text, modulation, compute)
         cached = [_cached(row) for row in pack.rows]
         velocity, hits = cached_forward(
-            transformer, pack.layout, latents, pack.text, modulation, self._compute, cached, self._hit_rule
+            transformer, pack.layout, latents, pack.text, modulation, compute, cached, self._hit_rule
         )
         blocks = len(transformer.transformer_blocks) + len(transformer.single_transformer_blocks)
         for row, is_hit in zip(pack.rows, hits, strict=True):
@@ -152,16 +161,16 @@ class FluxRunner:
         return rendered
 
     def _condition(self, params: GenerationParams) -> Conditioning:
-        components, transformer = self.components, self.components.transformer
+        components = self.components
+        uses = self._adapters.uses(components, params.adapters)
+        transformer = self._adaptable.for_pack(uses)
         height, width = (side // components.vae_scale_factor for side in self.limits.drawn(params))
         max_length = self.limits.text_tokens(params)
-        prompt = self._prompts.get(params.prompt, max_length)
-        if prompt is None:
-            prompt = encode_prompt(components, params.prompt, max_length)
-            self._prompts.put(params.prompt, max_length, prompt)
+        prompt = self._encoded(params.prompt, max_length, uses)
         tokens = (height // 2) * (width // 2)
         sigmas = flow_match_sigmas(components.sigma_config, params.num_inference_steps, tokens)
-        text = transformer.context_embedder(prompt.tokens)
+        with bound(everywhere(uses)):
+            text = transformer.context_embedder(prompt.tokens)
         conditioning = Conditioning(
             text=text,
             modulation=ModulationTable(
@@ -172,14 +181,27 @@ class FluxRunner:
                 prompt.pooled,
                 chunk=_MODULATION_CHUNK,
                 row_by_row=self._accelerator.modulates_row_by_row,
+                segments=everywhere(uses),
             ),
             sigma_steps=(sigmas[1:] - sigmas[:-1]).to(components.device, components.dtype),
             sigmas=tuple(sigmas.tolist()),
             rope=self._rope(text.shape[0], height // 2, width // 2),
             height=height,
             width=width,
+            uses=uses,
         )
         return conditioning
+
+    def _encoded(self, prompt: str, max_length: int, uses: Uses) -> PromptEmbedding:
+        """Kept for the next request, unless adapters change what the text encoder says."""
+        if any(adapter.text_encoder for adapter, _ in uses):
+            with text_adapted(self.components.text_encoder, uses):
+                return encode_prompt(self.components, prompt, max_length)
+        found = self._prompts.get(prompt, max_length)
+        if found is None:
+            found = encode_prompt(self.components, prompt, max_length)
+            self._prompts.put(prompt, max_length, found)
+        return found
 
     def _rope(self, text_tokens: int, height: int, width: int) -> Tensor:
         """Complex rotations of one picture's tokens, (text_tokens + height * width, 1, head_dim / 2)."""
@@ -193,28 +215,31 @@ class FluxRunner:
         return noise.to(self.components.device)
 
     def _packed(self, rows: Sequence[Row]) -> _Pack:
-        """The pack of these rows, kept while they stay the same; equal sizes stand together."""
-        ordered = tuple(sorted(rows, key=_size_key))
+        """The pack of these rows, kept while they stay the same; equal adapters stand together, then equal sizes."""
+        ordered = tuple(sorted(rows, key=_order_key))
         if self._pack is None or self._pack.rows != ordered:
             conditionings = [conditioning_of(row) for row in ordered]
             for conditioning in conditionings:
                 self._accelerator.adopt(
                     conditioning.text, conditioning.rope, conditioning.sigma_steps, *conditioning.modulation.tensors
                 )
+                self._accelerator.adopt(*(tensor for adapter, _ in conditioning.uses for tensor in adapter.tensors))
             # Noise is made beside the steps, too: its memory must not be given away before they have read it.
             self._accelerator.adopt(*(_latents(row) for row in ordered))
             layout = PackLayout(
                 text_lengths=tuple(c.text_tokens for c in conditionings),
                 image_lengths=tuple(c.image_tokens for c in conditionings),
                 rope=torch.cat([c.rope for c in conditionings]),
+                uses=tuple(c.uses for c in conditionings) if any(c.uses for c in conditionings) else (),
             )
             self._pack = _Pack(ordered, layout, torch.cat([c.text for c in conditionings]))
         return self._pack
 
 
-def _size_key(row: Row) -> tuple[int, int]:
-    conditioning = conditioning_of(row)
-    return conditioning.image_tokens, conditioning.text_tokens
+def _order_key(row: Row) -> tuple[tuple[tuple[str, float], ...], int, int]:
+    conditioning, adapters = conditioning_of(row), row.request.params.adapters
+    named = tuple((adapter.file, adapter.scale) for adapter in adapters)
+    return named, conditioning.image_tokens, conditioning.text_tokens
 
 
 def _cached(row: Row) -> CachedRow | None:

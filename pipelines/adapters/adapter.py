@@ -1,0 +1,154 @@
+"""One LoRA fitted to one model: low-rank products by the linear that they add to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.adapter_files import AdapterError, shown
+from models.float8 import Float8Linear
+from pipelines.adapters.reading import AdapterWeights, LowRank
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """What one adapter adds to one linear, which may be several joined ones.
+
+    Args:
+        down: (sum of ranks, in_features).
+        ups: for each part (its ranks' first row in `down`, one after the last, first output column, matrix
+            (columns, rank)).
+    """
+
+    down: Tensor
+    ups: tuple[tuple[int, int, int, Tensor], ...]
+
+    def add(self, x: Tensor, output: Tensor, scale: float) -> None:
+        """output += scale * x down^T up^T, in place. x: (S, in_features), output: (S, out_features)."""
+        hidden = x @ self.down.t()
+        for first, last, column, up in self.ups:
+            output[:, column : column + len(up)].addmm_(hidden[:, first:last], up.t(), alpha=scale)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.down, *(up for *_, up in self.ups)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class FittedAdapter:
+    """On the model's device and in its dtype. Args: text_encoder: products by linear of the CLIP text encoder."""
+
+    transformer: Mapping[str, Product]
+    text_encoder: Mapping[str, Product]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        products = (*self.transformer.values(), *self.text_encoder.values())
+        return tuple(tensor for product in products for tensor in product.tensors)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+
+Uses = tuple[tuple[FittedAdapter, float], ...]
+"""The adapters of one request with their scales, in its order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a layer of diffusers' model is: the linear that computes it, and which of its output columns it has."""
+
+    linear: str
+    column: int
+    columns: int
+    inputs: int
+
+
+_JOINED = {
+    "attn.to_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+    "attn.to_added_qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    "proj_in": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
+}
+"""What `models.fusion` makes one linear of, in the order of its columns."""
+
+
+def linears(module: nn.Module) -> dict[str, nn.Linear | Float8Linear]:
+    """Every linear by name."""
+    return {name: part for name, part in module.named_modules() if isinstance(part, nn.Linear | Float8Linear)}
+
+
+def targets(module: nn.Module) -> dict[str, Target]:
+    """Every layer that a LoRA may name, by its name in diffusers' own model."""
+    found: dict[str, Target] = {}
+    for name, linear in linears(module).items():
+        columns, inputs = linear.weight.shape
+        joined = next((ending for ending in _JOINED if name.endswith(f".{ending}")), None)
+        if joined is None:
+            found[name] = Target(name, 0, columns, inputs)
+            continue
+        block, column = name.removesuffix(joined), 0
+        for part in _JOINED[joined]:
+            width = columns - 3 * inputs if part == "proj_mlp" else inputs
+            found[block + part] = Target(name, column, width, inputs)
+            column += width
+    return found
+
+
+def fit(
+    weights: AdapterWeights, transformer: nn.Module, text_encoder: nn.Module, device: torch.device, dtype: torch.dtype
+) -> FittedAdapter:
+    """Match every matrix to a layer of this model. Raises: AdapterError naming the first that fits none."""
+    return FittedAdapter(
+        transformer=_products(weights.transformer, targets(transformer), device, dtype),
+        text_encoder=_products(_clip_names(weights.text_encoder, text_encoder), targets(text_encoder), device, dtype),
+    )
+
+
+def _clip_names(parts: Mapping[str, LowRank], text_encoder: nn.Module) -> dict[str, LowRank]:
+    """Names with or without the `text_model.` that transformers' CLIP has in some versions."""
+    has_prefix = any(name.startswith("text_model.") for name, _ in text_encoder.named_modules())
+    prefix = "text_model." if has_prefix else ""
+    return {prefix + name.removeprefix("text_model."): part for name, part in parts.items()}
+
+
+def _products(
+    parts: Mapping[str, LowRank], layers: Mapping[str, Target], device: torch.device, dtype: torch.dtype
+) -> dict[str, Product]:
+    by_linear: dict[str, list[tuple[Target, LowRank]]] = {}
+    for name, part in parts.items():
+        _check(name, part, layers.get(name))
+        by_linear.setdefault(layers[name].linear, []).append((layers[name], part))
+    return {linear: _product(pairs, device, dtype) for linear, pairs in by_linear.items()}
+
+
+def _check(name: str, part: LowRank, target: Target | None) -> None:
+    if target is None:
+        raise AdapterError(f"this model has no layer {shown(name)}, which it changes")
+    inputs, outputs = part.down.shape[1], part.up.shape[0]
+    if (inputs, outputs) != (target.inputs, target.columns):
+        raise AdapterError(
+            f"its matrices for {shown(name)} take {inputs} values and give {outputs}, "
+            f"where this model's layer takes {target.inputs} and gives {target.columns}"
+        )
+
+
+def _product(pairs: Iterable[tuple[Target, LowRank]], device: torch.device, dtype: torch.dtype) -> Product:
+    """One product for a linear; parts that share their first matrix share its product."""
+    downs: dict[int, tuple[int, Tensor]] = {}
+    ups, rows = [], 0
+    for target, part in pairs:
+        first, down = downs.setdefault(part.down.data_ptr(), (rows, part.down))
+        rows = max(rows, first + len(down))
+        ups.append((first, first + len(down), target.column, _placed(part.up, device, dtype)))
+    return Product(_placed(torch.cat([down for _, down in downs.values()]), device, dtype), tuple(ups))
+
+
+def _placed(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    placed = tensor.to(device, dtype).contiguous()
+    if dtype == torch.float16 and not bool(torch.isfinite(placed).all()):
+        raise AdapterError("its values are too large for float16, in which this model runs")
+    return placed
