@@ -30,10 +30,10 @@ from torch import Tensor
 
 from benchmarks.common import emit, environment
 from models.accelerator import Accelerator, open_accelerator, pick_dtype
+from models.arguments import resolve
 from models.components import FluxComponents
 from models.fusion import fuse
 from models.loading import load, silence_libraries
-from models.registry import resolve
 from models.tuning import PLAIN, Tuning
 from pipelines.families.flux1.packed import PackLayout, modulation_rows, packed_forward
 from pipelines.families.flux1.sampling import position_ids

@@ -37,9 +37,9 @@ import torch
 
 from benchmarks.common import emit, environment
 from models.accelerator import Accelerator, open_accelerator, pick_dtype
+from models.arguments import resolve
 from models.components import FluxComponents
 from models.loading import load, silence_libraries
-from models.registry import resolve
 from models.shapes.scenes import COLOURS, SHAPES
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.engine.request import Row

@@ -18,7 +18,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from benchmarks.store import fsync_cost
-from models.registry import resolve
+from models.arguments import resolve
 from pipelines.protocol.frames import Finished, Frame, Started
 from pipelines.protocol.params import GenerationParams
 from server.jobs.store.base import NewJob

@@ -34,10 +34,10 @@ from diffusers.models.attention_dispatch import attention_backend
 from benchmarks.common import emit, environment
 from benchmarks.engine import WINDOW_S, Job, Ours, Source, Stock
 from models.accelerator import Accelerator, open_accelerator, pick_dtype
+from models.arguments import resolve
 from models.components import FluxComponents
 from models.loading import load, silence_libraries
 from models.quantization import is_insensitive
-from models.registry import resolve
 from pipelines.families.flux1.runner import FluxRunner
 from pipelines.protocol.params import GenerationParams
 from server.bench.report import table

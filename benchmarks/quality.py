@@ -35,11 +35,11 @@ from torch import Tensor
 
 from benchmarks.common import emit, environment
 from models.accelerator import Accelerator, open_accelerator, pick_dtype
+from models.arguments import resolve
 from models.components import FluxComponents
 from models.float8 import share
 from models.loading import load, silence_libraries
 from models.quantization import quantize
-from models.registry import resolve
 from models.shapes.captions import plain_caption
 from models.shapes.evaluate import contact_sheet, held_out_scenes, rates
 from models.shapes.scenes import Scene

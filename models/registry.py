@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,59 +181,6 @@ TINY = ModelSpec(
     licence="none (random weights)",
     summary="a FLUX of a few thousand random weights, for tests; not listed",
 )
-
-
-class UnknownModelError(ValueError):
-    """The argument is no registry name, no diffusers folder and no repo id."""
-
-
-def resolve(argument: str) -> ModelSpec:
-    """The spec that a `--model` argument means: a registry name, a diffusers folder, or `owner/repo`.
-
-    Raises: UnknownModelError with the known names in the message.
-    """
-    if argument in REGISTRY:
-        return REGISTRY[argument]
-    if argument == TINY.name:
-        return TINY
-    by_source = {spec.source: spec for spec in _SPECS}
-    if argument in by_source:
-        return by_source[argument]
-    folder = Path(argument).expanduser()
-    if (folder / "model_index.json").is_file():
-        name = folder.resolve().name
-        return ModelSpec(name=name, source=str(folder.resolve()), variant=_variant(_class_name(folder), name))
-    if argument.count("/") == 1 and not folder.exists() and not argument.startswith((".", "/", "~")):
-        name = argument.split("/")[1]
-        return ModelSpec(name=name, source=argument, variant=_variant("", name))
-    raise UnknownModelError(
-        f"unknown model {argument!r}: give one of {', '.join(REGISTRY)}, a folder with a model_index.json, "
-        "or a Hugging Face id such as owner/repo"
-    )
-
-
-_PIPELINES: dict[str, Variant] = {
-    "FluxKontextPipeline": "kontext",
-    "FluxFillPipeline": "fill",
-    "FluxPriorReduxPipeline": "redux",
-}
-_NAMES: tuple[Variant, ...] = ("schnell", "krea", "srpo", "kontext", "fill", "redux", "canny", "depth", "controlnet")
-
-
-def _class_name(folder: Path) -> str:
-    """The pipeline that a folder says it is; what is damaged in it, loading reports."""
-    try:
-        index = json.loads((folder / "model_index.json").read_bytes())
-    except ValueError:
-        return ""
-    return str(index.get("_class_name", "")) if isinstance(index, dict) else ""
-
-
-def _variant(class_name: str, name: str) -> Variant:
-    """What a checkpoint is for: its pipeline says so, or its name."""
-    if class_name in _PIPELINES:
-        return _PIPELINES[class_name]
-    return next((variant for variant in _NAMES if variant in name.lower()), "dev")
 
 
 def siblings(specs: Sequence[ModelSpec]) -> tuple[ModelSpec, ...]:

@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from models.registry import ModelSpec, resolve
+from models.arguments import resolve_all
+from models.registry import ModelSpec
 from server.api import wire
 from server.api.schemas.sizes import PRESETS
 from server.files.disk import Disk
@@ -60,7 +61,7 @@ class Node:
 
         Raises: StoreError, UnknownModelError or ValueError with one sentence for the operator.
         """
-        specs = tuple(resolve(argument) for argument in settings.models)
+        specs = resolve_all(settings.models)
         names = devices(settings.device, count_gpus())
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         store = SqliteStore(settings.data_dir / "jobs.db")

@@ -29,10 +29,10 @@ from typing import Any
 import torch
 
 from models.accelerator import Accelerator, DeviceError, open_accelerator, pick_dtype
+from models.arguments import UnknownModelError, resolve_all
 from models.checkpoint_files import LoadError
 from models.loading import silence_libraries
 from models.memory import OFFLOADS
-from models.registry import UnknownModelError, resolve
 from models.tuning import parse_tuning
 from pipelines.adapters.cache import AdapterCache
 from pipelines.engine.engine import Engine, EngineConfig
@@ -241,7 +241,7 @@ def _adapter_bytes(memory_bytes: int | None) -> int:
 
 
 def _run(link: Link, arguments: argparse.Namespace) -> int:
-    specs = [resolve(argument) for argument in arguments.model]
+    specs = resolve_all(arguments.model)
     accelerator = open_accelerator(arguments.device)
     memory_bytes = None if arguments.memory_gb is None else int(arguments.memory_gb * 1e9)
     pool = ModelPool(

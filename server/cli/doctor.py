@@ -17,9 +17,9 @@ from typing import Any, Literal
 import psutil
 import typer
 
+from models.arguments import UnknownModelError, resolve
 from models.checkpoint_files import LoadError
 from models.memory import Preset, need, presumed_architecture, recommend
-from models.registry import UnknownModelError, resolve
 from server.cli.failures import ENVIRONMENT
 from server.cli.models import is_here
 from server.cli.options import Config, DataDir, Json, settings_from

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from models.registry import ModelSpec, UnknownModelError, resolve
+from models.arguments import UnknownModelError, resolve
+from models.registry import ModelSpec
 from models.tuning import parse_tuning
 from server.cli.failures import USAGE, CommandError
 from server.settings import Settings, SettingsError, load

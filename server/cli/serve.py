@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from models.registry import UnknownModelError, resolve
+from models.arguments import UnknownModelError, resolve_all
 from server.cli.failures import ENVIRONMENT, USAGE, CommandError
 from server.cli.options import Config, DataDir, TuningText, check_tuning, settings_from
 from server.gateway.areas import FAL_HOSTS
@@ -111,11 +111,10 @@ def _log_to_stderr() -> None:
 
 
 def _check_models(settings: Settings) -> None:
-    for argument in settings.models:
-        try:
-            resolve(argument)
-        except UnknownModelError as exc:
-            raise CommandError(str(exc), USAGE) from exc
+    try:
+        resolve_all(settings.models)
+    except UnknownModelError as exc:
+        raise CommandError(str(exc), USAGE) from exc
 
 
 def _check_device(settings: Settings) -> None:

@@ -12,9 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from models import flops
 from models.accelerator import open_accelerator
 from models.architectures import ARCHITECTURES
+from models.arguments import resolve
 from models.components import FluxComponents
 from models.loading import load
-from models.registry import REGISTRY, TINY, resolve
+from models.registry import REGISTRY, TINY
 
 ARCH = ARCHITECTURES["random:tiny"]
 

@@ -18,6 +18,7 @@ from transformers import CLIPTextModel, T5EncoderModel
 from models import memory
 from models.accelerator import CpuAccelerator
 from models.architectures import ARCHITECTURES
+from models.arguments import resolve
 from models.checkpoint_files import LoadError
 from models.components import FluxComponents, weight_bytes
 from models.loading import load
@@ -25,7 +26,7 @@ from models.memory import PRESETS, Preset, need, recommend
 from models.placement import stream_from_host
 from models.quantization import is_insensitive
 from models.random_weights import _clip_config, _t5_config
-from models.registry import REGISTRY, TINY, resolve
+from models.registry import REGISTRY, TINY
 from pipelines.families.flux1.encode import encode_prompt
 from pipelines.families.flux1.packed import Compute, PackLayout, modulation_width, packed_forward
 

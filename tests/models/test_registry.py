@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from models.registry import REGISTRY, ModelSpec, resolve, siblings
+from models.arguments import resolve
+from models.registry import REGISTRY, ModelSpec, siblings
 
 
 @pytest.mark.parametrize(

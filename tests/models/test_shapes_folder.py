@@ -10,8 +10,8 @@ from diffusers import FluxImg2ImgPipeline, FluxInpaintPipeline, FluxPipeline
 from PIL import Image
 
 from models.accelerator import open_accelerator
+from models.arguments import resolve
 from models.loading import PartCache, load
-from models.registry import resolve
 from models.shapes.conditions import sights
 from models.shapes.draw import pictures
 from models.shapes.export import size_of

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 import server.files.disk
-from models.registry import REGISTRY, UnknownModelError
+from models.arguments import UnknownModelError
+from models.registry import REGISTRY
 from server.api.served import Served
 from server.files import picture_pool
 from server.jobs.store.base import CancelOutcome, JobStatus, QueueFullError, StoreError

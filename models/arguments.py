@@ -1,0 +1,145 @@
+"""What a `--model` argument means: a name of the registry, a folder, a Hugging Face id, or NAME=one of these."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from models.registry import REGISTRY, TINY, ModelSpec, Variant
+
+WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".sft", ".ckpt", ".pt", ".pth", ".bin")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_SCHNELL_TOKENS, _SCHNELL_STEPS = 256, 4
+_PIPELINES: dict[str, Variant] = {
+    "FluxKontextPipeline": "kontext",
+    "FluxFillPipeline": "fill",
+    "FluxPriorReduxPipeline": "redux",
+}
+_NAMES: tuple[Variant, ...] = ("schnell", "krea", "srpo", "kontext", "fill", "redux", "canny", "depth", "controlnet")
+
+
+class UnknownModelError(ValueError):
+    """The argument names no model; the message is one sentence that says what was meant, or what may be given."""
+
+
+def resolve(argument: str) -> ModelSpec:
+    """The spec that one `--model` argument means.
+
+    A path (it begins with `.`, `/` or `~`, or exists and is no bare registry name) is what lies there. `NAME=...`
+    gives it that name; a name of the registry brings that row's variant and defaults.
+    Raises: UnknownModelError.
+    """
+    name, equals, rest = argument.partition("=")
+    if not equals or Path(argument).expanduser().exists():
+        return _meant(argument)
+    if not _NAME.fullmatch(name):
+        raise UnknownModelError(
+            f"--model {argument!r}: in NAME=PATH the name may hold letters, digits, dots, hyphens and underscores"
+        )
+    found = _meant(rest)
+    if name not in REGISTRY:
+        return replace(found, name=name)
+    declared = REGISTRY[name]
+    if found.variant != declared.variant and {"schnell"} & {found.variant, declared.variant}:
+        raise UnknownModelError(
+            f"--model {argument!r}: the weights in {rest} are of the kind {found.variant}, "
+            f"but {name} is {declared.variant}: give the name of that kind"
+        )
+    return replace(declared, source=found.source, revision=found.revision)
+
+
+def resolve_all(arguments: Iterable[str]) -> tuple[ModelSpec, ...]:
+    """The specs of several arguments; what is given twice counts once.
+
+    Raises: UnknownModelError, also if two different models would have one name.
+    """
+    specs: dict[str, ModelSpec] = {}
+    for argument in arguments:
+        spec = resolve(argument)
+        other = specs.setdefault(spec.name, spec)
+        if other != spec:
+            raise UnknownModelError(
+                f"two models have the name {spec.name}: {other.source} and {spec.source}; "
+                f"give one another name with --model NAME={spec.source}"
+            )
+    return tuple(specs.values())
+
+
+def _meant(argument: str) -> ModelSpec:
+    known = REGISTRY.get(argument) or (TINY if argument == TINY.name else None)
+    if known is not None:
+        return known
+    path = Path(argument).expanduser()
+    if path.exists():
+        return _local(path.resolve())
+    by_source = {spec.source: spec for spec in REGISTRY.values()}
+    if argument in by_source:
+        return by_source[argument]
+    if _is_path(argument):
+        raise UnknownModelError(f"there is no {argument}{_nearest_path(path)}")
+    if argument.count("/") == 1 and all(argument.split("/")):
+        name = argument.split("/")[1]
+        return _with_defaults(ModelSpec(name=name, source=argument, variant=_variant("", name, {})))
+    close = difflib.get_close_matches(argument, REGISTRY, 1)
+    meant = f"did you mean {close[0]}? Else give" if close else "give"
+    raise UnknownModelError(
+        f"unknown model {argument!r}: {meant} one of {', '.join(REGISTRY)}, a folder with a model_index.json, "
+        "or a Hugging Face id such as owner/repo"
+    )
+
+
+def _local(path: Path) -> ModelSpec:
+    """What lies here; what is wrong with it, loading says."""
+    index, config = read_object(path / "model_index.json"), read_object(path / "transformer" / "config.json")
+    name = path.stem if path.suffix in WEIGHT_SUFFIXES else path.name
+    variant = _variant(str(index.get("_class_name", "")), name, config)
+    return _with_defaults(ModelSpec(name=name, source=str(path), variant=variant))
+
+
+def _variant(class_name: str, name: str, config: dict[str, Any]) -> Variant:
+    """What a checkpoint is for, from its pipeline's class and its transformer's config; only then from its name."""
+    if class_name in _PIPELINES:
+        return _PIPELINES[class_name]
+    named: Variant = next((variant for variant in _NAMES if variant in name.lower()), "dev")
+    if class_name == "FluxPipeline" and config:
+        is_schnell = not config.get("guidance_embeds", False)
+        return "schnell" if is_schnell else ("dev" if named == "schnell" else named)
+    return named
+
+
+def _with_defaults(spec: ModelSpec) -> ModelSpec:
+    if spec.variant != "schnell":
+        return spec
+    return replace(spec, max_sequence_length=_SCHNELL_TOKENS, default_steps=_SCHNELL_STEPS)
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file, empty if there is none: whoever needs it says what is wrong with it."""
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _is_path(argument: str) -> bool:
+    """Whether what does not exist can only have been meant as a path."""
+    if argument.startswith((".", "/", "~")) or argument.endswith(WEIGHT_SUFFIXES) or argument.count("/") > 1:
+        return True
+    parent = Path(argument).parent
+    return "/" in argument and parent.is_dir() and bool(_nearest_path(Path(argument)))
+
+
+def _nearest_path(path: Path) -> str:
+    """What to add to the sentence: `; did you mean ...?`, or which folder on the way is missing."""
+    if not path.parent.is_dir():
+        here = next(parent for parent in path.parents if parent.is_dir())
+        return f": there is no folder {here / path.relative_to(here).parts[0]}"
+    names: Sequence[str] = sorted(entry.name for entry in path.parent.iterdir())
+    close = difflib.get_close_matches(path.name, names, 1, cutoff=0.7)
+    return f"; did you mean {path.parent / close[0]}?" if close else ""
