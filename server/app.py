@@ -34,11 +34,10 @@ from server.routes.fal.uploads import UploadArea
 from server.routes.openai import openai_router
 from server.routes.system.metrics import Metrics
 from server.routes.system.pages import system_router
+from server.settings import VERSION
 
 if TYPE_CHECKING:
     from server.node import Node
-
-VERSION = "0.1.0"
 
 
 def create_app(node: Node) -> Gateway:

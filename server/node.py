@@ -68,7 +68,7 @@ class Node:
         live = LiveJobs()
         objects = Objects(settings.data_dir / "files")
         outputs = Outputs(objects, ttl_s=settings.retention_s + FILE_MARGIN_S)
-        completion = Completion(store, live, outputs, wire.result_body)
+        completion = Completion(store, live, outputs, wire.result_body, embed_parameters=settings.embed_parameters)
         dispatcher = Dispatcher(store, live, completion)
         # Random, so that a claim of an earlier life of this node is never taken for one of ours.
         workers = Workers(secrets.token_hex(4), names, _worker_options(settings, worker_command), dispatcher)

@@ -18,6 +18,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+VERSION = "0.1.0"
+
 CHECKOUT = Path(__file__).resolve().parent.parent
 """The default data folder lies here, so that commands find a running server's files from any folder."""
 
@@ -51,6 +53,7 @@ class Settings(BaseSettings):
         retention_s: how long finished requests and their pictures are kept, in seconds.
         warmup: what a worker draws before it is ready: auto (nothing to speak of on a CPU), none, or full.
         hang_s: a worker silent for this many seconds is killed and restarted.
+        embed_parameters: prompt and seed go into picture files, too, beside model, endpoint and request id.
     """
 
     model_config = SettingsConfigDict(env_prefix="FLUXSERVE_", extra="forbid", frozen=True)
@@ -75,6 +78,7 @@ class Settings(BaseSettings):
     max_queue: int = Field(10_000, ge=0)
     retention_s: float = Field(7 * 86400.0, gt=0)
     hang_s: float = Field(120.0, gt=0)
+    embed_parameters: bool = False
 
     @field_validator("models", "api_keys", "allow_private_cidrs", mode="before")
     @classmethod

@@ -8,8 +8,8 @@ import subprocess
 import tomllib
 from pathlib import Path
 
-from server.app import VERSION
 from server.cli.main import app
+from server.settings import VERSION
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

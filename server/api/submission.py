@@ -35,7 +35,7 @@ class RequestOptions:
 
     Args: as in NewJob; `max_queued` refuses the request when so many jobs wait already; `ttl_s` is how
         long its pictures are kept, None for the server's default; `access` is who may read them; `retries` limits
-        single causes.
+        single causes; `embed_parameters` puts prompt and seed into picture files, None as the operator decided.
     """
 
     priority: int = 0
@@ -48,6 +48,7 @@ class RequestOptions:
     access: Access = "allow"
     hint_bucket: int | None = None
     retries: dict[str, int] = field(default_factory=dict)
+    embed_parameters: bool | None = None
 
 
 def read_options(headers: Headers, query: bytes) -> RequestOptions:
@@ -66,6 +67,7 @@ def read_options(headers: Headers, query: bytes) -> RequestOptions:
         access=access(headers.get("x-fal-object-lifecycle-preference")),
         hint_bucket=_bucket(headers.get("x-fal-runner-hint", "")),
         retries=retry_limits(headers.get("x-fal-retry-config")),
+        embed_parameters=_flag(headers.get("x-fluxserve-embed-parameters", "")),
     )
 
 
@@ -89,7 +91,8 @@ def new_job(
         params=decide(parsed, spec, preview_every).to_dict(),
         output={"format": parsed.output_format, "sync_mode": parsed.sync_mode, "ttl_s": options.ttl_s}
         | ({"access": options.access} if options.access != "allow" else {})
-        | ({"retries": options.retries} if options.retries else {}),
+        | ({"retries": options.retries} if options.retries else {})
+        | ({} if options.embed_parameters is None else {"embed_parameters": options.embed_parameters}),
         priority=options.priority,
         start_within_s=options.start_within_s,
         max_attempts=options.max_attempts,
@@ -185,6 +188,11 @@ def _timeout(name: str, text: str) -> float:
 def _bucket(hint: str) -> int | None:
     """The same hint, the same bucket; none without a hint."""
     return zlib.crc32(hint.encode("utf-8", "surrogateescape")) % HINT_BUCKETS if hint else None
+
+
+def _flag(value: str) -> bool | None:
+    """1 or 0, true or false; None for anything else."""
+    return {"1": True, "true": True, "0": False, "false": False}.get(value.strip().lower())
 
 
 def _is_yes(text: str) -> bool:

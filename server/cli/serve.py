@@ -71,6 +71,9 @@ def serve(
     hang_s: Annotated[
         float | None, typer.Option(help="A worker silent for so many seconds is restarted.", show_default="120")
     ] = None,
+    embed_parameters: Annotated[
+        bool | None, typer.Option("--embed-parameters", help="Write prompt and seed into picture files, too.")
+    ] = None,
     config: Config = None,
 ) -> None:
     """Serve the fal model API until Ctrl-C."""
@@ -96,6 +99,7 @@ def serve(
         max_queue=max_queue,
         retention_s=retention_s,
         hang_s=hang_s,
+        embed_parameters=embed_parameters,
     )
     _check_models(settings)
     _check_device(settings)

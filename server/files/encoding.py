@@ -1,4 +1,4 @@
-"""RGB pixels to the bytes of a picture file; runs in the encode pool's processes, so it imports Pillow and no more."""
+"""RGB pixels to the bytes of a picture file; runs in the encode pool's processes, so it imports little but Pillow."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from io import BytesIO
 from typing import Any, Literal
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from server.files.provenance import Provenance
 
 ImageFormat = Literal["jpeg", "png", "webp"]
 
@@ -22,12 +25,24 @@ _OPTIONS: dict[ImageFormat, dict[str, Any]] = {
 }
 
 
-def encode(pixels: bytes, width: int, height: int, image_format: ImageFormat) -> bytes:
+def encode(
+    pixels: bytes, width: int, height: int, image_format: ImageFormat, provenance: Provenance | None = None
+) -> bytes:
     """A picture file from height x width x 3 bytes, row major RGB. Raises: ValueError if the sizes disagree."""
     target = BytesIO()
     picture = Image.frombytes("RGB", (width, height), pixels)
-    picture.save(target, image_format.upper(), **_OPTIONS[image_format])
+    metadata = {} if provenance is None else _metadata(image_format, provenance)
+    picture.save(target, image_format.upper(), **_OPTIONS[image_format], **metadata)
     return target.getvalue()
+
+
+def _metadata(image_format: ImageFormat, provenance: Provenance) -> dict[str, Any]:
+    """The XMP packet under the name that Pillow gives it in this format."""
+    if image_format != "png":
+        return {"xmp": provenance.xmp()}
+    chunks = PngInfo()
+    chunks.add_itxt("XML:com.adobe.xmp", provenance.xmp().decode())
+    return {"pnginfo": chunks}
 
 
 def end_with_parent() -> None:

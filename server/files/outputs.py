@@ -13,6 +13,7 @@ from pipelines.protocol.frames import Picture, Preview
 from server.files.encoding import ImageFormat, encode
 from server.files.objects import Access, Objects
 from server.files.picture_pool import PicturePool, why_unusable
+from server.files.provenance import Provenance
 
 CONTENT_TYPES: dict[ImageFormat, str] = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 FILES_PREFIX = "/files/"
@@ -59,9 +60,14 @@ class Outputs:
         Raises: EncoderError."""
         await self._encode(bytes(3), 1, 1, "jpeg")
 
-    async def encode(self, picture: Picture, image_format: ImageFormat) -> EncodedPicture:
-        """The picture as a file's bytes. Raises: ValueError if its pixels do not fit its size. EncoderError."""
-        data = await self._encode(picture.pixels, picture.width, picture.height, image_format)
+    async def encode(
+        self, picture: Picture, image_format: ImageFormat, provenance: Provenance | None = None
+    ) -> EncodedPicture:
+        """The picture as a file's bytes, marked as made by a machine.
+
+        Raises: ValueError if its pixels do not fit its size. EncoderError.
+        """
+        data = await self._encode(picture.pixels, picture.width, picture.height, image_format, provenance)
         return EncodedPicture(data, image_format, picture.seed, picture.width, picture.height, picture.has_nsfw_concept)
 
     async def deliver(
@@ -99,9 +105,11 @@ class Outputs:
         """End the pool; what it is encoding is dropped."""
         self._pool.close()
 
-    async def _encode(self, pixels: bytes, width: int, height: int, image_format: ImageFormat) -> bytes:
+    async def _encode(
+        self, pixels: bytes, width: int, height: int, image_format: ImageFormat, provenance: Provenance | None = None
+    ) -> bytes:
         try:
-            data = await self._pool.run(encode, pixels, width, height, image_format)
+            data = await self._pool.run(encode, pixels, width, height, image_format, provenance)
         except BrokenProcessPool as exc:
             self.is_warm, self._encoder_problem = False, f"pictures cannot be encoded: {exc}"
             raise EncoderError(self._encoder_problem) from exc

@@ -14,10 +14,12 @@ from pipelines.protocol.frames import Failed, Picture
 from server.files import disk
 from server.files.objects import Access
 from server.files.outputs import EncodedPicture, EncoderError, Outputs
+from server.files.provenance import Provenance
 from server.jobs.live import LiveJobs
 from server.jobs.store import platform_outcomes
 from server.jobs.store.base import PRIVATE_RETENTION_S, Job, JobStatus, Outcome, Store, StoreError
 from server.jobs.store.transitions import may_run_again
+from server.settings import VERSION
 
 logger = logging.getLogger("fluxserve.dispatch")
 T = TypeVar("T")
@@ -62,12 +64,14 @@ class Completion:
         outputs: Outputs,
         result_body: ResultBody,
         disk_patience_s: float = DISK_PATIENCE_S,
+        embed_parameters: bool = False,
     ) -> None:
         self._store = store
         self._live = live
         self._outputs = outputs
         self._result_body = result_body
         self._disk_patience_s = disk_patience_s
+        self._embed_parameters = embed_parameters
         # Threads of our own: a flood of submits must not stand in line before an end.
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="dispatch-store")
 
@@ -79,7 +83,8 @@ class Completion:
     def take(self, run: Run, frame: Picture) -> None:
         """Begin to encode a picture while the worker goes on with the next."""
         image_format = run.job.output.get("format", "jpeg")
-        encoding = self._patiently(run, lambda: self._outputs.encode(frame, image_format))
+        provenance = self._provenance(run.job, frame.seed)
+        encoding = self._patiently(run, lambda: self._outputs.encode(frame, image_format, provenance))
         run.pictures[frame.index] = asyncio.create_task(encoding)
 
     async def complete(self, run: Run, timings: Mapping[str, float]) -> None:
@@ -208,3 +213,16 @@ class Completion:
                     raise
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, MAX_PAUSE_S)
+
+    def _provenance(self, job: Job, seed: int) -> Provenance:
+        """What the file of a picture says of its making; prompt and seed only where they are asked for."""
+        params = job.params or {}
+        with_parameters = job.output.get("embed_parameters", self._embed_parameters)
+        return Provenance(
+            software=f"fluxserve {VERSION}",
+            model=str(params.get("model")),
+            endpoint=job.endpoint,
+            request_id=job.id,
+            prompt=params.get("prompt") if with_parameters else None,
+            seed=seed if with_parameters else None,
+        )

@@ -275,6 +275,11 @@ def test_headers_and_query_are_understood() -> None:
         assert options(x_fal_retry_config=nonsense).retries == {}
 
 
+@pytest.mark.parametrize(("header", "meant"), [("1", True), ("TRUE", True), ("0", False), ("", None), ("yes?", None)])
+def test_who_asks_gets_prompt_and_seed_into_the_file(header: str, meant: bool | None) -> None:
+    assert options(x_fluxserve_embed_parameters=header).embed_parameters is meant
+
+
 def test_a_bad_timeout_is_named_as_it_was_sent() -> None:
     with pytest.raises(RequestError, match="X-Fal-Request-Start-Timeout must be seconds"):
         options(x_fal_request_start_timeout="soon")

@@ -22,6 +22,7 @@ from server.jobs.store.base import CancelOutcome, Job, JobStatus, StoreError
 from server.node import Node
 from server.settings import Settings
 from server.workers.process import Worker
+from tests.server.files.test_provenance import IPTC, said
 from tests.server.stores import new_job
 from tests.server.workers.test_process import COMMAND, until
 
@@ -90,6 +91,30 @@ def test_a_request_becomes_pictures(folder: Path) -> None:
         assert path is not None
         with Image.open(path) as picture:
             assert (picture.size, picture.getpixel((0, 0))) == ((16, 8), (seed, 0, 0))
+
+
+@pytest.mark.parametrize("is_default", [True, False])
+def test_a_file_tells_its_prompt_only_where_asked(folder: Path, is_default: bool) -> None:
+    async def main() -> list[dict[str, str]]:
+        async with running(folder, embed_parameters=is_default) as node:
+            ids = [
+                submit(node, output={"format": "png"} | asked) for asked in ({}, {"embed_parameters": not is_default})
+            ]
+            jobs = [await ended(node, job_id) for job_id in ids]
+            return [said(_file(node, job)) | {"id": job.id} for job in jobs]
+
+    default, asked = asyncio.run(main())
+    for properties, is_inside in ((default, is_default), (asked, not is_default)):
+        assert properties["{http://purl.org/dc/elements/1.1/}identifier"] == properties["id"]
+        assert properties.get(f"{IPTC}AIPromptInformation") == ("a red circle" if is_inside else None)
+        assert properties.get("{urn:fluxserve:1:}seed") == ("41" if is_inside else None)
+
+
+def _file(node: Node, job: Job) -> bytes:
+    assert job.outcome is not None
+    path = node.objects.path(job.outcome.body["images"][0]["file_name"])
+    assert path is not None
+    return path.read_bytes()
 
 
 def test_sync_mode_ends_with_a_data_uri_and_no_file(folder: Path) -> None:
