@@ -82,7 +82,8 @@ def _lifespan(node: Node, signer: Signer) -> Any:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await node.start()
         transport = VettedTransport(parse_networks(node.settings.allow_private_cidrs))
-        client = httpx.AsyncClient(transport=transport, trust_env=False, follow_redirects=False)
+        # No time limit of the client's: the sender limits each try as a whole.
+        client = httpx.AsyncClient(transport=transport, trust_env=False, follow_redirects=False, timeout=None)
         outbox_sender = asyncio.create_task(
             Webhooks(node.store, signer, client, wire.webhook_body).run(), name="webhooks"
         )

@@ -21,6 +21,7 @@ from server.api.retries import retry_limits
 from server.api.schemas.flux import TextToImage
 from server.api.validation import input_error
 from server.files.objects import Access
+from server.http.outgoing import is_host_name
 from server.jobs.store.base import HINT_BUCKETS, JobStatus, NewJob, Outcome
 
 MIN_TIMEOUT_S = 0.1
@@ -202,9 +203,8 @@ def _is_yes(text: str) -> bool:
 def _webhook(url: str) -> str:
     try:
         parts = urlsplit(url)
-        is_usable = (
-            parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-        )
+        has_host = bool(parts.hostname) and is_host_name(parts.hostname or "")
+        is_usable = parts.scheme in ("http", "https") and has_host and (parts.port is None or parts.port > 0)
     except ValueError:
         is_usable = False
     if not is_usable or len(url) > 2048 or not url.isprintable():

@@ -7,6 +7,9 @@ name that changes its answer in between gains nothing.
 from __future__ import annotations
 
 import asyncio
+
+# The codec of host names. Should its first use find no descriptor free, "unknown encoding" would stand for good.
+import encodings.idna  # noqa: F401
 import ipaddress
 import socket
 from collections.abc import Iterable
@@ -23,6 +26,15 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 class ForbiddenAddressError(Exception):
     """The host lies where this server may not reach."""
+
+
+def is_host_name(host: str) -> bool:
+    """Whether a name server could be asked for it: no empty or overlong labels, no broken punycode."""
+    try:
+        httpx.URL(scheme="http", host=host).host.encode("idna")
+    except (UnicodeError, httpx.InvalidURL):
+        return False
+    return True
 
 
 def parse_networks(cidrs: Iterable[str]) -> tuple[Network, ...]:
@@ -51,7 +63,7 @@ class VettedTransport(httpx.AsyncBaseTransport):
         self._inner = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_keepalive_connections=0))
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Raises: ForbiddenAddressError; httpx.ConnectError if the name is unknown."""
+        """Raises: ForbiddenAddressError; httpx.ConnectError if the name is unknown, InvalidURL if it cannot be one."""
         host = request.url.host
         address = await self._vet(host, request.url.port or (443 if request.url.scheme == "https" else 80))
         # Another request, since a redirect is read relative to the first one's name. The Host header was set from the
@@ -74,6 +86,8 @@ class VettedTransport(httpx.AsyncBaseTransport):
         try:
             resolve = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
             found = await asyncio.get_running_loop().run_in_executor(self._resolver, resolve)
+        except UnicodeError as exc:
+            raise httpx.InvalidURL(f"{host[:100]} is no host name") from exc
         except OSError as exc:
             raise httpx.ConnectError(f"{host} cannot be resolved") from exc
         addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]

@@ -10,15 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import orjson
 
 from server.http.outgoing import ForbiddenAddressError
+from server.jobs.receivers import AT_ONCE_PER_RECEIVER, Receivers, receiver_of
 from server.jobs.signing import Signer
 from server.jobs.store.base import Job, Store, WebhookAnswer, WebhookDelivery
 
@@ -29,10 +29,8 @@ PAUSES_S = (15.0, 45.0, 120.0, 240.0, 480.0, 900.0, 1200.0, 1800.0, 2400.0)
 """Between ten tries: two hours together."""
 
 POLL_S = 0.5
-AT_ONCE = 100
-"""Deliveries under way at the same time."""
-AT_ONCE_PER_RECEIVER = 20
-"""Of them to one host and port, so that a receiver that hangs cannot hold them all."""
+PAUSE_S = 0.02
+"""Between two looks at the outbox, when a place has become free."""
 WINDOW = 1000
 """Due deliveries that are looked at for ones whose receiver has room."""
 
@@ -51,17 +49,21 @@ class Webhooks:
         self._client = client
         self._body = body
         self._under_way: dict[str, asyncio.Task[None]] = {}
-        self._busy: Counter[str] = Counter()
+        self._receivers = Receivers()
+        self._has_ended = asyncio.Event()
 
     async def run(self) -> None:
         """Deliver until cancelled."""
         try:
             while True:
                 try:
-                    self._begin_due()
+                    await self._begin_due()
                 except Exception:
                     logger.exception("the outbox cannot be read; it will be tried again")
-                await asyncio.sleep(POLL_S)
+                await asyncio.sleep(PAUSE_S)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._has_ended.wait(), POLL_S)
+                self._has_ended.clear()
         finally:
             under_way = list(self._under_way.values())
             for task in under_way:
@@ -69,29 +71,36 @@ class Webhooks:
             await asyncio.gather(*under_way, return_exceptions=True)
             await self._client.aclose()
 
-    def _begin_due(self) -> None:
+    async def _begin_due(self) -> None:
         """Start what is due and not under way, as far as there is room in all and at its receiver."""
-        for delivery in self._store.due_webhooks(WINDOW):
-            if len(self._under_way) >= AT_ONCE:
+        for delivery in await asyncio.to_thread(self._store.due_webhooks, WINDOW, AT_ONCE_PER_RECEIVER):
+            if self._receivers.is_full:
                 return
-            receiver = urlsplit(delivery.url).netloc
-            if delivery.job_id not in self._under_way and self._busy[receiver] < AT_ONCE_PER_RECEIVER:
-                self._busy[receiver] += 1
+            receiver = receiver_of(delivery.url)
+            if delivery.job_id not in self._under_way and self._receivers.has_room(receiver):
+                self._receivers.begin(receiver)
                 self._under_way[delivery.job_id] = asyncio.create_task(self._deliver(delivery, receiver))
 
     async def _deliver(self, delivery: WebhookDelivery, receiver: str) -> None:
+        has_answered = False
         try:
-            await self._try(delivery)
+            has_answered = await self._try(delivery)
         finally:
             del self._under_way[delivery.job_id]
-            self._busy[receiver] -= 1
-            self._busy += Counter()  # forgets receivers with nothing under way
+            self._receivers.end(receiver, has_answered)
+            self._has_ended.set()
 
-    async def _try(self, delivery: WebhookDelivery) -> None:
+    async def _try(self, delivery: WebhookDelivery) -> bool:
+        """Try once and record it; whether the receiver answered."""
         job = self._store.get(delivery.job_id)
         if job is None or job.outcome is None:
-            return
-        answer, is_final = await self._post(delivery.url, job)
+            return False
+        try:
+            answer, is_final = await self._post(delivery.url, job)
+        except Exception as exc:
+            # Whatever it is: it costs this delivery a try, and is not repeated at once for ever.
+            logger.exception("webhook of request %s: a fault of ours", job.id)
+            answer, is_final = WebhookAnswer(False, f"{type(exc).__name__} in the server"), False
         next_in_s = None if answer.is_delivered or is_final else pause_after(delivery.tries + 1)
         what = "delivered" if answer.is_delivered else "given up" if next_in_s is None else f"again in {next_in_s:g} s"
         logger.info("webhook of request %s, try %d: %s, %s", job.id, delivery.tries + 1, answer.note, what)
@@ -99,9 +108,11 @@ class Webhooks:
             await asyncio.to_thread(self._store.settle_webhook, delivery, answer, next_in_s)
         except Exception:
             logger.exception("webhook of request %s: the try cannot be recorded; it will be made again", job.id)
+        return answer.http_status is not None
 
     async def _post(self, url: str, job: Job) -> tuple[WebhookAnswer, bool]:
-        """What one try saw, and whether it is final: a redirect and a forbidden address are, when not delivered."""
+        """What one try saw, and whether it is final when it is not delivered: a redirect is, and an address that is
+        forbidden or malformed."""
         body = _encoded(self._body(job))
         headers = {"content-type": "application/json", **self._signer.headers(job.id, body, time.time())}
         began = time.perf_counter()
@@ -117,7 +128,9 @@ class Webhooks:
             note = "no answer in time"
         except ForbiddenAddressError as exc:
             note, is_final = str(exc), True
-        except (httpx.HTTPError, httpx.InvalidURL, OSError) as exc:
+        except (httpx.InvalidURL, UnicodeError) as exc:
+            note, is_final = f"malformed address: {exc}"[:200], True
+        except (httpx.HTTPError, OSError) as exc:
             note = f"{type(exc).__name__}: {exc}"[:200]
         is_delivered = status is not None and 200 <= status < 300
         return WebhookAnswer(is_delivered, note, status, time.perf_counter() - began), is_final

@@ -292,8 +292,11 @@ class Store(Protocol):
 
         Trims the delivery log, too."""
 
-    def due_webhooks(self, limit: int) -> list[WebhookDelivery]:
-        """Deliveries whose time has come, oldest first."""
+    def due_webhooks(self, limit: int, per_receiver: int | None = None) -> list[WebhookDelivery]:
+        """Deliveries whose time has come, oldest first.
+
+        With `per_receiver` at most so many of one host and port, and receivers in turn: the oldest of each, then the
+        second of each, so that what one is owed hides nobody's."""
 
     def settle_webhook(self, delivery: WebhookDelivery, answer: WebhookAnswer, next_in_s: float | None) -> None:
         """Log one try: delivered, or again in `next_in_s`, or given up (None).

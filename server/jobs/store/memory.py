@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from server.jobs.receivers import receiver_of
 from server.jobs.store import platform_outcomes, transitions
 from server.jobs.store.base import (
     LOG_KEPT_S,
@@ -175,7 +177,7 @@ class MemoryStore:
             self._trim_log(now)
             return [job.id for job in old]
 
-    def due_webhooks(self, limit: int) -> list[WebhookDelivery]:
+    def due_webhooks(self, limit: int, per_receiver: int | None = None) -> list[WebhookDelivery]:
         with self._open():
             now = self._clock()
             due = sorted(
@@ -183,7 +185,8 @@ class MemoryStore:
                 for job_id, delivery in self._webhooks.items()
                 if delivery.due_at is not None and delivery.due_at <= now
             )
-            return [self._delivery(job_id) for _, job_id in due[:limit]]
+            deliveries = [self._delivery(job_id) for _, job_id in due]
+            return (deliveries if per_receiver is None else _in_turn(deliveries, per_receiver))[:limit]
 
     def settle_webhook(self, delivery: WebhookDelivery, answer: WebhookAnswer, next_in_s: float | None) -> None:
         with self._open():
@@ -256,6 +259,16 @@ class MemoryStore:
         self._log = {}
         for entry in sorted(entries, key=lambda entry: entry.began_at)[-LOG_ROWS:]:
             self._log.setdefault(entry.job_id, []).append(entry)
+
+
+def _in_turn(deliveries: Iterable[WebhookDelivery], per_receiver: int) -> list[WebhookDelivery]:
+    """The first of every receiver, then the second of every receiver, and so on."""
+    seen: Counter[str] = Counter()
+    placed: list[tuple[int, WebhookDelivery]] = []
+    for delivery in deliveries:
+        seen[receiver_of(delivery.url)] += 1
+        placed.append((seen[receiver_of(delivery.url)], delivery))
+    return [delivery for place, delivery in sorted(placed, key=lambda entry: entry[0]) if place <= per_receiver]
 
 
 def _is_past(moment: float | None, now: float) -> bool:

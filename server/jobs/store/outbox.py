@@ -13,6 +13,7 @@ from typing import Any
 
 import apsw
 
+from server.jobs.receivers import receiver_of
 from server.jobs.store.base import (
     LOG_KEPT_S,
     LOG_ROWS,
@@ -33,14 +34,41 @@ _SELECT = (
 )
 
 
-def enqueue(execute: Execute, job_seq: int, now: float) -> None:
+# Steps from one receiver to the next through the index: what one is owed, however much, is not walked through.
+_IN_TURN = """
+WITH RECURSIVE
+    receiver (name) AS (
+        SELECT min(receiver) FROM webhook WHERE due_at IS NOT NULL
+        UNION ALL
+        SELECT (SELECT min(receiver) FROM webhook WHERE due_at IS NOT NULL AND receiver > name)
+        FROM receiver WHERE name IS NOT NULL
+    ),
+    due AS (
+        SELECT first.job_seq, row_number() OVER (PARTITION BY receiver.name ORDER BY first.due_at) AS place
+        FROM receiver JOIN webhook AS first ON first.job_seq IN (
+            SELECT job_seq FROM webhook WHERE receiver = receiver.name AND due_at <= ?1 ORDER BY due_at LIMIT ?3
+        )
+    )
+"""
+
+
+def enqueue(execute: Execute, job_seq: int, url: str, now: float) -> None:
     """The job has ended and named a webhook: deliver it from now on."""
-    execute("INSERT INTO webhook (job_seq, due_at) VALUES (?, ?)", (job_seq, now))
+    execute("INSERT INTO webhook (job_seq, due_at, receiver) VALUES (?, ?, ?)", (job_seq, now, receiver_of(url)))
 
 
 def due(execute: Execute, now: float, limit: int) -> list[WebhookDelivery]:
     """Deliveries whose time has come, oldest first."""
     rows = execute(f"{_SELECT} WHERE webhook.due_at <= ? ORDER BY webhook.due_at LIMIT ?", (now, limit))
+    return [_delivery(row) for row in rows]
+
+
+def due_in_turn(execute: Execute, now: float, limit: int, per_receiver: int) -> list[WebhookDelivery]:
+    """The same, at most `per_receiver` of each receiver: the oldest of each, then the second of each."""
+    rows = execute(
+        f"{_IN_TURN} {_SELECT} JOIN due ON due.job_seq = webhook.job_seq ORDER BY due.place, webhook.due_at LIMIT ?2",
+        (now, limit, per_receiver),
+    )
     return [_delivery(row) for row in rows]
 
 

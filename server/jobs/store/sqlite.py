@@ -205,8 +205,10 @@ class SqliteStore:
 
         return self._writer.run(sweep)
 
-    def due_webhooks(self, limit: int) -> list[WebhookDelivery]:
-        return outbox.due(self._read, self._clock(), limit)
+    def due_webhooks(self, limit: int, per_receiver: int | None = None) -> list[WebhookDelivery]:
+        if per_receiver is None:
+            return outbox.due(self._read, self._clock(), limit)
+        return outbox.due_in_turn(self._read, self._clock(), limit, per_receiver)
 
     def settle_webhook(self, delivery: WebhookDelivery, answer: WebhookAnswer, next_in_s: float | None) -> None:
         self._writer.run(lambda tx: outbox.settle(tx.execute, delivery, answer, next_in_s, self._clock()))
@@ -267,7 +269,7 @@ class SqliteStore:
         """Note the change, and in the same transaction the webhook that an end owes."""
         tx.changes.append((before, after))
         if after.status.is_finished and after.webhook_url is not None:
-            outbox.enqueue(tx.execute, after.seq, self._clock())
+            outbox.enqueue(tx.execute, after.seq, after.webhook_url, self._clock())
         return after
 
     def _note_changes(self, changes: list[Change]) -> None:

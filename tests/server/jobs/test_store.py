@@ -473,6 +473,23 @@ def ended_with_webhook(store: Store, number: int = 1, **changes: Any) -> Webhook
     return delivery
 
 
+def test_due_webhooks_are_taken_from_every_receiver_in_turn(store: Store, clock: Clock) -> None:
+    def owe(url: str) -> str:
+        clock.advance(1)
+        return store.enqueue(new_job(params=None, outcome=REJECTED, webhook_url=url)).id
+
+    hanging = [owe(f"https://hangs.test/{number}") for number in range(30)]
+    healthy = [owe(f"http://me:secret@Healthy.test:81/{number}") for number in range(2)]
+    other = owe("https://other.test?x=/y")
+    clock.advance(1)
+    expected = [hanging[0], healthy[0], other, hanging[1], healthy[1], hanging[2]]
+    assert [due.job_id for due in store.due_webhooks(100, 3)] == expected
+    assert [due.job_id for due in store.due_webhooks(2, 3)] == expected[:2]
+    for due in store.due_webhooks(100, 3):
+        store.settle_webhook(due, WebhookAnswer(True, "HTTP 200", 200), None)
+    assert [due.job_id for due in store.due_webhooks(100, 3)] == hanging[3:6]
+
+
 def test_a_webhook_is_tried_until_delivered_or_given_up(store: Store, clock: Clock) -> None:
     first, second = ended_with_webhook(store, 1), ended_with_webhook(store, 2)
     store.settle_webhook(first, WebhookAnswer(False, "HTTP 500", 500, 0.25), next_in_s=5.0)

@@ -15,7 +15,6 @@ from pathlib import Path
 import apsw
 import pytest
 
-from server.jobs.store import sqlite
 from server.jobs.store.base import JobStatus, StoreError
 from server.jobs.store.sqlite import MIGRATIONS, SqliteStore
 from server.jobs.store.writer import Change, GroupCommit, Transaction
@@ -251,14 +250,28 @@ def test_what_has_not_ended_is_known_again_when_a_store_opens(path: Path, monkey
     store.close()
 
 
-def test_webhooks_of_an_older_version_keep_their_state(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as older:
-        older.setattr(sqlite, "MIGRATIONS", MIGRATIONS[:2])
-        store = SqliteStore(path)
-        hooks = [new_job(params=None, outcome=REJECTED, webhook_url="https://x.test/") for _ in range(3)]
-        for job in hooks:
-            store.enqueue(job)
-        store.close()
+def as_written_by_version(version: int, path: Path) -> None:
+    """Put the rows of a closed store into the tables of an older version."""
+    newer = path.with_name("newer.db")
+    path.rename(newer)
+    connection = apsw.Connection(str(path))
+    for script in MIGRATIONS[:version]:
+        connection.execute(script.read_text())
+    connection.execute(f"PRAGMA user_version = {version}")
+    connection.execute("ATTACH ? AS newer", (str(newer),))
+    for table in ("job", "webhook"):
+        columns = ", ".join(row[1] for row in connection.execute(f"PRAGMA main.table_info({table})"))
+        connection.execute(f"INSERT INTO {table} ({columns}) SELECT {columns} FROM newer.{table}")
+    connection.close()
+
+
+def test_webhooks_of_an_older_version_keep_their_state(path: Path) -> None:
+    store = SqliteStore(path)
+    hooks = [new_job(params=None, outcome=REJECTED, webhook_url="https://X.test/hook") for _ in range(3)]
+    for job in hooks:
+        store.enqueue(job)
+    store.close()
+    as_written_by_version(2, path)
     connection = apsw.Connection(str(path))
     for seq, note in ((1, "HTTP 204"), (2, "HTTP 302")):
         connection.execute("UPDATE webhook SET due_at = NULL, tries = 1, note = ? WHERE job_seq = ?", (note, seq))
@@ -268,8 +281,11 @@ def test_webhooks_of_an_older_version_keep_their_state(path: Path, monkeypatch: 
     assert delivered is not None
     assert given_up is not None
     assert (delivered.is_delivered, given_up.is_delivered, given_up.due_at) == (True, False, None)
-    assert store.due_webhooks(10) == [due]
+    assert store.due_webhooks(10) == store.due_webhooks(10, per_receiver=5) == [due]
     store.close()
+    connection = apsw.Connection(str(path))
+    assert list(connection.execute("SELECT DISTINCT receiver FROM webhook")) == [("x.test",)]
+    connection.close()
 
 
 def test_a_file_from_a_newer_version_is_refused(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import time
@@ -15,13 +16,15 @@ import pytest
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from server.jobs import webhooks
+from server.jobs import receivers, webhooks
+from server.jobs.receivers import AT_ONCE_PER_RECEIVER, FIRST_SHARE, Receivers
 from server.jobs.store.base import JobStatus, Outcome
 from server.jobs.store.sqlite import SqliteStore
 from server.jobs.webhooks import PAUSES_S
 from tests.server.api_node import ApiNode
 from tests.server.api_server import Api, eventually, serve
 from tests.server.receiver import Receiver, receiving
+from tests.server.stores import REJECTED, new_job
 
 
 @pytest.fixture
@@ -152,8 +155,8 @@ def test_a_receiver_that_hangs_is_retried_and_delays_nobody(
 def test_a_receiver_that_hangs_holds_only_its_share(
     api: Api, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(webhooks, "AT_ONCE", 3)
-    monkeypatch.setattr(webhooks, "AT_ONCE_PER_RECEIVER", 2)
+    monkeypatch.setattr(receivers, "AT_ONCE", 3)
+    monkeypatch.setattr(receivers, "UNPROVEN_AT_ONCE", 3)
     receiver.hangs = True
     hanging = {submit(api, receiver.url, num_images=9) for _ in range(4)}
     eventually(lambda: len(receiver.calls) == 2, within_s=30)
@@ -165,6 +168,114 @@ def test_a_receiver_that_hangs_holds_only_its_share(
     receiver.hangs = False
     receiver.released.set()
     eventually(lambda: {payload["request_id"] for payload in receiver.payloads} == hanging, within_s=30)
+
+
+def owe(api: Api, url: str) -> str:
+    """An ended job that owes a webhook, past the checks of a submit."""
+    return api.node.store.enqueue(new_job(params=None, outcome=REJECTED, webhook_url=url)).id
+
+
+@pytest.mark.parametrize("host", ["a..b", ".example.com", "xn--a", "a" * 64 + ".test"])
+def test_a_malformed_host_is_given_up_at_once_and_stops_nobody(api: Api, receiver: Receiver, host: str) -> None:
+    broken = [owe(api, f"http://{host}/x") for _ in range(5)]
+    healthy = owe(api, receiver.url)
+    eventually(lambda: settled(api), within_s=30)
+    assert [payload["request_id"] for payload in receiver.payloads] == [healthy]
+    for job_id in broken:
+        (only,) = api.node.store.webhook_tries(job_id)
+        assert (only.verdict, only.http_status) == ("given up", None)
+        assert "malformed address" in only.note
+
+
+def test_a_fault_of_the_servers_own_costs_one_delivery_its_tries(
+    api: Api, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    post = webhooks.Webhooks._post
+
+    async def fail(self: Any, url: str, job: Any) -> Any:
+        if "broken" in url:
+            raise RuntimeError("nobody thought of this")
+        return await post(self, url, job)
+
+    monkeypatch.setattr(webhooks.Webhooks, "_post", fail)
+    broken, healthy = owe(api, "http://broken.test/"), owe(api, receiver.url)
+    eventually(lambda: settled(api), within_s=30)
+    assert [payload["request_id"] for payload in receiver.payloads] == [healthy]
+    assert [entry.verdict for entry in api.node.store.webhook_tries(broken)] == [*["again"] * 9, "given up"]
+
+
+def test_what_one_receiver_is_owed_hides_nobodys(api: Api, receiver: Receiver) -> None:
+    """More than the window of rows that are looked at."""
+    receiver.hangs = True
+    for _ in range(webhooks.WINDOW + 100):
+        owe(api, receiver.url)
+    with receiving() as other:
+        healthy = owe(api, other.url)
+        eventually(lambda: other.calls, within_s=30)
+        assert [payload["request_id"] for payload in other.payloads] == [healthy]
+    assert len(receiver.calls) <= FIRST_SHARE
+
+
+def test_several_receivers_that_hang_leave_room(api: Api) -> None:
+    with contextlib.ExitStack() as stack:
+        hanging = [stack.enter_context(receiving()) for _ in range(6)]
+        for receiver in hanging:
+            receiver.hangs = True
+            for _ in range(40):
+                owe(api, receiver.url)
+        eventually(lambda: all(receiver.calls for receiver in hanging), within_s=30)
+        other = stack.enter_context(receiving())
+        healthy = {owe(api, other.url) for _ in range(10)}
+        eventually(lambda: {payload["request_id"] for payload in other.payloads} == healthy, within_s=10)
+        assert all(len(receiver.calls) == FIRST_SHARE for receiver in hanging)
+
+
+def test_the_share_of_a_receiver_grows_with_answers_and_falls_without() -> None:
+    shares = Receivers()
+
+    def room() -> int:
+        begun = 0
+        while shares.has_room("a"):
+            shares.begin("a")
+            begun += 1
+        for _ in range(begun):
+            shares._busy["a"] -= 1
+        return begun
+
+    assert room() == FIRST_SHARE
+    grown = []
+    for _ in range(5):
+        shares.begin("a")
+        shares.end("a", has_answered=True)
+        grown.append(room())
+    assert grown == [4, 8, 16, AT_ONCE_PER_RECEIVER, AT_ONCE_PER_RECEIVER]
+    shares.begin("a")
+    shares.end("a", has_answered=False)
+    assert room() == 1
+
+
+def test_receivers_that_never_answer_leave_half_of_the_places_to_those_that_do() -> None:
+    shares = Receivers()
+    shares.begin("proven")
+    shares.end("proven", has_answered=True)
+    for number in range(1000):
+        if shares.has_room(f"unknown-{number}"):
+            shares.begin(f"unknown-{number}")
+    assert shares._busy.total() == receivers.UNPROVEN_AT_ONCE
+    assert not shares.has_room("unknown")
+    assert shares.has_room("proven")
+
+
+def test_a_receiver_has_fifteen_seconds_and_gets_one_copy(api: Api, receiver: Receiver) -> None:
+    """The HTTP client's own limit would be five."""
+    assert webhooks.TIMEOUT_S == 15
+    receiver.hangs = True
+    owe(api, receiver.url)
+    eventually(lambda: receiver.calls)
+    assert not receiver.released.wait(5.5)
+    receiver.released.set()
+    eventually(lambda: settled(api))
+    assert len(receiver.calls) == 1
 
 
 def test_every_try_is_logged_with_what_was_seen_and_how_long_it_took(api: Api, receiver: Receiver) -> None:
