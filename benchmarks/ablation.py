@@ -35,7 +35,7 @@ from models.components import FluxComponents
 from models.fusion import fuse
 from models.loading import load, silence_libraries
 from models.tuning import PLAIN, Tuning
-from pipelines.families.flux1.packed import PackLayout, modulation_rows, packed_forward
+from pipelines.families.flux1.packed import PackLayout, attention_shape, modulation_rows, packed_forward
 from pipelines.families.flux1.sampling import position_ids
 from pipelines.ops.attention_choice import measure_ms
 from pipelines.ops.compute import Compute, choose_compute
@@ -156,7 +156,9 @@ def measure_case(
     try:
         transformer = deepcopy(components.transformer)
         fuse(transformer, qkv=bool(case.tuning.fuse_qkv), mlp=bool(case.tuning.fuse_mlp))
-        compute = choose_compute(case.tuning, transformer, components.dtype, accelerator, notes.append)
+        compute = choose_compute(
+            case.tuning, *attention_shape(transformer), components.dtype, accelerator, notes.append
+        )
         errors = []
         for i in inputs:
             errors.append(relative_error(_forward(transformer, i, compute), i.exact))

@@ -1,4 +1,4 @@
-"""One request on this machine without a server: the same engine, driven to its end by the caller's thread."""
+"""One request on this machine without a server: the same engine, stepped by the caller's thread until it ends."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def generate(
     runner = pool.runner(spec.name)
     if params.acceleration != "none":
         pool.hold_float8()
-    engine = Engine(pool.runner, accelerator, granting=pool.grant)
+    engine = Engine(pool.runner, accelerator, choose_acceleration=pool.choose_acceleration)
     engine.add_request(Submit("generate", 1, params.to_dict()))
     pictures: list[Picture] = []
     while True:

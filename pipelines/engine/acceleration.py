@@ -12,12 +12,12 @@ FLOAT8 = "+float8"
 
 
 @dataclass(frozen=True, slots=True)
-class Grant:
+class AccelerationChoice:
     """How one request is drawn.
 
     Args:
         group: the weights; rows of different groups never share a step.
-        caches_steps: whether its rows carry a step cache (pipelines.families.flux1.step_cache).
+        caches_steps: whether its rows may skip most of a step that would change little.
         how: the same in words, after "drawn".
         note: one sentence for the request's log if it gets less than it asked for.
     """
@@ -28,13 +28,15 @@ class Grant:
     note: str | None = None
 
 
-Granting = Callable[[GenerationParams], Grant]
+ChooseAcceleration = Callable[[GenerationParams], AccelerationChoice]
 
 
-def grant(params: GenerationParams, most: str = "high", has_float8: bool = False) -> Grant:
-    """`most`: the highest level this worker gives; `has_float8`: whether it holds the model's float8 weights.
+def choose_acceleration(params: GenerationParams, most: str = "high", has_float8: bool = False) -> AccelerationChoice:
+    """What a request gets of the level that it asked for.
 
-    Whoever asks for more is served with what there is, exactly in the worst case, and told so.
+    Where that is less, it is drawn with what there is, exactly in the worst case, and `note` says so.
+
+    Args: most: the highest level this worker gives. has_float8: whether it holds float8 weights of the model.
     """
     wanted, model = params.acceleration, params.model
     level = min(wanted, most, key=ACCELERATIONS.index)
@@ -43,4 +45,4 @@ def grant(params: GenerationParams, most: str = "high", has_float8: bool = False
     how = f"with {' and '.join(means)}" if means else "exactly"
     is_less = level != wanted or (level != "none" and not takes_float8)
     note = f"acceleration {wanted} is not fully available on this worker: drawn {how}" if is_less else None
-    return Grant(model + FLOAT8 if takes_float8 else model, caches_steps, how, note)
+    return AccelerationChoice(model + FLOAT8 if takes_float8 else model, caches_steps, how, note)

@@ -10,9 +10,14 @@ PRIOR = (2.0, 20.0, 4.0)
 """Guess before the first step: fixed ms, ms per 1,000 tokens, ms per 1,000 x 1,000 tokens of one picture."""
 
 _PRIOR_WEIGHT = 1e-4
-_MEMORY = 0.98
-_SURPRISE = 4.0
+_DECAY = 0.98
+"""Weight of the past at each new step: the last 50 or so count."""
+
+_OUTLIER = 4.0
+"""A step that took more than so many times its prediction counts as that much."""
+
 _EAGER = 16
+"""First steps, after each of which the model is fitted and which may be of any length; later every so many steps."""
 
 
 class CostModel:
@@ -44,10 +49,10 @@ class CostModel:
         return self.fixed_ms + sum(self.row_ms(tokens) for tokens in lengths)
 
     def observe(self, lengths: Sequence[int], ms: float, computed: Sequence[float] | None = None) -> None:
-        """Learn from a step that took `ms`. A wild outlier (a page fault storm, a paused process) counts less.
+        """Learn from a step that took `ms`. An outlier (page faults, a paused process) is cut off.
 
-        Args: computed: share of the blocks that each picture ran, 1 unless its step cache spared the rest. A step in
-            which nobody ran all blocks teaches nothing: most of its time is none of the three.
+        Args: computed: share of the model's blocks that each picture ran, below 1 if it skipped the rest. A step in
+            which no picture ran all blocks is left out: most of its time is none of the three terms.
         """
         if ms <= 0 or (computed is not None and max(computed) < 1):
             return
@@ -56,13 +61,13 @@ class CostModel:
         squares = sum(share * n * n for share, n in zip(shares, lengths, strict=True))
         expected = self.fixed_ms + self._theta[1] * tokens * 1e-3 + self._theta[2] * squares * 1e-6
         if self.observations >= _EAGER:
-            ms = min(ms, _SURPRISE * expected)
+            ms = min(ms, _OUTLIER * expected)
         features = (1.0, tokens * 1e-3, squares * 1e-6)
         x = [value / ms for value in features]
         for i in range(3):
-            self._target[i] = _MEMORY * self._target[i] + x[i]
+            self._target[i] = _DECAY * self._target[i] + x[i]
             for j in range(3):
-                self._normal[i][j] = _MEMORY * self._normal[i][j] + x[i] * x[j]
+                self._normal[i][j] = _DECAY * self._normal[i][j] + x[i] * x[j]
         self.observations += 1
         if self.observations <= _EAGER or self.observations % _EAGER == 0:
             self._fit()

@@ -1,4 +1,4 @@
-"""From finished latents to judged pictures, beside the running steps."""
+"""Decodes finished latents and checks the pictures for safety, beside the running steps."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pipelines.engine.request import RequestError, Row
 from pipelines.engine.runner import Decoded, Runner
 
 _UNDER_WAY = 2
-"""Decodes launched at once: one works, one is ready to follow, and memory holds no more than two."""
+"""Decodes launched at once: one runs, the next is queued on the device; more would only take memory."""
 
 _BACKLOG = 1
-"""Rows waiting for a decode, besides those under way, at which steps pause: where decoding is the slower half, more
-steps would only make a longer queue."""
+"""Rows waiting for a decode, besides those under way, at which steps pause: where decoding is slower than the steps,
+more steps would only make a longer queue."""
 
 _AGEING_TOKENS = 100.0
 """Tokens of picture that one second of age outweighs in the order of decodes."""
@@ -26,7 +26,7 @@ _AGEING_TOKENS = 100.0
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The end of one row: a picture, or what went wrong. Seconds say where the time went."""
+    """The end of one row: its picture, or the error. The times are in seconds."""
 
     row: Row
     pixels: NDArray[np.uint8] | None
@@ -76,14 +76,14 @@ class DecodeQueue:
 
     @property
     def is_behind(self) -> bool:
-        """Do so many rows wait that more steps would not bring any picture earlier?"""
+        """Whether so many rows wait that more steps would bring no picture earlier."""
         return len(self._waiting) >= _BACKLOG
 
     def add(self, row: Row) -> None:
         self._waiting.append(row)
 
     def poll(self) -> list[Finished]:
-        """Launch what can be launched; return the rows that are through."""
+        """Launch what can be launched; return the rows that have ended."""
         ended = [end for job in list(self._jobs) if job.stage.is_done() and (end := self._advance(job))]
         while self._waiting and len(self._jobs) < self._at_once:
             row = min(self._waiting, key=_rank)
@@ -93,7 +93,7 @@ class DecodeQueue:
         return ended
 
     def wait(self) -> None:
-        """Sleep until the oldest job has got further."""
+        """Sleep until the current stage of the oldest job is done."""
         if self._jobs:
             self._jobs[0].stage.wait()
 

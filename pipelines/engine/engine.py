@@ -1,4 +1,4 @@
-"""The step loop: glues scheduler and runner; synchronous, single-threaded, owned by one caller."""
+"""The step loop: runs the rows that the scheduler picks through their runner. Synchronous, used by one thread."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from models.accelerator import Accelerator, Marker
-from pipelines.engine.acceleration import Granting, grant
+from pipelines.engine.acceleration import ChooseAcceleration, choose_acceleration
 from pipelines.engine.cost import CostModel
 from pipelines.engine.decode import DecodeQueue
 from pipelines.engine.decode import Finished as FinishedRow
@@ -33,13 +33,13 @@ from pipelines.protocol.frames import (
 from pipelines.protocol.params import GenerationParams
 
 _IN_FLIGHT = 2
-"""Steps launched and not yet seen to end: the device never waits for the bookkeeping of the last one."""
+"""Steps launched and not yet reported: while the host does the bookkeeping of one, the device has the next."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """How one engine behaves. Args: scheduler: the limits of a step. admit_per_step: prompts encoded between two
-    steps while others run, so that they do not wait for a crowd of newcomers."""
+    steps, so that many new requests at once do not hold up those that run."""
 
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     admit_per_step: int = 4
@@ -47,7 +47,7 @@ class EngineConfig:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """One step under way, and the requests to report when it is through."""
+    """One step that was launched, and what to report when the device has done it."""
 
     lengths: list[int]
     computed: list[float]
@@ -61,11 +61,12 @@ class _Step:
 class Engine:
     """Runs many requests at once, one packed denoising step at a time.
 
-    `add_request` and `abort` may be called between steps; everything that happens comes out of `step` as frames.
+    `add_request` and `abort` may be called between steps; all that happens is returned by `step` as frames.
 
     Args:
         runner_for: the runner of a model by name; may load it. Raises KeyError for a model it does not hold.
-        granting: what a request's acceleration means here; the default caches steps and has one set of weights.
+        choose_acceleration: what a request's acceleration means here; the default caches steps and has one set of
+            weights.
         on_ready: called from any thread when a prompt or picture beside the steps is done, where the device can tell;
             a caller of `step(wait=False)` sleeps until then.
     """
@@ -77,7 +78,7 @@ class Engine:
         config: EngineConfig | None = None,
         clock: Callable[[], float] = time.monotonic,
         on_ready: Callable[[], object] = lambda: None,
-        granting: Granting = grant,
+        choose_acceleration: ChooseAcceleration = choose_acceleration,
     ) -> None:
         self.config = config or EngineConfig()
         self.scheduler = Scheduler(self.config.scheduler, CostModel())
@@ -86,7 +87,7 @@ class Engine:
         self._accelerator = accelerator
         self._clock = clock
         self._on_ready = on_ready
-        self._granting = granting
+        self._choose_acceleration = choose_acceleration
         self._limits: dict[str, Limits] = {}
         self._requests: dict[tuple[str, int], Request] = {}
         self._decodes = DecodeQueue(runner_for, accelerator, clock, on_ready)
@@ -107,7 +108,7 @@ class Engine:
         return len(self._requests) - self.running
 
     def add_request(self, submit: Submit) -> None:
-        """Take a request; if it cannot be done, its Failed frame comes out of the next `step`."""
+        """Take a request; if it cannot be done, the next `step` returns its Failed frame."""
         now = self._clock()
         try:
             params = GenerationParams.from_dict(submit.params)
@@ -116,7 +117,7 @@ class Engine:
                 raise RequestError(f"the request needs {params.num_pictures} pictures and brings {len(pictures)}")
             limits = self._limits_of(params.model)
             limits.check(params)
-            granted = self._granting(params)
+            choice = self._choose_acceleration(params)
         except (RequestError, ValueError, TypeError, KeyError) as exc:
             self._frames.append(_refusal(submit, exc))
             return
@@ -124,17 +125,17 @@ class Engine:
             job_id=submit.job_id,
             epoch=submit.epoch,
             params=params,
-            group=granted.group,
+            group=choice.group,
             tokens=limits.tokens(params),
             arrival=now - submit.age_s,
             pictures=pictures,
             priority=submit.priority,
             start_by=None if submit.start_within_s is None else now + submit.start_within_s,
-            caches_steps=granted.caches_steps,
+            caches_steps=choice.caches_steps,
             added=now,
         )
-        if granted.note is not None:
-            self._frames.append(Note(submit.job_id, submit.epoch, granted.note))
+        if choice.note is not None:
+            self._frames.append(Note(submit.job_id, submit.epoch, choice.note))
         self._requests[submit.job_id, submit.epoch] = request
         self.scheduler.add(request)
 
@@ -144,7 +145,7 @@ class Engine:
         return self._limits[model]
 
     def abort(self, cancel: Cancel) -> None:
-        """Drop a request before the next step; one that has ended already is left as it ended."""
+        """Drop a request before the next step; nothing happens to one that has ended already."""
         request = self._requests.get((cancel.job_id, cancel.epoch))
         if request is not None:
             self._drop(request)
@@ -155,7 +156,7 @@ class Engine:
 
         Args: wait: sleep until something happens if nothing can step now; a caller with other sources of events
             (new requests) passes False and looks again soon.
-        Raises: whatever broke the device for good; every other trouble ends requests, not the engine.
+        Raises: whatever broke the device for good; every other error ends requests, not the engine.
         """
         for request in self.scheduler.expired(self._clock()):
             self._fail(request, "deadline", "the request did not start in time")
@@ -195,15 +196,15 @@ class Engine:
             request.admission = self._runner_for(request.group).admit(request)
             request.admission.notify(self._on_ready)
         except Exception as exc:
-            self._blame(request, exc)
+            self._fail_cause_of(exc, request)
 
     def _is_ready(self, request: Request) -> bool:
-        """Can its rows step? Takes over what admission has computed."""
+        """Whether its rows can step; takes over what admission has computed."""
         if request.admission is not None and request.admission.is_done():
             try:
                 admission = request.admission.result()
             except Exception as exc:
-                self._blame(request, exc)
+                self._fail_cause_of(exc, request)
                 return False
             request.admission = None
             request.conditioning = admission.conditioning
@@ -213,7 +214,7 @@ class Engine:
         return request.conditioning is not None
 
     def _denoise(self, rows: list[Row]) -> None:
-        """Launch one step. If it breaks, find out whose fault it is."""
+        """Launch one step. If it fails, find the request that makes it fail."""
         began, start = self._clock(), self._accelerator.mark()
         try:
             self._runner_for(rows[0].request.group).denoise(rows)
@@ -235,12 +236,12 @@ class Engine:
         self._in_flight.append(_Step(lengths, computed, began, start, end, reports, previews))
 
     def _recover(self, rows: list[Row], error: Exception) -> None:
-        """A step failed: out of memory shrinks the next one; else every row is tried alone and the guilty fails."""
+        """A step failed: out of memory makes the next ones smaller; else every row is tried alone."""
         if self._accelerator.is_fatal(error):
             raise error
         self._accelerator.release_cached_memory()
         if len(rows) == 1:
-            self._blame(rows[0].request, error)
+            self._fail_cause_of(error, rows[0].request)
         elif self._accelerator.is_out_of_memory(error):
             self.scheduler.out_of_memory(rows)
         else:
@@ -249,7 +250,7 @@ class Engine:
                     self._denoise([row])
 
     def _settle(self, may_wait: bool) -> None:
-        """Report the steps that are through. Waits for one if too many are under way, or if told that it may."""
+        """Report the steps that the device has done. Waits for one if too many are under way, or if `may_wait`."""
         while self._in_flight:
             oldest = self._in_flight[0]
             if len(self._in_flight) < _IN_FLIGHT and not may_wait and not oldest.end.is_done():
@@ -270,7 +271,7 @@ class Engine:
                 before = request.timings["queue_wait"] + request.timings["encode"]
                 request.timings["denoise"] = now - request.added - before
                 total = request.num_steps
-                # Steps that a cache spares come in no order: there the pace so far says more than the last step.
+                # Where steps may be skipped, their mean so far predicts better than the last one.
                 pace_s = request.timings["denoise"] / done if request.caches_steps else ms / 1e3
                 eta = request.steps_left / request.params.num_images * pace_s
                 self._frames.append(Progress(request.job_id, request.epoch, done, total, eta))
@@ -290,7 +291,7 @@ class Engine:
         if request.is_gone:  # another picture of it failed in the same moment
             return
         if end.error is not None or end.pixels is None:
-            self._blame(request, end.error or RequestError("there is no picture"))
+            self._fail_cause_of(end.error or RequestError("there is no picture"), request)
             return
         height, width = end.pixels.shape[:2]
         content = bytes(height * width * 3) if end.is_unsafe else end.pixels.tobytes()
@@ -310,8 +311,8 @@ class Engine:
         self._drop(request)
         self._frames.append(Finished(request.job_id, request.epoch, timings))
 
-    def _blame(self, request: Request, error: Exception) -> None:
-        """End the request that `error` belongs to. Raises: the error, if the device is beyond use."""
+    def _fail_cause_of(self, error: Exception, request: Request) -> None:
+        """End the request that caused `error`. Raises: the error, if the device is beyond use."""
         if self._accelerator.is_fatal(error):
             raise error
         if isinstance(error, RequestError):

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class RequestError(Exception):
-    """This request cannot be done, and it is its own fault; the message is one sentence for the user.
+    """This request cannot be done, for a reason in the request itself; the message is one sentence for the user.
 
-    Args: loc: the field of the request that is at fault, if it is one; the node answers as for a field of a wrong type.
+    Args: loc: the field that is the reason, if it is one; the node answers as for a field of a wrong type.
     """
 
     def __init__(self, message: str, loc: tuple[str | int, ...] = ()) -> None:
@@ -47,7 +47,7 @@ class Request:
         start_by: it fails if not admitted by then; None waits for ever.
         conditioning: the family's own, from its admission; None until then.
         num_steps: of each of its pictures.
-        work_ms: predicted work when it arrived; frozen, so that the order of requests never contradicts itself.
+        work_ms: predicted work when it arrived; never changed, so that requests keep their order.
     """
 
     job_id: str
@@ -121,5 +121,5 @@ class Row:
         return self.request.params.seed + self.index
 
     def release(self) -> None:
-        """Let go of everything on the device."""
+        """Free everything on the device."""
         self.latents = self.state = None

@@ -11,10 +11,10 @@ from pipelines.engine.cost import CostModel
 from pipelines.engine.request import Request, Row
 
 _LOOKAHEAD = 16
-"""Rows that are passed over before the search for one that still fits ends."""
+"""Rows that do not fit after which the search for one that does ends."""
 
 _REPLAN_STEPS = 64
-"""A plan is reconsidered after so many steps even if nothing happened: the cost model moves."""
+"""Steps after which a plan is made anew even if nothing happened: the cost model has learned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ Entry = tuple[float, int, int, Row]
 
 
 class Scheduler:
-    """Shortest remaining request first, with ageing; packs what pays; decides anew at every step.
+    """Shortest remaining request first, with ageing; a row joins a step where that lowers the mean wait.
 
     A request's rank is `remaining_ms + ageing * arrival_ms`, plus a constant for low priority. It only falls, so a
     request is never overtaken by one that arrives later than `(remaining_ms + low_priority_ms + switch_ms) / ageing`
@@ -131,18 +131,18 @@ class Scheduler:
         return self._plan
 
     def advance(self, rows: Sequence[Row]) -> list[Row]:
-        """One step of `rows` (all or some of the plan) is under way: count it. Returns the rows that are through."""
+        """One step of `rows` (all or some of the plan) is under way: count it. Returns the rows whose last it is."""
         self._plan_age += 1
-        through = []
+        finished = []
         for row in rows:
             row.steps_left -= 1
             row.request.steps_left -= 1
             if row.steps_left == 0:
-                through.append(row)
-        if through:
-            self._retire(through)
+                finished.append(row)
+        if finished:
+            self._retire(finished)
         self._recover_limit()
-        return through
+        return finished
 
     def observe(self, lengths: Sequence[int], ms: float, computed: Sequence[float] | None = None) -> None:
         """A step over pictures of these joint tokens took `ms`; `computed` as in CostModel.observe."""
@@ -154,11 +154,11 @@ class Scheduler:
         self._clean_steps = 0
         self._is_stale = True
 
-    def _retire(self, through: list[Row]) -> None:
-        gone = set(map(id, through))
+    def _retire(self, finished: list[Row]) -> None:
+        gone = set(map(id, finished))
         self._plan = tuple(row for row in self._plan if id(row) not in gone)
         self._is_stale = True
-        for row in through:
+        for row in finished:
             request = row.request
             if request.steps_left == 0 and self._numbers.pop(request, None) is not None:
                 self._forget(request)
@@ -225,9 +225,9 @@ class Scheduler:
         return first[3].request.group if first else self._group
 
     def _joins(self, row: Row, picked: list[Row], total_ms: float, tokens: int, row_ms: float, waiting: int) -> bool:
-        """Does the row fit beside those picked, and does it pay?
+        """Whether the row fits beside those picked and lowers the sum of all waits.
 
-        By exchange: left out, it and all behind it pay the fixed cost of a step once more; taken along, everyone
+        Left out, it and all rows behind it wait for the fixed cost of one more step; taken along, every row picked
         before it waits `row_ms` longer.
         """
         if total_ms > self.config.budget_ms:
@@ -237,7 +237,7 @@ class Scheduler:
         return waiting * self.cost.fixed_ms >= len(picked) * row_ms
 
     def _recover_limit(self) -> None:
-        """Memory may have been short for a reason that is gone: try a tenth more after 256 clean steps."""
+        """The shortage of memory may have passed: allow a tenth more after every 256 steps without one."""
         if self.token_limit is None:
             return
         self._clean_steps += 1

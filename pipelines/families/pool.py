@@ -5,26 +5,27 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 
 from models.accelerator import Accelerator
-from models.components import FluxComponents, weight_bytes
+from models.components import weight_bytes
 from models.float8 import chosen_linears, share
-from models.loading import PartCache, load
+from models.loading import PartCache
 from models.memory import Offload
 from models.quantization import is_insensitive, quantize
 from models.registry import ModelSpec
 from models.tuning import AUTO, Tuning
 from pipelines.adapters.cache import NO_ADAPTERS, AdapterCache
-from pipelines.engine.acceleration import FLOAT8, Grant, grant
-from pipelines.families.flux1.runner import FluxRunner
+from pipelines.engine.acceleration import FLOAT8, AccelerationChoice, choose_acceleration
+from pipelines.families.table import Checkpoint, CheckpointRunner, family_of
 from pipelines.ops.compute import Note
 from pipelines.protocol.params import GenerationParams
 
 _FILL = 0.8
-"""Share of a device's memory that weights may take with float8 twins; the rest is for pictures under way."""
+"""Share of a device's memory that weights may take, float8 copies included; the rest is for pictures under way."""
 
 OnLoading = Callable[[str, str, float], None]
 """(model, stage, fraction done)"""
@@ -65,22 +66,25 @@ class ModelPool:
         self._note = note
         self._adapters = adapters
         self._parts = PartCache()
-        self._loaded: OrderedDict[str, FluxRunner] = OrderedDict()
-        self._float8: dict[str, FluxRunner] = {}
+        self._loaded: OrderedDict[str, CheckpointRunner] = OrderedDict()
+        self._float8: dict[str, CheckpointRunner] = {}
 
     @property
     def loaded(self) -> list[str]:
         """Names of the checkpoints in memory, least recently used first."""
         return list(self._loaded)
 
-    def runner(self, group: str) -> FluxRunner:
-        """The runner of a model, loaded now if it has to be, or of its float8 weights. Raises: KeyError, LoadError."""
+    def runner(self, group: str) -> CheckpointRunner:
+        """The runner of a group of requests: of a model, loaded now if it has to be, or of its float8 copy.
+
+        Raises: KeyError for a model that is not among `specs`; LoadError.
+        """
         name = group.removesuffix(FLOAT8)
         if name in self._loaded:
             self._loaded.move_to_end(name)
             return self._float8.get(name, self._loaded[name]) if group != name else self._loaded[name]
         spec = self.specs[name]
-        components = load(
+        components = family_of(spec).load(
             spec,
             self._accelerator,
             self._dtype,
@@ -94,35 +98,45 @@ class ModelPool:
         self._unload_over_budget()
         return self._loaded[name]
 
-    def grant(self, params: GenerationParams) -> Grant:
+    def choose_acceleration(self, params: GenerationParams) -> AccelerationChoice:
         """How this worker draws a request."""
-        if self._quantization != "none":  # the model's only weights are what it would be given
-            return replace(grant(params, self._acceleration, has_float8=True), group=params.model)
-        return grant(params, self._acceleration, params.model in self._float8)
+        if self._quantization != "none":  # float8 weights are all that the model has here
+            choice = choose_acceleration(params, self._acceleration, has_float8=True)
+            return replace(choice, group=params.model)
+        return choose_acceleration(params, self._acceleration, params.model in self._float8)
 
     def hold_float8(self) -> None:
-        """Make float8 twins of the loaded transformers, where that pays, all models are in memory and room is left.
+        """Copy loaded models into float8 weights, where that pays, all models are in memory and room is left.
 
-        A twin shares whatever stays exact with its original.
+        A copy shares whatever stays exact with its original.
         """
         if self._acceleration == "none" or self._quantization != "none" or not self._accelerator.has_float8:
             return
         for name, exact in self._loaded.items():
-            if len(self._loaded) == len(self.specs) and self._has_room(exact.components.transformer):
+            part = family_of(self.specs[name]).float8_part
+            if part is None or len(self._loaded) < len(self.specs):
+                continue
+            module = exact.components.modules[part]
+            if self._has_room(module):
                 self._on_loading(name, "float8 weights", 0.99)
-                transformer = share(exact.components.transformer)
-                quantize(transformer, "fp8", self._accelerator)
-                self._float8[name] = self._run(replace(exact.components, transformer=transformer))
+                self._float8[name] = self._float8_copy(exact, part)
 
-    def _run(self, components: FluxComponents) -> FluxRunner:
-        return FluxRunner(components, self._accelerator, self._tuning, self._note, adapters=self._adapters)
+    def _float8_copy(self, exact: CheckpointRunner, part: str) -> CheckpointRunner:
+        components: Any = exact.components
+        copy = share(components.modules[part])
+        quantize(copy, "fp8", self._accelerator)
+        return self._run(replace(components, **{part: copy}))
 
-    def _has_room(self, transformer: nn.Module) -> bool:
-        twin = sum(linear.weight.numel() for linear in chosen_linears(transformer, is_insensitive).values())
+    def _run(self, components: Checkpoint) -> CheckpointRunner:
+        run = family_of(components.spec).run
+        return run(components, self._accelerator, self._tuning, self._note, adapters=self._adapters)
+
+    def _has_room(self, module: nn.Module) -> bool:
+        copy = sum(linear.weight.numel() for linear in chosen_linears(module, is_insensitive).values())
         if self._memory_bytes is not None:
-            return self.weights() + twin <= self._memory_bytes
+            return self.weights() + copy <= self._memory_bytes
         memory = self._accelerator.memory()
-        return memory["used"] + twin <= _FILL * memory["total"]
+        return memory["used"] + copy <= _FILL * memory["total"]
 
     def weights(self) -> int:
         """Bytes of all weights held, adapters too, shared parts counted once."""

@@ -1,4 +1,4 @@
-"""Which attention a device runs: what can run there, what is right there, and of that the fastest, by measurement."""
+"""Chooses a device's attention kernel: of those that run there and are correct there, the fastest as measured."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ BACKENDS: dict[str, Backend] = {
     "varlen": Backend(varlen_attention, _varlen_missing),
     "fa3": Backend(fa3_attention, _fa3_missing),
 }
-"""By name. The first is what is left when no other is right."""
+"""By name. The first runs everywhere and is taken when no other is correct."""
 
 
 def choose_attention(
@@ -79,9 +79,9 @@ def choose_attention(
     backends: Mapping[str, Backend] = BACKENDS,
     lengths: Sequence[int] = TYPICAL_PACK,
 ) -> Attend:
-    """The backend of this name; for `auto` the fastest of those that are right here.
+    """The backend of this name; for `auto` the fastest of those that are correct here.
 
-    Right means: as near to float32 as the first backend, and a picture's result the same bits alone as in company.
+    Correct means: as near to float32 as the first backend, and a picture's result the same bits alone as in a pack.
     """
     if name != "auto":
         if reason := backends[name].missing(place):
@@ -114,17 +114,17 @@ def choose_attention(
 def _wrong(
     attend: Attend, query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], exact: Tensor, allowed: float
 ) -> str | None:
-    """What is the matter with a backend, if anything."""
+    """Why a backend is not correct here, or None."""
     last = lengths[-1]
     try:
         together = attend(query, key, value, lengths)[-last:]
         alone = attend(query[-last:], key[-last:], value[-last:], lengths[-1:])
         distance = _distance(together, exact)
-    except Exception as exc:  # other people's kernels raise anything; another backend is still right
+    except Exception as exc:  # a third-party kernel may raise anything; the others can still be used
         return f"{type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else ''}"
     if not distance <= allowed:
         return f"it is off by {distance:.2g}, {allowed:.2g} is allowed"
-    return None if torch.equal(together, alone) else "company changes a picture's bits"
+    return None if torch.equal(together, alone) else "a picture's bits change with its neighbours"
 
 
 def _distance(result: Tensor, exact: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""What a packed forward runs on, chosen when a model is loaded: by the switches, by checks and by measurement."""
+"""Chooses what a packed forward runs on when a model is loaded: by switches, checks and measurement."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
-from diffusers import FluxTransformer2DModel
 from torch.fx.experimental import _config as symbolic_shapes
 
 from models.accelerator import Accelerator
@@ -24,14 +23,14 @@ Note = Callable[[str], None]
 
 
 def as_it_is(function: F) -> F:
-    """Run a region eagerly."""
+    """Run a region without compiling it."""
     return function
 
 
 @lru_cache
 def compiled(function: Callable[..., Any]) -> Any:
-    """Run a region through torch.compile, made once for all numbers of tokens and all blocks of a kind."""
-    # Otherwise a pack with as many text as image tokens, say, would be compiled apart.
+    """Run a region through torch.compile: once for all numbers of tokens and all blocks of a kind."""
+    # Otherwise a pack in which two lengths happen to be equal would be compiled again.
     symbolic_shapes.use_duck_shape = False
     return torch.compile(function, dynamic=True, fullgraph=True)
 
@@ -40,7 +39,7 @@ def compiled(function: Callable[..., Any]) -> Any:
 class Compute:
     """What the packed forward runs on; the arithmetic is the same up to rounding.
 
-    Args: region: makes of a function of `pipelines.families.flux1.blocks` what is called in its place.
+    Args: region: wraps the tensor functions before and after attention: eager or compiled.
     """
 
     attend: Attend = grouped_attention
@@ -54,17 +53,17 @@ class Compute:
 
 def choose_compute(
     tuning: Tuning,
-    transformer: FluxTransformer2DModel,
+    heads: int,
+    head_dim: int,
     dtype: torch.dtype,
     accelerator: Accelerator,
     note: Note = lambda sentence: None,
 ) -> Compute:
-    """What this model runs on here. Args: tuning: resolved for this kind of device.
+    """What a model with this attention runs on here.
 
+    Args: tuning: resolved for this kind of device. note: called for every choice that an operator should know.
     Raises: ValueError in one sentence if an attention was asked for by name that cannot run here.
     """
-    config = transformer.config
-    heads, head_dim = int(config.num_attention_heads), int(config.attention_head_dim)
     place = Place(accelerator.kind, accelerator.capability, dtype)
     accelerator.allow_split_k(tuning.split_k is not False)
     attend = choose_attention(tuning.attention, place, heads, head_dim, accelerator, note)

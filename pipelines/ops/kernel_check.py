@@ -1,4 +1,4 @@
-"""Triton's operations are taken only where they have just been seen to be right."""
+"""Takes Triton's operations only where they pass a check against torch's, on this device, in this dtype."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipelines.ops.ops import REFERENCE, Ops, TokenRows
 def checked_triton(
     heads: int, head_dim: int, device: torch.device, dtype: torch.dtype, note: Callable[[str], None]
 ) -> Ops:
-    """Triton's operations where they are right on this device; torch's, with a sentence, where they are not."""
+    """Triton's operations if they pass on this device; else torch's, and `note` is told why."""
     try:
         triton: Ops = import_module("pipelines.ops.kernels").TRITON
         wrong = [name for name, is_right in _verdicts(triton, heads, head_dim, device, dtype) if not is_right]

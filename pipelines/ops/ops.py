@@ -1,4 +1,4 @@
-"""The small operations between the matrix products of a FLUX block, as one replaceable set."""
+"""The small operations between the matrix products of a transformer block, as one replaceable set."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipelines.ops.attention import runs
 
 
 class TokenRows:
-    """Which row (picture) each token of a packed list belongs to, in both forms that implementations want."""
+    """Which row (picture) each token of a packed list belongs to, in the two forms that implementations take."""
 
     def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
         self._lengths, self._device = lengths, device

@@ -27,7 +27,7 @@ class LatentPreview:
 def _fit(vae: AutoencoderKL) -> Tensor:
     """Least squares of decoded random latents, averaged over each cell, on their channels.
 
-    The samples are smooth (a coarse grid, enlarged): decoders answer white noise with mud.
+    The samples are smooth (a coarse grid, enlarged), as latents of pictures are; white noise decodes to grey.
     """
     device, dtype = vae.device, vae.dtype
     channels = int(vae.config.latent_channels)
@@ -40,7 +40,7 @@ def _fit(vae: AutoencoderKL) -> Tensor:
     targets = torch.nn.functional.avg_pool2d(decoded, factor).permute(0, 2, 3, 1).reshape(-1, 3)
     inputs = latents.permute(0, 2, 3, 1).reshape(-1, channels).to(device)
     inputs = torch.cat((inputs, torch.ones_like(inputs[:, :1])), dim=1)
-    # Normal equations with a little ridge: a random decoder may ignore channels.
+    # Normal equations with a small ridge term: a decoder may ignore some channels.
     gram = inputs.T @ inputs + 1e-3 * torch.eye(channels + 1, device=device)
     matrix: Tensor = torch.linalg.solve(gram, inputs.T @ targets)
     return matrix

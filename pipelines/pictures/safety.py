@@ -1,4 +1,4 @@
-"""The safety stage: how likely a finished picture is unsafe, whichever checker the checkpoint brings."""
+"""How likely a finished picture is unsafe, by whichever safety checker the checkpoint contains."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SafetyChecker(Protocol):
     """Judges one picture."""
 
     def unsafe_probability(self, pixels: NDArray[np.uint8]) -> float:
-        """In [0, 1], for (height, width, 3) uint8 RGB. 0.5 is the checker's own line."""
+        """In [0, 1], for (height, width, 3) uint8 RGB. 0.5 is the checker's own threshold."""
 
 
 class ClassifierChecker:
@@ -48,7 +48,7 @@ class ConceptChecker:
     """CompVis' StableDiffusionSafetyChecker: cosine margins over 17 concepts, mapped to a probability.
 
     The checker flags a picture if any margin, rounded to three digits, is above zero. The logistic function of
-    margin / 0.02 puts that line at 0.5, so a threshold of 0.5 is CompVis' own decision, a lower one is stricter.
+    margin / 0.02 puts that point at 0.5, so a threshold of 0.5 is CompVis' own decision, a lower one is stricter.
     """
 
     def __init__(self, safety: SafetyModel) -> None:
@@ -66,7 +66,7 @@ class ConceptChecker:
 
 
 def safety_checker(safety: SafetyModel | None) -> SafetyChecker | None:
-    """The checker for what the checkpoint brought; None if it brought none. Raises: ValueError if it has no label."""
+    """The checker for a checkpoint's safety model; None if it has none. Raises: ValueError if it has no label."""
     if safety is None:
         return None
     is_concepts = isinstance(safety.model, StableDiffusionSafetyChecker)

@@ -22,8 +22,8 @@ MAX_FRAME = 1 << 30
 _HEADER = struct.Struct(">I")
 
 FailureKind = Literal["model_error", "input_error", "out_of_memory", "internal", "deadline"]
-"""model_error: this request's own fault (NaN, a Python error in its tensors). input_error: one field of it is at fault,
-and `loc` says which. out_of_memory: does not fit alone. internal: the worker's fault; worth running again elsewhere.
+"""model_error: caused by this request (NaN, a Python error in its tensors). input_error: caused by one field of it,
+named by `loc`. out_of_memory: does not fit alone. internal: caused by the worker; worth running again elsewhere.
 deadline: it did not start in time."""
 
 
@@ -55,7 +55,7 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Shutdown:
-    """Finish nothing more and exit 0."""
+    """Drop everything and exit with status 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +238,7 @@ def decode(body: bytes) -> Frame:
 
 
 class FrameReader:
-    """Cuts a byte stream into frames: feed what arrived, iterate what is complete."""
+    """Splits a byte stream into frames: feed it the bytes that arrived, iterate the frames that are complete."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()

@@ -1,8 +1,9 @@
-"""The worker process: reads frames, runs the engine's step loop, answers. One a device; it may die and lose nothing.
+"""The worker process, one a device: reads the node's frames, runs the engine's step loop, sends what happens.
 
     python -m pipelines.worker --fd N --device cuda:0 --dtype auto --model flux-shapes
 
-The parent keeps the other end of the inherited socket; when it closes, or the parent dies, the worker exits.
+The parent keeps the other end of the inherited socket; when it closes, or the parent dies, the worker exits. Nothing is
+lost with a worker: the node runs its requests again.
 """
 
 from __future__ import annotations
@@ -11,15 +12,13 @@ import argparse
 import os
 
 # OpenMP threads spin between two operations by default. Beside any other load on the same cores a step then takes
-# ten times as long (214 against 19 ms measured on two busy cores); it must be said before torch is loaded.
+# ten times as long (214 against 19 ms measured on two busy cores). Must be set before torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # transformers announces on import which optional packages it would rather have.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-import queue
 import socket
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -35,95 +34,36 @@ from models.loading import silence_libraries
 from models.memory import OFFLOADS
 from models.tuning import parse_tuning
 from pipelines.adapters.cache import AdapterCache
+from pipelines.engine.acceleration import AccelerationChoice
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.engine.scheduler import SchedulerConfig
 from pipelines.families.pool import ModelPool
 from pipelines.protocol.frames import (
     Cancel,
-    Frame,
-    FrameReader,
     Heartbeat,
     Loading,
     Log,
-    ProtocolError,
     Ready,
     Shutdown,
     Submit,
-    encode,
 )
 from pipelines.protocol.params import ACCELERATIONS, GenerationParams
+from pipelines.worker.link import Link
 from pipelines.worker.warmup import Size, sizes_to_warm, warm_up
 
 HEARTBEAT_S = 0.5
 POLL_S = 0.002
-"""Pause while only a prompt or a picture is under way beside the steps, where the device cannot call back."""
+"""Pause between two looks at a prompt or picture under way, where the device cannot call back."""
 SWITCH_MS = 10_000.0
-"""What it costs to load another checkpoint where memory does not hold all: tens of gigabytes from the page cache."""
+"""Time to load another checkpoint where memory does not hold all: tens of gigabytes from the page cache."""
 ADAPTER_BYTES = 4 << 30
 """What the adapters of requests may take: some thirty of rank 16 over every linear of FLUX.1's blocks."""
 EXIT_BROKEN = 3
 """Exit status when the model, the device or an argument is at fault: a restart will not help by itself."""
 
 
-class Link:
-    """The socket to the node. A reader thread fills the inbox, a writer thread empties the outbox.
-
-    Frames, heartbeats too, are made by the engine's loop alone: a loop that hangs falls silent, as it should.
-    """
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
-        self._inbox: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
-        self._outbox: queue.Queue[bytes | None] = queue.Queue(maxsize=1024)
-        self._writer = threading.Thread(target=self._write, name="frames-out", daemon=True)
-        self._writer.start()
-        threading.Thread(target=self._read, name="frames-in", daemon=True).start()
-
-    def send(self, frame: Frame) -> None:
-        """Queue one frame; waits only if the node has stopped reading."""
-        self._outbox.put(encode(frame))
-
-    def receive(self, timeout_s: float) -> list[Frame]:
-        """What has arrived; with nothing there, waits up to `timeout_s` for a frame or a `wake`."""
-        frames: list[Frame | None] = []
-        try:
-            frames.append(self._inbox.get(timeout=timeout_s) if timeout_s else self._inbox.get_nowait())
-            while True:
-                frames.append(self._inbox.get_nowait())
-        except queue.Empty:
-            return [frame for frame in frames if frame is not None]
-
-    def wake(self) -> None:
-        """End a `receive` that waits; from any thread."""
-        self._inbox.put(None)
-
-    def close(self) -> None:
-        """Send what is queued, then hang up."""
-        self._outbox.put(None)
-        self._writer.join(timeout=5)
-        self._socket.detach()  # the reader still sits in recv; the descriptor goes with the process
-
-    def _write(self) -> None:
-        while (data := self._outbox.get()) is not None:
-            try:
-                self._socket.sendall(data)
-            except OSError:
-                os._exit(0)
-
-    def _read(self) -> None:
-        reader = FrameReader()
-        try:
-            while data := self._socket.recv(1 << 16):
-                for frame in reader.feed(data):
-                    self._inbox.put(frame)
-        except (OSError, ProtocolError) as exc:
-            print(f"worker: the node's frames ended ({exc})", file=sys.stderr)
-        # Without a node nobody wants the pictures, and the loop may be deep in a step: leave now.
-        os._exit(0)
-
-
 WarmUp = Callable[[str, Engine], None]
-"""Draws what has to be drawn before this model on this engine is ready."""
+"""Draws what has to be drawn before the model of this name is ready on this engine."""
 
 
 def serve(link: Link, pool: ModelPool, accelerator: Accelerator, warm_up_model: WarmUp) -> int:
@@ -134,8 +74,8 @@ def serve(link: Link, pool: ModelPool, accelerator: Accelerator, warm_up_model: 
         model["acceleration"] = _levels(pool, model["name"])
     switch_ms = SWITCH_MS if len(pool.loaded) < len(pool.specs) else 0.0
     config = EngineConfig(SchedulerConfig(switch_ms=switch_ms))
-    engine = Engine(pool.runner, accelerator, config, on_ready=link.wake, granting=pool.grant)
-    # Those that had to make room again are warmed up by their first request: loading them now would evict others.
+    engine = Engine(pool.runner, accelerator, config, on_ready=link.wake, choose_acceleration=pool.choose_acceleration)
+    # A model that was unloaded again is warmed up by its first request: loading it now would unload others.
     for name in pool.loaded:
         warm_up_model(name, engine)
     link.send(Ready(str(accelerator.device), accelerator.name, models))
@@ -172,8 +112,8 @@ def _describe(pool: ModelPool, name: str) -> dict[str, Any]:
         "variant": components.spec.variant,
         "has_safety_checker": runner.has_safety_checker,
         "guidance_embeds": components.guidance_embeds,
-        "size_multiple": components.size_multiple,
-        "max_pixels": components.spec.max_pixels,
+        "size_multiple": runner.limits.size_multiple,
+        "max_pixels": runner.limits.max_pixels,
         "dtype": str(components.dtype).removeprefix("torch."),
         "load_s": components.load_s,
         "shared": sorted(components.shared),
@@ -183,15 +123,19 @@ def _describe(pool: ModelPool, name: str) -> dict[str, Any]:
 def _levels_with_weights(pool: ModelPool, name: str) -> tuple[str, ...]:
     """One level of acceleration for each set of weights that the model has here."""
     first: dict[str, str] = {}
-    for level in ACCELERATIONS:
-        first.setdefault(pool.grant(GenerationParams(name, "", 64, 64, 1, 0.0, 0, acceleration=level)).group, level)
+    for level, choice in _choices(pool, name).items():
+        first.setdefault(choice.group, level)
     return tuple(first.values())
 
 
 def _levels(pool: ModelPool, name: str) -> dict[str, str]:
     """What each level of acceleration does here, in words."""
+    return {level: choice.how for level, choice in _choices(pool, name).items()}
+
+
+def _choices(pool: ModelPool, name: str) -> dict[str, AccelerationChoice]:
     levels = (GenerationParams(name, "", 64, 64, 1, 0.0, 0, acceleration=level) for level in ACCELERATIONS)
-    return {params.acceleration: pool.grant(params).how for params in levels}
+    return {params.acceleration: pool.choose_acceleration(params) for params in levels}
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -260,8 +204,9 @@ def _run(link: Link, arguments: argparse.Namespace) -> int:
 
     def warm_up_model(name: str, engine: Engine) -> None:
         sizes = sizes_to_warm(arguments.warmup, accelerator.kind, pool.runner(name).limits, arguments.warmup_size)
-        # One round compiles; where there is something to time, a second one on the serving engine times it.
-        engines = [Engine(pool.runner, accelerator, granting=pool.grant), *([engine] if len(sizes) > 1 else [])]
+        # The first round compiles; the second, on the serving engine, times the steps where they are worth timing.
+        throwaway = Engine(pool.runner, accelerator, choose_acceleration=pool.choose_acceleration)
+        engines = [throwaway, engine] if len(sizes) > 1 else [throwaway]
 
         def progress(done: int, total: int) -> None:
             if done < total:

@@ -22,8 +22,8 @@ _JOB = "warm-up"
 def sizes_to_warm(mode: Mode, kind: str, limits: Limits, presets: Sequence[Size]) -> tuple[Size, ...]:
     """The pictures to draw before a model is ready, each once.
 
-    `full` is every preset that the model can draw. `auto` is the same on an accelerator, and on a CPU, which compiles
-    nothing, one token: it shows that the model draws at all. `none` draws nothing.
+    `full` is every preset that the model can draw. `auto` is the same on an accelerator; on a CPU, which compiles
+    nothing, it is the smallest picture, to show that the model draws at all. `none` draws nothing.
     """
     if mode == "none":
         return ()
@@ -41,12 +41,12 @@ def warm_up(
 ) -> list[str]:
     """Draw every size in one step, alone, on each engine in turn: text encoders, transformer, VAE, safety checker.
 
-    What a first engine compiles, a second one times: give one to throw away and then the one that will serve, and its
-    cost model learns from steps as they will be.
+    The first steps of a size include compilation. Give an engine that is thrown away, then the one that will serve: its
+    cost model then learns from compiled steps only.
 
     Args:
         progress: called with how many are done of how many, before each and at the end.
-        levels: of acceleration; those that other weights draw need kernels of their own.
+        levels: of acceleration, one for each set of weights: each needs kernels of its own.
     Returns: a sentence for each size that could not be drawn. Raises: LoadError if none could.
     """
     failures: dict[tuple[Size, str], Failed] = {}
@@ -85,5 +85,5 @@ def _draw(engine: Engine, spec: ModelSpec, size: Size, level: str) -> Failed | N
 
 def _advice(failures: Sequence[Failed]) -> str:
     if all(failed.kind == "out_of_memory" for failed in failures):
-        return "no picture fits into its memory; try --quantization fp8, or --offload text"
+        return "no picture fits into its memory; `fluxserve doctor` says how --quantization and --offload make it fit"
     return next(failed.message for failed in failures if failed.kind != "out_of_memory")

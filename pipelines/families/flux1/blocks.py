@@ -1,4 +1,4 @@
-"""FLUX's two kinds of block over packed tokens, cut where attention is: tensors in, tensors out.
+"""FLUX.1's two kinds of block over packed tokens, split into the parts before and after attention.
 
 `block` is diffusers' own module, called and never copied; `mod` holds its AdaLN vectors, one row a picture, with scales
 as 1 + scale. `rows` are what `ops.rows` made of the pack's `TokenRows`.

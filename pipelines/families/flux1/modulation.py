@@ -1,4 +1,4 @@
-"""The AdaLN vectors of a request's steps: 27 % of FLUX's weights are read for nothing else."""
+"""The AdaLN vectors of a request's steps, computed once: a step then need not read 27 % of FLUX.1's weights."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pipelines.families.flux1.packed import modulation_rows
 class ModulationTable:
     """(steps, K) vectors, computed in chunks of consecutive steps; only the last chunk is kept.
 
-    They depend on timestep, guidance and pooled prompt, never on the picture, so rows of a request share them.
+    They depend on timestep, guidance and pooled prompt, not on the picture, so the rows of a request share them.
 
     Args:
         sigmas: (steps + 1,) float32 on the CPU.
         pooled: (1, P) in the model's dtype.
         chunk: steps computed at a time.
-        row_by_row: on a CPU, products over one row and over many round differently, and the stock pipeline
-            computes one; an accelerator takes the whole chunk as one product.
+        row_by_row: whether every step is a product of its own, as in the stock pipeline; a CPU rounds products of
+            one row and of many differently. An accelerator takes the whole chunk as one product.
         segments: the request's adapters, if `transformer` takes any.
     """
 
@@ -44,7 +44,7 @@ class ModulationTable:
         self._chunk = chunk
         self._group = 1 if row_by_row else chunk
         train_steps = float(sigma_config.get("num_train_timesteps", 1000))
-        # The pipeline's own detour through the model's dtype: 987.65 becomes 988.0 in bfloat16.
+        # The stock pipeline rounds timesteps to the model's dtype, too: 987.65 becomes 988.0 in bfloat16.
         self._timesteps = (sigmas[:-1] * train_steps).to(pooled.device, pooled.dtype) / 1000 * 1000
         self._guidance = torch.full_like(self._timesteps, guidance_scale) * 1000
         self._start = 0

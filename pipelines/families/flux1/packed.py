@@ -1,4 +1,4 @@
-"""One FLUX transformer forward over any mix of picture sizes, timesteps, guidance values and prompts.
+"""One FLUX.1 transformer forward over any mix of picture sizes, timesteps, guidance values and prompts.
 
 All tokens of all pictures stand in one list. Linear layers see it once, modulation differs by picture, attention
 is block-diagonal. The modules are diffusers' own `FluxTransformer2DModel`, called and never copied, so quantised
@@ -98,6 +98,11 @@ class PackLayout:
         if len(parts) == 2:
             return parts[0], parts[1]
         return torch.cat(parts[0::2]), torch.cat(parts[1::2])
+
+
+def attention_shape(transformer: FluxTransformer2DModel) -> tuple[int, int]:
+    """Heads, and values a head."""
+    return int(transformer.config.num_attention_heads), int(transformer.config.attention_head_dim)
 
 
 def modulation_width(transformer: FluxTransformer2DModel) -> int:

@@ -1,4 +1,4 @@
-"""One request through diffusers' own pipeline: slow, obvious, the oracle for tests and benchmarks."""
+"""One request through diffusers' own pipeline: the oracle for tests and benchmarks."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from pipelines.families.flux1.conditioning import Conditioning, conditioning_of,
 from pipelines.families.flux1.encode import PromptCache, PromptEmbedding, encode_prompt
 from pipelines.families.flux1.limits import Flux1Limits
 from pipelines.families.flux1.modulation import ModulationTable
-from pipelines.families.flux1.packed import PackLayout, packed_forward
+from pipelines.families.flux1.packed import PackLayout, attention_shape, packed_forward
 from pipelines.families.flux1.sampling import (
     crop_centred,
     euler_step,
@@ -45,7 +45,7 @@ _MODULATION_CHUNK = 32
 
 @dataclass(frozen=True, slots=True)
 class _Pack:
-    """The rows of the last step and what of the packed input depends on nothing else."""
+    """The rows of the last step and the part of the packed input that depends on them alone."""
 
     rows: tuple[Row, ...]
     layout: PackLayout
@@ -53,7 +53,7 @@ class _Pack:
 
 
 class FluxRunner:
-    """FLUX text-to-image over stock diffusers modules.
+    """FLUX.1 text-to-image over stock diffusers modules.
 
     Args: hit_rule: when rows with a step cache skip; benchmarks of random weights force a pattern. adapters: what
         requests may name.
@@ -73,8 +73,9 @@ class FluxRunner:
         self._adapters = adapters
         self._adaptable = Adaptable(components.transformer)
         self._accelerator = accelerator
+        heads, head_dim = attention_shape(components.transformer)
         self._compute = choose_compute(
-            tuning.resolved(accelerator.kind), components.transformer, components.dtype, accelerator, note
+            tuning.resolved(accelerator.kind), heads, head_dim, components.dtype, accelerator, note
         )
         self._prompts = PromptCache(prompt_cache_bytes)
         self._safety = safety_checker(components.safety)
@@ -224,7 +225,7 @@ class FluxRunner:
                     conditioning.text, conditioning.rope, conditioning.sigma_steps, *conditioning.modulation.tensors
                 )
                 self._accelerator.adopt(*(tensor for adapter, _ in conditioning.uses for tensor in adapter.tensors))
-            # Noise is made beside the steps, too: its memory must not be given away before they have read it.
+            # Noise is made on another stream, too: its memory must not be reused before the steps have read it.
             self._accelerator.adopt(*(_latents(row) for row in ordered))
             layout = PackLayout(
                 text_lengths=tuple(c.text_tokens for c in conditionings),

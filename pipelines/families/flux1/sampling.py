@@ -15,8 +15,7 @@ from torch import Tensor
 def flow_match_sigmas(config: Mapping[str, Any], num_steps: int, image_tokens: int) -> Tensor:
     """The noise levels of one request: float32, (num_steps + 1,), from 1 down to 0.
 
-    A scheduler object is made for this one answer and dropped: its `step()` keeps a private index, so sharing
-    one between requests would corrupt them.
+    A scheduler object is made for this and dropped: its `step()` counts in the object, so requests cannot share one.
 
     Args: config: the checkpoint's scheduler_config. image_tokens: of this picture; dynamic shifting depends on it.
     """

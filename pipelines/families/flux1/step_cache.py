@@ -25,23 +25,23 @@ from pipelines.ops.compute import Compute
 
 
 class HitRule(Protocol):
-    """When a picture may skip, and when it does."""
+    """Decides which steps of a picture skip all blocks but the first."""
 
     def may_hit(self, step: int, num_steps: int, hits_in_row: int) -> bool:
-        """Is step `step` of `num_steps` open to skipping after `hits_in_row` skipped steps? No tensors are read."""
+        """Whether step `step` of `num_steps` may skip after `hits_in_row` skipped ones. Reads no tensors."""
 
     def is_hit(self, step: int, change: float) -> bool:
-        """Does a step skip whose first block changed by `change`, relative to the last full step? NaN must not."""
+        """Whether a step skips, its first block changed by `change` relative to the last full step. Not for NaN."""
 
 
 @dataclass(frozen=True, slots=True)
 class FirstBlockRule:
-    """The rule that requests get.
+    """The rule in use.
 
     Args:
         threshold: relative change up to which a step skips; 0.12 is what ParaAttention pairs with fp8 on FLUX.1-dev.
-        warm_up: share of the steps, at the start, that are always computed: they place everything in the picture.
-        max_hits: steps skipped one after another, so that no error feeds on itself. The last step never skips.
+        warm_up: share of the steps, at the start, that are always computed: they settle the composition.
+        max_hits: steps skipped one after another, so that errors do not add up. The last step never skips.
     """
 
     threshold: float = 0.12

@@ -99,7 +99,7 @@ def test_a_pool_counts_adapters_and_float8_weights_take_them_along(tmp_path: Pat
     save_diffusers(random_lora(transformer, 16, 1, 0.08), tmp_path / "one.safetensors")
     pool.hold_float8()
     before = pool.weights()
-    engine = Engine(pool.runner, CpuAccelerator(), granting=pool.grant)
+    engine = Engine(pool.runner, CpuAccelerator(), choose_acceleration=pool.choose_acceleration)
     for level in ("none", "regular"):
         for name, adapters in (("plain", ()), ("adapted", (Adapter("one.safetensors"),))):
             wanted = {"width": 128, "height": 128, "acceleration": level, "adapters": adapters}

@@ -1,4 +1,4 @@
-"""What a request's acceleration is granted on a worker, and what it is told when that is less than it asked for."""
+"""What a request's acceleration gives it on a worker, and what it is told when that is less than it asked for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from models.accelerator import CpuAccelerator
 from models.registry import TINY
-from pipelines.engine.acceleration import FLOAT8, Grant, grant
+from pipelines.engine.acceleration import FLOAT8, AccelerationChoice, choose_acceleration
 from pipelines.engine.engine import Engine
 from pipelines.protocol.frames import Note
 from tests.pipelines.driving import drain, make_engine, make_params, of, submit
@@ -20,24 +20,24 @@ NOTE = "acceleration {} is not fully available on this worker: drawn {}"
 @pytest.mark.parametrize("most", ["none", "regular", "high"])
 @pytest.mark.parametrize("has_float8", [False, True])
 def test_none_is_always_exact_and_says_nothing(most: str, has_float8: bool) -> None:
-    assert grant(make_params(), most, has_float8) == Grant(TINY.name)
+    assert choose_acceleration(make_params(), most, has_float8) == AccelerationChoice(TINY.name)
 
 
 @pytest.mark.parametrize(
     ("wanted", "most", "has_float8", "expected"),
     [
-        ("regular", "high", True, Grant(FLOAT8_GROUP, False, WEIGHTS)),
-        ("high", "high", True, Grant(FLOAT8_GROUP, True, BOTH)),
-        ("regular", "high", False, Grant(TINY.name, note=NOTE.format("regular", "exactly"))),
-        ("high", "high", False, Grant(TINY.name, True, STEPS, NOTE.format("high", STEPS))),
-        ("high", "regular", True, Grant(FLOAT8_GROUP, False, WEIGHTS, NOTE.format("high", WEIGHTS))),
-        ("high", "regular", False, Grant(TINY.name, note=NOTE.format("high", "exactly"))),
-        ("high", "none", True, Grant(TINY.name, note=NOTE.format("high", "exactly"))),
-        ("regular", "none", True, Grant(TINY.name, note=NOTE.format("regular", "exactly"))),
+        ("regular", "high", True, AccelerationChoice(FLOAT8_GROUP, False, WEIGHTS)),
+        ("high", "high", True, AccelerationChoice(FLOAT8_GROUP, True, BOTH)),
+        ("regular", "high", False, AccelerationChoice(TINY.name, note=NOTE.format("regular", "exactly"))),
+        ("high", "high", False, AccelerationChoice(TINY.name, True, STEPS, NOTE.format("high", STEPS))),
+        ("high", "regular", True, AccelerationChoice(FLOAT8_GROUP, False, WEIGHTS, NOTE.format("high", WEIGHTS))),
+        ("high", "regular", False, AccelerationChoice(TINY.name, note=NOTE.format("high", "exactly"))),
+        ("high", "none", True, AccelerationChoice(TINY.name, note=NOTE.format("high", "exactly"))),
+        ("regular", "none", True, AccelerationChoice(TINY.name, note=NOTE.format("regular", "exactly"))),
     ],
 )
-def test_a_worker_gives_what_it_has(wanted: str, most: str, has_float8: bool, expected: Grant) -> None:
-    assert grant(make_params(acceleration=wanted), most, has_float8) == expected
+def test_a_worker_gives_what_it_has(wanted: str, most: str, has_float8: bool, expected: AccelerationChoice) -> None:
+    assert choose_acceleration(make_params(acceleration=wanted), most, has_float8) == expected
 
 
 def test_a_request_is_told_when_it_is_drawn_otherwise_than_asked() -> None:
@@ -53,7 +53,9 @@ def test_rows_of_other_weights_share_no_step_and_cached_rows_do() -> None:
     runner = FakeRunner()
     runners = {TINY.name: runner, FLOAT8_GROUP: runner}
     engine = Engine(
-        runners.__getitem__, CpuAccelerator(), granting=lambda params: grant(params, has_float8=params.seed == 8)
+        runners.__getitem__,
+        CpuAccelerator(),
+        choose_acceleration=lambda params: choose_acceleration(params, has_float8=params.seed == 8),
     )
     for name, changes in {
         "exact": {},

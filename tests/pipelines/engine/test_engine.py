@@ -147,7 +147,7 @@ def test_a_start_deadline_fails_what_has_not_started(runner: FakeRunner) -> None
     assert ends(frames, "patient") == ["Finished"]
 
 
-def test_an_exception_in_a_step_fails_the_guilty_request_only(engine: Engine, runner: FakeRunner) -> None:
+def test_an_exception_in_a_step_fails_only_the_request_that_causes_it(engine: Engine, runner: FakeRunner) -> None:
     def poison(rows: Sequence[Row]) -> None:
         if any(row.request.job_id == "bad" for row in rows):
             raise IndexError("secret internals /path/to/file.py")

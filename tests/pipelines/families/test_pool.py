@@ -1,4 +1,4 @@
-"""The weights a worker holds beside the exact ones, and what requests are granted from them."""
+"""The weights a worker holds beside the exact ones, and which of them draw a request."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ def rounded(pool: ModelPool, group: str) -> int:
 
 def test_exact_and_float8_weights_stand_side_by_side_and_share_the_rest() -> None:
     lone, pool = make_pool(CpuAccelerator), make_pool()
-    exact, twin = pool.runner(NAME), pool.runner(NAME + FLOAT8)
+    exact, copy = pool.runner(NAME), pool.runner(NAME + FLOAT8)
     assert (rounded(pool, NAME), rounded(pool, NAME + FLOAT8)) == (0, 44)
-    assert twin.components.vae is exact.components.vae
-    assert twin.components.transformer.x_embedder.weight is exact.components.transformer.x_embedder.weight
+    assert copy.components.vae is exact.components.vae
+    assert copy.components.transformer.x_embedder.weight is exact.components.transformer.x_embedder.weight
     assert lone.weights() < pool.weights() < 1.3 * lone.weights()
 
 
 def test_requests_of_every_level_share_one_engine_and_none_is_exact() -> None:
     pool = make_pool()
-    engine = Engine(pool.runner, CpuAccelerator(), granting=pool.grant)
+    engine = Engine(pool.runner, CpuAccelerator(), choose_acceleration=pool.choose_acceleration)
     levels = ("none", "regular", "high")
     for level in levels:
         submit(engine, level, small(acceleration=level))
@@ -74,7 +74,7 @@ def test_neighbours_do_not_change_a_float8_picture(acceleration: str) -> None:
     pool = make_pool()
 
     def draw(*strangers: GenerationParams) -> np.ndarray:
-        engine = Engine(pool.runner, CpuAccelerator(), granting=pool.grant)
+        engine = Engine(pool.runner, CpuAccelerator(), choose_acceleration=pool.choose_acceleration)
         submit(engine, "a", small(acceleration=acceleration))
         for index, params in enumerate(strangers):
             submit(engine, str(index), params)
@@ -94,17 +94,17 @@ def test_neighbours_do_not_change_a_float8_picture(acceleration: str) -> None:
     ],
     ids=["no gain", "not wanted", "no room", "the only weights are float8"],
 )
-def test_no_twin_is_held(device: type[CpuAccelerator], options: dict[str, object]) -> None:
+def test_no_float8_copy_is_held(device: type[CpuAccelerator], options: dict[str, object]) -> None:
     pool = make_pool(device, **options)
     assert pool.runner(NAME + FLOAT8) is pool.runner(NAME)
 
 
 def test_with_float8_weights_only_regular_is_what_it_asks_for() -> None:
-    granted = make_pool(quantization="fp8").grant(small(acceleration="regular"))
-    assert (granted.group, granted.how, granted.note) == (NAME, "with float8 weights", None)
+    choice = make_pool(quantization="fp8").choose_acceleration(small(acceleration="regular"))
+    assert (choice.group, choice.how, choice.note) == (NAME, "with float8 weights", None)
 
 
-def test_weights_made_to_go_take_their_twin_along() -> None:
+def test_weights_made_to_go_take_their_float8_copy_along() -> None:
     schnell = REGISTRY["flux-shapes-schnell"]
     pool = ModelPool([SHAPES, schnell], Float8Device(), memory_bytes=40_000_000)
     pool.runner(NAME)

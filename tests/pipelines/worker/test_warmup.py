@@ -61,7 +61,7 @@ def test_a_size_that_does_not_fit_is_named_once_and_not_tried_again() -> None:
     assert tried == [64, 48, 32, 48, 32]
 
 
-@pytest.mark.parametrize(("error", "words"), [(MemoryError(), "--offload text"), (TypeError(), "TypeError")])
+@pytest.mark.parametrize(("error", "words"), [(MemoryError(), "--offload"), (TypeError(), "TypeError")])
 def test_a_model_that_can_draw_nothing_is_not_ready(error: Exception, words: str) -> None:
     runner = FakeRunner()
 

@@ -155,7 +155,7 @@ def test_a_size_that_cannot_be_drawn_is_said_and_does_not_stop_the_worker() -> N
     with worker(*arguments, "--warmup-size", "48x32", program=("-c", script)) as peer:
         log = peer.until(protocol.Log)[-1]
         assert isinstance(log, protocol.Log)
-        assert "--offload text" in log.message
+        assert "--offload" in log.message
         assert peer.process.wait(START_S) == 3
 
 

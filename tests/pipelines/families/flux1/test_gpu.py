@@ -17,6 +17,7 @@ from models.loading import load
 from models.registry import REGISTRY, TINY
 from models.tuning import parse_tuning
 from pipelines.engine.engine import Engine
+from pipelines.families.flux1.packed import attention_shape
 from pipelines.families.flux1.runner import FluxRunner
 from pipelines.ops.attention import grouped_attention, varlen_attention
 from pipelines.ops.compute import choose_compute
@@ -80,7 +81,7 @@ def test_a_picture_has_the_same_bits_in_a_pack_of_any_size(
     tuning = parse_tuning(text).resolved("cuda")
     transformer = copy.deepcopy(two_blocks)
     fuse(transformer, bool(tuning.fuse_qkv), bool(tuning.fuse_mlp))
-    compute = choose_compute(tuning, transformer, torch.bfloat16, accelerator, print)
+    compute = choose_compute(tuning, *attention_shape(transformer), torch.bfloat16, accelerator, print)
     try:
         moved = moved_by_company(transformer, compute, 32, 512, range(2560, 16385, 512))
     finally:

@@ -54,7 +54,7 @@ def test_neighbours_do_not_change_an_accelerated_picture(
     assert pool.runner(NAME + FLOAT8) is not pool.runner(NAME), "the device holds no float8 weights"
 
     def draw(strangers: int) -> np.ndarray:
-        engine = Engine(pool.runner, accelerator, granting=pool.grant)
+        engine = Engine(pool.runner, accelerator, choose_acceleration=pool.choose_acceleration)
         wanted = {"model": NAME, "acceleration": acceleration, "num_inference_steps": 20}
         submit(engine, "a", make_params(**wanted, width=512, height=384))
         for index in range(strangers):
