@@ -161,6 +161,7 @@ def _worker_options(settings: Settings, command: Sequence[str]) -> WorkerOptions
         hang_s=settings.hang_s,
         warmup=settings.warmup,
         warmup_sizes=tuple(PRESETS.values()),
+        adapters=settings.data_dir / "adapters",
         cache_dir=settings.data_dir / "cache",
         command=tuple(command),
     )

@@ -49,6 +49,10 @@ class Settings(BaseSettings):
         api_keys: any of these admits; none leaves the server open. `@FILE` reads one key a line.
         public_url: what clients call this server behind a reverse proxy; None follows each request.
         allow_private_cidrs: networks that picture fetches and webhooks may reach besides public addresses.
+        adapter_dir: a folder whose LoRAs requests may name; None has none.
+        adapter_hub: whether requests may name LoRAs of the Hugging Face hub as owner/repo.
+        max_adapter_mb: of one LoRA file, in MiB.
+        adapter_store_gb: LoRAs kept on disk, in GB; beyond it the one used least recently goes.
         max_queue: waiting requests beyond this are refused with 429.
         retention_s: how long finished requests and their pictures are kept, in seconds.
         warmup: what a worker draws before it is ready: auto (nothing to speak of on a CPU), none, or full.
@@ -75,6 +79,10 @@ class Settings(BaseSettings):
     public_url: str | None = None
     allow_private_cidrs: Words = ()
     allow_insecure_bind: bool = False
+    adapter_dir: Path | None = None
+    adapter_hub: bool = False
+    max_adapter_mb: int = Field(1024, ge=1)
+    adapter_store_gb: float = Field(10.0, gt=0)
     max_queue: int = Field(10_000, ge=0)
     retention_s: float = Field(7 * 86400.0, gt=0)
     hang_s: float = Field(120.0, gt=0)
@@ -106,6 +114,13 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
+
+    @field_validator("adapter_dir")
+    @classmethod
+    def _existing_folder(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.expanduser().is_dir():
+            raise ValueError("must be a folder that exists")
+        return None if value is None else value.expanduser().absolute()
 
     @field_validator("public_url")
     @classmethod

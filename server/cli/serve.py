@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -62,6 +63,14 @@ def serve(
     allow_insecure_bind: Annotated[
         bool | None, typer.Option("--allow-insecure-bind", help="Listen on other addresses without a key.")
     ] = None,
+    adapter_dir: Annotated[Path | None, typer.Option(help="Folder of LoRAs that requests may name.")] = None,
+    adapter_hub: Annotated[
+        bool | None, typer.Option("--adapter-hub", help="Let requests name LoRAs of the Hugging Face hub: owner/repo.")
+    ] = None,
+    max_adapter_mb: Annotated[int | None, typer.Option(help="Largest LoRA file, in MiB.", show_default="1024")] = None,
+    adapter_store_gb: Annotated[
+        float | None, typer.Option(help="LoRAs kept on disk, in GB.", show_default="10")
+    ] = None,
     max_queue: Annotated[
         int | None, typer.Option(help="Waiting requests beyond this get 429.", show_default="10000")
     ] = None,
@@ -96,6 +105,10 @@ def serve(
         public_url=public_url,
         allow_private_cidrs=allow_private_cidr,
         allow_insecure_bind=allow_insecure_bind,
+        adapter_dir=adapter_dir,
+        adapter_hub=adapter_hub,
+        max_adapter_mb=max_adapter_mb,
+        adapter_store_gb=adapter_store_gb,
         max_queue=max_queue,
         retention_s=retention_s,
         hang_s=hang_s,

@@ -13,10 +13,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import re
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import unquote_to_bytes
 
 import httpx
 
@@ -37,8 +36,6 @@ SILENCE_S = 15.0
 MAX_REDIRECTS = 5
 
 ANY_SIZE = Limits()
-
-_OWN_FILE = re.compile(r"(?:/cdn)?/files/([^/]+)")
 
 
 class Inputs:
@@ -93,18 +90,13 @@ class Inputs:
             raise _not_downloaded("its server cannot be reached, or does not speak HTTP") from exc
 
     def _own_file(self, url: str) -> bytes | None:
-        """The content, if the address is one of our own files: its key is known to nobody who may not read it."""
+        """The content, if the address is one of our own files."""
+        path = self._objects.file_of_url(url)
         try:
-            match = _OWN_FILE.fullmatch(urlsplit(url).path)
-        except ValueError:
-            return None
-        stored = self._objects.stat(match[1]) if match else None
-        path = self._objects.path(stored.key) if stored else None
-        if stored is None or path is None:
-            return None
-        if stored.size > MAX_BYTES:
-            raise _too_large()
-        try:
+            if path is None:
+                return None
+            if path.stat().st_size > MAX_BYTES:
+                raise _too_large()
             return path.read_bytes()
         except FileNotFoundError:  # swept just now
             return None

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Literal
+from urllib.parse import urlsplit
 
 from server.files.disk import Disk
 
@@ -23,6 +24,7 @@ Access = Literal["allow", "forbid", "hide"]
 
 _KEY = re.compile(r"[0-9a-f]{32}\.[a-z0-9]{1,8}")
 _SUFFIX = re.compile(r"[a-z0-9]{1,8}")
+_OWN_ADDRESS = re.compile(r"(?:/cdn)?/files/([^/]+)")
 UNDESCRIBED_S = 7 * 86400.0
 """How long a file is kept whose description is lost."""
 ABANDONED_S = 3600.0
@@ -104,6 +106,14 @@ class Objects:
         """Where the file lies, or None if there is none; any string is safe."""
         found = self.stat(key)
         return None if found is None else self._path(key)
+
+    def file_of_url(self, url: str) -> Path | None:
+        """Where the file lies that an address names, whatever its host: who knows a key may read its file."""
+        try:
+            match = _OWN_ADDRESS.fullmatch(urlsplit(url).path)
+        except ValueError:
+            return None
+        return self.path(match[1]) if match else None
 
     def stat(self, key: str) -> StoredObject | None:
         """What is known of it, or None if it is unknown or has expired; any string is safe."""

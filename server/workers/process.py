@@ -76,6 +76,7 @@ class WorkerOptions:
     Args:
         hang_s: a loaded worker silent for so long is killed.
         warmup: auto, none or full; warmup_sizes: (width, height) of what it draws before it is ready.
+        adapters: the folder of the LoRAs that requests name; None has none.
         cache_dir: keeps what PyTorch and Triton compile over a restart; None leaves their own folders.
     """
 
@@ -89,6 +90,7 @@ class WorkerOptions:
     hang_s: float = 120.0
     warmup: str = "auto"
     warmup_sizes: tuple[tuple[int, int], ...] = ()
+    adapters: Path | None = None
     cache_dir: Path | None = None
     command: Sequence[str] = WORKER_COMMAND
 
@@ -101,7 +103,8 @@ class WorkerOptions:
         warmup = ["--warmup", self.warmup, *sizes]
         weights = ["--quantization", self.quantization, "--offload", self.offload]
         weights += ["--acceleration", self.acceleration, "--tuning", self.tuning]
-        return [*self.command, *fixed, *weights, *memory, *warmup, *models]
+        adapters = [] if self.adapters is None else ["--adapters", str(self.adapters)]
+        return [*self.command, *fixed, *weights, *memory, *adapters, *warmup, *models]
 
     def environment(self) -> dict[str, str]:
         """The child's environment: ours, finding our packages from any working folder, and with prompt output."""
