@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 from fastapi import FastAPI, Request
 from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from server.api import catalogue, wire
 from server.api.errors import to_wire
@@ -31,6 +33,7 @@ from server.routes.fal.realtime import RealtimeArea
 from server.routes.fal.rest import RestArea
 from server.routes.fal.run import RunArea
 from server.routes.fal.uploads import UploadArea
+from server.routes.mcp.area import McpArea
 from server.routes.openai import openai_router
 from server.routes.system.metrics import Metrics
 from server.routes.system.pages import system_router
@@ -49,20 +52,26 @@ def create_app(node: Node) -> Gateway:
     guard = Guard(keys, tokens)
     signer = Signer.of(node.settings.data_dir)
     uploads = Uploads(node.objects, node.settings.data_dir / "uploads", node.settings.retention_s)
+
+    async def whole_app(scope: Scope, receive: Receive, send: Send) -> None:
+        await gateway(scope, receive, send)
+
+    mcp = McpArea(whole_app)
     pages = FastAPI(
         title="fluxserve",
         version=VERSION,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        lifespan=_lifespan(node, signer),
+        lifespan=_lifespan(node, signer, mcp),
     )
     pages.include_router(system_router(lambda: node.health(), served, metrics, VERSION, not keys.is_open))
     pages.include_router(openai_router(node.jobs, served))
+    pages.router.routes.append(Route("/mcp", mcp))
     for kind in (WireError, Exception):
         pages.add_exception_handler(kind, _error)
     pages.openapi = lambda: _openapi(pages, not keys.is_open)  # type: ignore[method-assign]
-    return Gateway(
+    gateway = Gateway(
         pages,
         areas={
             Area.RUN: RunArea(node.jobs, served),
@@ -75,9 +84,10 @@ def create_app(node: Node) -> Gateway:
         public_url=node.settings.public_url,
         observe=metrics.observe,
     )
+    return gateway
 
 
-def _lifespan(node: Node, signer: Signer) -> Any:
+def _lifespan(node: Node, signer: Signer, mcp: McpArea) -> Any:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await node.start()
@@ -88,7 +98,8 @@ def _lifespan(node: Node, signer: Signer) -> Any:
             Webhooks(node.store, signer, client, wire.webhook_body).run(), name="webhooks"
         )
         try:
-            yield
+            async with mcp.lifespan():
+                yield
         finally:
             outbox_sender.cancel()
             await asyncio.gather(outbox_sender, return_exceptions=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from server.cli import bench, certs, doctor, env, generate, keys, models, serve, webhooks
+from server.cli import bench, certs, doctor, env, generate, keys, mcp, models, serve, webhooks
 from server.cli.failures import CommandError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.command()(env.env)
 app.command()(certs.certs)
 app.command()(models.models)
 app.command()(doctor.doctor)
+app.command()(mcp.mcp)
 app.add_typer(bench.app, name="bench")
 app.add_typer(keys.app, name="keys")
 app.add_typer(webhooks.app, name="webhooks")

@@ -38,7 +38,7 @@ class Area(StrEnum):
 
 PREFIXES: Mapping[str, Area] = {area.value: area for area in Area if area is not Area.SYSTEM}
 SYSTEM_SEGMENTS = frozenset(
-    {"", "livez", "readyz", "health", "metrics", "v1", "api", "openapi.json", "docs", "favicon.ico"}
+    {"", "livez", "readyz", "health", "metrics", "v1", "api", "openapi.json", "docs", "favicon.ico", "mcp"}
 )
 """First path segments that are ours on our own name. None can begin an endpoint id: an app owner of that name
 would have to be met by `/run/...`."""
