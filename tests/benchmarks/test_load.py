@@ -67,7 +67,7 @@ class Scripted(asyncio.Protocol):
 
 async def port_of(*pieces: bytes) -> tuple[asyncio.Server, int]:
     server = await asyncio.get_running_loop().create_server(lambda: Scripted(*pieces), "127.0.0.1", 0)
-    return server, int(server.http.sockets[0].getsockname()[1])
+    return server, int(server.sockets[0].getsockname()[1])
 
 
 def test_an_answer_in_pieces_is_put_together_and_the_next_one_kept_apart() -> None:
