@@ -63,7 +63,7 @@ class FluxComponents:
 
     @property
     def latent_channels(self) -> int:
-        return int(self.transformer.config.in_channels) // 4
+        return int(self.vae.config.latent_channels)
 
     @property
     def guidance_embeds(self) -> bool:

@@ -12,7 +12,7 @@ from pipelines.engine.acceleration import ChooseAcceleration, choose_acceleratio
 from pipelines.engine.cost import CostModel
 from pipelines.engine.decode import DecodeQueue
 from pipelines.engine.decode import Finished as FinishedRow
-from pipelines.engine.request import Request, RequestError, Row
+from pipelines.engine.request import Admission, Request, RequestError, Row
 from pipelines.engine.runner import Limits, Runner
 from pipelines.engine.scheduler import Scheduler, SchedulerConfig
 from pipelines.protocol.conditions import InputPicture
@@ -178,13 +178,14 @@ class Engine:
         newcomers = dict.fromkeys(row.request for row in plan if not row.request.is_admitted)
         for request in list(newcomers)[: self.config.admit_per_step]:
             self._start(request)
-        ready = [row for row in plan if self._is_ready(row.request)]
+        ready = [row for row in plan if self._is_ready(row)]
         if ready or not wait or self._in_flight or self._decodes:
             return ready
-        for request in dict.fromkeys(row.request for row in plan):
-            if request.admission is not None:
-                request.admission.wait()
-        return [row for row in plan if self._is_ready(row.request)]
+        for row in plan:
+            for launched in (row.request.admission, row.pending):
+                if launched is not None:
+                    launched.wait()
+        return [row for row in plan if self._is_ready(row)]
 
     def _start(self, request: Request) -> None:
         """Begin to encode the prompt and draw the noise."""
@@ -198,24 +199,32 @@ class Engine:
         except Exception as exc:
             self._fail_cause_of(exc, request)
 
-    def _is_ready(self, request: Request) -> bool:
-        """Whether its rows can step; takes over what admission has computed."""
-        if request.admission is not None and request.admission.is_done():
-            try:
-                admission = request.admission.result()
-            except Exception as exc:
-                self._fail_cause_of(exc, request)
-                return False
-            request.admission = None
-            request.conditioning = admission.conditioning
-            for row, latents in zip(request.rows, admission.latents, strict=True):
-                row.latents = latents
-            request.timings["encode"] = self._clock() - request.added - request.timings["queue_wait"]
-        return request.conditioning is not None
+    def _is_ready(self, row: Row) -> bool:
+        """Whether it can step; takes over what was computed for it meanwhile."""
+        request = row.request
+        try:
+            if request.admission is not None and request.admission.is_done():
+                self._take_over(request, request.admission.result())
+            if row.pending is not None and row.pending.is_done():
+                row.latents, row.pending = row.pending.result(), None
+        except Exception as exc:
+            self._fail_cause_of(exc, request)
+        return request.conditioning is not None and row.pending is None
+
+    def _take_over(self, request: Request, admission: Admission) -> None:
+        request.admission = None
+        request.conditioning = admission.conditioning
+        for row, latents in zip(request.rows, admission.latents, strict=True):
+            row.latents = latents
+            row.tokens = row.tokens if admission.tokens is None else admission.tokens
+        for row, state in zip(request.rows, admission.states, strict=bool(admission.states)):
+            row.state = state
+        request.timings["encode"] = self._clock() - request.added - request.timings["queue_wait"]
 
     def _denoise(self, rows: list[Row]) -> None:
         """Launch one step. If it fails, find the request that makes it fail."""
         began, start = self._clock(), self._accelerator.mark()
+        lengths = [row.tokens for row in rows]
         try:
             self._runner_for(rows[0].request.group).denoise(rows)
         except Exception as exc:
@@ -223,6 +232,10 @@ class Engine:
             return
         end = self._accelerator.mark()
         self.steps += 1
+        for row in rows:
+            if row.pending is not None:
+                row.pending.notify(self._on_ready)
+                self.scheduler.reconsider()
         for row in self.scheduler.advance(rows):
             self._decodes.add(row)
         reports = []
@@ -231,7 +244,6 @@ class Engine:
                 request.reported_step = request.step
                 reports.append((request, request.step))
         previews = [(row, row.step_index) for row in rows if _wants_preview(row)]
-        lengths = [row.request.tokens for row in rows]
         computed = [row.computed for row in rows]
         self._in_flight.append(_Step(lengths, computed, began, start, end, reports, previews))
 

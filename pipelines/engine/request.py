@@ -27,10 +27,19 @@ class RequestError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What admission yields: the noise of every row, and whatever else the family's steps need of the request."""
+    """What admission yields, computed beside the steps.
+
+    Args:
+        conditioning: whatever the family's steps need of the request.
+        latents: of every row, at the noise level of its first step.
+        states: of every row, what else the family keeps of it; empty for none.
+        tokens: joint tokens of a row in its first step, now that they are known exactly.
+    """
 
     conditioning: object
     latents: tuple[Tensor, ...]
+    states: tuple[object, ...] = ()
+    tokens: int | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -42,7 +51,7 @@ class Request:
         group: rows of different groups never share a step (the weights they run on).
         caches_steps: its rows may skip most of a step that would change little.
         pictures: what its conditions name by index.
-        tokens: joint tokens of one row.
+        tokens: joint tokens of one row, on the average of its steps, as predicted when it arrived.
         arrival: seconds on the engine's clock; in the past for a job that has waited elsewhere.
         start_by: it fails if not admitted by then; None waits for ever.
         conditioning: the family's own, from its admission; None until then.
@@ -76,7 +85,7 @@ class Request:
     def __post_init__(self) -> None:
         steps, count = self.params.num_steps, self.params.num_images
         self.num_steps = steps
-        self.rows = [Row(self, index, steps) for index in range(count)]
+        self.rows = [Row(self, index, steps, self.tokens) for index in range(count)]
         self.steps_left = steps * count
         self.rows_pending = count
 
@@ -99,7 +108,9 @@ class Row:
     """One picture of a request: its place in the denoising loop and its tensors.
 
     Args:
+        tokens: joint tokens of its next step.
         latents: what is denoised; None until it is admitted.
+        pending: latents that the next step has to wait for, made beside the steps.
         state: whatever else the family keeps of it from step to step.
         computed: share of the model's blocks that its last step ran; below 1 when a step cache spared the rest.
     """
@@ -107,7 +118,9 @@ class Row:
     request: Request
     index: int
     steps_left: int
+    tokens: int
     latents: Tensor | None = None
+    pending: Launched[Tensor] | None = None
     state: object | None = None
     computed: float = 1.0
 
@@ -122,4 +135,4 @@ class Row:
 
     def release(self) -> None:
         """Free everything on the device."""
-        self.latents = self.state = None
+        self.latents = self.state = self.pending = None

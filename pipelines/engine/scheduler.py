@@ -130,6 +130,10 @@ class Scheduler:
             self._is_stale, self._plan_age = False, 0
         return self._plan
 
+    def reconsider(self) -> None:
+        """A row has changed its size: plan anew."""
+        self._is_stale = True
+
     def advance(self, rows: Sequence[Row]) -> list[Row]:
         """One step of `rows` (all or some of the plan) is under way: count it. Returns the rows whose last it is."""
         self._plan_age += 1
@@ -150,7 +154,7 @@ class Scheduler:
 
     def out_of_memory(self, rows: Sequence[Row]) -> None:
         """A step over `rows` did not fit: stay below half of its tokens, until many clean steps."""
-        self.token_limit = sum(row.request.tokens for row in rows) // 2
+        self.token_limit = sum(row.tokens for row in rows) // 2
         self._clean_steps = 0
         self._is_stale = True
 
@@ -188,7 +192,7 @@ class Scheduler:
             if request.group != self._group:
                 continue
             is_new = not request.is_admitted and id(request) not in newcomers
-            row_ms = self.cost.row_ms(request.tokens)
+            row_ms = self.cost.row_ms(row.tokens)
             waiting = len(self._order) - position
             if (is_new and self._resident + len(newcomers) >= self.config.max_resident) or (
                 picked and not self._joins(row, picked, total_ms + row_ms, tokens, row_ms, waiting)
@@ -200,7 +204,7 @@ class Scheduler:
             picked.append(row)
             taken.append(position)
             total_ms += row_ms
-            tokens += request.tokens
+            tokens += row.tokens
             if is_new:
                 newcomers.add(id(request))
             if len(picked) == self.config.max_rows:
@@ -232,7 +236,7 @@ class Scheduler:
         """
         if total_ms > self.config.budget_ms:
             return False
-        if self.token_limit is not None and tokens + row.request.tokens > self.token_limit:
+        if self.token_limit is not None and tokens + row.tokens > self.token_limit:
             return False
         return waiting * self.cost.fixed_ms >= len(picked) * row_ms
 

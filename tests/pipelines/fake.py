@@ -13,7 +13,6 @@ from models.accelerator import CpuAccelerator, Launched
 from pipelines.engine.request import Admission, Request, Row
 from pipelines.engine.runner import Decoded
 from pipelines.families.flux1.limits import Flux1Limits
-from pipelines.protocol.conditions import ImageToImage
 
 T = TypeVar("T")
 
@@ -50,7 +49,7 @@ class FakeRunner:
     """Records what ran together; raises what the hooks raise."""
 
     has_safety_checker = True
-    limits = Flux1Limits(size_multiple=8, max_pixels=64 * 64, max_sequence_length=16, takes=(ImageToImage,))
+    limits = Flux1Limits(size_multiple=8, max_pixels=64 * 64, max_sequence_length=16)
 
     def __init__(self) -> None:
         self.steps: list[list[str]] = []

@@ -10,38 +10,98 @@ from pipelines.adapters.adapter import Uses
 from pipelines.engine.request import Row
 from pipelines.families.flux1.modulation import ModulationTable
 from pipelines.families.flux1.step_cache import StepCache
+from pipelines.pictures.overlay import Overlay
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
+class Phase:
+    """A run of steps at one size. Most requests have one.
+
+    Args:
+        first: index of its first step among all of the request.
+        sigmas: (steps + 1,) float32, on the host.
+        sigma_steps: (steps,) next sigma minus this one, in the model's dtype.
+        levels: `sigmas` in the model's dtype, on the device.
+        rope: complex64 (T + N + M, 1, head_dim / 2).
+        height, width: of the drawn picture, in latent cells.
+    """
+
+    first: int
+    sigmas: tuple[float, ...]
+    sigma_steps: Tensor
+    levels: Tensor
+    rope: Tensor
+    height: int
+    width: int
+
+    @property
+    def image_tokens(self) -> int:
+        return (self.height // 2) * (self.width // 2)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Hold:
+    """Where the picture that a row started from is held.
+
+    Args:
+        mask: (N, C) in the model's dtype: how much may change, 1 all.
+        steps: of the phase.
+        is_differential: a place that may change by a half is held for half of the steps; else it is half held in all.
+    """
+
+    mask: Tensor
+    steps: int
+    is_differential: bool
+
+    def free(self, step: int) -> Tensor:
+        """(N, C), 1 where step `step` of the phase may change it."""
+        if not self.is_differential:
+            return self.mask
+        return (1 - self.mask <= step / self.steps).to(self.mask.dtype)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Conditioning:
     """What a request needs besides its noise, computed at admission and shared by its rows.
 
     Args:
-        text: (T, D) prompt embeddings after the context embedder.
+        text: (T, D) prompt embeddings, and what stands behind them, after the context embedder.
         modulation: the AdaLN vectors of every step.
-        sigma_steps: (steps,) next sigma minus this one, in the model's dtype.
-        sigmas: (steps + 1,) float32, on the host.
-        rope: complex64 (T + N, 1, head_dim / 2).
-        height, width: of the drawn picture, in latent cells.
+        phases: in order.
+        references: (M, C) packed latents of pictures to look at, behind the drawn tokens.
+        hold: where the picture that the rows started from is held.
+        overlay: the pixels to put back in the end.
         uses: its adapters.
     """
 
     text: Tensor
     modulation: ModulationTable
-    sigma_steps: Tensor
-    sigmas: tuple[float, ...]
-    rope: Tensor
-    height: int
-    width: int
+    phases: tuple[Phase, ...]
+    references: Tensor | None = None
+    hold: Hold | None = None
+    overlay: Overlay | None = None
     uses: Uses = ()
+
+    def phase(self, step: int) -> Phase:
+        """The phase of a step; after the last step, the last phase."""
+        return next(phase for phase in reversed(self.phases) if phase.first <= step)
 
     @property
     def text_tokens(self) -> int:
         return int(self.text.shape[0])
 
     @property
-    def image_tokens(self) -> int:
-        return (self.height // 2) * (self.width // 2)
+    def reference_tokens(self) -> int:
+        return 0 if self.references is None else int(self.references.shape[0])
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What steps read of it."""
+        held = [each for phase in self.phases for each in (phase.rope, phase.sigma_steps, phase.levels)]
+        adapters = [tensor for adapter, _ in self.uses for tensor in adapter.tensors]
+        optional = (self.references, None if self.hold is None else self.hold.mask)
+        given = [each for each in optional if each is not None]
+        return (self.text, *self.modulation.tensors, *held, *adapters, *given)
 
 
 @dataclass(slots=True)
@@ -51,16 +111,31 @@ class RowState:
     Args:
         velocity: (N, C) predicted by the last step; kept for requests that want previews.
         cache: of rows whose steps may be skipped.
+        channels: (N, X) that stand beside the latents in every step.
+        clean, noise: (N, C) of a row that is held to the picture it started from.
     """
 
     velocity: Tensor | None = None
     cache: StepCache | None = None
+    channels: Tensor | None = None
+    clean: Tensor | None = None
+    noise: Tensor | None = None
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What came from admission."""
+        return tuple(each for each in (self.channels, self.clean, self.noise) if each is not None)
 
 
 def conditioning_of(row: Row) -> Conditioning:
     conditioning = row.request.conditioning
     assert isinstance(conditioning, Conditioning), "the request was not admitted"
     return conditioning
+
+
+def phase_of(row: Row) -> Phase:
+    """The phase of the row's next step."""
+    return conditioning_of(row).phase(row.step_index)
 
 
 def state_of(row: Row) -> RowState:

@@ -1,13 +1,36 @@
-"""What a FLUX.1 checkpoint draws: its cell, its largest picture, its longest prompt."""
+"""What a FLUX.1 checkpoint draws: its cell, its largest picture, its longest prompt, the conditions it can follow."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from models.components import FluxComponents
+from models.registry import REGISTRY, ModelSpec, Variant
 from pipelines.engine.request import RequestError
-from pipelines.protocol.conditions import Condition
+from pipelines.protocol.conditions import (
+    Condition,
+    Control,
+    Fill,
+    ImageToImage,
+    Inpaint,
+    Redux,
+    Reference,
+    Refine,
+)
 from pipelines.protocol.params import GenerationParams
+
+_ANY: tuple[type[Condition], ...] = (ImageToImage, Inpaint)
+_CONTROL: tuple[type[Condition], ...] = (Control, ImageToImage)
+_TAKES: dict[Variant, tuple[type[Condition], ...]] = {
+    "kontext": (*_ANY, Reference),
+    "fill": (Fill,),
+    "canny": _CONTROL,
+    "depth": _CONTROL,
+}
+_NEEDS: dict[Variant, type[Condition]] = {"fill": Fill, "canny": Control, "depth": Control}
+_REFINED: tuple[type[Condition], ...] = (ImageToImage, Redux, Refine)
+"""What a second phase at another size can follow, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,42 +41,78 @@ class Flux1Limits:
         size_multiple: side of one token's cell in pixels.
         max_pixels: largest width x height of a request, rounded up to whole cells.
         max_sequence_length: most T5 tokens of a prompt.
-        takes: conditions it can follow.
+        variant: what the checkpoint was trained for.
+        native_pixels: width x height of the first of two phases.
     """
 
     size_multiple: int
     max_pixels: int
     max_sequence_length: int
-    takes: tuple[type[Condition], ...] = ()
+    variant: Variant = "dev"
+    native_pixels: int = 1024 * 1024
 
     @classmethod
     def of(cls, components: FluxComponents) -> Flux1Limits:
         spec = components.spec
-        return cls(components.size_multiple, spec.max_pixels, spec.max_sequence_length)
+        return cls(
+            components.size_multiple, spec.max_pixels, spec.max_sequence_length, spec.variant, spec.native_pixels
+        )
 
     def check(self, params: GenerationParams) -> None:
         """Raises: RequestError if the model cannot do it, with the limit in the message."""
-        for condition in params.conditions:
-            if not isinstance(condition, self.takes):
-                raise RequestError(f"this model cannot do {condition.kind.replace('_', ' ')}")
+        self._check_conditions(params)
         height, width = self.drawn(params)
         if height * width > self.max_pixels:
             raise RequestError(
                 f"{params.width} x {params.height} pixels are more than the {self.max_pixels} that this model can draw"
             )
 
+    def _check_conditions(self, params: GenerationParams) -> None:
+        takes, needs = _TAKES.get(self.variant, _ANY), _NEEDS.get(self.variant)
+        for condition in params.conditions:
+            if not isinstance(condition, takes):
+                raise RequestError(f"a {self.variant} model cannot do {_words(type(condition))}")
+            if isinstance(condition, Control) and condition.control != self.variant:
+                raise RequestError(f"a {self.variant} model cannot follow {condition.control}")
+        if needs is not None and params.find(needs) is None:
+            raise RequestError(f"a {self.variant} model draws only with {_words(needs)}")
+        if params.find(Refine) and not all(isinstance(condition, _REFINED) for condition in params.conditions):
+            raise RequestError("a second phase goes with image to image and redux only")
+
     def drawn(self, params: GenerationParams) -> tuple[int, int]:
-        """Height and width in pixels of what is drawn: the next multiples of the model's cell."""
+        """Height and width in pixels of what is drawn in the end: the next multiples of the model's cell."""
         return self._rounded_up(params.height), self._rounded_up(params.width)
+
+    def phases(self, params: GenerationParams) -> tuple[tuple[int, int], ...]:
+        """Height and width in pixels of every phase: with `Refine`, first about as large as the model was trained."""
+        height, width = self.drawn(params)
+        if params.find(Refine) is None:
+            return ((height, width),)
+        factor = math.sqrt(min(1.0, self.native_pixels / (height * width)))
+        return (self._rounded(height * factor), self._rounded(width * factor)), (height, width)
 
     def text_tokens(self, params: GenerationParams) -> int:
         """T5 tokens that the prompt is padded or cut to."""
         return min(params.max_sequence_length, self.max_sequence_length)
 
     def tokens(self, params: GenerationParams) -> int:
-        """Joint tokens, text and image, that one picture adds to a step."""
-        height, width = self.drawn(params)
-        return (height * width) // self.size_multiple**2 + self.text_tokens(params)
+        """Joint tokens that one picture adds to a step, on the average of its steps."""
+        cells = [(height * width) // self.size_multiple**2 for height, width in self.phases(params)]
+        image = sum(n * steps for n, steps in zip(cells, params.phases, strict=True)) // params.num_steps
+        reference, redux = params.find(Reference), params.find(Redux)
+        image += image * len(reference.pictures) if reference else 0
+        return image + self.text_tokens(params) + (_spec(redux.encoder).picture_tokens if redux else 0)
 
     def _rounded_up(self, side: int) -> int:
         return -(-side // self.size_multiple) * self.size_multiple
+
+    def _rounded(self, side: float) -> int:
+        return max(1, round(side / self.size_multiple)) * self.size_multiple
+
+
+def _spec(name: str) -> ModelSpec:
+    return REGISTRY.get(name) or ModelSpec(name, name, variant="redux")
+
+
+def _words(condition: type[Condition]) -> str:
+    return condition.kind.replace("_", " ")

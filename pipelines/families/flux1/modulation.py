@@ -19,7 +19,7 @@ class ModulationTable:
     They depend on timestep, guidance and pooled prompt, not on the picture, so the rows of a request share them.
 
     Args:
-        sigmas: (steps + 1,) float32 on the CPU.
+        sigmas: (steps,) float32 on the CPU: where each step begins.
         pooled: (1, P) in the model's dtype.
         chunk: steps computed at a time.
         row_by_row: whether every step is a product of its own, as in the stock pipeline; a CPU rounds products of
@@ -45,7 +45,7 @@ class ModulationTable:
         self._group = 1 if row_by_row else chunk
         train_steps = float(sigma_config.get("num_train_timesteps", 1000))
         # The stock pipeline rounds timesteps to the model's dtype, too: 987.65 becomes 988.0 in bfloat16.
-        self._timesteps = (sigmas[:-1] * train_steps).to(pooled.device, pooled.dtype) / 1000 * 1000
+        self._timesteps = (sigmas * train_steps).to(pooled.device, pooled.dtype) / 1000 * 1000
         self._guidance = torch.full_like(self._timesteps, guidance_scale) * 1000
         self._start = 0
         self._rows = self._compute(0)

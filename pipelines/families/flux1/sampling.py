@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ def flow_match_sigmas(config: Mapping[str, Any], num_steps: int, image_tokens: i
     return sigmas
 
 
-def initial_latents(seed: int, channels: int, height: int, width: int, dtype: torch.dtype) -> Tensor:
+def initial_noise(generator: torch.Generator, channels: int, height: int, width: int, dtype: torch.dtype) -> Tensor:
     """Packed noise of one picture: (height/2 * width/2, channels * 4), on the CPU.
 
     Always drawn by a CPU generator in the model's dtype, so that it is the same on every device.
@@ -41,7 +41,6 @@ def initial_latents(seed: int, channels: int, height: int, width: int, dtype: to
     Args: height, width: in latent cells, both even.
     Source: FluxPipeline.prepare_latents and _pack_latents.
     """
-    generator = torch.Generator().manual_seed(seed)
     noise = torch.randn((1, channels, height, width), generator=generator, dtype=dtype)
     return pack_latents(noise)[0]
 
@@ -60,15 +59,48 @@ def unpack_latents(latents: Tensor, height: int, width: int) -> Tensor:
     return patches.reshape(batch, channels // 4, height, width)
 
 
-def position_ids(text_tokens: int, height: int, width: int, dtype: torch.dtype) -> Tensor:
-    """Joint position table (text_tokens + height * width, 3) of one picture, with sides in tokens.
+def position_ids(
+    text_tokens: int, height: int, width: int, dtype: torch.dtype, references: Sequence[tuple[int, int]] = ()
+) -> Tensor:
+    """Joint position table (text_tokens + height * width + M, 3) of one picture, with sides in tokens.
 
     Rounded through `dtype` because the pipeline does so: above 256 tokens a side bfloat16 merges neighbours.
+
+    Args: references: sides of the pictures behind it, M tokens together. The first stands where FluxKontextPipeline
+        puts its only one; each further one beside those before it, where the canvas stays smallest, since the
+        checkpoint was trained on one picture (which may show several side by side).
     """
-    image = torch.zeros(height, width, 3)
-    image[..., 1] += torch.arange(height)[:, None]
-    image[..., 2] += torch.arange(width)[None, :]
-    return torch.cat((torch.zeros(text_tokens, 3), image.reshape(height * width, 3))).to(dtype)
+    canvas_height = canvas_width = 0
+    parts = [torch.zeros(text_tokens, 3), _grid(height, width, (0.0, 0.0, 0.0))]
+    for ref_height, ref_width in references:
+        is_beside = ref_height + canvas_height > ref_width + canvas_width
+        top, left = (0, canvas_width) if is_beside else (canvas_height, 0)
+        parts.append(_grid(ref_height, ref_width, (1.0, top, left)))
+        canvas_height, canvas_width = max(canvas_height, top + ref_height), max(canvas_width, left + ref_width)
+    return torch.cat(parts).to(dtype)
+
+
+def _grid(height: int, width: int, origin: tuple[float, float, float]) -> Tensor:
+    """(height * width, 3) positions of one picture's tokens, row by row."""
+    ids = torch.zeros(height, width, 3) + torch.tensor(origin)
+    ids[..., 1] += torch.arange(height)[:, None]
+    ids[..., 2] += torch.arange(width)[None, :]
+    return ids.reshape(height * width, 3)
+
+
+def add_noise(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """The picture at noise level `sigma` (scalar, in the model's dtype). Source: the scheduler's scale_noise."""
+    return sigma * noise + (1.0 - sigma) * clean
+
+
+def pack_mask(mask: Tensor, cell: int) -> Tensor:
+    """A mask (1, 1, H, W) as FLUX.1-Fill sees it: (H/2c * W/2c, 4 c^2), all pixels of a token side by side.
+
+    Args: cell: c, pixels that a latent cell covers along one side. Source: FluxFillPipeline.prepare_mask_latents.
+    """
+    height, width = mask.shape[-2] // cell, mask.shape[-1] // cell
+    cells = mask.view(1, height, cell, width, cell).permute(0, 2, 4, 1, 3)
+    return pack_latents(cells.reshape(1, cell * cell, height, width))[0]
 
 
 def euler_step(latents: Tensor, noise_pred: Tensor, sigma_step: Tensor) -> Tensor:

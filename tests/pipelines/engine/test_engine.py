@@ -322,7 +322,7 @@ def test_a_request_without_its_pictures_fails_at_once(
 
 def test_a_condition_that_the_model_cannot_follow_is_refused(engine: Engine) -> None:
     submit(engine, "a", make_params(conditions=(Fill(0, 0),)), pictures=[GREY.to_dict()])
-    assert failure(drain(engine), "a").message == "this model cannot do fill"
+    assert failure(drain(engine), "a").message == "a dev model cannot do fill"
 
 
 @pytest.mark.parametrize(

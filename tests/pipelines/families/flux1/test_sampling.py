@@ -16,7 +16,7 @@ from pipelines.families.flux1.sampling import (
     crop_centred,
     euler_step,
     flow_match_sigmas,
-    initial_latents,
+    initial_noise,
     pack_latents,
     position_ids,
     to_pixels,
@@ -47,7 +47,7 @@ def test_noise_is_that_of_the_pipeline(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(5)
     expected = torch.randn((1, 4, 6, 8), generator=generator, dtype=dtype)
     packed = FluxPipeline._pack_latents(expected, 1, 4, 6, 8)
-    assert torch.equal(initial_latents(5, 4, 6, 8, dtype), packed[0])
+    assert torch.equal(initial_noise(torch.Generator().manual_seed(5), 4, 6, 8, dtype), packed[0])
 
 
 @given(height=st.integers(1, 6), width=st.integers(1, 6))

@@ -1,0 +1,172 @@
+"""From a request to what its steps need, whatever it brings: the only place where the families of FLUX.1 differ.
+
+Random numbers are drawn in the order in which diffusers' pipelines draw them, from one CPU generator a row: the sample
+of a control picture, of the picture to start from, the noise, the sample of a masked picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import FluxTransformer2DModel
+from torch import Tensor
+
+from models.accelerator import Accelerator
+from models.components import FluxComponents
+from pipelines.adapters.adapter import Uses
+from pipelines.adapters.binding import bound, everywhere
+from pipelines.adapters.cache import AdapterCache
+from pipelines.adapters.linears import Adaptable, text_adapted
+from pipelines.engine.request import Admission, Request
+from pipelines.families.flux1.conditioning import Conditioning, Phase, RowState
+from pipelines.families.flux1.encode import PromptCache, PromptEmbedding, encode_prompt
+from pipelines.families.flux1.inputs import Inputs, PictureReader
+from pipelines.families.flux1.limits import Flux1Limits
+from pipelines.families.flux1.modulation import ModulationTable
+from pipelines.families.flux1.sampling import add_noise, flow_match_sigmas, initial_noise, pack_latents, position_ids
+from pipelines.protocol.params import GenerationParams
+
+_MODULATION_CHUNK = 32
+"""Steps whose modulation a request holds at a time: 67 MB in bfloat16 for FLUX.1-dev."""
+
+
+class Admitter:
+    """Admits requests to one checkpoint."""
+
+    def __init__(
+        self,
+        components: FluxComponents,
+        limits: Flux1Limits,
+        accelerator: Accelerator,
+        prompts: PromptCache,
+        adapters: AdapterCache,
+        adaptable: Adaptable[FluxTransformer2DModel],
+    ) -> None:
+        self._components = components
+        self._limits = limits
+        self._accelerator = accelerator
+        self._prompts = prompts
+        self._adapters = adapters
+        self._adaptable = adaptable
+
+    def admit(self, request: Request) -> Admission:
+        """Raises: RequestError."""
+        params = request.params
+        drawn = self._limits.phases(params)
+        inputs = PictureReader(self._components, params, request.pictures, drawn[0], None).read()
+        conditioning = self._condition(params, inputs, drawn)
+        rows = [self._start(seed, conditioning.phases[0], inputs) for seed in params.seeds]
+        tokens = conditioning.text_tokens + conditioning.phases[0].image_tokens + conditioning.reference_tokens
+        return Admission(conditioning, tuple(row[0] for row in rows), tuple(row[1] for row in rows), tokens)
+
+    def _condition(self, params: GenerationParams, inputs: Inputs, drawn: Sequence[tuple[int, int]]) -> Conditioning:
+        uses = self._adapters.uses(self._components, params.adapters)
+        prompt = self._prompt(params, uses)
+        with bound(everywhere(uses)):
+            text = self._adaptable.for_pack(uses).context_embedder(prompt.tokens)
+        references = [pack_latents(latents)[0] for latents in inputs.references]
+        sides = [(latents.shape[-2] // 2, latents.shape[-1] // 2) for latents in inputs.references]
+        phases = self._phases(params, drawn, text.shape[0], sides)
+        return Conditioning(
+            text=text,
+            modulation=self._modulation(params, phases, prompt, uses),
+            phases=phases,
+            references=torch.cat(references) if references else None,
+            hold=inputs.hold,
+            overlay=inputs.overlay,
+            uses=uses,
+        )
+
+    def _prompt(self, params: GenerationParams, uses: Uses) -> PromptEmbedding:
+        """Kept for the next request, unless adapters change what the text encoder says."""
+        max_length = self._limits.text_tokens(params)
+        if any(adapter.text_encoder for adapter, _ in uses):
+            with text_adapted(self._components.text_encoder, uses):
+                return encode_prompt(self._components, params.prompt, max_length)
+        prompt = self._prompts.get(params.prompt, max_length)
+        if prompt is None:
+            prompt = encode_prompt(self._components, params.prompt, max_length)
+            self._prompts.put(params.prompt, max_length, prompt)
+        return prompt
+
+    def _phases(
+        self,
+        params: GenerationParams,
+        drawn: Sequence[tuple[int, int]],
+        text_tokens: int,
+        references: Sequence[tuple[int, int]],
+    ) -> tuple[Phase, ...]:
+        device, dtype = self._components.device, self._components.dtype
+        phases, first = [], 0
+        for (height, width), steps in zip(drawn, params.phases, strict=True):
+            cells = height // self._components.vae_scale_factor, width // self._components.vae_scale_factor
+            tokens = (cells[0] // 2) * (cells[1] // 2)
+            sigmas = flow_match_sigmas(self._components.sigma_config, params.num_inference_steps, tokens)
+            kept = sigmas[params.num_inference_steps - steps :]
+            phases.append(
+                Phase(
+                    first=first,
+                    sigmas=tuple(kept.tolist()),
+                    sigma_steps=(kept[1:] - kept[:-1]).to(device, dtype),
+                    levels=kept.to(device, dtype),
+                    rope=self._rope(text_tokens, cells[0] // 2, cells[1] // 2, references),
+                    height=cells[0],
+                    width=cells[1],
+                )
+            )
+            first += steps
+        return tuple(phases)
+
+    def _modulation(
+        self, params: GenerationParams, phases: Sequence[Phase], prompt: PromptEmbedding, uses: Uses
+    ) -> ModulationTable:
+        return ModulationTable(
+            self._adaptable.for_pack(uses),
+            self._components.sigma_config,
+            torch.tensor([sigma for phase in phases for sigma in phase.sigmas[:-1]]),
+            params.guidance_scale,
+            prompt.pooled,
+            chunk=_MODULATION_CHUNK,
+            row_by_row=self._accelerator.modulates_row_by_row,
+            segments=everywhere(uses),
+        )
+
+    def _rope(self, text_tokens: int, height: int, width: int, references: Sequence[tuple[int, int]]) -> Tensor:
+        """Complex rotations of one picture's tokens, (text_tokens + height * width + M, 1, head_dim / 2)."""
+        ids = position_ids(text_tokens, height, width, self._components.dtype, references).to(self._components.device)
+        cos, sin = self._components.transformer.pos_embed(ids)
+        return torch.complex(cos[:, ::2].contiguous(), sin[:, ::2].contiguous())[:, None]
+
+    def _start(self, seed: int, phase: Phase, inputs: Inputs) -> tuple[Tensor, RowState]:
+        """A row's first latents and what stands beside them. See this module's first lines for the order."""
+        generator = torch.Generator().manual_seed(seed)
+        state = RowState()
+        control = None if inputs.control is None else _packed(inputs.control.sample(generator))
+        clean = self._clean(inputs, phase, generator)
+        noise = self._noise(generator, phase)
+        latents = noise if clean is None else add_noise(clean, noise, phase.levels[0])
+        if inputs.hold is not None:
+            state.clean, state.noise = clean, noise
+        if inputs.masked is not None and inputs.cells is not None:
+            state.channels = torch.cat((_packed(inputs.masked.sample(generator)), inputs.cells), dim=-1)
+        elif control is not None:
+            state.channels = control
+        return latents, state
+
+    def _clean(self, inputs: Inputs, phase: Phase, generator: torch.Generator) -> Tensor | None:
+        """(N, C) latents of the picture to start from."""
+        if inputs.masked is not None:
+            self._noise(generator, phase)  # the pipeline encodes the picture, to drown it in noise altogether
+        if inputs.start is None:
+            return None
+        # Kontext's pipelines take the likeliest latents of every picture, all others a sample.
+        return _packed(inputs.start.mode() if inputs.references else inputs.start.sample(generator))
+
+    def _noise(self, generator: torch.Generator, phase: Phase) -> Tensor:
+        channels, dtype = self._components.latent_channels, self._components.dtype
+        return initial_noise(generator, channels, phase.height, phase.width, dtype).to(self._components.device)
+
+
+def _packed(latents: Tensor) -> Tensor:
+    return pack_latents(latents)[0]
