@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from models.arguments import resolve_all
@@ -21,7 +22,8 @@ from server.jobs.completion import Completion
 from server.jobs.dispatcher import Dispatcher
 from server.jobs.live import LiveJobs
 from server.jobs.service import JobService
-from server.jobs.store.base import JobStatus, Store
+from server.jobs.store.base import JobStatus, Store, StoreError
+from server.jobs.store.clock import SteadyClock
 from server.jobs.store.sqlite import SqliteStore
 from server.jobs.upkeep import Upkeep
 from server.settings import Settings
@@ -31,6 +33,7 @@ from server.workers.process import WORKER_COMMAND, WorkerOptions, Workers, Worke
 logger = logging.getLogger("fluxserve.node")
 
 DRAIN_S = 5.0
+TAKE_UP_S = 1.0
 FILE_MARGIN_S = 3600.0
 """Files outlive the row that names them by this much, so that no result ever names a missing file."""
 REQUEST_THREADS = 32
@@ -54,6 +57,8 @@ class Node:
     jobs: JobService
     upkeep: Upkeep
     _is_stopping: bool = False
+    _unserved: dict[str, int] = field(default_factory=dict)
+    _taking_up: asyncio.Task[None] | None = None
 
     @classmethod
     def from_settings(cls, settings: Settings, worker_command: Sequence[str] = WORKER_COMMAND) -> Node:
@@ -64,9 +69,10 @@ class Node:
         specs = resolve_all(settings.models)
         names = devices(settings.device, count_gpus())
         settings.data_dir.mkdir(parents=True, exist_ok=True)
-        store = SqliteStore(settings.data_dir / "jobs.db")
+        clock = SteadyClock()
+        store = SqliteStore(settings.data_dir / "jobs.db", clock)
         live = LiveJobs()
-        objects = Objects(settings.data_dir / "files")
+        objects = Objects(settings.data_dir / "files", clock)
         outputs = Outputs(objects, ttl_s=settings.retention_s + FILE_MARGIN_S)
         completion = Completion(store, live, outputs, wire.result_body, embed_parameters=settings.embed_parameters)
         dispatcher = Dispatcher(store, live, completion)
@@ -93,20 +99,47 @@ class Node:
     async def start(self) -> None:
         """Take up what an earlier life left, start the workers and begin to claim."""
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(REQUEST_THREADS, "request"))
-        ended = await asyncio.to_thread(self.store.end_ephemeral)
-        recovered = await asyncio.to_thread(self.store.recover)
         await asyncio.to_thread(self.upkeep.probe)
-        if ended or recovered:
-            logger.info("after a restart: %d requests run again, %d runs ended", len(recovered), ended)
-        self.dispatcher.start(self.workers)
+        if not await self._take_up():
+            self._taking_up = asyncio.create_task(self._take_up_later(), name="take-up")
         self.workers.start()
         self.upkeep.start()
+
+    async def _take_up(self) -> bool:
+        """Take up what an earlier life left, and begin to claim; False if the store cannot write that now."""
+        try:
+            ended = await asyncio.to_thread(self.store.end_ephemeral)
+            recovered = await asyncio.to_thread(self.store.recover)
+        except StoreError as exc:
+            logger.error("what an earlier life left cannot be taken up yet: %s", exc)
+            return False
+        if ended or recovered:
+            logger.info("after a restart: %d requests run again, %d runs ended", len(recovered), ended)
+        self._tell_who_waits_in_vain()
+        self.dispatcher.start(self.workers)
+        return True
+
+    def _tell_who_waits_in_vain(self) -> None:
+        """Requests of an earlier life whose model is not served now: they are kept, and say what they wait for."""
+        waiting = self.store.waiting_for_others(frozenset(spec.name for spec in self.specs))
+        self._unserved = dict(Counter(waiting.values()))
+        for model, number in self._unserved.items():
+            logger.warning("%d requests wait for %s, which is not served now; serve it with --model", number, model)
+        for job_id, model in waiting.items():
+            self.live.log(job_id, f"waits for the model {model}, which is not served now", "WARN")
+
+    async def _take_up_later(self) -> None:
+        """Until the disk takes writes, finished results are served and nothing is claimed."""
+        while not await self._take_up():  # noqa: ASYNC110 - the disk tells nobody
+            await asyncio.sleep(TAKE_UP_S)
 
     async def stop(self, drain_s: float = DRAIN_S) -> None:
         """Let what runs finish for at most so long, hand the rest back, and close everything. Idempotent."""
         if self._is_stopping:
             return
         self._is_stopping = True
+        if self._taking_up is not None:
+            self._taking_up.cancel()
         await self.dispatcher.drain(drain_s)
         await self.upkeep.stop()
         await self.workers.stop()
@@ -123,7 +156,8 @@ class Node:
     @property
     def problems(self) -> list[str]:
         """What keeps requests or pictures from being stored, a sentence each."""
-        return [problem for problem in (self.disk.problem, self.outputs.problem) if problem is not None]
+        looked_at = (self.disk.problem, self.store.problem, self.outputs.problem)
+        return [problem for problem in looked_at if problem is not None]
 
     def health(self) -> dict[str, Any]:
         """What /health says."""
@@ -136,6 +170,7 @@ class Node:
             "models": list(models.values()),
             "has_safety_checker": bool(models) and all(model["has_safety_checker"] for model in models.values()),
             "workers": [worker.describe() for worker in self.workers],
+            "unserved": self._unserved,
             "queue": {"queued": counts[JobStatus.QUEUED], "running": counts[JobStatus.RUNNING]},
         }
 
@@ -143,7 +178,7 @@ class Node:
         if self._is_stopping:
             return "stopping"
         if self.problems:
-            return "unwritable" if not (self.disk.is_writable and self.objects.disk.is_writable) else "cannot_encode"
+            return "cannot_encode" if self.problems == [self.outputs.encoder_problem] else "unwritable"
         if self.ready:
             return "ready"
         return "loading" if any(worker.state is WorkerState.LOADING for worker in self.workers) else "starting"

@@ -17,6 +17,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # transformers announces on import which optional packages it would rather have.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+from pipelines.worker.signals import leave_signals_to_the_node
+
+if __name__ == "__main__":
+    # Importing torch takes seconds, in which a stop would end this process, too.
+    leave_signals_to_the_node()
+
 import socket
 import sys
 import time

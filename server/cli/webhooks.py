@@ -96,7 +96,7 @@ def _open_store(folder: Path) -> Iterator[Execute]:
     """The outbox of a data folder. Raises: CommandError."""
     from server.jobs.store import outbox
     from server.jobs.store.base import StoreError
-    from server.jobs.store.sqlite import MIGRATIONS
+    from server.jobs.store.opening import MIGRATIONS
 
     try:
         with outbox.open_beside_owner(folder / "jobs.db", len(MIGRATIONS)) as execute:

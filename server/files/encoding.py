@@ -48,9 +48,11 @@ def _metadata(image_format: ImageFormat, provenance: Provenance) -> dict[str, An
 def end_with_parent() -> None:
     """Make this pool process exit when the node does, even by kill -9: nothing else would wake it.
 
-    And not before: a Ctrl-C at the terminal reaches it too, but the node may have pictures to finish.
+    And not before: a Ctrl-C at the terminal reaches it too, as does systemd's stop, but the node may have pictures to
+    finish.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

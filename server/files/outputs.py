@@ -47,12 +47,12 @@ class Outputs:
         self._pool = pool or PicturePool()
         self.is_warm = False
         """Whether an encoder has worked, and has not failed since."""
-        self._encoder_problem = why_unusable()
+        self.encoder_problem = why_unusable()
 
     @property
     def problem(self) -> str | None:
         """Why what is drawn now could not be stored, in one sentence; None if it could."""
-        return self._objects.disk.problem or self._encoder_problem
+        return self._objects.disk.problem or self.encoder_problem
 
     async def warm(self) -> None:
         """Start a pool process now, so that the first picture does not wait for it (about 0.3 s).
@@ -111,9 +111,9 @@ class Outputs:
         try:
             data = await self._pool.run(encode, pixels, width, height, image_format, provenance)
         except BrokenProcessPool as exc:
-            self.is_warm, self._encoder_problem = False, f"pictures cannot be encoded: {exc}"
-            raise EncoderError(self._encoder_problem) from exc
-        self.is_warm, self._encoder_problem = True, None
+            self.is_warm, self.encoder_problem = False, f"pictures cannot be encoded: {exc}"
+            raise EncoderError(self.encoder_problem) from exc
+        self.is_warm, self.encoder_problem = True, None
         return data
 
 

@@ -87,6 +87,11 @@ class Completion:
         encoding = self._patiently(run, lambda: self._outputs.encode(frame, image_format, provenance))
         run.pictures[frame.index] = asyncio.create_task(encoding)
 
+    async def note_begun(self, run: Run) -> None:
+        """The run of a job that may run only once has begun: remembered, should this node die in it."""
+        job_id, owner, epoch = self._claim(run)
+        await self.retry_until_stored(lambda: self._store.note_begun(job_id, owner, epoch))
+
     async def complete(self, run: Run, timings: Mapping[str, float]) -> None:
         """All pictures have arrived: save them and end the job."""
         assert run.job.params is not None

@@ -33,6 +33,7 @@ from pipelines.protocol.frames import (
 from server.jobs.completion import Completion, Run
 from server.jobs.live import LiveJobs
 from server.jobs.store.base import HINT_BUCKETS, Job, JobStatus, Store, StoreError
+from server.jobs.store.transitions import may_repeat
 from server.workers.process import Worker, Workers
 
 logger = logging.getLogger("fluxserve.dispatch")
@@ -145,6 +146,8 @@ class Dispatcher:
         match frame:
             case Started():
                 run.has_started = True
+                if not may_repeat(run.job):
+                    self._end_by(run.owner, self._completion.note_begun(run))
                 self._live.log(
                     frame.job_id, "started" if run.job.attempt == 1 else f"started, attempt {run.job.attempt}"
                 )
@@ -168,8 +171,16 @@ class Dispatcher:
     def _end_run(self, run: Run, ending: Coroutine[Any, Any, None]) -> None:
         """The worker is done with it; its room is free while the node finishes the rest."""
         del self._runs[run.job.id]
-        self._end_by(run.owner, ending)
+        self._end_by(run.owner, self._end_or_release(run, ending))
         self._wake.set()
+
+    async def _end_or_release(self, run: Run, ending: Coroutine[Any, Any, None]) -> None:
+        """A fault of our own in ending a run must not leave its job claimed by a worker that lives on."""
+        try:
+            await ending
+        except Exception:
+            logger.exception("request %s: its end was not recorded; it will run again", run.job.id)
+            await self._completion.retry_elsewhere(run)
 
     def _end_by(self, owner: str, ending: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(ending)
@@ -179,7 +190,7 @@ class Dispatcher:
     def _note_ending(self, task: asyncio.Task[None]) -> None:
         del self._endings[task]
         if not task.cancelled() and task.exception() is not None:
-            logger.error("an end was not recorded; its lease will expire", exc_info=task.exception())
+            logger.error("a claim was not given up; its lease will expire", exc_info=task.exception())
         self._wake.set()
 
     async def _release_claims_of_dead_worker(self, owner: str, not_started: frozenset[str]) -> None:
@@ -261,7 +272,7 @@ class Dispatcher:
 
     def _submit(self, worker: Worker, job: Job) -> None:
         assert job.params is not None
-        now = time.time()
+        now = self._store.now()
         if (old := self._runs.pop(job.id, None)) is not None:
             # Its lease ran out while it was running: that run holds a stale claim, which the epoch fences off.
             old.drop_pictures()
@@ -315,7 +326,7 @@ class Dispatcher:
                 if time.monotonic() - renewed_at >= RENEW_S:
                     await self._renew()
                     renewed_at = time.monotonic()
-                for job in await self._completion.in_thread(self._store.expire):
+                for job in await self._completion.in_thread(partial(self._store.expire, frozenset(self._owners))):
                     logger.warning("request %s expired: now %s", job.id, job.status)
                     self._completion.notify_watchers(job)
                     self._wake.set()

@@ -20,12 +20,12 @@ import orjson
 from server.http.outgoing import ForbiddenAddressError
 from server.jobs.receivers import AT_ONCE_PER_RECEIVER, Receivers, receiver_of
 from server.jobs.signing import Signer
-from server.jobs.store.base import Job, Store, WebhookAnswer, WebhookDelivery
+from server.jobs.store.base import LONGEST_PAUSE_S, Job, Store, WebhookAnswer, WebhookDelivery
 
 logger = logging.getLogger("fluxserve.webhooks")
 
 TIMEOUT_S = 15.0
-PAUSES_S = (15.0, 45.0, 120.0, 240.0, 480.0, 900.0, 1200.0, 1800.0, 2400.0)
+PAUSES_S = (15.0, 45.0, 120.0, 240.0, 480.0, 900.0, 1200.0, 1800.0, LONGEST_PAUSE_S)
 """Between ten tries: two hours together."""
 
 POLL_S = 0.5

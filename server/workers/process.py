@@ -42,6 +42,8 @@ MAX_BACKOFF_S = 30.0
 EXIT_BROKEN = 3
 """How a worker exits when its model, device or arguments are at fault, so that haste would not help."""
 STOP_S = 1.0
+LAST_LOOK_S = 2.0
+"""A silent worker is given so much more before it is killed: four of its heartbeats."""
 READ_SIZE = 1 << 20
 
 
@@ -136,6 +138,7 @@ class Worker:
         self._generation = 0
         self._failures = 0
         self._is_stopping = False
+        self._is_last = False
         self._ready_at = 0.0
         self._writer: asyncio.StreamWriter | None = None
         self._last_error_line: str | None = None
@@ -163,16 +166,25 @@ class Worker:
         """Keep a process alive until `stop`, or until cancelled."""
         try:
             await self._live_once()
-            while not self._is_stopping:
-                await asyncio.sleep(self._backoff_s())
+            while await self._is_wanted_again():
                 self.restarts += 1
                 await self._live_once()
         finally:
             self.state = WorkerState.STOPPED
 
+    async def _is_wanted_again(self) -> bool:
+        """Whether another process shall be started, told when it is time for it."""
+        if not self._is_last:
+            await asyncio.sleep(self._backoff_s())
+        return not self._is_last
+
+    def start_no_other(self) -> None:
+        """Should the process end from now on, it is not replaced."""
+        self._is_last = True
+
     def stop(self) -> None:
         """Ask the process to end, and start no other."""
-        self._is_stopping = True
+        self._is_stopping = self._is_last = True
         self.send(Shutdown())
 
     def _backoff_s(self) -> float:
@@ -248,8 +260,7 @@ class Worker:
         frames = FrameReader()
         try:
             while True:
-                async with asyncio.timeout(self._silence_limit_s()):
-                    data = await reader.read(READ_SIZE)
+                data = await self._read_some(reader)
                 if not data:
                     return ""
                 for frame in frames.feed(data):
@@ -260,6 +271,18 @@ class Worker:
             return f"sent what is no frame ({exc}), killed"
         except ConnectionError:
             return ""
+
+    async def _read_some(self, reader: asyncio.StreamReader) -> bytes:
+        """What has arrived next. Raises: TimeoutError after too long a silence.
+
+        It is looked at once more: when this process itself has stood still, the time is up before the bytes that
+        arrived meanwhile have been read."""
+        try:
+            async with asyncio.timeout(self._silence_limit_s()):
+                return await reader.read(READ_SIZE)
+        except TimeoutError:
+            async with asyncio.timeout(min(LAST_LOOK_S, self._silence_limit_s())):
+                return await reader.read(READ_SIZE)
 
     def _silence_limit_s(self) -> float:
         return self._options.hang_s if self.is_ready else max(self._options.hang_s, LOAD_HANG_S)
@@ -350,6 +373,11 @@ class Workers:
     def start(self) -> None:
         """Start every process; returns at once."""
         self._tasks = [asyncio.create_task(worker.run(), name=f"worker-{worker.device}") for worker in self._all]
+
+    def start_no_other(self) -> None:
+        """The node is about to stop: a process that ends is not replaced."""
+        for worker in self._all:
+            worker.start_no_other()
 
     async def stop(self) -> None:
         """End every process: they are asked, and killed if they are still there after a moment."""

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from server.http import running
@@ -93,6 +94,21 @@ def test_a_request_under_way_outlives_a_stop(tiny: Server) -> None:
     tiny.start().wait_live()
     until(lambda: httpx.get(job["response_url"]).status_code == 200)
     assert httpx.get(job["response_url"]).json()["images"][0]["width"] == 256
+
+
+def test_a_stop_that_reaches_every_process_is_a_drain_too(tiny: Server) -> None:
+    """As systemd stops a unit: SIGTERM to all of its processes."""
+    tiny.start().wait_ready()
+    slow = TINY | {"num_inference_steps": 30, "image_size": {"width": 256, "height": 256}}
+    with ThreadPoolExecutor(1) as pool:
+        once = {"X-Fal-No-Retry": "true"}
+        answer = pool.submit(httpx.post, f"{tiny.url}/run/fal-ai/flux/dev", json=slow, headers=once, timeout=60)
+        until(lambda: tiny.health()["queue"]["running"] == 1)
+        for process in psutil.Process(tiny.pid).children(recursive=True):
+            process.send_signal(signal.SIGTERM)
+        assert tiny.stop() == 0
+        assert answer.result().status_code == 200
+    assert tiny.output.count("is ready:") == 1
 
 
 def test_an_answer_under_way_still_arrives_after_the_signal(tiny: Server) -> None:

@@ -42,6 +42,7 @@ from pipelines.protocol.frames import (
     Submit,
     encode,
 )
+from pipelines.worker.signals import leave_signals_to_the_node
 
 STEP_S = float(os.environ.get("SCRIPTED_STEP_S", "0.005"))
 GATES = Path(os.environ.get("SCRIPTED_GATES", "/nonexistent"))
@@ -195,6 +196,7 @@ def is_open(frame: Submit, kind: str) -> bool:
 
 
 def main() -> None:
+    leave_signals_to_the_node()
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--device", required=True)

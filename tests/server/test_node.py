@@ -248,6 +248,56 @@ def test_a_restart_takes_up_what_was_left(tmp_path: Path) -> None:
     assert asyncio.run(main()) == [JobStatus.COMPLETED, JobStatus.COMPLETED, JobStatus.CANCELLED]
 
 
+def test_a_request_whose_model_is_not_served_any_more_is_kept_and_says_so(tmp_path: Path) -> None:
+    left = make_node(tmp_path)
+    job_id = submit(left)
+    gone = left.jobs.submit(new_job(params={"model": "gone"})).id
+    left.store.close()
+
+    async def main() -> None:
+        async with running(tmp_path) as node:
+            assert node.ready
+            await ended(node, job_id)
+            assert node.health()["unserved"] == {"gone": 1}
+            (entry,) = node.jobs.logs(gone, None)
+            assert entry["message"] == "waits for the model gone, which is not served now"
+            job = node.store.get(gone)
+            assert job is not None
+            assert job.status is JobStatus.QUEUED
+
+    asyncio.run(main())
+
+
+def test_a_start_on_a_store_that_cannot_write_serves_what_there_is_and_takes_up_the_rest_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = make_node(tmp_path)
+    job_id = submit(left)
+    assert len(left.store.claim("an-owner-of-the-past", 1, 30.0)) == 1
+    left.store.close()
+
+    async def main() -> JobStatus:
+        node = make_node(tmp_path)
+        recover, refusals = node.store.recover, [2]
+
+        def refuse() -> list[Any]:
+            if refusals[0]:
+                refusals[0] -= 1
+                raise StoreError("the disk is full")
+            return recover()
+
+        monkeypatch.setattr(node.store, "recover", refuse)
+        await node.start()
+        await until(lambda: bool(node.workers.ready))
+        assert not node.ready
+        assert node.store.get(job_id) is not None
+        job = await ended(node, job_id)
+        await node.stop(0.0)
+        return job.status
+
+    assert asyncio.run(main()) is JobStatus.COMPLETED
+
+
 def test_a_start_deadline_ends_a_request_that_no_worker_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCRIPTED_LOAD_S", "30")
 

@@ -28,6 +28,9 @@ TRIES_KEPT = 50
 LOG_KEPT_S = 30 * 86400.0
 """Tries older than this leave the delivery log; that may be long after the job itself is gone."""
 
+LONGEST_PAUSE_S = 2400.0
+"""Between two tries of one webhook, at most."""
+
 LOG_ROWS = 100_000
 """And so do the oldest, beyond this many."""
 
@@ -164,6 +167,7 @@ class Job:
     base_url: str
     store_io: bool
     hint_bucket: int | None
+    has_begun: bool
     outcome: Outcome | None
 
     @property
@@ -241,8 +245,17 @@ class Store(Protocol):
         False, only jobs without. Only jobs of the given models, and of the given hint buckets or none, if given.
         Jobs past their start deadline are not claimed (`expire` ends them)."""
 
+    def waiting_for_others(self, models: frozenset[str]) -> dict[str, str]:
+        """Waiting jobs of other models than these: id -> model. Walks through all that wait."""
+
     def quarantined(self) -> int:
         """How many waiting jobs have deaths. Cheap: asked before every claim."""
+
+    def now(self) -> float:
+        """Unix seconds of the store's clock."""
+
+    def note_begun(self, job_id: str, owner: str, epoch: int) -> None:
+        """The worker has begun a job that may run only once; survives kill -9. Nothing if the claim is not current."""
 
     def renew(self, owner: str, lease_s: float) -> list[Job]:
         """Extend the leases of all running jobs of `owner`; returns those whose cancel was requested."""
@@ -257,8 +270,9 @@ class Store(Protocol):
 
         With `died`, counts a death for each that is not `not_started` (ids that the worker had not begun), a lone
         death if it was the only such one; a job that was running at MAX_DEATHS deaths or MAX_LONE_DEATHS lone
-        ones, or that has no attempt left, fails as `runner_disconnected` (503). Without `died` the attempt is
-        given back. A job whose cancel was requested is cancelled either way.
+        ones, or that has no attempt left, fails as `runner_disconnected` (503). Those that had not begun, and all
+        without `died`, have their attempt back; but where none had begun it counts, up to ten, since one of them may be
+        the cause. A job whose cancel was requested is cancelled either way.
         Returns: the rows after the change."""
 
     def release_one(self, job_id: str, owner: str, epoch: int) -> bool:
@@ -267,9 +281,11 @@ class Store(Protocol):
         The job fails as `runner_disconnected` if that was its last, and is cancelled if that was requested.
         Returns: False, and changes nothing, if this claim is not the current one."""
 
-    def expire(self) -> list[Job]:
+    def expire(self, living: frozenset[str] = frozenset()) -> list[Job]:
         """End waiting jobs past their start deadline (504 `request_timeout`) and release expired leases
-        as died; returns the changed rows."""
+        as died; returns the changed rows.
+
+        Leases of `living` owners are left alone: the caller knows better than any clock."""
 
     def request_cancel(self, job_id: str) -> tuple[CancelOutcome, Job | None]:
         """Cancel at once if waiting, flag if running; idempotent."""
@@ -280,8 +296,8 @@ class Store(Protocol):
     def recover(self) -> list[Job]:
         """At start-up: give up every claim, because all owners died with the node that was here before.
 
-        Counts no death (which job was the cause is unknown) but uses the attempt. A store that several nodes share
-        leaves this to the leases and returns nothing.
+        Counts no death and uses no attempt: what ends a node is not what it serves. A job that `note_begun` marked has
+        had its only run and fails. A store that several nodes share leaves this to the leases and returns nothing.
         Returns: the rows after the change."""
 
     def end_ephemeral(self) -> int:
@@ -316,6 +332,10 @@ class Store(Protocol):
 
     def redeliver_webhook(self, job_id: str) -> Redelivery:
         """Have a webhook delivered again, whether it was taken, given up or is still being tried."""
+
+    @property
+    def problem(self) -> str | None:
+        """What keeps it from storing jobs durably, in one sentence, as far as it shows without a write; else None."""
 
     def close(self) -> None:
         """Release the file; later calls raise StoreError."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from server.jobs.store import platform_outcomes, transitions
 from server.jobs.store.base import (
     LOG_KEPT_S,
     LOG_ROWS,
+    LONGEST_PAUSE_S,
     PRIVATE_RETENTION_S,
     TRIES_KEPT,
     CancelOutcome,
@@ -28,6 +28,7 @@ from server.jobs.store.base import (
     WebhookDelivery,
     WebhookTry,
 )
+from server.jobs.store.clock import SteadyClock
 from server.jobs.store.queue_index import QueueIndex, state_of
 
 
@@ -43,8 +44,8 @@ class _Delivery:
 class MemoryStore:
     """`Store` without durability: one lock around a dict of rows. Args: clock: Unix seconds."""
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float] | None = None) -> None:
+        self._clock = clock or SteadyClock()
         self._lock = threading.RLock()
         self._jobs: dict[str, Job] = {}
         self._webhooks: dict[str, _Delivery] = {}
@@ -92,9 +93,23 @@ class MemoryStore:
             ]
             return [self._save(job, transitions.claimed(job, owner, now, lease_s)) for job in ready[:limit]]
 
+    def waiting_for_others(self, models: frozenset[str]) -> dict[str, str]:
+        with self._open():
+            waiting = self._in_state(JobStatus.QUEUED)
+            return {job.id: job.model for job in waiting if job.model is not None and job.model not in models}
+
     def quarantined(self) -> int:
         with self._open():
             return self._line.quarantined
+
+    def now(self) -> float:
+        return self._clock()
+
+    def note_begun(self, job_id: str, owner: str, epoch: int) -> None:
+        with self._open():
+            job = self._jobs.get(job_id)
+            if job is not None and transitions.is_current(job, owner, epoch):
+                self._save(job, transitions.begun(job))
 
     def renew(self, owner: str, lease_s: float) -> list[Job]:
         with self._open():
@@ -122,7 +137,7 @@ class MemoryStore:
             self._save(job, transitions.attempt_failed(job, self._clock()))
             return True
 
-    def expire(self) -> list[Job]:
+    def expire(self, living: frozenset[str] = frozenset()) -> list[Job]:
         with self._open():
             now = self._clock()
             late = [job for job in self._in_state(JobStatus.QUEUED) if _is_past(job.start_deadline, now)]
@@ -130,7 +145,7 @@ class MemoryStore:
                 (job, transitions.ended(job, platform_outcomes.start_timeout(), now)) for job in late
             )
             expired = [job for job in self._in_state(JobStatus.RUNNING) if _is_past(job.lease_until, now)]
-            for owner in sorted({job.owner for job in expired if job.owner is not None}):
+            for owner in sorted({job.owner for job in expired if job.owner is not None} - living):
                 theirs = [job for job in expired if job.owner == owner]
                 changed += self._save_all(transitions.released(theirs, True, frozenset(), now))
             return changed
@@ -155,8 +170,11 @@ class MemoryStore:
     def recover(self) -> list[Job]:
         with self._open():
             now = self._clock()
+            for delivery in self._webhooks.values():
+                if delivery.due_at is not None and (not delivery.tries or delivery.due_at > now + LONGEST_PAUSE_S):
+                    delivery.due_at = min(delivery.due_at, now)
             running = self._in_state(JobStatus.RUNNING)
-            return self._save_all((job, transitions.attempt_failed(job, now)) for job in running)
+            return self._save_all((job, transitions.node_died(job, now)) for job in running)
 
     def end_ephemeral(self) -> int:
         with self._open():
@@ -224,6 +242,10 @@ class MemoryStore:
             old = self._webhooks[job_id]
             self._webhooks[job_id] = _Delivery(due_at=self._clock(), note=old.note, round=old.round + 1)
             return Redelivery.ORDERED
+
+    @property
+    def problem(self) -> str | None:
+        return None
 
     def close(self) -> None:
         self._is_closed = True

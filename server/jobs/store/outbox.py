@@ -17,6 +17,7 @@ from server.jobs.receivers import receiver_of
 from server.jobs.store.base import (
     LOG_KEPT_S,
     LOG_ROWS,
+    LONGEST_PAUSE_S,
     TRIES_KEPT,
     JobStatus,
     Redelivery,
@@ -70,6 +71,13 @@ def due_in_turn(execute: Execute, now: float, limit: int, per_receiver: int) -> 
         (now, limit, per_receiver),
     )
     return [_delivery(row) for row in rows]
+
+
+def mend_times(execute: Execute, now: float) -> None:
+    """At a start: what waits for a time that this clock would not have set was written by one that was ahead."""
+    execute(
+        "UPDATE webhook SET due_at = ?1 WHERE due_at > ?1 AND (tries = 0 OR due_at > ?1 + ?2)", (now, LONGEST_PAUSE_S)
+    )
 
 
 def newest(execute: Execute, limit: int) -> list[WebhookDelivery]:

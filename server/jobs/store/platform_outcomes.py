@@ -40,6 +40,11 @@ def server_error(message: str) -> Outcome:
     return _request_error(JobStatus.FAILED, 500, message, "runner_server_error")
 
 
+def damaged() -> Outcome:
+    """What was stored of it cannot be read any more."""
+    return server_error("The stored request is damaged")
+
+
 def model_error(message: str) -> Outcome:
     """This request failed in the model, and would fail again."""
     body = {"detail": [{"loc": ["body"], "msg": message, "type": "internal_server_error"}]}

@@ -17,7 +17,7 @@ CONSTANT_COLUMNS = (
 
 STATE_COLUMNS = (
     "status", "started_at", "finished_at", "owner", "epoch", "attempt", "deaths", "lone_deaths", "lease_until",
-    "cancel_requested", "outcome",
+    "cancel_requested", "has_begun", "outcome",
 )  # fmt: skip
 """What the transitions change."""
 
@@ -27,7 +27,7 @@ DERIVED_COLUMNS = ("model", "queue_rank")
 READ_COLUMNS = ("seq", *CONSTANT_COLUMNS, *STATE_COLUMNS)
 
 _JSON = frozenset({"input", "params", "output"})
-_FLAGS = frozenset({"cancel_requested", "is_ephemeral", "store_io"})
+_FLAGS = frozenset({"cancel_requested", "has_begun", "is_ephemeral", "store_io"})
 
 
 def to_row(job: Job, columns: tuple[str, ...]) -> tuple[Any, ...]:

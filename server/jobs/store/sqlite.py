@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,12 +27,11 @@ from server.jobs.store.base import (
     WebhookDelivery,
     WebhookTry,
 )
+from server.jobs.store.clock import SteadyClock
+from server.jobs.store.opening import become_owner, connect, migrate
 from server.jobs.store.queue_index import QueueIndex, state_of
 from server.jobs.store.rows import CONSTANT_COLUMNS, DERIVED_COLUMNS, READ_COLUMNS, STATE_COLUMNS, from_row, to_row
 from server.jobs.store.writer import Change, GroupCommit, Transaction
-
-MIGRATIONS = tuple(sorted((Path(__file__).parent / "migrations").glob("*.sql")))
-"""Applied in order, each once; how many have been is the database's `user_version`."""
 
 _SELECT = f"SELECT {', '.join(READ_COLUMNS)} FROM job"
 _INSERT_COLUMNS = (*CONSTANT_COLUMNS, *STATE_COLUMNS, *DERIVED_COLUMNS)
@@ -52,15 +49,17 @@ class SqliteStore:
     Raises: StoreError if another process has it open, or the file is damaged or from a newer version.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.time, vfs: str | None = None) -> None:
-        self._clock = clock
-        self._lock_file = _become_owner(path)
+    def __init__(self, path: Path, clock: Callable[[], float] | None = None, vfs: str | None = None) -> None:
+        self._clock = clock or SteadyClock()
+        self._lock_file = become_owner(path)
+        self._files = (path, path.with_name(path.name + "-wal"))
+        self._damaged: list[int] = []
         self._line = QueueIndex()
         self._read_lock = threading.Lock()
         self._is_closed = False
         try:
-            connection = _connect(path, vfs)
-            _migrate(connection)
+            connection = connect(path, vfs)
+            migrate(connection)
             self._fill_line(connection)
             self._reader = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
         except apsw.Error as exc:
@@ -108,8 +107,19 @@ class SqliteStore:
 
         return self._writer.run(claim, is_promise=False)
 
+    def waiting_for_others(self, models: frozenset[str]) -> dict[str, str]:
+        places = ", ".join("?" * len(models))
+        query = f"SELECT id, model FROM job WHERE status = 'queued' AND model NOT IN ({places})"
+        return dict(self._read(query, tuple(models)))
+
     def quarantined(self) -> int:
         return self._line.quarantined
+
+    def now(self) -> float:
+        return self._clock()
+
+    def note_begun(self, job_id: str, owner: str, epoch: int) -> None:
+        self._change_current(job_id, owner, epoch, transitions.begun, is_promise=False)
 
     def renew(self, owner: str, lease_s: float) -> list[Job]:
         def renew(tx: Transaction) -> list[Job]:
@@ -134,7 +144,7 @@ class SqliteStore:
     def release_one(self, job_id: str, owner: str, epoch: int) -> bool:
         return self._change_current(job_id, owner, epoch, lambda job: transitions.attempt_failed(job, self._clock()))
 
-    def expire(self) -> list[Job]:
+    def expire(self, living: frozenset[str] = frozenset()) -> list[Job]:
         def expire(tx: Transaction) -> list[Job]:
             now = self._clock()
             late = _jobs(tx, "WHERE status = 'queued' AND start_deadline <= ?", (now,))
@@ -142,13 +152,13 @@ class SqliteStore:
                 tx, ((job, transitions.ended(job, platform_outcomes.start_timeout(), now)) for job in late)
             )
             expired = _jobs(tx, "WHERE status = 'running' AND lease_until <= ?", (now,))
-            for owner in sorted({job.owner for job in expired if job.owner is not None}):
+            for owner in sorted({job.owner for job in expired if job.owner is not None} - living):
                 theirs = [job for job in expired if job.owner == owner]
                 changed += self._save_all(tx, transitions.released(theirs, True, frozenset(), now))
             return changed
 
         # Asked every second and nearly always empty: look first, so that an idle node does not write.
-        return self._writer.run(expire) if self._has_expired() else []
+        return self._writer.run(expire) if self._has_expired(living) else []
 
     def request_cancel(self, job_id: str) -> tuple[CancelOutcome, Job | None]:
         def cancel(tx: Transaction) -> tuple[CancelOutcome, Job | None]:
@@ -171,8 +181,11 @@ class SqliteStore:
     def recover(self) -> list[Job]:
         def recover(tx: Transaction) -> list[Job]:
             now = self._clock()
+            outbox.mend_times(tx.execute, now)
+            for seq in self._damaged:
+                self._end_damaged(tx, seq)
             running = _jobs(tx, "WHERE status = 'running'")
-            return self._save_all(tx, ((job, transitions.attempt_failed(job, now)) for job in running))
+            return self._save_all(tx, ((job, transitions.node_died(job, now)) for job in running))
 
         return self._writer.run(recover)
 
@@ -225,6 +238,11 @@ class SqliteStore:
     def redeliver_webhook(self, job_id: str) -> Redelivery:
         return self._writer.run(lambda tx: outbox.order_again(tx.execute, job_id, self._clock()))
 
+    @property
+    def problem(self) -> str | None:
+        missing = next((file for file in self._files if not file.exists()), None)
+        return None if missing is None else f"{missing} was removed while in use: restart the server"
+
     def close(self) -> None:
         with self._read_lock:
             if self._is_closed:
@@ -248,7 +266,9 @@ class SqliteStore:
         """Waiting jobs as this transaction sees them: the line knows only what is committed."""
         return self._line.length + sum(_is_waiting(after) - _is_waiting(before) for before, after in tx.changes)
 
-    def _change_current(self, job_id: str, owner: str, epoch: int, rule: Callable[[Job], Job]) -> bool:
+    def _change_current(
+        self, job_id: str, owner: str, epoch: int, rule: Callable[[Job], Job], is_promise: bool = True
+    ) -> bool:
         def change(tx: Transaction) -> bool:
             job = _one_job(tx, job_id)
             if job is None or not transitions.is_current(job, owner, epoch):
@@ -256,7 +276,7 @@ class SqliteStore:
             self._save(tx, job, rule(job))
             return True
 
-        return self._writer.run(change)
+        return self._writer.run(change, is_promise)
 
     def _save(self, tx: Transaction, before: Job, after: Job) -> Job:
         tx.connection.execute(_UPDATE, (*to_row(after, STATE_COLUMNS), after.seq))
@@ -281,15 +301,29 @@ class SqliteStore:
             if JobStatus(status).is_finished:
                 self._line.count(JobStatus(status), number)
         for row in connection.execute(f"{_SELECT} WHERE status IN ('queued', 'running')"):
-            self._line.change(None, from_row(row))
+            try:
+                self._line.change(None, from_row(row))
+            except (ValueError, TypeError):
+                self._damaged.append(row[0])
 
-    def _has_expired(self) -> bool:
+    def _end_damaged(self, tx: Transaction, seq: int) -> None:
+        """Fail a job whose row cannot be read: it would keep every claim from being made."""
+        tx.execute(
+            "UPDATE job SET input = '{}', output = '{}', params = '{}', status = 'queued', owner = NULL, "
+            "lease_until = NULL, cancel_requested = 0 WHERE seq = ?",
+            (seq,),
+        )
+        (job,) = _jobs(tx, "WHERE seq = ?", (seq,))
+        self._save(tx, job, transitions.ended(job, platform_outcomes.damaged(), self._clock()))
+
+    def _has_expired(self, living: frozenset[str]) -> bool:
         now = self._clock()
+        strangers = f"owner NOT IN ({', '.join('?' * len(living))})"
         query = (
             "SELECT EXISTS (SELECT 1 FROM job WHERE status = 'queued' AND start_deadline <= ?) "
-            "OR EXISTS (SELECT 1 FROM job WHERE status = 'running' AND lease_until <= ?)"
+            f"OR EXISTS (SELECT 1 FROM job WHERE status = 'running' AND lease_until <= ? AND {strangers})"
         )
-        return bool(next(self._read(query, (now, now)))[0])
+        return bool(next(self._read(query, (now, now, *sorted(living))))[0])
 
     def _read(self, query: str, values: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
         with self._read_lock:
@@ -312,35 +346,3 @@ def _one_job(tx: Transaction, job_id: str) -> Job | None:
 
 def _is_waiting(job: Job | None) -> bool:
     return job is not None and job.status is JobStatus.QUEUED
-
-
-def _become_owner(path: Path) -> int:
-    """Hold the lock beside the database for the life of this process; the kernel frees it, however that ends."""
-    descriptor = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as exc:
-        os.close(descriptor)
-        raise StoreError(f"another fluxserve is using the data directory {path.parent}") from exc
-    # Prompts are private: SQLite would make the file readable to all, and gives its log the same mode.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-    return descriptor
-
-
-def _connect(path: Path, vfs: str | None) -> apsw.Connection:
-    connection = apsw.Connection(str(path), vfs=vfs)
-    connection.set_busy_timeout(5000)
-    # The writer chooses the synchronous level of every commit; F_FULLFSYNC matters on macOS only.
-    for pragma in ("journal_mode = WAL", "synchronous = FULL", "fullfsync = ON", "foreign_keys = ON"):
-        connection.execute(f"PRAGMA {pragma}")
-    return connection
-
-
-def _migrate(connection: apsw.Connection) -> None:
-    (version,) = next(connection.execute("PRAGMA user_version"))
-    if version > len(MIGRATIONS):
-        raise StoreError("the data directory was written by a newer fluxserve")
-    for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
-        with connection:
-            connection.execute(script.read_text())
-            connection.execute(f"PRAGMA user_version = {number}")

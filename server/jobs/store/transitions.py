@@ -18,6 +18,12 @@ from server.jobs.store.base import MAX_DEATHS, MAX_LONE_DEATHS, Job, JobStatus, 
 MAX_RETRIES = 9
 """Retries of one cause that a request may ask for."""
 
+MAX_STARTS = 10
+"""Workers that may die before they begin any of what they hold, until what they held fails."""
+
+MAX_CLAIMS = 100
+"""Claims of one job until it fails when the next node dies: something about it must be what ends nodes."""
+
 
 def created(new: NewJob, seq: int, now: float) -> Job:
     """The first row of a job: waiting, or ended at once if it brings its outcome."""
@@ -47,6 +53,7 @@ def created(new: NewJob, seq: int, now: float) -> Job:
         base_url=new.base_url,
         store_io=new.store_io,
         hint_bucket=new.hint_bucket,
+        has_begun=False,
         outcome=None,
     )
     return job if new.outcome is None else ended(job, new.outcome, now)
@@ -75,6 +82,11 @@ def is_current(job: Job | None, owner: str, epoch: int) -> bool:
     return job is not None and job.status is JobStatus.RUNNING and job.owner == owner and job.epoch == epoch
 
 
+def begun(job: Job) -> Job:
+    """A running job whose worker has begun it."""
+    return replace(job, has_begun=True)
+
+
 def released_unused(job: Job, now: float) -> Job:
     """A running job whose claim is given up, through no fault of its own: it waits again, with its attempt back."""
     return _waiting_again(replace(job, attempt=job.attempt - 1), now)
@@ -82,9 +94,7 @@ def released_unused(job: Job, now: float) -> Job:
 
 def attempt_failed(job: Job, now: float) -> Job:
     """A running job whose attempt was used up by a fault that counts no death."""
-    if job.attempt >= job.max_attempts and not job.cancel_requested:
-        return ended(job, platform_outcomes.runner_disconnected(), now)
-    return _waiting_again(job, now)
+    return _waiting_again_below(job, job.max_attempts, now)
 
 
 def worker_died(job: Job, is_lone: bool, now: float) -> Job:
@@ -97,13 +107,33 @@ def worker_died(job: Job, is_lone: bool, now: float) -> Job:
     return attempt_failed(marked, now)
 
 
+def node_died(job: Job, now: float) -> Job:
+    """A running job of a node that is gone. What ends a node is not what it serves, so no attempt is used up; only a
+    job that may run once, and had begun, has had its run."""
+    if (job.has_begun or job.epoch >= MAX_CLAIMS) and not job.cancel_requested:
+        return ended(job, platform_outcomes.runner_disconnected(), now)
+    return released_unused(job, now)
+
+
 def released(jobs: Iterable[Job], died: bool, not_started: frozenset[str], now: float) -> list[tuple[Job, Job]]:
     """All running jobs of one owner as (before, after), by the rule of `Store.release`."""
     running = list(jobs)
-    quarantined = [job for job in running if died and job.id not in not_started]
-    is_lone = len(quarantined) == 1
-    rule = attempt_failed if died else released_unused
-    return [(job, worker_died(job, is_lone, now) if job in quarantined else rule(job, now)) for job in running]
+    suspects = [job for job in running if died and job.id not in not_started]
+
+    def after(job: Job) -> Job:
+        if job in suspects:
+            return worker_died(job, len(suspects) == 1, now)
+        if died and not suspects:
+            # One of these may be what kills workers before they begin it, so this is not repeated for ever.
+            return _waiting_again_below(job, max(job.max_attempts, MAX_STARTS), now)
+        return released_unused(job, now)
+
+    return [(job, after(job)) for job in running]
+
+
+def may_repeat(job: Job) -> bool:
+    """Whether a job may run again after a worker has died on it."""
+    return job.max_attempts > 1 and may_run_again(job.output, "connection_error", 1)
 
 
 def may_run_again(output: dict[str, Any], cause: str, faults: int) -> bool:
@@ -111,7 +141,14 @@ def may_run_again(output: dict[str, Any], cause: str, faults: int) -> bool:
     return faults <= int(output.get("retries", {}).get(cause, MAX_RETRIES))
 
 
+def _waiting_again_below(job: Job, limit: int, now: float) -> Job:
+    """The job waits again, or has failed with its `limit`-th attempt."""
+    if job.attempt >= limit and not job.cancel_requested:
+        return ended(job, platform_outcomes.runner_disconnected(), now)
+    return _waiting_again(job, now)
+
+
 def _waiting_again(job: Job, now: float) -> Job:
     if job.cancel_requested:
         return ended(job, platform_outcomes.cancelled(), now)
-    return replace(job, status=JobStatus.QUEUED, owner=None, lease_until=None, started_at=None)
+    return replace(job, status=JobStatus.QUEUED, owner=None, lease_until=None, started_at=None, has_begun=False)

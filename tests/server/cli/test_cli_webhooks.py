@@ -14,7 +14,8 @@ import pytest
 from server.cli import main as command
 from server.http import running
 from server.jobs.store.base import PRIVATE_RETENTION_S, NewJob, WebhookAnswer
-from server.jobs.store.sqlite import MIGRATIONS, SqliteStore
+from server.jobs.store.opening import MIGRATIONS
+from server.jobs.store.sqlite import SqliteStore
 from tests.server.stores import REJECTED, Clock, new_job
 
 Cli = Callable[..., tuple[int, str, str]]

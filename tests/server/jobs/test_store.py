@@ -29,6 +29,7 @@ from server.jobs.store.base import (
     WebhookDelivery,
     WebhookTry,
 )
+from server.jobs.store.transitions import MAX_CLAIMS
 from tests.server.stores import DONE, LEASE_S, OPEN_STORE, REJECTED, Clock, new_job, place
 
 
@@ -348,8 +349,80 @@ def test_after_a_restart_every_claim_is_given_up(store: Store) -> None:
     store.claim("old-node", 2, LEASE_S)
     assert len(store.recover()) == 2
     assert (fetch(store, retried.id).status, fetch(store, retried.id).deaths) == (JobStatus.QUEUED, 0)
-    assert fetch(store, once.id).status is JobStatus.FAILED
+    assert (fetch(store, once.id).status, fetch(store, once.id).attempt) == (JobStatus.QUEUED, 0)
     assert store.recover() == []
+
+
+def test_a_job_that_may_run_once_has_had_its_run_when_the_node_dies_in_it(store: Store) -> None:
+    store.enqueue(new_job(max_attempts=1))
+    job = claim_one(store)
+    store.note_begun(job.id, "w1", job.epoch - 1)
+    store.note_begun(job.id, "another", job.epoch)
+    assert not fetch(store, job.id).has_begun
+    store.note_begun(job.id, "w1", job.epoch)
+    assert fetch(store, job.id).has_begun
+    (after,) = store.recover()
+    assert after.outcome is not None
+    assert (after.status, after.outcome.http_status) == (JobStatus.FAILED, 503)
+
+
+def test_a_begun_mark_belongs_to_its_claim(store: Store) -> None:
+    store.enqueue(new_job(max_attempts=1))
+    job = claim_one(store)
+    store.note_begun(job.id, "w1", job.epoch)
+    store.release("w1", died=False)
+    assert not claim_one(store).has_begun
+
+
+def test_kills_of_the_node_use_up_no_attempt(store: Store) -> None:
+    store.enqueue(new_job())
+    for _ in range(MAX_CLAIMS - 1):
+        claim_one(store)
+        (job,) = store.recover()
+        assert (job.status, job.attempt) == (JobStatus.QUEUED, 0)
+    claim_one(store)
+    (job,) = store.recover()
+    assert job.status is JobStatus.FAILED, "after a hundred, it must be what ends the node"
+
+
+@pytest.mark.parametrize("max_attempts", [1, 10])
+def test_a_job_that_had_not_begun_has_its_attempt_back_when_its_worker_dies(store: Store, max_attempts: int) -> None:
+    begun, waiting = store.enqueue(new_job()), store.enqueue(new_job(max_attempts=max_attempts))
+    for _ in range(2):
+        store.claim("w1", 2, LEASE_S)
+        store.release("w1", died=True, not_started=frozenset({waiting.id}))
+        assert (fetch(store, waiting.id).status, fetch(store, waiting.id).attempt) == (JobStatus.QUEUED, 0)
+    assert fetch(store, begun.id).status is JobStatus.FAILED
+
+
+def test_a_job_that_kills_workers_before_it_begins_ends(store: Store) -> None:
+    once = store.enqueue(new_job(max_attempts=1))
+    for death in range(1, 11):
+        store.claim("w1", 1, LEASE_S)
+        store.release("w1", died=True, not_started=frozenset({once.id}))
+        assert fetch(store, once.id).status is (JobStatus.QUEUED if death < 10 else JobStatus.FAILED)
+
+
+def test_a_lease_of_an_owner_that_lives_does_not_expire(store: Store, clock: Clock) -> None:
+    store.enqueue(new_job())
+    store.enqueue(new_job())
+    claim_one(store, "here")
+    strangers = claim_one(store, "elsewhere")
+    clock.advance(3600)
+    assert [job.id for job in store.expire(frozenset({"here", "too"}))] == [strangers.id]
+    assert store.expire(frozenset({"here"})) == []
+    assert len(store.expire()) == 1
+
+
+def test_a_webhook_of_a_clock_that_was_ahead_is_due_after_a_restart(store: Store, clock: Clock) -> None:
+    clock.advance(600)
+    untried, tried = ended_with_webhook(store, 1), ended_with_webhook(store, 2)
+    clock.advance(3000)
+    store.settle_webhook(tried, WebhookAnswer(False, "HTTP 500", 500), 15.0)
+    clock.advance(-3600)
+    assert store.due_webhooks(10) == []
+    store.recover()
+    assert {due.job_id for due in store.due_webhooks(10)} == {untried.job_id, tried.job_id}
 
 
 # Cancel, deadlines, ephemeral runs

@@ -26,7 +26,9 @@ class Expected:
 
     rank: tuple[float, int]
     deadline: float | None
-    attempts_left: int
+    max_attempts: int
+    attempt: int = 0
+    has_begun: bool = False
     state: str = "queued"
     owner: str | None = None
     epoch: int = 0
@@ -39,13 +41,18 @@ class Expected:
     def end(self, state: str) -> None:
         self.state, self.owner = state, None
 
-    def give_up(self, poison: bool = False) -> None:
+    def give_up(self, must_end: bool = False, limit: int | None = None) -> None:
         if self.cancel:
             self.end("cancelled")
-        elif poison or self.attempts_left <= 0:
+        elif must_end or self.attempt >= (limit or self.max_attempts):
             self.end("failed")
         else:
             self.end("queued")
+        self.has_begun = False
+
+    def hand_back(self) -> None:
+        self.attempt -= 1
+        self.give_up(limit=self.max_attempts + 1)
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -92,7 +99,7 @@ class StoreMachine(RuleBasedStateMachine):
             expected = self.model[job.id]
             expected.state, expected.owner, expected.lease_until = "running", owner, now + LEASE_S
             expected.epoch += 1
-            expected.attempts_left -= 1
+            expected.attempt += 1
         return multiple(*((job.id, owner, job.epoch) for job in taken))
 
     @rule(claim=claims)
@@ -114,12 +121,24 @@ class StoreMachine(RuleBasedStateMachine):
         if is_current:
             expected.give_up()
 
+    @rule(claim=claims)
+    def note_begun(self, claim: tuple[str, str, int]) -> None:
+        job_id, owner, epoch = claim
+        expected = self.model[job_id]
+        self.store.note_begun(job_id, owner, epoch)
+        if (expected.state, expected.owner, expected.epoch) == ("running", owner, epoch):
+            expected.has_begun = True
+
     def die(self, held: dict[str, Expected], begun: set[str]) -> None:
         for job_id, expected in held.items():
             if job_id in begun:
                 expected.deaths += 1
                 expected.lone += len(begun) == 1
-            expected.give_up(poison=job_id in begun and (expected.deaths >= 3 or expected.lone >= 2))
+                expected.give_up(must_end=expected.deaths >= 3 or expected.lone >= 2)
+            elif begun:
+                expected.hand_back()
+            else:
+                expected.give_up(limit=max(expected.max_attempts, 10))
 
     @rule(owner=OWNERS, data=st.data())
     def worker_dies(self, owner: str, data: st.DataObject) -> None:
@@ -132,8 +151,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(owner=OWNERS)
     def worker_drains(self, owner: str) -> None:
         for expected in self.running(owner).values():
-            expected.attempts_left += 1
-            expected.give_up()
+            expected.hand_back()
         self.store.release(owner, died=False)
 
     @rule(owner=OWNERS)
@@ -148,15 +166,15 @@ class StoreMachine(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.clock.advance(seconds)
 
-    @rule()
-    def expire(self) -> None:
-        self.store.expire()
+    @rule(living=st.frozensets(OWNERS))
+    def expire(self, living: frozenset[str]) -> None:
+        self.store.expire(living)
         now = self.clock.now
         for job_id in self.line():
             expected = self.model[job_id]
             if expected.deadline is not None and expected.deadline <= now:
                 expected.end("failed")
-        lost = {i: e for i, e in self.running().items() if e.lease_until <= now}
+        lost = {i: e for i, e in self.running().items() if e.lease_until <= now and e.owner not in living}
         for owner in {e.owner for e in lost.values()}:
             theirs = {i: e for i, e in lost.items() if e.owner == owner}
             self.die(theirs, set(theirs))
@@ -181,7 +199,10 @@ class StoreMachine(RuleBasedStateMachine):
             self.store = OPEN_STORE[self.kind](self.folder, self.clock)
         self.store.recover()
         for expected in self.running().values():
-            expected.give_up()
+            if expected.has_begun and not expected.cancel:
+                expected.end("failed")
+            else:
+                expected.hand_back()
 
     @invariant()
     def rows_are_as_the_model_says(self) -> None:
@@ -190,6 +211,8 @@ class StoreMachine(RuleBasedStateMachine):
             assert job is not None, "an acknowledged job is never lost"
             assert (job.status, job.owner, job.epoch) == (expected.state, expected.owner, expected.epoch)
             assert (job.deaths, job.lone_deaths) == (expected.deaths, expected.lone)
+            if expected.state in ("queued", "running"):
+                assert (job.attempt, job.has_begun) == (expected.attempt, expected.has_begun)
             assert (job.outcome is not None) is (expected.state in ENDED)
             state = self.store.state(job_id)
             assert state is not None

@@ -16,7 +16,8 @@ import apsw
 import pytest
 
 from server.jobs.store.base import JobStatus, StoreError
-from server.jobs.store.sqlite import MIGRATIONS, SqliteStore
+from server.jobs.store.opening import MIGRATIONS, why_unusable
+from server.jobs.store.sqlite import SqliteStore
 from server.jobs.store.writer import Change, GroupCommit, Transaction
 from tests.server.stores import DONE, LEASE_S, REJECTED, new_job
 
@@ -315,3 +316,86 @@ def test_reads_do_not_wait_for_a_write_in_progress(store: SqliteStore) -> None:
     gate = hold_back(store._writer)
     assert store.get(job.id) == job
     gate.set()
+
+
+def test_a_waiting_row_that_is_damaged_ends_alone(path: Path) -> None:
+    store = SqliteStore(path)
+    damaged, sound = store.enqueue(new_job(webhook_url="https://x.test/")), store.enqueue(new_job())
+    store.close()
+    connection = apsw.Connection(str(path))
+    connection.execute("UPDATE job SET params = '{\"model' WHERE id = ?", (damaged.id,))
+    connection.close()
+    store = SqliteStore(path)
+    store.recover()
+    assert [job.id for job in store.claim("w1", 5, LEASE_S)] == [sound.id]
+    ended = store.get(damaged.id)
+    assert ended is not None
+    assert ended.outcome is not None
+    assert (ended.outcome.http_status, ended.outcome.error) == (500, "The stored request is damaged")
+    assert [due.job_id for due in store.due_webhooks(5)] == [damaged.id]
+    assert store.counts()[JobStatus.FAILED] == 1
+    store.close()
+
+
+def test_a_file_that_is_removed_under_the_store_is_a_problem(store: SqliteStore, path: Path) -> None:
+    assert store.problem is None
+    path.with_name("jobs.db-wal").unlink()
+    assert "jobs.db-wal was removed while in use" in str(store.problem)
+
+
+def test_a_sound_store_is_told_from_a_damaged_one(path: Path) -> None:
+    assert why_unusable(path) is None
+    store = SqliteStore(path)
+    for _ in range(200):
+        store.enqueue(new_job())
+    assert why_unusable(path) is None, "beside its owner, too"
+    store.close()
+    assert path.with_name("jobs.db-wal").stat().st_size == 0, "a backup may be put in its place"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4096] + bytes(8192) + whole[12288:])
+    assert "is damaged" in str(why_unusable(path))
+    path.write_bytes(b"no database" * 1000)
+    assert "cannot be read as a database" in str(why_unusable(path))
+
+
+FULL_DISK = """
+import errno, subprocess
+from server.jobs.store.base import StoreError
+from server.jobs.store.sqlite import SqliteStore
+from tests.server.stores import DONE, new_job
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", path.parent], check=True)
+store = SqliteStore(path)
+done, waiting = store.enqueue(new_job()), store.enqueue(new_job())
+claimed, = store.claim("w1", 1, 30.0)
+store.finish(done.id, "w1", claimed.epoch, DONE)
+store.close()
+with open(path.with_name("filler"), "wb", buffering=0) as filler:
+    try:
+        while True:
+            filler.write(bytes(4096))
+    except OSError as exc:
+        assert exc.errno == errno.ENOSPC
+store = SqliteStore(path)
+assert store.get(done.id).outcome == DONE
+assert store.state(waiting.id).position == 0
+try:
+    store.enqueue(new_job(input={"prompt": "x" * 100_000}))
+    raise SystemExit("a full disk took a request")
+except StoreError:
+    path.with_name("filler").unlink()
+store.recover()
+assert [job.id for job in store.claim("w1", 5, 30.0)] == [waiting.id]
+store.close()
+print("served")
+"""
+
+
+def test_a_store_opens_on_a_full_disk_and_serves_what_it_has(path: Path) -> None:
+    """In a mount namespace of its own, on a file system of two megabytes."""
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        pytest.skip("no namespaces here")
+    program = f"from pathlib import Path\npath = Path({str(path)!r})\n" + FULL_DISK
+    done = subprocess.run(
+        ["unshare", "-rm", sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.returncode) == ("served\n", 0), done.stderr

@@ -104,6 +104,39 @@ def test_a_worker_loads_runs_a_request_and_stops_cleanly() -> None:
     assert [frame.step for frame in witness.frames if isinstance(frame, Progress)] == [1, 2, 3]
 
 
+def test_a_node_that_stood_still_does_not_take_its_worker_for_dead() -> None:
+    witness = Witness()
+
+    async def main() -> int:
+        async with one_worker(witness, hang_s=0.4) as worker:
+            await until(lambda: worker.is_ready)
+            for _ in range(3):
+                time.sleep(1.0)  # noqa: ASYNC251 - the node stands still
+                await asyncio.sleep(0.3)
+            return worker.restarts
+
+    assert (asyncio.run(main()), witness.deaths) == (0, [])
+
+
+def test_a_worker_that_dies_in_a_stop_is_not_replaced() -> None:
+    witness = Witness()
+
+    async def main() -> WorkerState:
+        workers = Workers("node", ["cpu"], WorkerOptions(("flux-shapes",), command=COMMAND), witness)
+        workers.start()
+        (worker,) = workers
+        await until(lambda: worker.is_ready)
+        workers.start_no_other()
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGKILL)
+        await until(lambda: worker.state is WorkerState.STOPPED)
+        await workers.stop()
+        return worker.state
+
+    asyncio.run(main())
+    assert len(witness.deaths) == 1, "its claims are given up all the same"
+
+
 def test_a_killed_worker_is_noticed_and_replaced_at_once() -> None:
     witness = Witness()
 
