@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from models.accelerator import Accelerator
+from models.auxiliaries import Auxiliary, load_auxiliary
+from models.checkpoint_files import LoadError
 from models.components import weight_bytes
 from models.float8 import chosen_linears, share
 from models.loading import PartCache
 from models.memory import Offload
 from models.quantization import is_insensitive, quantize
-from models.registry import ModelSpec
+from models.registry import ModelSpec, siblings
 from models.tuning import AUTO, Tuning
 from pipelines.adapters.cache import NO_ADAPTERS, AdapterCache
 from pipelines.engine.acceleration import FLOAT8, AccelerationChoice, choose_acceleration
+from pipelines.engine.request import RequestError
 from pipelines.families.table import Checkpoint, CheckpointRunner, family_of
 from pipelines.ops.compute import Note
 from pipelines.protocol.params import GenerationParams
 
 _FILL = 0.8
 """Share of a device's memory that weights may take, float8 copies included; the rest is for pictures under way."""
+
+Held = CheckpointRunner | Auxiliary
+"""What the pool keeps in memory, and lets go of."""
 
 OnLoading = Callable[[str, str, float], None]
 """(model, stage, fraction done)"""
@@ -34,10 +41,14 @@ OnLoading = Callable[[str, str, float], None]
 class ModelPool:
     """Runners by model name. Parts with the same files (text encoders, VAE) are loaded once and shared.
 
+    What belongs to the given checkpoints (`models.registry.siblings`), and what helps them without drawing itself, is
+    loaded by the first request that needs it.
+
     Args:
         memory_bytes: weights held at once; the least recently used checkpoint goes first. None holds all.
         acceleration: the highest level that requests get (see pipelines.engine.acceleration).
         adapters: those that requests may name.
+    Attributes: specs: the given checkpoints that draw, by name. helpers: the given ones that do not.
     """
 
     def __init__(
@@ -54,7 +65,9 @@ class ModelPool:
         note: Note = lambda sentence: None,
         adapters: AdapterCache = NO_ADAPTERS,
     ) -> None:
-        self.specs = {spec.name: spec for spec in specs}
+        self.specs = {spec.name: spec for spec in specs if spec.draws}
+        self.helpers = {spec.name: spec for spec in specs if not spec.draws}
+        self._on_demand = self.helpers | {spec.name: spec for spec in (*siblings(specs), *_own_estimators(specs))}
         self._accelerator = accelerator
         self._dtype = dtype
         self._quantization = quantization
@@ -66,37 +79,78 @@ class ModelPool:
         self._note = note
         self._adapters = adapters
         self._parts = PartCache()
-        self._loaded: OrderedDict[str, CheckpointRunner] = OrderedDict()
+        self._held: OrderedDict[str, Held] = OrderedDict()
         self._float8: dict[str, CheckpointRunner] = {}
 
     @property
     def loaded(self) -> list[str]:
-        """Names of the checkpoints in memory, least recently used first."""
-        return list(self._loaded)
+        """Names of the checkpoints in memory that draw, least recently used first."""
+        return list(self._runners)
+
+    @property
+    def _runners(self) -> dict[str, CheckpointRunner]:
+        return {name: held for name, held in self._held.items() if not isinstance(held, Auxiliary)}
 
     def runner(self, group: str) -> CheckpointRunner:
         """The runner of a group of requests: of a model, loaded now if it has to be, or of its float8 copy.
 
-        Raises: KeyError for a model that is not among `specs`; LoadError.
+        Raises: KeyError for a model that is neither among `specs` nor there on demand; LoadError for one of `specs`,
+            RequestError for another.
         """
         name = group.removesuffix(FLOAT8)
-        if name in self._loaded:
-            self._loaded.move_to_end(name)
-            return self._float8.get(name, self._loaded[name]) if group != name else self._loaded[name]
-        spec = self.specs[name]
+        held = self._hold(name, self._load_runner)
+        if isinstance(held, Auxiliary):
+            raise KeyError(name)
+        return self._float8.get(name, held) if group != name else held
+
+    def auxiliary(self, name: str) -> Auxiliary:
+        """A model that helps others draw, loaded now if it has to be; `name` may be a variant if any will do.
+
+        Raises: KeyError if there is none; LoadError for one of `helpers`, RequestError for another.
+        """
+        if name not in self._on_demand:
+            name = next((spec.name for spec in self._on_demand.values() if spec.variant == name), name)
+        held = self._hold(name, self._load_auxiliary)
+        if not isinstance(held, Auxiliary):
+            raise KeyError(name)
+        return held
+
+    def _hold(
+        self, name: str, load: Callable[[ModelSpec], CheckpointRunner | Auxiliary]
+    ) -> CheckpointRunner | Auxiliary:
+        if name in self._held:
+            self._held.move_to_end(name)
+            return self._held[name]
+        spec = self.specs.get(name) or self._on_demand[name]
+        try:
+            self._held[name] = load(spec)
+        except LoadError as exc:
+            if name in self.specs or name in self.helpers:
+                raise
+            self._note(str(exc))
+            raise RequestError(f"the model {name} cannot be loaded here") from exc
+        self._unload_over_budget()
+        return self._held[name]
+
+    def _load_runner(self, spec: ModelSpec) -> CheckpointRunner:
+        if not spec.draws:
+            raise KeyError(spec.name)
         components = family_of(spec).load(
             spec,
             self._accelerator,
             self._dtype,
             self._quantization,
-            lambda stage, fraction: self._on_loading(name, stage, fraction),
+            lambda stage, fraction: self._on_loading(spec.name, stage, fraction),
             self._parts,
             offload=self._offload,
             tuning=self._tuning,
         )
-        self._loaded[name] = self._run(components)
-        self._unload_over_budget()
-        return self._loaded[name]
+        return self._run(components)
+
+    def _load_auxiliary(self, spec: ModelSpec) -> Auxiliary:
+        if spec.draws:
+            raise KeyError(spec.name)
+        return load_auxiliary(spec, self._accelerator, self._dtype)
 
     def choose_acceleration(self, params: GenerationParams) -> AccelerationChoice:
         """How this worker draws a request."""
@@ -112,9 +166,9 @@ class ModelPool:
         """
         if self._acceleration == "none" or self._quantization != "none" or not self._accelerator.has_float8:
             return
-        for name, exact in self._loaded.items():
-            part = family_of(self.specs[name]).float8_part
-            if part is None or len(self._loaded) < len(self.specs):
+        for name, exact in self._runners.items():
+            part = family_of(exact.components.spec).float8_part
+            if part is None or not self._runners.keys() >= self.specs.keys():
                 continue
             module = exact.components.modules[part]
             if self._has_room(module):
@@ -129,7 +183,9 @@ class ModelPool:
 
     def _run(self, components: Checkpoint) -> CheckpointRunner:
         run = family_of(components.spec).run
-        return run(components, self._accelerator, self._tuning, self._note, adapters=self._adapters)
+        return run(
+            components, self._accelerator, self._tuning, self._note, adapters=self._adapters, find=self.auxiliary
+        )
 
     def _has_room(self, module: nn.Module) -> bool:
         copy = sum(linear.weight.numel() for linear in chosen_linears(module, is_insensitive).values())
@@ -140,15 +196,26 @@ class ModelPool:
 
     def weights(self) -> int:
         """Bytes of all weights held, adapters too, shared parts counted once."""
-        runners = (*self._loaded.values(), *self._float8.values())
-        modules = (module for runner in runners for module in runner.components.modules.values())
-        return weight_bytes(*modules) + self._adapters.nbytes
+        return weight_bytes(*self._modules()) + self._adapters.nbytes
+
+    def _modules(self) -> Iterator[nn.Module]:
+        for held in (*self._held.values(), *self._float8.values()):
+            yield from (held if isinstance(held, Auxiliary) else held.components).modules.values()
 
     def _unload_over_budget(self) -> None:
-        while self._memory_bytes is not None and len(self._loaded) > 1 and self.weights() > self._memory_bytes:
-            name, _ = self._loaded.popitem(last=False)
+        while self._memory_bytes is not None and len(self._held) > 1 and self.weights() > self._memory_bytes:
+            name, _ = self._held.popitem(last=False)
             self._float8.pop(name, None)
             self._adapters.forget(name)
-            held = {id(m) for runner in self._loaded.values() for m in runner.components.modules.values()}
-            self._parts.keep_only(held)
+            self._parts.keep_only({id(module) for module in self._modules()})
             self._accelerator.release_cached_memory()
+
+
+def _own_estimators(specs: Sequence[ModelSpec]) -> list[ModelSpec]:
+    """Depth estimators that checkpoints bring in their own folders."""
+    folders = ((spec, Path(spec.source) / "depth_estimator") for spec in (*specs, *siblings(specs)))
+    return [
+        ModelSpec(f"{spec.name}/depth_estimator", str(folder), variant="depth-estimator", licence=spec.licence)
+        for spec, folder in folders
+        if (folder / "config.json").is_file()
+    ]

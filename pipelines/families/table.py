@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from models.accelerator import Accelerator
+from models.auxiliaries import Find
 from models.checkpoint_files import LoadError
 from models.loading import load
 from models.registry import ModelSpec
@@ -53,10 +54,17 @@ class CheckpointRunner(Runner, Protocol):
 
 
 class Run(Protocol):
-    """Makes the runner of loaded parts. Args: adapters: those that requests may name."""
+    """Makes the runner of loaded parts. Args: adapters, find: what requests may name."""
 
     def __call__(
-        self, components: Any, accelerator: Accelerator, tuning: Tuning, note: Note, *, adapters: AdapterCache
+        self,
+        components: Any,
+        accelerator: Accelerator,
+        tuning: Tuning,
+        note: Note,
+        *,
+        adapters: AdapterCache,
+        find: Find,
     ) -> CheckpointRunner: ...
 
 

@@ -75,6 +75,8 @@ WarmUp = Callable[[str, Engine], None]
 def serve(link: Link, pool: ModelPool, accelerator: Accelerator, warm_up_model: WarmUp) -> int:
     """Load every model, warm it up, then step until told to stop. Returns the exit status."""
     models = [_describe(pool, name) for name in pool.specs]
+    for name in pool.helpers:
+        pool.auxiliary(name)
     pool.hold_float8()
     for model in models:
         model["acceleration"] = _levels(pool, model["name"])

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.accelerator import Accelerator, Launched
+from models.auxiliaries import Find
 from models.registry import ModelSpec
 from models.tuning import Tuning
 from pipelines.adapters.cache import AdapterCache
@@ -75,7 +76,13 @@ class FlatRunner:
     has_safety_checker = False
 
     def __init__(
-        self, components: FlatComponents, accelerator: Accelerator, tuning: Tuning, note: Note, adapters: AdapterCache
+        self,
+        components: FlatComponents,
+        accelerator: Accelerator,
+        tuning: Tuning,
+        note: Note,
+        adapters: AdapterCache,
+        find: Find,
     ) -> None:
         self.components = components
         self.steps: list[tuple[str, ...]] = []

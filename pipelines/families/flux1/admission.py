@@ -21,6 +21,7 @@ from pipelines.adapters.linears import Adaptable, text_adapted
 from pipelines.engine.request import Admission, Request
 from pipelines.families.flux1.conditioning import Conditioning, Phase, RowState
 from pipelines.families.flux1.encode import PromptCache, PromptEmbedding, encode_prompt
+from pipelines.families.flux1.helpers import Helpers, with_pictures
 from pipelines.families.flux1.inputs import Inputs, PictureReader
 from pipelines.families.flux1.limits import Flux1Limits
 from pipelines.families.flux1.modulation import ModulationTable
@@ -50,19 +51,22 @@ class Admitter:
         self._adapters = adapters
         self._adaptable = adaptable
 
-    def admit(self, request: Request) -> Admission:
+    def admit(self, request: Request, helpers: Helpers) -> Admission:
         """Raises: RequestError."""
         params = request.params
         drawn = self._limits.phases(params)
-        inputs = PictureReader(self._components, params, request.pictures, drawn[0], None).read()
-        conditioning = self._condition(params, inputs, drawn)
+        inputs = PictureReader(self._components, params, request.pictures, drawn[0], helpers.depth).read()
+        conditioning = self._condition(request, helpers, inputs, drawn)
         rows = [self._start(seed, conditioning.phases[0], inputs) for seed in params.seeds]
         tokens = conditioning.text_tokens + conditioning.phases[0].image_tokens + conditioning.reference_tokens
         return Admission(conditioning, tuple(row[0] for row in rows), tuple(row[1] for row in rows), tokens)
 
-    def _condition(self, params: GenerationParams, inputs: Inputs, drawn: Sequence[tuple[int, int]]) -> Conditioning:
+    def _condition(
+        self, request: Request, helpers: Helpers, inputs: Inputs, drawn: Sequence[tuple[int, int]]
+    ) -> Conditioning:
+        params = request.params
         uses = self._adapters.uses(self._components, params.adapters)
-        prompt = self._prompt(params, uses)
+        prompt = with_pictures(self._prompt(params, uses), params, request.pictures, helpers.prior)
         with bound(everywhere(uses)):
             text = self._adaptable.for_pack(uses).context_embedder(prompt.tokens)
         references = [pack_latents(latents)[0] for latents in inputs.references]

@@ -20,11 +20,11 @@ from pipelines.protocol.conditions import (
 )
 from pipelines.protocol.params import GenerationParams
 
-_ANY: tuple[type[Condition], ...] = (ImageToImage, Inpaint)
-_CONTROL: tuple[type[Condition], ...] = (Control, ImageToImage)
+_ANY: tuple[type[Condition], ...] = (ImageToImage, Inpaint, Redux)
+_CONTROL: tuple[type[Condition], ...] = (Control, ImageToImage, Redux)
 _TAKES: dict[Variant, tuple[type[Condition], ...]] = {
     "kontext": (*_ANY, Reference),
-    "fill": (Fill,),
+    "fill": (Fill, Redux),
     "canny": _CONTROL,
     "depth": _CONTROL,
 }

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.accelerator import Accelerator, Launched
+from models.auxiliaries import Find, no_auxiliaries
 from models.components import FluxComponents
 from models.tuning import AUTO, Tuning
 from pipelines.adapters.cache import NO_ADAPTERS, AdapterCache
@@ -21,6 +22,7 @@ from pipelines.engine.runner import Decoded
 from pipelines.families.flux1.admission import Admitter
 from pipelines.families.flux1.conditioning import Phase, conditioning_of, phase_of, state_of
 from pipelines.families.flux1.encode import PromptCache
+from pipelines.families.flux1.helpers import Helpers
 from pipelines.families.flux1.limits import Flux1Limits
 from pipelines.families.flux1.packed import PackLayout, attention_shape, packed_forward
 from pipelines.families.flux1.sampling import add_noise, crop_centred, euler_step, to_pixels, unpack_latents
@@ -43,8 +45,8 @@ class _Pack:
 class FluxRunner:
     """FLUX.1 text-to-image over stock diffusers modules.
 
-    Args: hit_rule: when rows with a step cache skip; benchmarks of random weights force a pattern. adapters: what
-        requests may name.
+    Args: hit_rule: when rows with a step cache skip; benchmarks of random weights force a pattern. adapters, find:
+        what requests may name.
     """
 
     def __init__(
@@ -56,8 +58,10 @@ class FluxRunner:
         prompt_cache_bytes: int = 256 << 20,
         hit_rule: HitRule | None = None,
         adapters: AdapterCache = NO_ADAPTERS,
+        find: Find = no_auxiliaries,
     ) -> None:
         self.components = components
+        self._find = find
         self._adaptable = Adaptable(components.transformer)
         self._accelerator = accelerator
         heads, head_dim = attention_shape(components.transformer)
@@ -75,7 +79,12 @@ class FluxRunner:
         )
 
     def admit(self, request: Request) -> Launched[Admission]:
-        work = torch.inference_mode()(lambda: self._admitter.admit(request))
+        helpers = Helpers.of(request.params, self._find)
+
+        @torch.inference_mode()
+        def work() -> Admission:
+            return self._admitter.admit(request, helpers)
+
         return self._accelerator.launch("text", work, waits=False)
 
     @torch.inference_mode()

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from torch import nn
 
 from models.accelerator import CpuAccelerator
 from models.float8 import Float8Linear
-from models.registry import REGISTRY
+from models.registry import REGISTRY, ModelSpec
 from pipelines.engine.acceleration import FLOAT8
 from pipelines.engine.engine import Engine
 from pipelines.families.pool import ModelPool
-from pipelines.protocol.frames import Note
+from pipelines.protocol.conditions import Redux
+from pipelines.protocol.frames import Failed, Note
 from pipelines.protocol.params import GenerationParams
 from tests.pipelines.driving import drain, make_params, pictures, submit
+from tests.pipelines.families.flux1.families import picture, save_estimator, tiny_prior
 
 SHAPES = REGISTRY["flux-shapes"]
 NAME = SHAPES.name
@@ -116,3 +120,68 @@ def test_weights_made_to_go_take_their_float8_copy_along() -> None:
     assert pool.loaded == [schnell.name]
     assert pool.runner(schnell.name + FLOAT8) is not pool.runner(schnell.name)
     assert pool.weights() < held
+
+
+@pytest.fixture
+def prior(tmp_path: Path) -> ModelSpec:
+    """A Redux prior in a folder, for flux-shapes."""
+    parts = tiny_prior(joint_dim=128)
+    for part in ("image_encoder", "image_embedder"):
+        parts.modules[part].save_pretrained(tmp_path / part)  # type: ignore[operator]
+    parts.image_processor.save_pretrained(tmp_path / "feature_extractor")
+    return ModelSpec("prior", str(tmp_path), variant="redux")
+
+
+def test_what_only_helps_is_loaded_by_the_request_that_needs_it(prior: ModelSpec) -> None:
+    pool = ModelPool([SHAPES, prior], CpuAccelerator())
+    assert (list(pool.specs), list(pool.helpers)) == ([NAME], ["prior"])
+    pool.runner(NAME)
+    before = pool.weights()
+    engine = Engine(pool.runner, CpuAccelerator(), choose_acceleration=pool.choose_acceleration)
+    params = small(num_inference_steps=1, conditions=(Redux((0,), "prior"),))
+    submit(engine, "a", params, pictures=[picture(20, 20).to_dict()])
+    assert len(pictures(drain(engine), "a")) == 1
+    assert pool.weights() > before
+    assert pool.loaded == [NAME]
+    assert pool.auxiliary("redux") is pool.auxiliary("prior")
+
+
+def test_helpers_and_checkpoints_make_room_for_each_other(prior: ModelSpec) -> None:
+    pool = ModelPool([SHAPES, prior], CpuAccelerator(), memory_bytes=1)
+    pool.auxiliary("prior")
+    pool.runner(NAME)
+    assert list(pool._held) == [NAME]
+    with_model = pool.weights()
+    pool.auxiliary("prior")
+    assert list(pool._held) == ["prior"]
+    assert pool.weights() < with_model
+
+
+def test_a_helper_does_not_draw_and_a_checkpoint_does_not_help(prior: ModelSpec) -> None:
+    pool = ModelPool([SHAPES, prior], CpuAccelerator())
+    for refused in (lambda: pool.runner("prior"), lambda: pool.auxiliary(NAME), lambda: pool.auxiliary("nobody")):
+        with pytest.raises(KeyError):
+            refused()
+
+
+def test_a_checkpoint_may_bring_its_own_depth_estimator(tmp_path: Path) -> None:
+    save_estimator(tmp_path / "depth_estimator")
+    pool = ModelPool([SHAPES, ModelSpec("mine", str(tmp_path), variant="depth")], CpuAccelerator())
+    assert pool.auxiliary("depth-estimator").spec.name == "mine/depth_estimator"
+
+
+def test_a_sibling_that_cannot_be_loaded_fails_its_request_and_tells_the_operator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = ModelSpec("broken", str(tmp_path), variant="kontext", base=NAME)
+    monkeypatch.setattr("pipelines.families.pool.siblings", lambda specs: (broken,))
+    notes: list[str] = []
+    pool = ModelPool([SHAPES], CpuAccelerator(), note=notes.append)
+    engine = Engine(pool.runner, CpuAccelerator(), choose_acceleration=pool.choose_acceleration)
+    submit(engine, "a", small(model="broken"))
+    submit(engine, "b", small(num_inference_steps=1))
+    frames = drain(engine)
+    (failed,) = [frame for frame in frames if isinstance(frame, Failed)]
+    assert failed.message == "the model broken cannot be loaded here"
+    assert "model_index.json" in notes[0]
+    assert len(pictures(frames, "b")) == 1

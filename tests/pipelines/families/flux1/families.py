@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from diffusers.pipelines.flux import ReduxImageEncoder
 from numpy.typing import NDArray
 from PIL import Image
+from transformers import (
+    DepthAnythingConfig,
+    DepthAnythingForDepthEstimation,
+    Dinov2Config,
+    DPTImageProcessor,
+    SiglipImageProcessor,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from models.accelerator import CpuAccelerator
 from models.architectures import ARCHITECTURES
+from models.auxiliaries import Auxiliary, ReduxPrior
 from models.components import FluxComponents
-from models.registry import TINY, Variant
+from models.registry import TINY, ModelSpec, Variant
 from pipelines.engine.engine import Engine
 from pipelines.families.flux1.runner import FluxRunner
 from pipelines.protocol.conditions import InputPicture
@@ -28,11 +41,18 @@ from tests.pipelines.driving import drain, make_engine, of, pictures, submit
 def variant_of(components: FluxComponents, variant: Variant, extra_channels: int = 0) -> FluxComponents:
     """The same checkpoint as another family's, with more input channels."""
     config = ARCHITECTURES[TINY.source].transformer | {"out_channels": 16, "in_channels": 16 + extra_channels}
-    with torch.random.fork_rng():
-        torch.manual_seed(7)  # of the biases
+    with _seeded():
         transformer = FluxTransformer2DModel(**config).eval().requires_grad_(False)
     amplify(transformer, 0.2, seed=3)
     return replace(components, spec=replace(TINY, variant=variant, keeps_reference_size=True), transformer=transformer)
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """What `amplify` leaves alone (biases) is the same in every run, too."""
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        yield
 
 
 def picture(width: int, height: int, seed: int = 0) -> InputPicture:
@@ -92,5 +112,37 @@ def theirs(kind: Any, components: FluxComponents, params: GenerationParams, **ca
     return np.asarray(pipeline(**(values | call)).images[0])
 
 
-def run_on(components: FluxComponents) -> FluxRunner:
-    return FluxRunner(components, CpuAccelerator())
+def run_on(components: FluxComponents, *auxiliaries: Auxiliary) -> FluxRunner:
+    by_name = {auxiliary.spec.name: auxiliary for auxiliary in auxiliaries}
+    by_name |= {auxiliary.spec.variant: auxiliary for auxiliary in auxiliaries}
+    return FluxRunner(components, CpuAccelerator(), find=by_name.__getitem__)
+
+
+def tiny_prior(joint_dim: int = 24) -> ReduxPrior:
+    """An image encoder of four patches and its embedder, random and loud."""
+    config = SiglipVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4
+    )
+    with _seeded():
+        encoder, embedder = SiglipVisionModel(config), ReduxImageEncoder(redux_dim=16, txt_in_features=joint_dim)
+    for seed, module in enumerate((encoder, embedder)):
+        module.eval().requires_grad_(False)
+        amplify(module, 0.3, seed)
+    processor = SiglipImageProcessor(size={"height": 8, "width": 8})
+    return ReduxPrior(ModelSpec("prior", "prior", variant="redux"), encoder, embedder, processor)
+
+
+def save_estimator(folder: Path) -> None:
+    """A depth estimator of a few thousand random weights, as transformers saves one."""
+    backbone = Dinov2Config(
+        hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32, image_size=28, patch_size=14,
+        out_features=["stage1", "stage2", "stage3", "stage4"], reshape_hidden_states=False, apply_layernorm=True,
+    )  # fmt: skip
+    config = DepthAnythingConfig(
+        backbone_config=backbone, patch_size=14, reassemble_hidden_size=16, neck_hidden_sizes=[4, 8, 8, 8],
+        fusion_hidden_size=8, head_hidden_size=4,
+    )  # fmt: skip
+    model = DepthAnythingForDepthEstimation(config)
+    amplify(model, 0.3)
+    model.save_pretrained(folder)
+    DPTImageProcessor(size={"height": 28, "width": 28}, ensure_multiple_of=14).save_pretrained(folder)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 from diffusers import (
     FluxControlImg2ImgPipeline,
     FluxControlPipeline,
@@ -12,14 +15,29 @@ from diffusers import (
     FluxInpaintPipeline,
     FluxKontextInpaintPipeline,
     FluxKontextPipeline,
+    FluxPipeline,
+    FluxPriorReduxPipeline,
 )
+from numpy.typing import NDArray
 
+from models.auxiliaries import ReduxPrior
 from models.components import FluxComponents
 from pipelines.families.flux1.runner import FluxRunner
 from pipelines.pictures.canny import edges
-from pipelines.protocol.conditions import Control, Fill, ImageToImage, Inpaint, Reference
-from tests.pipelines.driving import make_params
-from tests.pipelines.families.flux1.families import image, mask, ours, picture, run_on, theirs, variant_of
+from pipelines.protocol.conditions import Control, Fill, ImageToImage, Inpaint, InputPicture, Redux, Reference
+from pipelines.protocol.frames import Failed
+from tests.pipelines.driving import drain, make_engine, make_params, of
+from tests.pipelines.families.flux1.families import (
+    ask,
+    image,
+    mask,
+    ours,
+    picture,
+    run_on,
+    theirs,
+    tiny_prior,
+    variant_of,
+)
 
 PICTURE = picture(48, 32)
 MASK = mask(48, 32, (16, 8, 32, 24))
@@ -109,3 +127,53 @@ def test_kontext_inpainting(components: FluxComponents) -> None:
     )  # fmt: skip
     inside = np.asarray(image(MASK)) > 0
     assert np.array_equal(drawn[inside], expected[inside])
+
+
+@pytest.fixture(scope="module")
+def prior() -> ReduxPrior:
+    return tiny_prior()
+
+
+@pytest.mark.parametrize(("scale", "prompt"), [(1.0, "a red circle"), (0.5, "blue"), (1.0, "")])
+def test_redux(components: FluxComponents, prior: ReduxPrior, scale: float, prompt: str) -> None:
+    long = replace(components, spec=replace(components.spec, max_sequence_length=512))
+    params = make_params(
+        prompt=prompt,
+        max_sequence_length=512,
+        conditions=(Redux((0,), "prior", strength=scale, prompt_strength=scale),),
+    )
+    drawn = ours(run_on(long, prior), params, [picture(20, 30)])
+    with torch.inference_mode():
+        pipeline = FluxPriorReduxPipeline(
+            image_encoder=prior.image_encoder, feature_extractor=prior.image_processor,
+            image_embedder=prior.image_embedder, text_encoder=long.text_encoder, tokenizer=long.tokenizer,
+            text_encoder_2=long.text_encoder_2, tokenizer_2=long.tokenizer_2,
+        )  # fmt: skip
+        seen = pipeline(
+            image(picture(20, 30)), prompt=prompt, prompt_embeds_scale=scale, pooled_prompt_embeds_scale=scale
+        )
+    assert seen.prompt_embeds.shape[1] == 512 + 4
+    expected = theirs(FluxPipeline, long, params, prompt=None, **seen)
+    assert np.array_equal(drawn, expected)
+
+
+def test_redux_without_strength_is_not_the_same_picture(components: FluxComponents, prior: ReduxPrior) -> None:
+    runner = run_on(components, prior)
+
+    def drawn(strength: float, *given: InputPicture) -> NDArray[np.uint8]:
+        return ours(runner, make_params(conditions=(Redux(tuple(range(len(given))), "prior", strength),)), given)
+
+    one, other = picture(20, 20, 1), picture(20, 20, 2)
+    assert not np.array_equal(drawn(1.0, one), drawn(1.0, other))
+    assert np.array_equal(drawn(0.0, one), drawn(0.0, other))
+    assert np.array_equal(drawn(1.0, one, other), drawn(1.0, other, one))
+
+
+@pytest.mark.parametrize("encoder", ["another", "estimator"])
+def test_a_model_that_is_not_here_is_named(components: FluxComponents, encoder: str) -> None:
+    engine = make_engine(run_on(components))
+    ask(engine, "a", make_params(conditions=(Redux((0,), encoder),)), [PICTURE])
+    (failed,) = of(drain(engine), "a", Failed)
+    assert isinstance(failed, Failed)
+    assert (failed.kind, failed.loc) == ("input_error", ("redux", "encoder"))
+    assert encoder in failed.message

@@ -1,0 +1,121 @@
+"""Models that serve requests which another checkpoint draws: Redux priors, ControlNets, depth estimators."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import FluxControlNetModel
+from diffusers.pipelines.flux import ReduxImageEncoder
+from torch import nn
+from transformers import AutoImageProcessor, AutoModelForDepthEstimation, SiglipVisionModel
+
+from models.accelerator import Accelerator
+from models.checkpoint_files import LoadError, check_weights, locate
+from models.placement import place
+from models.registry import ModelSpec
+
+
+@dataclass(frozen=True)
+class ReduxPrior:
+    """Turns a picture into tokens that stand behind the prompt's (FluxPriorReduxPipeline)."""
+
+    spec: ModelSpec
+    image_encoder: Any
+    image_embedder: Any
+    image_processor: Any
+
+    @property
+    def modules(self) -> Mapping[str, nn.Module]:
+        """The weights by part name."""
+        return {"image_encoder": self.image_encoder, "image_embedder": self.image_embedder}
+
+
+@dataclass(frozen=True)
+class ControlNet:
+    """A second network whose results are added to the transformer's, block by block."""
+
+    spec: ModelSpec
+    net: FluxControlNetModel
+
+    @property
+    def modules(self) -> Mapping[str, nn.Module]:
+        """The weights by part name."""
+        return {"controlnet": self.net}
+
+
+@dataclass(frozen=True)
+class DepthEstimator:
+    """Tells how near every pixel of a picture is."""
+
+    spec: ModelSpec
+    model: Any
+    image_processor: Any
+
+    @property
+    def modules(self) -> Mapping[str, nn.Module]:
+        """The weights by part name."""
+        return {"depth_estimator": self.model}
+
+
+Auxiliary = ReduxPrior | ControlNet | DepthEstimator
+
+Find = Callable[[str], Auxiliary]
+"""The auxiliary model of a name, or of a variant where any will do; may load it. Raises: KeyError."""
+
+
+def no_auxiliaries(name: str) -> Auxiliary:
+    """For whoever has none."""
+    raise KeyError(name)
+
+
+def load_auxiliary(spec: ModelSpec, accelerator: Accelerator, dtype: torch.dtype | None = None) -> Auxiliary:
+    """Load one onto the device. Raises: LoadError with one sentence that says what to do."""
+    load = _Loader(locate(spec), accelerator, dtype or accelerator.default_dtype)
+    try:
+        if spec.variant == "redux":
+            encoder = load.part("image_encoder", SiglipVisionModel)
+            embedder = load.part("image_embedder", ReduxImageEncoder)
+            auxiliary: Auxiliary = ReduxPrior(spec, encoder, embedder, load.image_processor("feature_extractor"))
+        elif spec.variant == "controlnet":
+            auxiliary = ControlNet(spec, _checked(spec, load.part("", FluxControlNetModel)))
+        elif spec.variant == "depth-estimator":
+            auxiliary = DepthEstimator(spec, load.part("", AutoModelForDepthEstimation), load.image_processor(""))
+        else:
+            raise LoadError(f"model {spec.name} is of the kind {spec.variant}, which helps no other model.")
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as exc:
+        raise LoadError(f"model {spec.name} cannot be loaded: its files are no {spec.variant} model ({exc}).") from exc
+    accelerator.mark().wait()  # it runs on another stream, which does not wait for this one
+    return auxiliary
+
+
+@dataclass(frozen=True)
+class _Loader:
+    folder: Path
+    accelerator: Accelerator
+    dtype: torch.dtype
+
+    def part(self, name: str, kind: Any) -> Any:
+        """The module in one folder of the checkpoint; "" is the checkpoint's own."""
+        folder = self.folder / name
+        check_weights(folder)
+        takes = "torch_dtype" if kind in (ReduxImageEncoder, FluxControlNetModel) else "dtype"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # diffusers' ControlNet imports what diffusers has moved
+            module = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, **{takes: self.dtype})
+        return place(name, module, self.accelerator.device, self.dtype, "none")
+
+    def image_processor(self, name: str) -> Any:
+        return AutoImageProcessor.from_pretrained(self.folder / name, local_files_only=True)
+
+
+def _checked(spec: ModelSpec, net: FluxControlNetModel) -> FluxControlNetModel:
+    """Raises: LoadError for a kind of ControlNet that the engine does not run."""
+    if net.union or net.input_hint_block is not None:
+        kind = "a union of several ControlNets" if net.union else "one that sees pixels instead of latents"
+        raise LoadError(f"model {spec.name} is {kind}, which is not served; use a FluxControlNetModel for one control.")
+    return net

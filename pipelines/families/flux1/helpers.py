@@ -1,0 +1,78 @@
+"""The other models that a request's conditions call for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from models.auxiliaries import Auxiliary, DepthEstimator, Find, ReduxPrior
+from pipelines.engine.request import RequestError
+from pipelines.families.flux1.encode import PromptEmbedding
+from pipelines.families.flux1.inputs import Depth
+from pipelines.pictures.depth import depth_of
+from pipelines.pictures.fit import as_image
+from pipelines.pictures.redux import picture_tokens
+from pipelines.protocol.conditions import Control, InputPicture, Redux
+from pipelines.protocol.params import GenerationParams
+
+A = TypeVar("A", bound=Auxiliary)
+
+
+@dataclass(frozen=True, slots=True)
+class Helpers:
+    """Loaded before admission; a request keeps what it uses, whatever the pool lets go of."""
+
+    prior: ReduxPrior | None = None
+    depth: Depth | None = None
+
+    @classmethod
+    def of(cls, params: GenerationParams, find: Find) -> Helpers:
+        """Raises: RequestError naming the condition whose model is not here."""
+        redux, control = params.find(Redux), params.find(Control)
+        needs_depth = control is not None and control.control == "depth" and not control.is_prepared
+        return cls(
+            prior=None if redux is None else _found(find, redux.encoder, ReduxPrior, (redux.kind, "encoder")),
+            depth=_depth(find) if needs_depth else None,
+        )
+
+
+def _found(find: Find, name: str, kind: type[A], loc: tuple[str | int, ...]) -> A:
+    try:
+        auxiliary = find(name)
+    except KeyError as exc:
+        raise RequestError(f"no model {name} here", loc) from exc
+    if not isinstance(auxiliary, kind):
+        raise RequestError(f"the model {name} is of another kind", loc)
+    return auxiliary
+
+
+def _depth(find: Find) -> Depth | None:
+    """None if nothing here tells depth: a request may still bring it."""
+    try:
+        estimator = find("depth-estimator")
+    except KeyError:
+        return None
+    return partial(depth_of, estimator) if isinstance(estimator, DepthEstimator) else None
+
+
+def with_pictures(
+    prompt: PromptEmbedding, params: GenerationParams, pictures: Sequence[InputPicture], prior: ReduxPrior | None
+) -> PromptEmbedding:
+    """The prompt with the tokens of a request's Redux pictures behind it. Source: FluxPriorReduxPipeline.__call__."""
+    redux = params.find(Redux)
+    if redux is None or prior is None:
+        return prompt
+    seen = picture_tokens(prior, [as_image(pictures[index], "RGB") for index in redux.pictures])
+    seen = seen.to(prompt.tokens.device, prompt.tokens.dtype)
+    tokens = torch.cat((_scaled(prompt.tokens, redux.prompt_strength), _scaled(seen, redux.strength)))
+    return PromptEmbedding(tokens, _scaled(prompt.pooled, redux.prompt_strength))
+
+
+def _scaled(tensor: Tensor, factor: float) -> Tensor:
+    # The pipeline rounds the factor to the model's dtype first.
+    return tensor * torch.tensor(factor, dtype=tensor.dtype, device=tensor.device)
