@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -12,23 +11,15 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
-from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from torch import nn
-from transformers import (
-    AutoImageProcessor,
-    AutoModelForImageClassification,
-    AutoTokenizer,
-    CLIPTextModel,
-    T5EncoderModel,
-)
 
 from models.accelerator import Accelerator
-from models.checkpoint_files import LoadError, check_parts, check_weights, locate
+from models.checkpoint import KINDS, SAFETY, Checkpoint, Part, open_checkpoint
+from models.checkpoint_files import LoadError, locate
 from models.components import FluxComponents, SafetyModel
 from models.fusion import fuse
 from models.memory import Offload
-from models.placement import place
+from models.placement import TEXT_PARTS, place
 from models.quantization import quantize
 from models.random_weights import random_components
 from models.registry import ModelSpec
@@ -36,8 +27,6 @@ from models.tuning import PLAIN, Tuning
 
 Progress = Callable[[str, float], None]
 """Called with a stage in words and the fraction done, in [0, 1]."""
-
-PARTS = ("text_encoder", "text_encoder_2", "vae", "transformer")
 
 
 def silence_libraries() -> None:
@@ -71,8 +60,9 @@ def load(
     else:
         # What is to be shrunk is shrunk on the host: the device may have no room for it before.
         homes = {} if quantization == "none" else {"transformer": torch.device("cpu")}
-        parts = _Parts(locate(spec), accelerator.device, dtype, progress, cache or PartCache(), offload, homes)
-        components = _load_folder(spec, parts)
+        checkpoint = open_checkpoint(locate(spec))
+        parts = _Parts(checkpoint, accelerator.device, dtype, progress, cache or PartCache(), offload, homes)
+        components = _load_folder(spec, checkpoint, parts)
     tuning = tuning.resolved(accelerator.kind)
     fuse(components.transformer, qkv=bool(tuning.fuse_qkv), mlp=bool(tuning.fuse_mlp))
     if tuning.vae_channels_last:
@@ -96,9 +86,9 @@ class PartCache:
     def __init__(self) -> None:
         self._parts: dict[tuple[Any, ...], nn.Module] = {}
 
-    def get(self, part: Path, dtype: torch.dtype, build: Callable[[], nn.Module]) -> tuple[nn.Module, bool]:
+    def get(self, part: Part, dtype: torch.dtype, build: Callable[[], nn.Module]) -> tuple[nn.Module, bool]:
         """The module of this part and whether it was here already."""
-        key = (dtype, (part / "config.json").read_bytes(), *_identity(part))
+        key = (dtype, (part.folder / "config.json").read_bytes(), *_identity(part.files))
         if key in self._parts:
             return self._parts[key], True
         self._parts[key] = build()
@@ -109,21 +99,21 @@ class PartCache:
         self._parts = {key: module for key, module in self._parts.items() if id(module) in used}
 
 
-def _identity(part: Path) -> tuple[tuple[int, int, int], ...]:
+def _identity(files: tuple[Path, ...]) -> tuple[tuple[int, int, int], ...]:
     """Device, inode and size of every weight file, links followed."""
-    stats = [file.stat() for file in sorted(part.glob("*.safetensors"))]
+    stats = [file.stat() for file in files]
     return tuple((stat.st_dev, stat.st_ino, stat.st_size) for stat in stats)
 
 
 class _Parts:
-    """Loads the parts of one folder, each to where it belongs, and reports by the bytes that are there.
+    """Loads the parts of one checkpoint, each to where it belongs, and reports by the bytes that are there.
 
     Args: homes: where parts go that do not go to `device`.
     """
 
     def __init__(
         self,
-        folder: Path,
+        checkpoint: Checkpoint,
         device: torch.device,
         dtype: torch.dtype,
         progress: Progress,
@@ -131,59 +121,58 @@ class _Parts:
         offload: Offload,
         homes: Mapping[str, torch.device],
     ) -> None:
-        check_parts(folder, PARTS)
-        self.folder = folder
         self.device = device
         self.dtype = dtype
         self.shared: set[str] = set()
+        self._parts = checkpoint.parts
         self._progress = progress
         self._cache = cache
         self._offload = offload
         self._homes = homes
-        self._sizes = {name: _weights_size(folder / name) for name in PARTS}
+        self._sizes = {name: part.nbytes for name, part in self._parts.items()}
         self._done = 0
 
-    def load(self, name: str, kind: Any, **dtype: torch.dtype) -> Any:
-        """The module of one part. Args: dtype: under the name that `kind.from_pretrained` gives it."""
-        total, reported = sum(self._sizes.values()), -1.0
+    def load(self, name: str) -> Any:
+        """The module of one part. Raises: LoadError."""
+        part, home, size = self._parts[name], self._homes.get(name, self.device), self._sizes[name]
+        dtype = vae_dtype(self.dtype) if name == "vae" else self.dtype
+        waits = self._offload == "text" and name in TEXT_PARTS
+        total, reported, read = sum(self._sizes.values()), -1.0, 0
 
         def moved(fraction: float) -> None:
             nonlocal reported
-            overall = 0.98 * (self._done + fraction * self._sizes[name]) / total
+            overall = 0.98 * (self._done + fraction * size) / total
             if overall - reported >= 0.01:
                 reported = overall
                 self._progress(name.replace("_", " "), overall)
 
+        def read_bytes(count: int) -> None:
+            nonlocal read
+            read += count
+            moved(min(1.0, read / size))
+
         def build() -> nn.Module:
-            module = kind.from_pretrained(self.folder / name, use_safetensors=True, local_files_only=True, **dtype)
-            return place(name, module, self._homes.get(name, self.device), self.dtype, self._offload, moved)
+            # A mapped file that is overwritten ends the process: what stays on the host is read.
+            module = part.load(dtype, waits or home.type == "cpu", read_bytes)
+            return place(name, module, home, self._offload, moved)
 
         moved(0.0)
-        module, was_here = self._cache.get(self.folder / name, self.dtype, build)
-        self._done += self._sizes[name]
+        module, was_here = self._cache.get(part, dtype, build)
+        self._done += size
         self.shared |= {name} if was_here else set()
         return module
 
 
-def _weights_size(part: Path) -> int:
-    return sum(file.stat().st_size for file in part.glob("*.safetensors"))
+def vae_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What the VAE computes in: FLUX's overflows float16, and who asks for that has no fast bfloat16."""
+    return torch.float32 if dtype == torch.float16 else dtype
 
 
-def _load_folder(spec: ModelSpec, parts: _Parts) -> FluxComponents:
-    folder, dtype = parts.folder, parts.dtype
+def _load_folder(spec: ModelSpec, checkpoint: Checkpoint, parts: _Parts) -> FluxComponents:
+    folder = checkpoint.folder
     try:
-        return FluxComponents(
-            spec=spec,
-            text_encoder=parts.load("text_encoder", CLIPTextModel, dtype=dtype),
-            text_encoder_2=parts.load("text_encoder_2", T5EncoderModel, dtype=dtype),
-            vae=parts.load("vae", AutoencoderKL, torch_dtype=dtype),
-            transformer=parts.load("transformer", FluxTransformer2DModel, torch_dtype=dtype),
-            tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer"),
-            tokenizer_2=AutoTokenizer.from_pretrained(folder / "tokenizer_2"),
-            sigma_config=dict(FlowMatchEulerDiscreteScheduler.load_config(folder / "scheduler")),
-            safety=_load_safety(parts),
-            shared=frozenset(parts.shared),
-        )
+        loaded = {name: parts.load(name) for name in KINDS}
+        safety = SafetyModel(parts.load(SAFETY), checkpoint.image_processor) if SAFETY in checkpoint.parts else None
     except (OSError, ValueError, KeyError, RuntimeError) as exc:
         if isinstance(exc, torch.OutOfMemoryError):
             raise LoadError(
@@ -191,29 +180,14 @@ def _load_folder(spec: ModelSpec, parts: _Parts) -> FluxComponents:
                 "`fluxserve doctor` says which of --quantization and --offload make it fit."
             ) from exc
         raise LoadError(f"model {spec.name}: {folder.name} is not a loadable FLUX pipeline ({exc}).") from exc
-
-
-def _pretrained(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
-    module: nn.Module = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
-    return module
-
-
-def _load_safety(parts: _Parts) -> SafetyModel | None:
-    """The checkpoint's own picture checker, in either layout, or None.
-
-    CompVis: `safety_checker/` (StableDiffusionSafetyChecker) + `feature_extractor/`.
-    Classifier: `safety_checker/` with a `preprocessor_config.json` beside its weights.
-    """
-    folder, dtype = parts.folder, parts.dtype
-    part = folder / "safety_checker"
-    if not (part / "config.json").is_file():
-        return None
-    check_weights(part)
-    config = json.loads((part / "config.json").read_text())
-    if "StableDiffusionSafetyChecker" in config.get("architectures", ()):
-        model = _pretrained(StableDiffusionSafetyChecker, part, dtype)
-        processor = AutoImageProcessor.from_pretrained(folder / "feature_extractor")
-    else:
-        model = _pretrained(AutoModelForImageClassification, part, dtype)
-        processor = AutoImageProcessor.from_pretrained(part)
-    return SafetyModel(place("safety_checker", model, parts.device, dtype, "none"), processor)
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in loaded["vae"].state_dict().values()):
+        raise LoadError(f"{folder.name}/vae holds weights that are not numbers; fetch the checkpoint again.")
+    return FluxComponents(
+        spec=spec,
+        **loaded,
+        tokenizer=checkpoint.tokenizer,
+        tokenizer_2=checkpoint.tokenizer_2,
+        sigma_config=checkpoint.sigma_config,
+        safety=safety,
+        shared=frozenset(parts.shared),
+    )

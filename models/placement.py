@@ -18,29 +18,31 @@ def place(
     part: str,
     module: nn.Module,
     device: torch.device,
-    dtype: torch.dtype,
     offload: Offload,
     moved: Callable[[float], None] = lambda fraction: None,
 ) -> nn.Module:
     """Freeze a part and put it where it belongs. Args: moved: is told the fraction of the weights that is there."""
     module.eval().requires_grad_(False)
     if offload == "text" and part in TEXT_PARTS:
-        move(module, torch.device("cpu"), dtype, moved)
+        move(module, torch.device("cpu"), moved)
         stream_from_host(module, device)
     else:
-        move(module, device, dtype, moved)
+        move(module, device, moved)
     return module
 
 
-def move(module: nn.Module, device: torch.device, dtype: torch.dtype, moved: Callable[[float], None]) -> None:
-    """`module.to(device, dtype)` layer by layer: what has been moved is known, and nothing large exists twice."""
+def move(module: nn.Module, device: torch.device, moved: Callable[[float], None]) -> None:
+    """`module.to(device)` layer by layer: what has been moved is known, and nothing large exists twice.
+
+    Dtypes stay: a class may keep some of its parameters in float32.
+    """
     total, done = max(1, weight_bytes(module)), 0
     for layer in module.modules():
         if not any(layer.children()):
             done += weight_bytes(layer)
-            layer.to(device=device, dtype=dtype)
+            layer.to(device)
             moved(min(1.0, done / total))
-    module.to(device=device, dtype=dtype)
+    module.to(device)
 
 
 def stream_from_host(module: nn.Module, device: torch.device) -> None:

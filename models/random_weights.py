@@ -45,7 +45,7 @@ def random_components(
         with _made_on(device, dtype):
             module = build()
         _randomise(module, generator)
-        return place(stage.replace(" ", "_"), module, device, dtype, offload)
+        return place(stage.replace(" ", "_"), module, device, offload)
 
     return FluxComponents(
         spec=spec,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,43 +12,13 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, Repo
 
 from models import checkpoint_files
 from models.accelerator import CpuAccelerator, DeviceError, open_accelerator, pick_dtype
-from models.checkpoint_files import LoadError, check_safetensors, locate
+from models.checkpoint_files import LoadError, locate
 from models.components import FluxComponents, weight_bytes
 from models.loading import PartCache, load
-from models.registry import TINY, ModelSpec
+from models.registry import TINY
 from pipelines.families.pool import ModelPool
+from tests.models.conftest import spec
 from tests.pipelines.pictures.test_safety import make_classifier, make_concepts
-
-
-@pytest.fixture(scope="module")
-def tiny() -> FluxComponents:
-    return load(TINY, CpuAccelerator())
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tiny: FluxComponents, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A stock FluxPipeline folder."""
-    folder = tmp_path_factory.mktemp("checkpoints") / "tiny-flux"
-    tiny.pipeline().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def copy(checkpoint: Path, tmp_path: Path) -> Path:
-    """The same folder, to be spoiled: links to the weights, so that parts stay identical."""
-    folder = tmp_path / "copy"
-    for file in checkpoint.rglob("*"):
-        target = folder / file.relative_to(checkpoint)
-        if file.is_dir():
-            target.mkdir(parents=True, exist_ok=True)
-        else:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.symlink_to(file)
-    return folder
-
-
-def spec(folder: Path, name: str = "tiny") -> ModelSpec:
-    return replace(TINY, name=name, source=str(folder))
 
 
 def test_a_folder_gives_the_weights_that_were_saved(tiny: FluxComponents, checkpoint: Path) -> None:
@@ -129,58 +97,6 @@ def test_a_pool_unloads_the_least_recently_used(checkpoint: Path, copy: Path, tm
     assert tight.loaded == ["one"]
     with pytest.raises(KeyError):
         tight.runner("three")
-
-
-def spoil_cut(folder: Path) -> str:
-    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
-    content = file.read_bytes()
-    file.unlink()
-    file.write_bytes(content[:-100])
-    return "cut short"
-
-
-def spoil_html(folder: Path) -> str:
-    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
-    file.unlink()
-    file.write_bytes(b"<!DOCTYPE html><html>please log in</html>")
-    return "not a safetensors file"
-
-
-def spoil_pickle(folder: Path) -> str:
-    (folder / "vae" / "diffusion_pytorch_model.safetensors").rename(folder / "vae" / "diffusion_pytorch_model.bin")
-    return "never loaded"
-
-
-def spoil_index(folder: Path) -> str:
-    (folder / "model_index.json").unlink()
-    return "model_index.json"
-
-
-def spoil_config(folder: Path) -> str:
-    (folder / "transformer" / "config.json").unlink()
-    return "transformer"
-
-
-@pytest.mark.parametrize("spoil", [spoil_cut, spoil_html, spoil_pickle, spoil_index, spoil_config])
-def test_a_damaged_folder_is_one_clear_sentence(copy: Path, spoil: object) -> None:
-    words = spoil(copy)  # type: ignore[operator]
-    with pytest.raises(LoadError, match=words):
-        load(spec(copy), CpuAccelerator())
-
-
-@pytest.mark.parametrize(
-    "header",
-    [
-        {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 1 << 40]}},
-        {"a": {"dtype": "PICKLE", "shape": [1], "data_offsets": [0, 4]}},
-    ],
-)
-def test_a_lying_header_is_refused(tmp_path: Path, header: dict) -> None:
-    body = json.dumps(header).encode()
-    file = tmp_path / "x.safetensors"
-    file.write_bytes(struct.pack("<Q", len(body)) + body + b"\0" * 4)
-    with pytest.raises(LoadError):
-        check_safetensors(file)
 
 
 def test_a_missing_folder_says_which() -> None:

@@ -1,0 +1,75 @@
+"""What a checkpoint's folder says it is: pipeline, parts, configurations. No torch, nothing of it is executed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from models.checkpoint_files import LoadError
+
+FLUX1_PIPELINES = frozenset(
+    f"Flux{kind}Pipeline"
+    for kind in (
+        "", "Img2Img", "Inpaint", "Fill", "Kontext", "KontextInpaint", "Control", "ControlImg2Img", "ControlInpaint",
+        "ControlNet", "ControlNetImg2Img", "ControlNetInpaint",
+    )
+)  # fmt: skip
+"""Pipelines over FLUX.1's transformer, text encoders and VAE."""
+
+
+def check_folder(folder: Path, parts: tuple[str, ...], others: tuple[str, ...]) -> str:
+    """The pipeline class of a FLUX.1 folder. Its parts have a readable config.json, the others are there.
+
+    Args: parts: folders with weights. others: tokenizers and the scheduler.
+    Raises: LoadError naming the part.
+    """
+    if not (folder / "model_index.json").is_file():
+        raise LoadError(f"{folder.name}: no model_index.json, so this is not a diffusers pipeline folder.")
+    pipeline = check_pipeline(folder)
+    for part in parts:
+        config(folder / part)
+    for other in others:
+        if not (folder / other).is_dir() or not any((folder / other).iterdir()):
+            raise LoadError(f"{folder.name}: the part {other} is missing; fetch the checkpoint again.")
+    return pipeline
+
+
+def check_pipeline(folder: Path) -> str:
+    """The pipeline class that model_index.json names. Raises: LoadError if it is none of FLUX.1's."""
+    pipeline = _object(folder / "model_index.json").get("_class_name")
+    if not isinstance(pipeline, str):
+        raise LoadError(f"{folder.name}/model_index.json names no pipeline of diffusers; code of its own is never run.")
+    if pipeline not in FLUX1_PIPELINES:
+        raise LoadError(
+            f"{folder.name} is a checkpoint for {pipeline[:100]}, another architecture; "
+            "FLUX.1's are served (FluxPipeline and its kin)."
+        )
+    return pipeline
+
+
+def config(part: Path) -> dict[str, Any]:
+    """A part's config.json, with weights in a form that can be read. Raises: LoadError."""
+    label = f"{part.parent.name}: the part {part.name}"
+    if not (part / "config.json").is_file():
+        raise LoadError(f"{label} has no config.json; fetch the checkpoint again.")
+    values = _object(part / "config.json")
+    packed = values.get("quantization_config")
+    if packed:
+        method = str(packed.get("quant_method", "an unknown method")) if isinstance(packed, dict) else "a method"
+        raise LoadError(
+            f"{label} holds weights packed by {method[:50]}, which are not served; give the checkpoint in bfloat16, "
+            "and --quantization fp8 to make it small."
+        )
+    return values
+
+
+def _object(file: Path) -> dict[str, Any]:
+    """A JSON object. Raises: LoadError."""
+    try:
+        values = json.loads(file.read_bytes())
+    except (OSError, ValueError) as exc:
+        raise LoadError(f"{file.parent.name}/{file.name} is damaged; fetch the checkpoint again.") from exc
+    if not isinstance(values, dict):
+        raise LoadError(f"{file.parent.name}/{file.name} is damaged: no JSON object; fetch the checkpoint again.")
+    return values
