@@ -84,6 +84,11 @@ def kept_in_float32(kind: Any, name: str, dtype: torch.dtype) -> bool:
     return bool(kept) and not set(kept).isdisjoint(name.split("."))
 
 
+def vae_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What the VAE computes in: FLUX's overflows float16, and who asks for that has no fast bfloat16."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
 def _transformers(kind: Any, config: Any, tensors: dict[str, Tensor], dtype: torch.dtype) -> tuple[nn.Module, Misfit]:
     is_meta = any(tensor.is_meta for tensor in tensors.values())
     module, report = kind.from_pretrained(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,8 @@ from transformers import (
 from models.building import build, kept_in_float32, on_meta
 from models.checkpoint_files import LoadError
 from models.files.folder import check_folder, config
-from models.files.weights import part_header, weight_files
+from models.files.headers import TensorEntry, read_header
+from models.files.weights import weight_files
 from models.reading import mapped, read
 
 KINDS: dict[str, Any] = {
@@ -46,23 +48,24 @@ class Part:
     folder: Path
     kind: Any
     config: Any
+    files: tuple[Path, ...]
+    header: Mapping[str, TensorEntry]
 
     @property
     def label(self) -> str:
         return f"{self.folder.parent.name}/{self.folder.name}"
 
     @property
-    def files(self) -> tuple[Path, ...]:
-        return weight_files(self.folder)
-
-    @property
-    def nbytes(self) -> int:
+    def file_bytes(self) -> int:
         return sum(file.stat().st_size for file in self.files)
+
+    def loaded_bytes(self, dtype: torch.dtype) -> int:
+        """What it takes in memory, about: a few parameters may stay in float32."""
+        return sum(math.prod(entry.shape) for entry in self.header.values()) * dtype.itemsize
 
     def check(self) -> None:
         """Its tensors are those that its configuration announces. Raises: LoadError."""
-        header = part_header(self.folder)
-        _made(self.label, lambda: build(self.label, self.kind, self.config, on_meta(header), torch.float32))
+        _made(self.label, lambda: build(self.label, self.kind, self.config, on_meta(self.header), torch.float32))
 
     def load(self, dtype: torch.dtype, in_memory: bool, read_bytes: Callable[[int], None]) -> nn.Module:
         """Its module on the host. Args: in_memory: read, else mapped (see `models.reading`). Raises: LoadError."""
@@ -118,12 +121,20 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 
 def _part(folder: Path, kind: Any) -> Part:
-    """Raises: LoadError if its configuration is none for this class."""
+    """Raises: LoadError if its configuration is none for this class, or its files are damaged."""
     config(folder)
     label = f"{folder.parent.name}: the config.json of the part {folder.name}"
     if issubclass(kind, PreTrainedModel):
-        return Part(folder, kind, _made(label, lambda: kind.config_class.from_pretrained(folder, **_OFFLINE)))
-    return Part(folder, kind, _made(label, lambda: kind.load_config(folder, local_files_only=True)))
+        values = _made(label, lambda: kind.config_class.from_pretrained(folder, **_OFFLINE))
+    else:
+        values = _made(label, lambda: kind.load_config(folder, local_files_only=True))
+    return _with_files(folder, kind, values)
+
+
+def _with_files(folder: Path, kind: Any, values: Any) -> Part:
+    files = weight_files(folder)
+    header = {name: entry for file in files for name, entry in read_header(file).items()}
+    return Part(folder, kind, values, files, header)
 
 
 def _safety(folder: Path) -> tuple[Part, Any]:
@@ -143,7 +154,7 @@ def _safety(folder: Path) -> tuple[Part, Any]:
     label = f"{folder.name}: the config.json of the part {SAFETY}"
     values = _made(label, lambda: AutoConfig.from_pretrained(part, **_OFFLINE))
     kind = _made(label, lambda: AutoModelForImageClassification._model_mapping[type(values)])
-    return Part(part, kind, values), processor
+    return _with_files(part, kind, values), processor
 
 
 def _tokenizer(folder: Path) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -13,7 +12,9 @@ import torch
 import transformers
 from torch import nn
 
+from models import host_memory
 from models.accelerator import Accelerator
+from models.building import vae_dtype
 from models.checkpoint import KINDS, SAFETY, Checkpoint, Part, open_checkpoint
 from models.checkpoint_files import LoadError, locate
 from models.components import FluxComponents, SafetyModel
@@ -21,7 +22,7 @@ from models.fusion import fuse
 from models.memory import Offload
 from models.placement import TEXT_PARTS, place
 from models.quantization import quantize
-from models.random_weights import random_components
+from models.random_weights import random_bytes, random_components
 from models.registry import ModelSpec
 from models.tuning import PLAIN, Tuning
 
@@ -55,14 +56,15 @@ def load(
     """
     started = time.monotonic()
     dtype = dtype or accelerator.default_dtype
-    if spec.source.startswith("random:"):
-        components = random_components(spec, accelerator.device, dtype, progress, offload)
-    else:
-        # What is to be shrunk is shrunk on the host: the device may have no room for it before.
-        homes = {} if quantization == "none" else {"transformer": torch.device("cpu")}
-        checkpoint = open_checkpoint(locate(spec))
-        parts = _Parts(checkpoint, accelerator.device, dtype, progress, cache or PartCache(), offload, homes)
-        components = _load_folder(spec, checkpoint, parts)
+    try:
+        components = _load_parts(spec, accelerator.device, dtype, quantization, progress, cache, offload)
+    except Exception as exc:
+        if accelerator.is_out_of_memory(exc):
+            raise LoadError(
+                f"model {spec.name} does not fit into the memory of {accelerator.device}; "
+                "`fluxserve doctor` says which of --quantization and --offload make it fit."
+            ) from exc
+        raise
     tuning = tuning.resolved(accelerator.kind)
     fuse(components.transformer, qkv=bool(tuning.fuse_qkv), mlp=bool(tuning.fuse_mlp))
     if tuning.vae_channels_last:
@@ -77,6 +79,36 @@ def load(
     return replace(components, load_s=time.monotonic() - started)
 
 
+def _load_parts(
+    spec: ModelSpec,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantization: str,
+    progress: Progress,
+    cache: PartCache | None,
+    offload: Offload,
+) -> FluxComponents:
+    if spec.source.startswith("random:"):
+        _check_host(spec.name, random_bytes(spec, dtype) if device.type == "cpu" else 0)
+        return random_components(spec, device, dtype, progress, offload)
+    # What is to be shrunk is shrunk on the host: the device may have no room for it before.
+    homes = {} if quantization == "none" else {"transformer": torch.device("cpu")}
+    checkpoint = open_checkpoint(locate(spec))
+    parts = _Parts(checkpoint, device, dtype, progress, cache or PartCache(), offload, homes)
+    _check_host(spec.name, parts.host_bytes())
+    return _load_folder(spec, checkpoint, parts)
+
+
+def _check_host(name: str, needed: int) -> None:
+    """Arithmetic before the system ends the process. Raises: LoadError."""
+    free = host_memory.available()
+    if needed > free:
+        raise LoadError(
+            f"model {name} needs {needed / 1e9:.1f} GB of this machine's memory, {free / 1e9:.1f} GB are free; "
+            "use a smaller --dtype, another --device, or free some."
+        )
+
+
 class PartCache:
     """Loaded parts by the identity of their files, so that checkpoints share text encoders and VAE.
 
@@ -88,21 +120,25 @@ class PartCache:
 
     def get(self, part: Part, dtype: torch.dtype, build: Callable[[], nn.Module]) -> tuple[nn.Module, bool]:
         """The module of this part and whether it was here already."""
-        key = (dtype, (part.folder / "config.json").read_bytes(), *_identity(part.files))
+        key = _key(part, dtype)
         if key in self._parts:
             return self._parts[key], True
         self._parts[key] = build()
         return self._parts[key], False
+
+    def holds(self, part: Part, dtype: torch.dtype) -> bool:
+        return _key(part, dtype) in self._parts
 
     def keep_only(self, used: set[int]) -> None:
         """Forget parts whose `id` no checkpoint uses any more."""
         self._parts = {key: module for key, module in self._parts.items() if id(module) in used}
 
 
-def _identity(files: tuple[Path, ...]) -> tuple[tuple[int, int, int], ...]:
-    """Device, inode and size of every weight file, links followed."""
-    stats = [file.stat() for file in files]
-    return tuple((stat.st_dev, stat.st_ino, stat.st_size) for stat in stats)
+def _key(part: Part, dtype: torch.dtype) -> tuple[Any, ...]:
+    """Config, and device, inode and size of every weight file, links followed."""
+    stats = [file.stat() for file in part.files]
+    identity = ((stat.st_dev, stat.st_ino, stat.st_size) for stat in stats)
+    return (dtype, (part.folder / "config.json").read_bytes(), *identity)
 
 
 class _Parts:
@@ -129,14 +165,28 @@ class _Parts:
         self._cache = cache
         self._offload = offload
         self._homes = homes
-        self._sizes = {name: part.nbytes for name, part in self._parts.items()}
+        self._sizes = {name: part.file_bytes for name, part in self._parts.items()}
         self._done = 0
+
+    def host_bytes(self) -> int:
+        """What the parts will take of the host's memory."""
+        names = (name for name in self._parts if self._stays_on_host(name))
+        return sum(
+            self._parts[name].loaded_bytes(self._dtype(name))
+            for name in names
+            if not self._cache.holds(self._parts[name], self._dtype(name))
+        )
+
+    def _stays_on_host(self, name: str) -> bool:
+        waits = self._offload == "text" and name in TEXT_PARTS
+        return waits or self._homes.get(name, self.device).type == "cpu"
+
+    def _dtype(self, name: str) -> torch.dtype:
+        return vae_dtype(self.dtype) if name == "vae" else self.dtype
 
     def load(self, name: str) -> Any:
         """The module of one part. Raises: LoadError."""
-        part, home, size = self._parts[name], self._homes.get(name, self.device), self._sizes[name]
-        dtype = vae_dtype(self.dtype) if name == "vae" else self.dtype
-        waits = self._offload == "text" and name in TEXT_PARTS
+        part, size, dtype = self._parts[name], self._sizes[name], self._dtype(name)
         total, reported, read = sum(self._sizes.values()), -1.0, 0
 
         def moved(fraction: float) -> None:
@@ -153,8 +203,8 @@ class _Parts:
 
         def build() -> nn.Module:
             # A mapped file that is overwritten ends the process: what stays on the host is read.
-            module = part.load(dtype, waits or home.type == "cpu", read_bytes)
-            return place(name, module, home, self._offload, moved)
+            module = part.load(dtype, self._stays_on_host(name), read_bytes)
+            return place(name, module, self._homes.get(name, self.device), self._offload, moved)
 
         moved(0.0)
         module, was_here = self._cache.get(part, dtype, build)
@@ -163,23 +213,13 @@ class _Parts:
         return module
 
 
-def vae_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What the VAE computes in: FLUX's overflows float16, and who asks for that has no fast bfloat16."""
-    return torch.float32 if dtype == torch.float16 else dtype
-
-
 def _load_folder(spec: ModelSpec, checkpoint: Checkpoint, parts: _Parts) -> FluxComponents:
     folder = checkpoint.folder
     try:
         loaded = {name: parts.load(name) for name in KINDS}
         safety = SafetyModel(parts.load(SAFETY), checkpoint.image_processor) if SAFETY in checkpoint.parts else None
-    except (OSError, ValueError, KeyError, RuntimeError) as exc:
-        if isinstance(exc, torch.OutOfMemoryError):
-            raise LoadError(
-                f"model {spec.name} does not fit into the memory of {parts.device}; "
-                "`fluxserve doctor` says which of --quantization and --offload make it fit."
-            ) from exc
-        raise LoadError(f"model {spec.name}: {folder.name} is not a loadable FLUX pipeline ({exc}).") from exc
+    except OSError as exc:
+        raise LoadError(f"model {spec.name}: {folder.name} cannot be read ({exc.strerror or exc}).") from exc
     if not all(bool(torch.isfinite(tensor).all()) for tensor in loaded["vae"].state_dict().values()):
         raise LoadError(f"{folder.name}/vae holds weights that are not numbers; fetch the checkpoint again.")
     return FluxComponents(

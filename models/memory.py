@@ -98,6 +98,12 @@ def presumed_architecture(spec: ModelSpec) -> Architecture:
     return ARCHITECTURES["random:FLUX.1-schnell" if spec.variant == "schnell" else "random:FLUX.1-dev"]
 
 
+def parameters(arch: Architecture) -> int:
+    """Of all parts."""
+    text = clip_parameters(arch.clip) + t5_parameters(arch.t5)
+    return text + transformer_parameters(arch.transformer) + vae_parameters(arch.vae)
+
+
 def step_bytes(arch: Architecture, width: int, height: int, text_tokens: int) -> int:
     """Activations of one denoising step over one picture, in half precision."""
     cell = 2 ** len(arch.vae["block_out_channels"])

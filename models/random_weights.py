@@ -14,9 +14,10 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from models.architectures import ARCHITECTURES
+from models.building import vae_dtype
 from models.checkpoint_files import LoadError
 from models.components import FluxComponents
-from models.memory import Offload
+from models.memory import Offload, parameters
 from models.placement import place
 from models.registry import ModelSpec
 
@@ -42,7 +43,7 @@ def random_components(
 
     def made(stage: str, fraction: float, build: Callable[[], nn.Module]) -> Any:
         progress(stage, fraction)
-        with _made_on(device, dtype):
+        with _made_on(device, vae_dtype(dtype) if stage == "vae" else dtype):
             module = build()
         _randomise(module, generator)
         return place(stage.replace(" ", "_"), module, device, offload)
@@ -57,6 +58,12 @@ def random_components(
         tokenizer_2=_byte_tokenizer(spec.max_sequence_length),
         sigma_config=dict(arch.sigmas),
     )
+
+
+def random_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:
+    """What the weights take; 0 for an unknown architecture."""
+    arch = ARCHITECTURES.get(spec.source)
+    return 0 if arch is None else parameters(arch) * dtype.itemsize
 
 
 @contextmanager

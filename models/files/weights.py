@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 from models.checkpoint_files import LoadError
-from models.files.headers import TensorEntry, read_header
 
 _STEMS = ("diffusion_pytorch_model", "model")
 """How diffusers and transformers call the weights of a part."""
@@ -33,14 +32,6 @@ def weight_files(part: Path) -> tuple[Path, ...]:
         if single is not None:
             return (single,)
     raise LoadError(f"{part.parent.name}/{part.name}: no safetensors weights{_what_instead(part)}.")
-
-
-def part_header(part: Path) -> dict[str, TensorEntry]:
-    """All tensors of a part by name, from its files' headers. Raises: LoadError."""
-    entries: dict[str, TensorEntry] = {}
-    for file in weight_files(part):
-        entries |= read_header(file)
-    return entries
 
 
 def _first(part: Path, endings: tuple[str, ...]) -> Path | None:

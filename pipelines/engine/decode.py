@@ -148,9 +148,9 @@ def _rank(row: Row) -> float:
 
 
 def _checked(job: _Job) -> NDArray[np.uint8]:
-    """The pixels of a decode that is done. Raises: RequestError if its latents were not numbers."""
+    """The pixels of a decode that is done. Raises: RequestError if its latents or the picture were not numbers."""
     decoded = job.decoding.result()
     if not bool(decoded.is_finite):
-        raise RequestError(f"the model produced no picture for seed {job.row.seed}: its latents are not numbers")
+        raise RequestError(f"the model produced no picture for seed {job.row.seed}: its values are not numbers")
     pixels: NDArray[np.uint8] = decoded.pixels.numpy()
     return pixels

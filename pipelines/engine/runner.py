@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A finished picture on the host: (height, width, 3) uint8, and whether its latents were numbers."""
+    """A finished picture on the host: (height, width, 3) uint8, and whether it and its latents are made of numbers."""
 
     pixels: Tensor
     is_finite: Tensor

@@ -148,7 +148,7 @@ class PictureReader:
         return min(self._params.width, self._drawn[0]), min(self._params.height, self._drawn[1])
 
     def _encoded(self, pixels: Tensor) -> Encoded:
-        return Encoded(self._components.vae, pixels)
+        return Encoded(self._components.vae, pixels, self._components.dtype)
 
     def _packed(self, latents: Tensor) -> Tensor:
         return self._on_device(pack_latents(latents)[0])

@@ -129,9 +129,9 @@ class FluxRunner:
 
         @torch.inference_mode()
         def work() -> Decoded:
-            to_host, is_finite = self._accelerator.to_host, torch.isfinite(latents).all()
-            drawn = to_pixels(decoded(self.components.vae, latents, phase))
-            pixels = crop_centred(drawn, params.height, params.width)
+            to_host, picture = self._accelerator.to_host, decoded(self.components.vae, latents, phase)
+            is_finite = torch.isfinite(picture).all() & torch.isfinite(latents).all()
+            pixels = crop_centred(to_pixels(picture), params.height, params.width)
             pixels = pixels if overlay is None else overlay.over(pixels)
             return Decoded(to_host(pixels.contiguous()), to_host(is_finite))
 
@@ -179,7 +179,7 @@ def decoded(vae: AutoencoderKL, latents: Tensor, phase: Phase) -> Tensor:
     """(N, C) finished latents as a picture (3, H, W), about in [-1, 1]."""
     unpacked = unpack_latents(latents[None], phase.height, phase.width)
     scaled = unpacked / vae.config.scaling_factor + vae.config.shift_factor
-    picture: Tensor = vae.decode(scaled, return_dict=False)[0][0]
+    picture: Tensor = vae.decode(scaled.to(vae.dtype), return_dict=False)[0][0]
     return picture
 
 
