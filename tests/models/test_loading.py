@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import sentencepiece
 import torch
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-from models import checkpoint_files
+from models import checkpoint_files, host_memory
 from models.accelerator import CpuAccelerator, DeviceError, open_accelerator, pick_dtype
 from models.checkpoint_files import LoadError, locate
 from models.components import FluxComponents, weight_bytes
 from models.loading import PartCache, load
-from models.registry import TINY
+from models.memory import Offload
+from models.registry import REGISTRY, TINY
+from pipelines.families.flux1.encode import encode_prompt
 from pipelines.families.pool import ModelPool
 from tests.models.conftest import spec
 from tests.pipelines.pictures.test_safety import make_classifier, make_concepts
@@ -97,6 +102,62 @@ def test_a_pool_unloads_the_least_recently_used(checkpoint: Path, copy: Path, tm
     assert tight.loaded == ["one"]
     with pytest.raises(KeyError):
         tight.runner("three")
+
+
+@pytest.mark.parametrize("offload", ["none", "text"])
+def test_files_may_be_overwritten_once_they_are_loaded(copy: Path, checkpoint: Path, offload: Offload) -> None:
+    """Mapped weights would end this process (SIGBUS) where they are read from a file that became shorter."""
+    for part in ("text_encoder", "text_encoder_2", "transformer", "vae"):
+        for file in (copy / part).glob("*.safetensors"):
+            content = file.read_bytes()
+            file.unlink()
+            file.write_bytes(content)
+    loaded = load(spec(copy), CpuAccelerator(), offload=offload)
+    for file in copy.rglob("*.safetensors"):
+        file.write_bytes(b"")
+    with torch.no_grad():
+        ours, theirs = (
+            encode_prompt(each, "a red circle", 16).tokens
+            for each in (loaded, load(spec(checkpoint), CpuAccelerator()))
+        )
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("source", ["random:FLUX.1-dev", "folder"])
+def test_what_the_host_cannot_hold_is_refused_by_arithmetic(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    monkeypatch.setattr(host_memory, "available", lambda: 100_000)
+    chosen = spec(checkpoint) if source == "folder" else REGISTRY[source]
+    with pytest.raises(LoadError, match=r"needs \d+\.\d GB of this machine's memory, 0\.0 GB are free"):
+        load(chosen, CpuAccelerator(), torch.bfloat16)
+
+
+def test_a_second_checkpoint_needs_no_memory_for_what_it_shares(
+    checkpoint: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = PartCache()
+    load(spec(checkpoint), CpuAccelerator(), cache=cache)
+    monkeypatch.setattr(host_memory, "available", lambda: 0)
+    assert len(load(spec(copy), CpuAccelerator(), cache=cache).shared) == 4
+
+
+def test_a_vocabulary_of_sentencepiece_alone_is_read(copy: Path) -> None:
+    """Many T5 folders have `spiece.model` and no tokenizer.json."""
+    for file in (copy / "tokenizer_2").iterdir():
+        file.unlink()
+    words = io.BytesIO()
+    lines = ["a red circle on a blue background", "three green squares", "the yellow star in the corner"] * 20
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=words, vocab_size=60, hard_vocab_limit=False,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=3,
+    )  # fmt: skip
+    (copy / "tokenizer_2" / "spiece.model").write_bytes(words.getvalue())
+    marks = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    told = {"tokenizer_class": "T5Tokenizer", "model_max_length": 512, "extra_ids": 0} | marks
+    (copy / "tokenizer_2" / "tokenizer_config.json").write_text(json.dumps(told))
+    ids = load(spec(copy), CpuAccelerator()).tokenizer_2("a red circle").input_ids
+    assert ids == [*sentencepiece.SentencePieceProcessor(model_proto=words.getvalue()).encode("a red circle"), 1]
 
 
 def test_a_missing_folder_says_which() -> None:

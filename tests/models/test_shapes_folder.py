@@ -95,7 +95,7 @@ def test_a_worker_holds_the_parts_of_the_sibling_once() -> None:
     loaded = [
         load(resolve(name), device, torch.float32, cache=cache) for name in ("flux-shapes", "flux-shapes-schnell")
     ]
-    assert loaded[1].shared == {"text_encoder", "text_encoder_2", "vae"}
+    assert loaded[1].shared == {"text_encoder", "text_encoder_2", "vae", "safety_checker"}
     assert loaded[0].vae is loaded[1].vae
     assert loaded[0].transformer is not loaded[1].transformer
 
