@@ -12,10 +12,11 @@ import torch
 from diffusers import FluxControlNetModel
 from diffusers.pipelines.flux import ReduxImageEncoder
 from torch import nn
-from transformers import AutoImageProcessor, AutoModelForDepthEstimation, SiglipVisionModel
+from transformers import AutoModelForDepthEstimation, SiglipVisionModel
 
 from models.accelerator import Accelerator
-from models.checkpoint_files import LoadError, check_weights, locate
+from models.checkpoint import image_processor, open_part
+from models.checkpoint_files import LoadError, locate
 from models.placement import place
 from models.registry import ModelSpec
 
@@ -76,19 +77,17 @@ def no_auxiliaries(name: str) -> Auxiliary:
 def load_auxiliary(spec: ModelSpec, accelerator: Accelerator, dtype: torch.dtype | None = None) -> Auxiliary:
     """Load one onto the device. Raises: LoadError with one sentence that says what to do."""
     load = _Loader(locate(spec), accelerator, dtype or accelerator.default_dtype)
-    try:
-        if spec.variant == "redux":
-            encoder = load.part("image_encoder", SiglipVisionModel)
-            embedder = load.part("image_embedder", ReduxImageEncoder)
-            auxiliary: Auxiliary = ReduxPrior(spec, encoder, embedder, load.image_processor("feature_extractor"))
-        elif spec.variant == "controlnet":
-            auxiliary = ControlNet(spec, _checked(spec, load.part("", FluxControlNetModel)))
-        elif spec.variant == "depth-estimator":
-            auxiliary = DepthEstimator(spec, load.part("", AutoModelForDepthEstimation), load.image_processor(""))
-        else:
-            raise LoadError(f"model {spec.name} is of the kind {spec.variant}, which helps no other model.")
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as exc:
-        raise LoadError(f"model {spec.name} cannot be loaded: its files are no {spec.variant} model ({exc}).") from exc
+    if spec.variant == "redux":
+        processor = image_processor(load.folder / "feature_extractor")
+        encoder = load.part("image_encoder", SiglipVisionModel)
+        auxiliary: Auxiliary = ReduxPrior(spec, encoder, load.part("image_embedder", ReduxImageEncoder), processor)
+    elif spec.variant == "controlnet":
+        auxiliary = ControlNet(spec, _checked(spec, load.part("", FluxControlNetModel)))
+    elif spec.variant == "depth-estimator":
+        processor = image_processor(load.folder)
+        auxiliary = DepthEstimator(spec, load.part("", AutoModelForDepthEstimation), processor)
+    else:
+        raise LoadError(f"model {spec.name} is of the kind {spec.variant}, which helps no other model.")
     accelerator.mark().wait()  # it runs on another stream, which does not wait for this one
     return auxiliary
 
@@ -101,16 +100,12 @@ class _Loader:
 
     def part(self, name: str, kind: Any) -> Any:
         """The module in one folder of the checkpoint; "" is the checkpoint's own."""
-        folder = self.folder / name
-        check_weights(folder)
-        takes = "torch_dtype" if kind in (ReduxImageEncoder, FluxControlNetModel) else "dtype"
+        part = open_part(self.folder / name, kind)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # diffusers' ControlNet imports what diffusers has moved
-            module = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, **{takes: self.dtype})
-        return place(name, module, self.accelerator.device, self.dtype, "none")
-
-    def image_processor(self, name: str) -> Any:
-        return AutoImageProcessor.from_pretrained(self.folder / name, local_files_only=True)
+            part.check()
+            module = part.load(self.dtype, self.accelerator.device.type == "cpu")
+        return place(name, module, self.accelerator.device, "none")
 
 
 def _checked(spec: ModelSpec, net: FluxControlNetModel) -> FluxControlNetModel:

@@ -65,9 +65,11 @@ class Part:
 
     def check(self) -> None:
         """Its tensors are those that its configuration announces. Raises: LoadError."""
-        _made(self.label, lambda: build(self.label, self.kind, self.config, on_meta(self.header), torch.float32))
+        made(self.label, lambda: build(self.label, self.kind, self.config, on_meta(self.header), torch.float32))
 
-    def load(self, dtype: torch.dtype, in_memory: bool, read_bytes: Callable[[int], None]) -> nn.Module:
+    def load(
+        self, dtype: torch.dtype, in_memory: bool, read_bytes: Callable[[int], None] = lambda count: None
+    ) -> nn.Module:
         """Its module on the host. Args: in_memory: read, else mapped (see `models.reading`). Raises: LoadError."""
         return build(self.label, self.kind, self.config, self._tensors(dtype, in_memory, read_bytes), dtype)
 
@@ -98,15 +100,13 @@ class Checkpoint:
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Everything of a folder but its weights; they are as announced and fit together. Raises: LoadError."""
     pipeline = check_folder(folder, tuple(KINDS), _OTHERS)
-    parts = {name: _part(folder / name, kind) for name, kind in KINDS.items()}
+    parts = {name: open_part(folder / name, kind) for name, kind in KINDS.items()}
     processor = None
     if (folder / SAFETY / "config.json").is_file():
         parts[SAFETY], processor = _safety(folder)
     for part in parts.values():
         part.check()
-    sigmas = _made(
-        f"{folder.name}/scheduler", lambda: FlowMatchEulerDiscreteScheduler.load_config(folder / "scheduler")
-    )
+    sigmas = made(f"{folder.name}/scheduler", lambda: FlowMatchEulerDiscreteScheduler.load_config(folder / "scheduler"))
     checkpoint = Checkpoint(
         folder,
         pipeline,
@@ -120,21 +120,32 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return checkpoint
 
 
-def _part(folder: Path, kind: Any) -> Part:
-    """Raises: LoadError if its configuration is none for this class, or its files are damaged."""
+def open_part(folder: Path, kind: Any) -> Part:
+    """A folder of weights whose configuration and headers are sound.
+
+    Args: kind: a model class, or one of transformers' Auto classes, which the configuration then decides.
+    Raises: LoadError.
+    """
     config(folder)
     label = f"{folder.parent.name}: the config.json of the part {folder.name}"
-    if issubclass(kind, PreTrainedModel):
-        values = _made(label, lambda: kind.config_class.from_pretrained(folder, **_OFFLINE))
+    if hasattr(kind, "_model_mapping"):
+        values = made(label, lambda: AutoConfig.from_pretrained(folder, **_OFFLINE))
+        kind = made(label, lambda: kind._model_mapping[type(values)])
+    elif issubclass(kind, PreTrainedModel):
+        values = made(label, lambda: kind.config_class.from_pretrained(folder, **_OFFLINE))
     else:
-        values = _made(label, lambda: kind.load_config(folder, local_files_only=True))
-    return _with_files(folder, kind, values)
-
-
-def _with_files(folder: Path, kind: Any, values: Any) -> Part:
+        values = made(label, lambda: kind.load_config(folder, local_files_only=True))
     files = weight_files(folder)
     header = {name: entry for file in files for name, entry in read_header(file).items()}
     return Part(folder, kind, values, files, header)
+
+
+def image_processor(folder: Path) -> Any:
+    """What prepares pictures for a model. Raises: LoadError."""
+    label = f"{folder.parent.name}/{folder.name}"
+    if not (folder / "preprocessor_config.json").is_file():
+        raise LoadError(f"{label} has no preprocessor_config.json; fetch the checkpoint again.")
+    return made(label, lambda: AutoImageProcessor.from_pretrained(folder, **_OFFLINE))
 
 
 def _safety(folder: Path) -> tuple[Part, Any]:
@@ -145,20 +156,12 @@ def _safety(folder: Path) -> tuple[Part, Any]:
     """
     part = folder / SAFETY
     is_concepts = "StableDiffusionSafetyChecker" in (config(part).get("architectures") or ())
-    beside = folder / "feature_extractor" if is_concepts else part
-    if not (beside / "preprocessor_config.json").is_file():
-        raise LoadError(f"{folder.name}/{beside.name} has no preprocessor_config.json; fetch the checkpoint again.")
-    processor = _made(f"{folder.name}/{beside.name}", lambda: AutoImageProcessor.from_pretrained(beside, **_OFFLINE))
-    if is_concepts:
-        return _part(part, StableDiffusionSafetyChecker), processor
-    label = f"{folder.name}: the config.json of the part {SAFETY}"
-    values = _made(label, lambda: AutoConfig.from_pretrained(part, **_OFFLINE))
-    kind = _made(label, lambda: AutoModelForImageClassification._model_mapping[type(values)])
-    return _with_files(part, kind, values), processor
+    processor = image_processor(folder / "feature_extractor" if is_concepts else part)
+    return open_part(part, StableDiffusionSafetyChecker if is_concepts else AutoModelForImageClassification), processor
 
 
 def _tokenizer(folder: Path) -> Any:
-    return _made(
+    return made(
         f"{folder.parent.name}: the part {folder.name}", lambda: AutoTokenizer.from_pretrained(folder, **_OFFLINE)
     )
 
@@ -195,7 +198,7 @@ def _check_together(checkpoint: Checkpoint) -> None:
         )
 
 
-def _made(label: str, make: Callable[[], Any]) -> Any:
+def made(label: str, make: Callable[[], Any]) -> Any:
     """What a library makes of files that somebody else wrote: whatever it raises, they are at fault."""
     try:
         return make()

@@ -24,6 +24,9 @@ WANTED = (
 )
 """Configs, tokenizers and safetensors of the parts; never the single-file copy beside them, never pickles."""
 
+_ROOT = ("config.json", "preprocessor_config.json", "diffusion_pytorch_model.safetensors", "model.safetensors")
+"""Of checkpoints that are one model in no folder of its own."""
+
 
 class LoadError(Exception):
     """The checkpoint cannot be loaded; the message is one sentence that says what to do."""
@@ -41,8 +44,9 @@ def locate(spec: ModelSpec) -> Path:
         raise LoadError(f"model {spec.name}: {spec.source} is a single file; give a diffusers folder.")
     if folder.is_absolute():
         raise LoadError(f"model {spec.name}: the folder {spec.source} does not exist.")
+    wanted = [*WANTED, *(_ROOT if spec.variant in ("controlnet", "depth-estimator") else ())]
     try:
-        return Path(snapshot_download(spec.source, revision=spec.revision, allow_patterns=list(WANTED)))
+        return Path(snapshot_download(spec.source, revision=spec.revision, allow_patterns=wanted))
     except GatedRepoError as exc:
         raise LoadError(
             f"model {spec.name}: {spec.source} is gated; accept its licence at https://huggingface.co/{spec.source} "
