@@ -1,0 +1,68 @@
+"""Offers to upgrade to a protocol that is not spoken here are ignored, and the request is served (RFC 9110, 7.8).
+
+Java's HTTP client offers h2c with its first request. The parser then takes the request to end after its headers, body
+or not, so it is put in the same state again without the offer.
+"""
+
+from __future__ import annotations
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+_OFFERS = frozenset({b"upgrade", b"http2-settings"})
+
+
+class UpgradesIgnored(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1, in which only WebSockets are upgraded to."""
+
+    _is_replaying = False
+
+    def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as exc:
+            if self._should_upgrade():
+                self.handle_websocket_upgrade()
+            else:
+                self._go_on_without(data[exc.args[0] :])
+        except httptools.HttpParserError:
+            message = "Invalid HTTP request received."
+            self.logger.warning(message)
+            self.send_400_response(message)
+
+    def _go_on_without(self, rest: bytes) -> None:
+        """Let a fresh parser stand behind the same headers without the offer, and read what follows them."""
+        version, method = self.parser.get_http_version().encode(), self.parser.get_method()
+        head = [method, b" ", self.url, b" HTTP/", version, b"\r\n"]
+        for name, value in self.scope["headers"]:
+            if name == b"connection":
+                kept = (token for token in value.split(b",") if token.strip().lower() not in _OFFERS)
+                head += [name, b": ", b",".join(kept), b"\r\n"]
+            elif name not in _OFFERS:
+                head += [name, b": ", value, b"\r\n"]
+        self.cycle.more_body = True
+        self.cycle.message_event.clear()
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._is_replaying = True
+        self.parser.feed_data(b"".join([*head, b"\r\n"]))
+        self._is_replaying = False
+        if rest:
+            self.data_received(rest)
+
+    def on_message_begin(self) -> None:
+        if not self._is_replaying:
+            super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        if not self._is_replaying:
+            super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._is_replaying:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if not self._is_replaying:
+            super().on_headers_complete()
