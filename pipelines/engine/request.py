@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pipelines.protocol.conditions import InputPicture
-from pipelines.protocol.params import GenerationParams
+from pipelines.protocol.params import GenerationParams, wrap_seed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -131,7 +131,7 @@ class Row:
 
     @property
     def seed(self) -> int:
-        return self.request.params.seed + self.index
+        return wrap_seed(self.request.params.seed + self.index)
 
     def release(self) -> None:
         """Free everything on the device."""

@@ -26,8 +26,13 @@ MAX_SIDE = 14142
 ACCELERATIONS = ("none", "regular", "high")
 """fal's levels, from exact to fastest."""
 
-SEED_LIMIT = 2**63
-"""torch.Generator.manual_seed takes seeds in [-2**63, 2**63)."""
+_SEEDS = range(-(2**63), 2**64)
+"""What torch.Generator.manual_seed takes."""
+
+
+def wrap_seed(seed: int) -> int:
+    """The seed itself where torch takes it; any other, so that no seed is refused, counted on from the other end."""
+    return seed if seed in _SEEDS else seed % 2**64
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +46,7 @@ class GenerationParams:
             can draw and crops, so any size is legal here.
         num_inference_steps: denoising steps of a whole schedule, at least 1; `num_steps` are drawn.
         guidance_scale: distilled guidance; ignored by models without a guidance embedding.
-        seed: image k of the request is drawn with `seed + k`.
+        seed: image k of the request is drawn with `seed + k`, wrapped where torch takes no larger one.
         num_images: pictures wanted, at least 1.
         max_sequence_length: T5 tokens of the prompt, padded.
         safety_threshold: a picture whose unsafe probability reaches this is blacked out, in (0, 1];
@@ -77,8 +82,8 @@ class GenerationParams:
             raise ValueError(f"num_inference_steps must be at least 1, not {self.num_inference_steps}")
         if self.num_images < 1:
             raise ValueError(f"num_images must be at least 1, not {self.num_images}")
-        if not 0 <= self.seed <= SEED_LIMIT - self.num_images:
-            raise ValueError(f"seed must be between 0 and {SEED_LIMIT - self.num_images}, not {self.seed}")
+        if self.seed not in _SEEDS:
+            raise ValueError(f"seed must be between {_SEEDS.start} and {_SEEDS.stop - 1}, not {self.seed}")
         if self.acceleration not in ACCELERATIONS:
             raise ValueError(f"acceleration must be one of {', '.join(ACCELERATIONS)}, not {self.acceleration}")
         if self.safety_threshold is not None and not 0 < self.safety_threshold <= 1:
@@ -88,7 +93,7 @@ class GenerationParams:
     @property
     def seeds(self) -> tuple[int, ...]:
         """The seed of every picture, in order."""
-        return tuple(self.seed + k for k in range(self.num_images))
+        return tuple(wrap_seed(self.seed + k) for k in range(self.num_images))
 
     @property
     def num_steps(self) -> int:

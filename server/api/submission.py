@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from starlette.datastructures import Headers
 
 from models.registry import ModelSpec
-from pipelines.protocol.params import GenerationParams
+from pipelines.protocol.params import GenerationParams, wrap_seed
 from server.api.endpoints import Endpoint
 from server.api.errors import InputError, RequestError, problem
 from server.api.lifecycle import access, lifetime
@@ -143,7 +143,7 @@ def decide(parsed: TextToImage, spec: ModelSpec, preview_every: int = 0) -> Gene
         num_inference_steps=parsed.steps(),
         guidance_scale=parsed.guidance(),
         # 32 bits, so that JavaScript clients keep every digit.
-        seed=secrets.randbelow(2**32) if parsed.seed is None else parsed.seed,
+        seed=secrets.randbelow(2**32) if parsed.seed is None else wrap_seed(parsed.seed),
         num_images=parsed.num_images,
         max_sequence_length=spec.max_sequence_length,
         safety_threshold=parsed.threshold(),

@@ -9,7 +9,7 @@ from pydantic_core import ErrorDetails
 
 from server.api.errors import InputError, Problem, problem
 
-_MAX_INT = 2**63 - 1
+_MIN_INT, _MAX_INT = -(2**63), 2**64 - 1
 """JSON numbers beyond it are read as floats, which pydantic does not take for an integer."""
 
 
@@ -24,8 +24,8 @@ def _problem(entry: ErrorDetails) -> Problem:
     ctx = _plain(entry.get("ctx"))
     if entry["type"] == "int_parsing_size":
         # pydantic names neither the field's limits, which it did not get to, nor its own.
-        msg = f"Input should be a whole number from {-_MAX_INT - 1} to {_MAX_INT}"
-        return problem(loc, msg, entry["type"], {"ge": -_MAX_INT - 1, "le": _MAX_INT}, entry["input"])
+        msg = f"Input should be a whole number from {_MIN_INT} to {_MAX_INT}"
+        return problem(loc, msg, entry["type"], {"ge": _MIN_INT, "le": _MAX_INT}, entry["input"])
     if entry["type"] == "missing":
         # Its input is its parent: nothing that helps, and perhaps large.
         return problem(loc, entry["msg"], entry["type"], ctx)

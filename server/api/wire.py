@@ -40,18 +40,16 @@ def submit_body(base: str, endpoint: str, job_id: str, position: int | None) -> 
 def status_body(base: str, job_id: str, state: JobState, logs: list[dict[str, Any]] | None = None) -> dict[str, Any]:
     """The status object of a job.
 
-    `logs` None means that they were not asked for (an empty list is sent: callers map over it).
-
-    fal_client needs `queue_position` while waiting, `logs` from then on, and `metrics` at the end.
+    `logs` None means that they were not asked for. As on fal, every status has `logs` (null then) and `metrics`.
     """
     body: dict[str, Any] = {
         "status": _WIRE[state.status],
         "request_id": job_id,
         **addresses(base, state.endpoint, job_id),
     }
+    body |= {"logs": logs, "metrics": {}}
     if state.status is JobStatus.QUEUED:
         return body | {"queue_position": state.position or 0}
-    body["logs"] = logs or []
     if state.outcome is not None:
         body["metrics"] = {"inference_time": None} | state.outcome.metrics
         if state.outcome.error is not None:

@@ -53,7 +53,9 @@ class LiveJobs:
     def log(self, job_id: str, message: str, level: str = "INFO") -> None:
         """Add a line to the job's log, in fal's form."""
         timestamp = datetime.now(UTC).isoformat(timespec="microseconds")
-        entry = {"message": message, "level": level, "source": "USER", "timestamp": timestamp}
+        # Twice: fal's Swift client requires `labels`, the JavaScript one reads what stands beside it.
+        labels = {"level": level, "source": "USER"}
+        entry = {"message": message, **labels, "labels": labels, "timestamp": timestamp}
         self._change(job_id, lambda live: live.logs.append(entry))
 
     def step(self, frame: Progress) -> None:

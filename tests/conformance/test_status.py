@@ -62,7 +62,8 @@ def test_043_logs_are_a_key_from_the_start_on(server: Scripted, http: httpx.Clie
         logs = http.get(f"/queue/fal-ai/flux/requests/{request_id}/status{query}").json()["logs"]
         if query in ("?logs=1", "?logs=true"):
             assert logs
-            assert all(set(entry) == {"message", "level", "source", "timestamp"} for entry in logs)
+            keys = {"message", "level", "source", "timestamp", "labels"}
+            assert all(set(entry) == keys for entry in logs)
         else:
             assert not logs
     code = "return fal_client.status(endpoint, request_id, with_logs=with_logs).logs"

@@ -26,8 +26,6 @@ from server.api.schemas.sizes import (
 MAX_PROMPT_CHARACTERS = 32_768
 """Far beyond the 512 tokens a model reads; a longer text only costs tokenising time."""
 
-MAX_SEED = 2**63 - 5
-"""torch takes seeds below 2**63, and the last of four pictures is drawn with seed + 3."""
 
 FIXED_STEPS = 28
 FIXED_GUIDANCE = 3.5
@@ -63,9 +61,7 @@ class TextToImage(BaseModel):
     """
 
     prompt: str = Field(max_length=MAX_PROMPT_CHARACTERS, description="Text describing the picture to generate.")
-    seed: int | None = Field(
-        None, ge=0, le=MAX_SEED, description="The same seed and input repeat the picture; omit it for a random one."
-    )
+    seed: int | None = Field(None, description="The same seed and input repeat the picture; omit it for a random one.")
     sync_mode: bool = Field(False, description="Return pictures as data URIs in the answer and keep nothing.")
     num_images: int = Field(1, ge=1, le=4, description="How many pictures to produce.")
     output_format: OutputFormat = Field("jpeg", description="File format of the pictures.")

@@ -127,9 +127,9 @@ class QueueArea:
                 return
             body = self._status(target, current, wants_logs)
             # JS puts the logs of all events together, so each carries only what is new.
-            fresh = _after(newest, body.get("logs", []))
+            fresh = _after(newest, body["logs"] or [])
             newest = fresh[-1] if fresh else newest
-            if "logs" in body:
+            if wants_logs:
                 body["logs"] = []
             if body != last or fresh:
                 last = dict(body)

@@ -84,7 +84,7 @@ def test_a_rejected_input_is_accepted_and_answers_at_the_result(api: Api) -> Non
     answer = status(api, job_id)
     assert answer.status_code == 200
     body = answer.json()
-    assert (body["status"], body["error_type"], body["logs"]) == ("COMPLETED", "less_than_equal", [])
+    assert (body["status"], body["error_type"], body["logs"]) == ("COMPLETED", "less_than_equal", None)
     assert "less than or equal to 50" in body["error"]
     for _ in range(2):
         result = api.http.get(f"{APP}/requests/{job_id}")
@@ -168,11 +168,11 @@ def test_status_while_waiting_running_and_done(api: Api) -> None:
     api.node.step(job, 7)
     running = status(api, first)
     assert running.status_code == 202
-    assert (running.json()["status"], running.json()["logs"]) == ("IN_PROGRESS", [])
+    assert (running.json()["status"], running.json()["logs"], running.json()["metrics"]) == ("IN_PROGRESS", None, {})
     api.node.finish(job)
     done = status(api, first)
     assert done.status_code == 200
-    assert (done.json()["status"], done.json()["logs"]) == ("COMPLETED", [])
+    assert (done.json()["status"], done.json()["logs"]) == ("COMPLETED", None)
     assert done.json()["metrics"] == {"inference_time": 1.5}
     assert "error" not in done.json()
     for answer in (waiting, running, done):
@@ -186,7 +186,8 @@ def test_logs_on_request(api: Api, query: str) -> None:
     api.node.step(job, 7)
     (entry,) = status(api, job_id, query).json()["logs"]
     assert entry["message"] == "step 7/28"
-    assert set(entry) == {"message", "level", "source", "timestamp"}
+    assert set(entry) == {"message", "level", "source", "timestamp", "labels"}
+    assert entry["labels"] == {"level": "INFO", "source": "USER"}
     api.node.finish(job)
     assert status(api, job_id, query).json()["logs"] == [entry]
 
