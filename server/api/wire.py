@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ _WIRE = {
     JobStatus.FAILED: "COMPLETED",
     JobStatus.CANCELLED: "COMPLETED",
 }
+MEGAPIXEL = 1 << 20
+
 _WORTH_REPEATING = frozenset({500, 502, 503, 504})
 
 
@@ -70,7 +73,7 @@ def result(outcome: Outcome, origin: str) -> tuple[int, dict[str, Any], dict[str
 
 def _headers(outcome: Outcome) -> dict[str, str]:
     if outcome.status is JobStatus.COMPLETED:
-        return {}
+        return {"x-fal-billable-units": str(billable_units(outcome.body))}
     if isinstance(outcome.body.get("detail"), list):
         return MODEL_ERROR_HEADERS if outcome.http_status == 422 else {"x-fal-retryable": "false"}
     kind = outcome.body.get("error_type") or outcome.error_type or "internal_error"
@@ -79,6 +82,12 @@ def _headers(outcome: Outcome) -> dict[str, str]:
         # Deadlines come from the caller alone here, and clients repeat the call without this.
         headers["x-fal-request-timeout-type"] = "user"
     return headers
+
+
+def billable_units(body: Mapping[str, Any]) -> int:
+    """Megapixels of all pictures of a result, each rounded up; one is 1024 x 1024 pixels."""
+    sizes = ((int(image.get("width") or 0), int(image.get("height") or 0)) for image in body.get("images", ()))
+    return sum(max(1, math.ceil(width * height / MEGAPIXEL)) for width, height in sizes)
 
 
 def result_body(

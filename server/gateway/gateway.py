@@ -106,6 +106,8 @@ class Gateway:
             self._guard.check(target, headers)
         path = target.path or "/"
         changes = {"path": path, "raw_path": path.encode(), "query_string": target.query, "target": target}
+        if scope["method"] == "HEAD" and _has_head(target):
+            changes["method"] = "GET"  # the listener, which knows better, sends no body
         inner = {**scope, **changes}
         app = self._areas.get(target.area)
         if app is None:
@@ -146,6 +148,12 @@ class _Answer:
         elif not message.get("more_body", False):
             self.has_ended = True
         await self._send(message)
+
+
+def _has_head(target: Target) -> bool:
+    """Whether HEAD is GET without its body: everywhere but for files, which need not be read, and endless streams."""
+    is_stream = target.follow_up is not None and target.follow_up.action == "status/stream"
+    return target.area is not Area.CDN and not is_stream
 
 
 def _is_open(target: Target, scope: Scope, headers: Headers) -> bool:

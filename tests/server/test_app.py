@@ -131,6 +131,18 @@ def test_errors_are_readable_across_origins(locked: Api) -> None:
 # Our own pages
 
 
+def test_head_is_get_without_a_body(api: Api) -> None:
+    job_id = api.submit()
+    api.node.finish(api.node.claim())
+    asked = f"/queue/fal-ai/flux/requests/{job_id}"
+    for path in ("/livez", "/readyz", "/health", "/", "/docs", "/openapi.json", "/v1/models", asked, f"{asked}/status"):
+        got, head = api.http.get(path), api.http.head(path)
+        assert (head.status_code, head.content) == (got.status_code, b""), path
+        assert head.headers["content-type"] == got.headers["content-type"], path
+    assert api.http.head(f"{asked}/status/stream").status_code == 405
+    assert api.http.head("/queue/fal-ai/flux/dev").status_code == 405
+
+
 def test_health_pages(api: Api) -> None:
     assert api.http.get("/livez").json() == {"status": "ok"}
     assert api.http.get("/readyz").status_code == 200

@@ -26,7 +26,6 @@ from server.api.schemas.sizes import (
 MAX_PROMPT_CHARACTERS = 32_768
 """Far beyond the 512 tokens a model reads; a longer text only costs tokenising time."""
 
-
 FIXED_STEPS = 28
 FIXED_GUIDANCE = 3.5
 
@@ -40,6 +39,16 @@ Steps = Annotated[int, Field(ge=1, le=50, description="Number of denoising steps
 Guidance = Annotated[float, Field(ge=1, le=20, description="How tightly generation follows the text.")]
 Acceleration = Literal["none", "regular", "high"]
 OutputFormat = Literal["jpeg", "png"]
+
+
+def _no_boolean(value: Any) -> Any:
+    """pydantic takes true for 1; as a seed it is a mistake."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("int_type", "Input should be a valid integer")
+    return value
+
+
+Seed = Annotated[int, BeforeValidator(_no_boolean)]
 
 
 def _digit(value: Any) -> Any:
@@ -61,7 +70,7 @@ class TextToImage(BaseModel):
     """
 
     prompt: str = Field(max_length=MAX_PROMPT_CHARACTERS, description="Text describing the picture to generate.")
-    seed: int | None = Field(None, description="The same seed and input repeat the picture; omit it for a random one.")
+    seed: Seed | None = Field(None, description="The same seed and input repeat the picture; omit it for a random one.")
     sync_mode: bool = Field(False, description="Return pictures as data URIs in the answer and keep nothing.")
     num_images: int = Field(1, ge=1, le=4, description="How many pictures to produce.")
     output_format: OutputFormat = Field("jpeg", description="File format of the pictures.")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from server.api.schemas.flux import MAX_PROMPT_CHARACTERS
+from server.api.schemas.flux import MAX_PROMPT_CHARACTERS, Seed
 
 DEFAULT_MODEL = "fal-ai/flux/dev"
 
@@ -27,7 +27,7 @@ class ImageRequest(BaseModel):
     )
     response_format: Literal["url", "b64_json"] = "url"
     output_format: Literal["jpeg", "png"] | None = None
-    seed: int | None = Field(None, description="Not in OpenAI's API; repeats a picture.")
+    seed: Seed | None = Field(None, description="Not in OpenAI's API; repeats a picture.")
 
     @field_validator("model", "size", "n", "response_format", mode="before")
     @classmethod

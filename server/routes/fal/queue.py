@@ -141,7 +141,7 @@ class QueueArea:
     @staticmethod
     def _require(scope: Scope, method: str) -> None:
         if scope["method"] != method:
-            raise wrong_method(method, "OPTIONS")
+            raise wrong_method(method, *(["HEAD"] if method == "GET" else []), "OPTIONS")
 
 
 def _result(target: Target, outcome: Outcome | None) -> Response:

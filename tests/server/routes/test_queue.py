@@ -268,6 +268,19 @@ def test_a_stream_whose_reader_left_is_dropped(api: Api) -> None:
 # Result
 
 
+@pytest.mark.parametrize(
+    ("sizes", "units"),
+    [([(64, 64)], "1"), ([(1024, 1024)], "1"), ([(1024, 1025)], "2"), ([(2048, 2048), (512, 512)], "5")],
+)
+def test_a_result_says_how_many_megapixels_it_has(api: Api, sizes: list[tuple[int, int]], units: str) -> None:
+    job_id = api.submit()
+    job = api.node.claim()
+    images = [{"url": "/files/x", "width": width, "height": height} for width, height in sizes]
+    api.node.finish(job, Outcome(JobStatus.COMPLETED, 200, {"images": images}))
+    answer = api.http.get(f"{APP}/requests/{job_id}")
+    assert answer.headers["x-fal-billable-units"] == units
+
+
 def test_result_before_and_after_the_end(api: Api) -> None:
     job_id = api.submit(seed=7)
     early = api.http.get(f"{APP}/requests/{job_id}")
