@@ -86,6 +86,7 @@ def serve(link: Link, pool: ModelPool, accelerator: Accelerator, warm_up_model: 
     # A model that was unloaded again is warmed up by its first request: loading it now would unload others.
     for name in pool.loaded:
         warm_up_model(name, engine)
+    link.is_announced = True
     link.send(Ready(str(accelerator.device), accelerator.name, models))
     poll_s = HEARTBEAT_S if accelerator.notifies else POLL_S
     last_beat, pause_s = 0.0, 0.0
@@ -182,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as exc:
         link.send(Log("critical", f"the worker ends: {type(exc).__name__}: {exc}"))
         traceback.print_exc()
-        return 1
+        return 1 if link.is_announced else EXIT_BROKEN
     finally:
         link.close()
 
