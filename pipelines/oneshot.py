@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -12,6 +13,7 @@ from models.loading import silence_libraries
 from models.memory import Offload
 from models.registry import ModelSpec
 from models.tuning import parse_tuning
+from pipelines.adapters.cache import ADAPTER_BYTES, AdapterCache
 from pipelines.engine.engine import Engine
 from pipelines.families.pool import ModelPool
 from pipelines.protocol.frames import Failed, Finished, Frame, Loading, Picture, Submit
@@ -42,8 +44,11 @@ def generate(
     on_frame: Callable[[Frame], None] = lambda frame: None,
     offload: Offload = "none",
     tuning: str = "",
+    adapters: Path | None = None,
 ) -> Generated:
     """Load the model, draw the pictures, return them. `on_frame` sees loading and every step.
+
+    Args: adapters: the folder of those that the request names.
 
     Raises: GenerationError; models.checkpoint_files.LoadError; models.accelerator.DeviceError; ValueError.
     """
@@ -62,6 +67,7 @@ def generate(
         loading,
         offload=offload,
         tuning=parse_tuning(tuning),
+        adapters=AdapterCache(adapters, ADAPTER_BYTES),
     )
     runner = pool.runner(spec.name)
     if params.acceleration != "none":

@@ -137,14 +137,16 @@ def _check(name: str, part: LowRank, target: Target | None) -> None:
 
 
 def _product(pairs: Iterable[tuple[Target, LowRank]], device: torch.device, dtype: torch.dtype) -> Product:
-    """One product for a linear; parts that share their first matrix share its product."""
-    downs: dict[int, tuple[int, Tensor]] = {}
+    """One product for a linear; parts whose first matrices are equal, as kohya's joined layers leave them, share it."""
+    downs: list[tuple[int, Tensor]] = []
     ups, rows = [], 0
     for target, part in pairs:
-        first, down = downs.setdefault(part.down.data_ptr(), (rows, part.down))
-        rows = max(rows, first + len(down))
-        ups.append((first, first + len(down), target.column, _placed(part.up, device, dtype)))
-    return Product(_placed(torch.cat([down for _, down in downs.values()]), device, dtype), tuple(ups))
+        first = next((first for first, down in downs if torch.equal(down, part.down)), None)
+        if first is None:
+            first, rows = rows, rows + len(part.down)
+            downs.append((first, part.down))
+        ups.append((first, first + len(part.down), target.column, _placed(part.up, device, dtype)))
+    return Product(_placed(torch.cat([down for _, down in downs]), device, dtype), tuple(ups))
 
 
 def _placed(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

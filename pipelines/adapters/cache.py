@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
+from models.accelerator import Launched
 from models.adapter_files import AdapterError
 from models.components import FluxComponents
 from pipelines.adapters.adapter import FittedAdapter, Uses, fit
-from pipelines.adapters.reading import read_adapter
+from pipelines.adapters.ahead import After, ReadAhead
 from pipelines.engine.request import RequestError
 from pipelines.protocol.conditions import Adapter
+
+T = TypeVar("T")
+
+ADAPTER_BYTES = 4 << 30
+"""What the adapters of a worker's requests may take: some thirty of rank 16 over every linear of FLUX.1's blocks."""
 
 
 class AdapterCache:
@@ -21,10 +28,19 @@ class AdapterCache:
     """
 
     def __init__(self, folder: Path | None, max_bytes: int) -> None:
-        self._folder = folder
+        self._files = ReadAhead(folder) if folder else None
         self._max_bytes = max_bytes
         self._held: OrderedDict[tuple[str, str], FittedAdapter] = OrderedDict()
         self.nbytes = 0
+
+    def launch(
+        self, components: FluxComponents, adapters: Sequence[Adapter], work: Callable[[], Launched[T]]
+    ) -> Launched[T]:
+        """Launch work that will need these adapters: now, or once the files that are not in memory have been read."""
+        if self._files is None:
+            return work()
+        missing = [a.file for a in adapters if (components.spec.name, a.file) not in self._held]
+        return After([self._files.begin(file) for file in missing], work) if missing else work()
 
     def get(self, components: FluxComponents, file: str) -> FittedAdapter:
         """The adapter of this file, fitted to this model. Raises: AdapterError with one sentence."""
@@ -50,10 +66,10 @@ class AdapterCache:
             self._drop(key)
 
     def _read(self, components: FluxComponents, file: str) -> FittedAdapter:
-        if self._folder is None:
+        if self._files is None:
             raise AdapterError("this server keeps no adapters")
         try:
-            weights = read_adapter(self._folder / file)
+            weights = self._files.take(file)
         except OSError as exc:
             raise AdapterError("its file is gone; send the request again") from exc
         adapter = fit(weights, components.transformer, components.text_encoder, components.device, components.dtype)

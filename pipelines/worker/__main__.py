@@ -39,7 +39,7 @@ from models.checkpoint_files import LoadError
 from models.loading import silence_libraries
 from models.memory import OFFLOADS
 from models.tuning import parse_tuning
-from pipelines.adapters.cache import AdapterCache
+from pipelines.adapters.cache import ADAPTER_BYTES, AdapterCache
 from pipelines.engine.acceleration import AccelerationChoice
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.engine.scheduler import SchedulerConfig
@@ -62,8 +62,6 @@ POLL_S = 0.002
 """Pause between two looks at a prompt or picture under way, where the device cannot call back."""
 SWITCH_MS = 10_000.0
 """Time to load another checkpoint where memory does not hold all: tens of gigabytes from the page cache."""
-ADAPTER_BYTES = 4 << 30
-"""What the adapters of requests may take: some thirty of rank 16 over every linear of FLUX.1's blocks."""
 EXIT_BROKEN = 3
 """Exit status when the model, the device or an argument is at fault: a restart will not help by itself."""
 
@@ -86,7 +84,6 @@ def serve(link: Link, pool: ModelPool, accelerator: Accelerator, warm_up_model: 
     # A model that was unloaded again is warmed up by its first request: loading it now would unload others.
     for name in pool.loaded:
         warm_up_model(name, engine)
-    link.is_announced = True
     link.send(Ready(str(accelerator.device), accelerator.name, models))
     poll_s = HEARTBEAT_S if accelerator.notifies else POLL_S
     last_beat, pause_s = 0.0, 0.0
@@ -183,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as exc:
         link.send(Log("critical", f"the worker ends: {type(exc).__name__}: {exc}"))
         traceback.print_exc()
-        return 1 if link.is_announced else EXIT_BROKEN
+        return 1
     finally:
         link.close()
 

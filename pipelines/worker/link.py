@@ -19,8 +19,6 @@ class Link:
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
-        self.is_announced = False
-        """Whether the node was told that the worker is ready."""
         self._inbox: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
         self._outbox: queue.Queue[bytes | None] = queue.Queue(maxsize=1024)
         self._writer = threading.Thread(target=self._write, name="frames-out", daemon=True)

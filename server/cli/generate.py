@@ -17,6 +17,7 @@ from models.registry import ModelSpec
 from pipelines.protocol.frames import Frame, Loading, Note, Picture, Progress
 from pipelines.protocol.params import GenerationParams
 from server.cli.failures import ENVIRONMENT, USAGE, CommandError
+from server.cli.loras import loras_of
 from server.cli.options import Json, TuningText, check_tuning, pixels, spec_of
 
 if TYPE_CHECKING:
@@ -35,6 +36,10 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="The same seed repeats the picture.", show_default="random")] = None,
     num_images: Annotated[int, typer.Option(help="Pictures; the k-th has seed + k.")] = 1,
     safety_checker: Annotated[bool, typer.Option(help="Black out unsafe pictures.")] = True,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(help="A LoRA's .safetensors file, or FILE@SCALE; repeatable.", metavar="FILE[@SCALE]"),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
     quantization: Annotated[str, typer.Option(help="none or fp8 (needs a GPU).")] = "none",
@@ -54,24 +59,26 @@ def generate(
     check_tuning(tuning)
     spec = spec_of(model)
     width, height = pixels(size, "--size")
-    try:
-        params = GenerationParams(
-            model=spec.name,
-            prompt=prompt,
-            width=width,
-            height=height,
-            num_inference_steps=spec.default_steps if steps is None else steps,
-            guidance_scale=spec.default_guidance if guidance is None else guidance,
-            seed=secrets.randbelow(2**32) if seed is None else seed,
-            num_images=num_images,
-            max_sequence_length=spec.max_sequence_length,
-            safety_threshold=DEFAULT_THRESHOLD if safety_checker else None,
-            acceleration=acceleration,
-        )
-    except ValueError as exc:
-        raise CommandError(str(exc), USAGE) from exc
-    with _progress(quiet=as_json) as on_frame:
-        result = _generate(spec, params, device, dtype, quantization, tuning, offload, on_frame)
+    with loras_of(lora or ()) as (adapters, folder):
+        try:
+            params = GenerationParams(
+                model=spec.name,
+                prompt=prompt,
+                width=width,
+                height=height,
+                num_inference_steps=spec.default_steps if steps is None else steps,
+                guidance_scale=spec.default_guidance if guidance is None else guidance,
+                seed=secrets.randbelow(2**32) if seed is None else seed,
+                num_images=num_images,
+                max_sequence_length=spec.max_sequence_length,
+                safety_threshold=DEFAULT_THRESHOLD if safety_checker else None,
+                acceleration=acceleration,
+                adapters=adapters,
+            )
+        except ValueError as exc:
+            raise CommandError(str(exc), USAGE) from exc
+        with _progress(quiet=as_json) as on_frame:
+            result = _generate(spec, params, device, dtype, quantization, tuning, offload, folder, on_frame)
     files = [_write(picture, _file(output, picture.index, num_images)) for picture in result.pictures]
     print(_report(params, result, files) if as_json else _summary(params, result, files))
 
@@ -92,6 +99,7 @@ def _generate(
     quantization: str,
     tuning: str,
     offload: Offload,
+    adapters: Path | None,
     on_frame: Callable[[Frame], None],
 ) -> Generated:
     # These import torch: only this command pays for it.
@@ -102,7 +110,7 @@ def _generate(
     from pipelines.oneshot import generate as run
 
     try:
-        return run(spec, params, device, dtype, quantization, on_frame, offload, tuning)
+        return run(spec, params, device, dtype, quantization, on_frame, offload, tuning, adapters)
     except GenerationError as exc:
         raise CommandError(str(exc)) from exc
     except (LoadError, ValueError) as exc:

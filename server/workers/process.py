@@ -16,7 +16,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-from models import host_memory
 from pipelines.protocol.frames import (
     Finished,
     Frame,
@@ -40,8 +39,6 @@ LOAD_HANG_S = 1800.0
 STEADY_S = 60.0
 """A worker that was ready for so long, or finished a job, counts as sound: its next restart is immediate."""
 MAX_BACKOFF_S = 30.0
-UNREADY_BACKOFF_S = 1.0
-"""After the first death of a worker that was not ready: loading again costs more than a moment's wait."""
 EXIT_BROKEN = 3
 """How a worker exits when its model, device or arguments are at fault, so that haste would not help."""
 STOP_S = 1.0
@@ -140,8 +137,6 @@ class Worker:
         self._events = events
         self._generation = 0
         self._failures = 0
-        self._died_unready = False
-        self._retry_at: float | None = None
         self._is_stopping = False
         self._is_last = False
         self._ready_at = 0.0
@@ -180,10 +175,7 @@ class Worker:
     async def _is_wanted_again(self) -> bool:
         """Whether another process shall be started, told when it is time for it."""
         if not self._is_last:
-            backoff_s = self._backoff_s()
-            self._retry_at = time.monotonic() + backoff_s
-            await asyncio.sleep(backoff_s)
-            self._retry_at = None
+            await asyncio.sleep(self._backoff_s())
         return not self._is_last
 
     def start_no_other(self) -> None:
@@ -196,15 +188,10 @@ class Worker:
         self.send(Shutdown())
 
     def _backoff_s(self) -> float:
-        """Seconds to wait, up to MAX_BACKOFF_S, doubling with every failure.
-
-        A worker that was ready is replaced at once after its first failure, then after 0.2 s; one that was not, after
-        UNREADY_BACKOFF_S.
-        """
-        doublings = min(self._failures, 20) - 1
-        if self._died_unready:
-            return float(min(UNREADY_BACKOFF_S * 2**doublings, MAX_BACKOFF_S))
-        return float(min(0.2 * 2 ** (doublings - 1), MAX_BACKOFF_S)) if doublings > 0 else 0.0
+        """Seconds to wait: none after the first failure, then 0.2 s doubling up to MAX_BACKOFF_S."""
+        if self._failures <= 1:
+            return 0.0
+        return float(min(0.2 * 2 ** (min(self._failures, 20) - 2), MAX_BACKOFF_S))
 
     async def _live_once(self) -> None:
         """One process from start to death, with its owner's death reported at the end."""
@@ -333,26 +320,13 @@ class Worker:
     def _note_death(self, status: int | None, reason: str) -> None:
         if self.is_ready and time.monotonic() - self._ready_at >= STEADY_S:
             self._failures = 0
-        self._died_unready = not self.is_ready
         how = reason or _describe_exit(status)
-        if self._died_unready and not reason and status == -signal.SIGKILL:
-            how += self._while_loading()
         # What it complained of explains an exit, but not a kill from outside.
         is_exit = not reason and status is not None and status >= 0
         self.last_error = self._last_error_line if is_exit and self._last_error_line else how
         logger.warning("%s: worker process %s ended: %s (%s)", self.device, self.pid, how, self.last_error)
         self.state, self.ready, self.heartbeat, self.pid = WorkerState.RESTARTING, None, None, None
         self._failures = max(self._failures + 1, 20) if status == EXIT_BROKEN else self._failures + 1
-
-    def _retry_in_s(self) -> float | None:
-        """How long it waits before the next process; None if it does not wait."""
-        return None if self._retry_at is None else round(max(0.0, self._retry_at - time.monotonic()), 1)
-
-    def _while_loading(self) -> str:
-        """What a kill from outside most likely means while weights are read."""
-        what = f" while {self.loading.model} was loading ({self.loading.stage})" if self.loading else " at its start"
-        free = f"{host_memory.available() / 1e9:.1f} of {host_memory.total() / 1e9:.1f} GB are free"
-        return f"{what}, most likely by the system for want of memory: {free} now"
 
     def _close_socket(self) -> None:
         if self._writer is not None:
@@ -377,7 +351,6 @@ class Worker:
             "steps": beat.steps if beat else 0,
             "memory": dict(beat.memory) if beat else {},
             "restarts": self.restarts,
-            "retry_in_s": self._retry_in_s(),
             "last_error": self.last_error,
         }
 

@@ -62,6 +62,7 @@ class FluxRunner:
     ) -> None:
         self.components = components
         self._find = find
+        self._adapters = adapters
         self._adaptable = Adaptable(components.transformer)
         self._accelerator = accelerator
         heads, head_dim = attention_shape(components.transformer)
@@ -85,7 +86,9 @@ class FluxRunner:
         def work() -> Admission:
             return self._admitter.admit(request, helpers)
 
-        return self._accelerator.launch("text", work, waits=False)
+        return self._adapters.launch(
+            self.components, request.params.adapters, lambda: self._accelerator.launch("text", work, waits=False)
+        )
 
     @torch.inference_mode()
     def denoise(self, rows: Sequence[Row]) -> None:

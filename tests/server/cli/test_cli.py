@@ -19,6 +19,7 @@ from server.cli import main as command
 from server.cli.env import Client
 from server.http import running
 from server.settings import Settings
+from tests.server.files.lora_files import write_lora
 
 
 @dataclass(frozen=True)
@@ -255,6 +256,29 @@ def test_generate_writes_what_was_asked_for(cli: Cli, tmp_path: Path) -> None:
     assert "no safety checker" in alone.out
     with Image.open(tmp_path / "alone.webp") as picture:
         assert picture.format == "WEBP"
+
+
+def test_generate_takes_loras_with_their_scales(cli: Cli, tmp_path: Path) -> None:
+    fits, foreign = (
+        write_lora(tmp_path / "my style.safetensors", width=32),
+        write_lora(tmp_path / "other.safetensors", width=8),
+    )
+
+    def drawn(name: str, *more: str) -> bytes:
+        common = ["--model", "random:tiny", "--size", "32x32", "--steps", "1", "--seed", "5", "--device", "cpu"]
+        done = cli("generate", "a shape", *common, "-o", str(tmp_path / name), *more)
+        assert done.code == 0, done.err
+        return Image.open(tmp_path / name).tobytes()
+
+    plain = drawn("plain.png")
+    assert drawn("zero.png", "--lora", f"{fits}@0") == plain
+    assert drawn("twice.png", "--lora", str(fits), "--lora", f"{fits}@100000") != plain
+    done = cli("generate", "x", "--model", "random:tiny", "-o", str(tmp_path / "x.png"), "--lora", str(foreign))
+    assert done.code == 1
+    assert "transformer_blocks.0.attn.to_out.0 take 8 values and give 8, where this model's layer takes 32" in done.err
+    done = cli("generate", "x", "-o", str(tmp_path / "x.png"), "--lora", f"{tmp_path}/missing.safetensors")
+    assert done.code == 2
+    assert "missing.safetensors: No such file" in done.err
 
 
 def test_generate_repeats_a_seed(cli: Cli, tmp_path: Path) -> None:

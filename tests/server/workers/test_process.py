@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,22 +11,13 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
-from pipelines.protocol.frames import Finished, Frame, Loading, Progress, Submit
+from pipelines.protocol.frames import Finished, Frame, Progress, Submit
 from pipelines.worker.__main__ import parse_arguments
-from server.workers.process import (
-    MAX_BACKOFF_S,
-    UNREADY_BACKOFF_S,
-    WORKER_COMMAND,
-    Worker,
-    WorkerOptions,
-    Workers,
-    WorkerState,
-)
+from server.workers.process import MAX_BACKOFF_S, WORKER_COMMAND, Worker, WorkerOptions, Workers, WorkerState
 
 ROOT = Path(__file__).parents[3]
 COMMAND = (sys.executable, "-m", "tests.server.scripted_worker")
@@ -230,53 +220,13 @@ def test_restarts_back_off_up_to_a_limit_and_a_finished_job_resets_them() -> Non
     worker = Worker("node/0", "cpu", WorkerOptions(("flux-shapes",)), witness)
     delays = []
     for _ in range(40):
-        worker.state, worker._ready_at = WorkerState.READY, time.monotonic()
         worker._note_death(-signal.SIGKILL, "")
         delays.append(worker._backoff_s())
     assert delays[:4] == [0.0, 0.2, 0.4, 0.8]
     assert delays[-1] == MAX_BACKOFF_S
-    worker.state = WorkerState.READY
     worker._take(Finished("a", 1, {}))
     worker._note_death(-signal.SIGKILL, "")
     assert worker._backoff_s() == 0.0
-
-
-def test_a_worker_that_dies_before_it_is_ready_is_not_restarted_in_haste() -> None:
-    worker = Worker("node/0", "cpu", WorkerOptions(("flux-shapes",)), Witness())
-    worker._take(Loading("flux-shapes", "transformer", 0.5))
-    worker._note_death(-signal.SIGKILL, "")
-    assert worker._backoff_s() == UNREADY_BACKOFF_S
-    assert "while flux-shapes was loading (transformer)" in str(worker.last_error)
-    assert "for want of memory" in str(worker.last_error)
-    delays = []
-    for _ in range(9):
-        worker._note_death(1, "")
-        delays.append(worker._backoff_s())
-    assert delays[:3] == [2.0, 4.0, 8.0]
-    assert delays[-1] == MAX_BACKOFF_S
-
-
-def test_the_real_worker_says_why_it_cannot_load_and_waits(tmp_path: Path) -> None:
-    folder = tmp_path / "mine"
-    shutil.copytree(ROOT / "models" / "shapes" / "flux-shapes", folder)
-    config = folder / "transformer" / "config.json"
-    config.write_text(config.read_text().replace('"num_layers": 2', '"num_layers": 3'))
-
-    async def main() -> dict[str, Any]:
-        workers = Workers("node", ["cpu"], WorkerOptions((str(folder),), command=WORKER_COMMAND), Witness())
-        (worker,) = workers
-        workers.start()
-        await until(lambda: worker.describe()["retry_in_s"] is not None, timeout_s=60.0)
-        described = worker.describe()
-        await workers.stop()
-        return described
-
-    health = asyncio.run(main())
-    assert health["state"] == "restarting"
-    assert health["restarts"] == 0
-    assert health["retry_in_s"] > 20
-    assert health["last_error"].startswith("mine/transformer: of its tensors")
-    assert "transformer_blocks.2" in health["last_error"]
 
 
 def test_a_command_that_cannot_start_is_reported_and_tried_again() -> None:
