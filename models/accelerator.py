@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import psutil
 import torch
@@ -100,6 +100,25 @@ class _Done:
 
     def elapsed_ms(self, start: Marker) -> float | None:
         return None
+
+
+class Broken:
+    """Work that failed while it was launched: whoever asks for the result learns it, nobody else."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def is_done(self) -> bool:
+        return True
+
+    def wait(self) -> None:
+        return None
+
+    def result(self) -> Any:
+        raise self._error
+
+    def notify(self, callback: Callable[[], object]) -> None:
+        callback()
 
 
 class _Background(Generic[T]):

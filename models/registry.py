@@ -99,6 +99,7 @@ _SPECS = (
         max_sequence_length=32,
         licence="Apache-2.0",
         summary="embedded: coloured shapes, a few megabytes, runs on a CPU",
+        native_pixels=1024 * 640,
     ),
     ModelSpec(
         name="flux-shapes-schnell",

@@ -194,7 +194,7 @@ class ControlNet:
 class Refine:
     """Draw at the size the model was trained for, enlarge, and draw the last steps again at the full size.
 
-    A request no larger than that size is drawn at once. Args: strength: share of the steps drawn again, in (0, 1).
+    Args: strength: share of the steps drawn again, in (0, 1).
     """
 
     kind: ClassVar[str] = "refine"

@@ -20,12 +20,21 @@ from pipelines.adapters.cache import AdapterCache
 from pipelines.adapters.linears import Adaptable, text_adapted
 from pipelines.engine.request import Admission, Request
 from pipelines.families.flux1.conditioning import Conditioning, Phase, RowState
+from pipelines.families.flux1.controlnets import NetUse, active_steps
 from pipelines.families.flux1.encode import PromptCache, PromptEmbedding, encode_prompt
-from pipelines.families.flux1.helpers import Helpers, with_pictures
+from pipelines.families.flux1.helpers import Helpers, WantedNet, with_pictures
 from pipelines.families.flux1.inputs import Inputs, PictureReader
 from pipelines.families.flux1.limits import Flux1Limits
 from pipelines.families.flux1.modulation import ModulationTable
-from pipelines.families.flux1.sampling import add_noise, flow_match_sigmas, initial_noise, pack_latents, position_ids
+from pipelines.families.flux1.packed import Network
+from pipelines.families.flux1.sampling import (
+    add_noise,
+    flow_match_sigmas,
+    initial_noise,
+    pack_latents,
+    position_ids,
+    unshifted,
+)
 from pipelines.protocol.params import GenerationParams
 
 _MODULATION_CHUNK = 32
@@ -74,12 +83,26 @@ class Admitter:
         phases = self._phases(params, drawn, text.shape[0], sides)
         return Conditioning(
             text=text,
-            modulation=self._modulation(params, phases, prompt, uses),
+            modulation=self._modulation(self._adaptable.for_pack(uses), params, phases, prompt, uses),
             phases=phases,
             references=torch.cat(references) if references else None,
             hold=inputs.hold,
             overlay=inputs.overlay,
             uses=uses,
+            nets=tuple(self._net(net, request, prompt, phases) for net in helpers.nets),
+        )
+
+    def _net(self, wanted: WantedNet, request: Request, prompt: PromptEmbedding, phases: Sequence[Phase]) -> NetUse:
+        net, params, condition = wanted.net, request.params, wanted.condition
+        text = net.context_embedder(prompt.tokens)
+        height, width = phases[0].height // 2, phases[0].width // 2
+        return NetUse(
+            net=net,
+            text=text,
+            modulation=self._modulation(net, params, phases, prompt, ()),
+            rope=self._rope(net, text.shape[0], height, width),
+            scale=condition.scale,
+            steps=active_steps(condition.start, condition.end, params.num_steps),
         )
 
     def _prompt(self, params: GenerationParams, uses: Uses) -> PromptEmbedding:
@@ -102,11 +125,13 @@ class Admitter:
         references: Sequence[tuple[int, int]],
     ) -> tuple[Phase, ...]:
         device, dtype = self._components.device, self._components.dtype
-        phases, first = [], 0
+        phases: list[Phase] = []
+        first, network, multiple = 0, self._components.transformer, self._components.size_multiple
         for (height, width), steps in zip(drawn, params.phases, strict=True):
-            cells = height // self._components.vae_scale_factor, width // self._components.vae_scale_factor
-            tokens = (cells[0] // 2) * (cells[1] // 2)
-            sigmas = flow_match_sigmas(self._components.sigma_config, params.num_inference_steps, tokens)
+            sides = height // multiple, width // multiple
+            tokens = sides[0] * sides[1]
+            config = self._components.sigma_config if not phases else unshifted(self._components.sigma_config)
+            sigmas = flow_match_sigmas(config, params.num_inference_steps, tokens)
             kept = sigmas[params.num_inference_steps - steps :]
             phases.append(
                 Phase(
@@ -114,19 +139,24 @@ class Admitter:
                     sigmas=tuple(kept.tolist()),
                     sigma_steps=(kept[1:] - kept[:-1]).to(device, dtype),
                     levels=kept.to(device, dtype),
-                    rope=self._rope(text_tokens, cells[0] // 2, cells[1] // 2, references),
-                    height=cells[0],
-                    width=cells[1],
+                    rope=self._rope(network, text_tokens, *sides, references),
+                    height=2 * sides[0],
+                    width=2 * sides[1],
                 )
             )
             first += steps
         return tuple(phases)
 
     def _modulation(
-        self, params: GenerationParams, phases: Sequence[Phase], prompt: PromptEmbedding, uses: Uses
+        self,
+        network: Network,
+        params: GenerationParams,
+        phases: Sequence[Phase],
+        prompt: PromptEmbedding,
+        uses: Uses,
     ) -> ModulationTable:
         return ModulationTable(
-            self._adaptable.for_pack(uses),
+            network,
             self._components.sigma_config,
             torch.tensor([sigma for phase in phases for sigma in phase.sigmas[:-1]]),
             params.guidance_scale,
@@ -136,16 +166,18 @@ class Admitter:
             segments=everywhere(uses),
         )
 
-    def _rope(self, text_tokens: int, height: int, width: int, references: Sequence[tuple[int, int]]) -> Tensor:
+    def _rope(
+        self, network: Network, text_tokens: int, height: int, width: int, references: Sequence[tuple[int, int]] = ()
+    ) -> Tensor:
         """Complex rotations of one picture's tokens, (text_tokens + height * width + M, 1, head_dim / 2)."""
         ids = position_ids(text_tokens, height, width, self._components.dtype, references).to(self._components.device)
-        cos, sin = self._components.transformer.pos_embed(ids)
+        cos, sin = network.pos_embed(ids)
         return torch.complex(cos[:, ::2].contiguous(), sin[:, ::2].contiguous())[:, None]
 
     def _start(self, seed: int, phase: Phase, inputs: Inputs) -> tuple[Tensor, RowState]:
         """A row's first latents and what stands beside them. See this module's first lines for the order."""
         generator = torch.Generator().manual_seed(seed)
-        state = RowState()
+        state = RowState(hints=tuple(_packed(guide.sample(generator)) for guide in inputs.guides))
         control = None if inputs.control is None else _packed(inputs.control.sample(generator))
         clean = self._clean(inputs, phase, generator)
         noise = self._noise(generator, phase)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pipelines.adapters.adapter import Uses
 from pipelines.engine.request import Row
+from pipelines.families.flux1.controlnets import NetUse
 from pipelines.families.flux1.modulation import ModulationTable
 from pipelines.families.flux1.step_cache import StepCache
 from pipelines.pictures.overlay import Overlay
@@ -72,6 +73,7 @@ class Conditioning:
         hold: where the picture that the rows started from is held.
         overlay: the pixels to put back in the end.
         uses: its adapters.
+        nets: its ControlNets.
     """
 
     text: Tensor
@@ -81,6 +83,7 @@ class Conditioning:
     hold: Hold | None = None
     overlay: Overlay | None = None
     uses: Uses = ()
+    nets: tuple[NetUse, ...] = ()
 
     def phase(self, step: int) -> Phase:
         """The phase of a step; after the last step, the last phase."""
@@ -101,7 +104,8 @@ class Conditioning:
         adapters = [tensor for adapter, _ in self.uses for tensor in adapter.tensors]
         optional = (self.references, None if self.hold is None else self.hold.mask)
         given = [each for each in optional if each is not None]
-        return (self.text, *self.modulation.tensors, *held, *adapters, *given)
+        nets = [tensor for net in self.nets for tensor in net.tensors]
+        return (self.text, *self.modulation.tensors, *held, *adapters, *nets, *given)
 
 
 @dataclass(slots=True)
@@ -113,6 +117,7 @@ class RowState:
         cache: of rows whose steps may be skipped.
         channels: (N, X) that stand beside the latents in every step.
         clean, noise: (N, C) of a row that is held to the picture it started from.
+        hints: (N, C) for each ControlNet.
     """
 
     velocity: Tensor | None = None
@@ -120,11 +125,12 @@ class RowState:
     channels: Tensor | None = None
     clean: Tensor | None = None
     noise: Tensor | None = None
+    hints: tuple[Tensor, ...] = ()
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """What came from admission."""
-        return tuple(each for each in (self.channels, self.clean, self.noise) if each is not None)
+        return tuple(each for each in (self.channels, self.clean, self.noise, *self.hints) if each is not None)
 
 
 def conditioning_of(row: Row) -> Conditioning:

@@ -8,19 +8,29 @@ from functools import partial
 from typing import TypeVar
 
 import torch
+from diffusers import FluxControlNetModel
 from torch import Tensor
 
 from models.auxiliaries import Auxiliary, DepthEstimator, Find, ReduxPrior
+from models.auxiliaries import ControlNet as Net
 from pipelines.engine.request import RequestError
 from pipelines.families.flux1.encode import PromptEmbedding
 from pipelines.families.flux1.inputs import Depth
 from pipelines.pictures.depth import depth_of
 from pipelines.pictures.fit import as_image
 from pipelines.pictures.redux import picture_tokens
-from pipelines.protocol.conditions import Control, InputPicture, Redux
+from pipelines.protocol.conditions import Control, ControlNet, InputPicture, Redux
 from pipelines.protocol.params import GenerationParams
 
 A = TypeVar("A", bound=Auxiliary)
+
+
+@dataclass(frozen=True, slots=True)
+class WantedNet:
+    """A ControlNet and what a request wants of it."""
+
+    net: FluxControlNetModel
+    condition: ControlNet
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +39,19 @@ class Helpers:
 
     prior: ReduxPrior | None = None
     depth: Depth | None = None
+    nets: tuple[WantedNet, ...] = ()
 
     @classmethod
     def of(cls, params: GenerationParams, find: Find) -> Helpers:
         """Raises: RequestError naming the condition whose model is not here."""
         redux, control = params.find(Redux), params.find(Control)
+        nets = [each for each in params.conditions if isinstance(each, ControlNet)]
         needs_depth = control is not None and control.control == "depth" and not control.is_prepared
+        needs_depth = needs_depth or any(net.control == "depth" for net in nets)
         return cls(
             prior=None if redux is None else _found(find, redux.encoder, ReduxPrior, (redux.kind, "encoder")),
             depth=_depth(find) if needs_depth else None,
+            nets=tuple(WantedNet(_found(find, net.name, Net, (net.kind, "name")).net, net) for net in nets),
         )
 
 

@@ -11,6 +11,7 @@ from pipelines.engine.request import RequestError
 from pipelines.protocol.conditions import (
     Condition,
     Control,
+    ControlNet,
     Fill,
     ImageToImage,
     Inpaint,
@@ -20,7 +21,7 @@ from pipelines.protocol.conditions import (
 )
 from pipelines.protocol.params import GenerationParams
 
-_ANY: tuple[type[Condition], ...] = (ImageToImage, Inpaint, Redux)
+_ANY: tuple[type[Condition], ...] = (ImageToImage, Inpaint, Redux, Refine, ControlNet)
 _CONTROL: tuple[type[Condition], ...] = (Control, ImageToImage, Redux)
 _TAKES: dict[Variant, tuple[type[Condition], ...]] = {
     "kontext": (*_ANY, Reference),
@@ -78,6 +79,8 @@ class Flux1Limits:
             raise RequestError(f"a {self.variant} model draws only with {_words(needs)}")
         if params.find(Refine) and not all(isinstance(condition, _REFINED) for condition in params.conditions):
             raise RequestError("a second phase goes with image to image and redux only")
+        if params.find(Reference) and params.find(ControlNet):
+            raise RequestError("a ControlNet was not trained beside references: give one or the other")
 
     def drawn(self, params: GenerationParams) -> tuple[int, int]:
         """Height and width in pixels of what is drawn in the end: the next multiples of the model's cell."""

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from pipelines.adapters.binding import NOTHING, Segments, bound
-from pipelines.families.flux1.packed import modulation_rows
+from pipelines.families.flux1.packed import Network, modulation_rows
 
 
 class ModulationTable:
@@ -29,7 +28,7 @@ class ModulationTable:
 
     def __init__(
         self,
-        transformer: FluxTransformer2DModel,
+        transformer: Network,
         sigma_config: Mapping[str, Any],
         sigmas: Tensor,
         guidance_scale: float,

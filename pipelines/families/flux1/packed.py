@@ -11,17 +11,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from diffusers import FluxTransformer2DModel
+from diffusers import FluxControlNetModel, FluxTransformer2DModel
 from torch import Tensor, nn
 
 from pipelines.adapters.adapter import Uses
 from pipelines.adapters.binding import NOTHING, Segments, Stream, by_picture, inside
 from pipelines.families.flux1.blocks import double_after, double_before, single_after, single_before
+from pipelines.families.flux1.residuals import Additions
 from pipelines.ops.compute import Compute
 from pipelines.ops.ops import TokenRows
+
+Network: TypeAlias = FluxTransformer2DModel | FluxControlNetModel
+"""Both are stacks of the same blocks; a ControlNet has no last AdaLN and no output."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def modulation_width(transformer: FluxTransformer2DModel) -> int:
     return sum(linear.out_features for linear in _modulation_linears(transformer))
 
 
-def modulation_rows(transformer: FluxTransformer2DModel, temb: Tensor) -> Tensor:
+def modulation_rows(transformer: Network, temb: Tensor) -> Tensor:
     """The AdaLN vectors of every block for conditioning `temb` (R, D) -> (R, modulation_width).
 
     Scales are stored as 1 + scale.
@@ -124,20 +128,21 @@ def modulation_rows(transformer: FluxTransformer2DModel, temb: Tensor) -> Tensor
     return rows
 
 
-def _modulation_linears(transformer: FluxTransformer2DModel) -> list[nn.Linear]:
+def _modulation_linears(transformer: Network) -> list[nn.Linear]:
     double = [norm.linear for block in transformer.transformer_blocks for norm in (block.norm1, block.norm1_context)]
     single = [block.norm.linear for block in transformer.single_transformer_blocks]
-    return [*double, *single, transformer.norm_out.linear]
+    return [*double, *single, *([transformer.norm_out.linear] if hasattr(transformer, "norm_out") else ())]
 
 
-def _scale_starts(transformer: FluxTransformer2DModel, dim: int) -> list[int]:
+def _scale_starts(transformer: Network, dim: int) -> list[int]:
     """Where scales begin. AdaLayerNormZero: shift, scale, gate, twice; Single: shift, scale, gate; Continuous: scale,
     shift."""
     doubles, singles = 2 * len(transformer.transformer_blocks), len(transformer.single_transformer_blocks)
     first_single = doubles * 6 * dim
     in_doubles = [block * 6 * dim + offset * dim for block in range(doubles) for offset in (1, 4)]
     in_singles = [first_single + block * 3 * dim + dim for block in range(singles)]
-    return [*in_doubles, *in_singles, first_single + singles * 3 * dim]
+    at_the_end = [first_single + singles * 3 * dim] if hasattr(transformer, "norm_out") else []
+    return [*in_doubles, *in_singles, *at_the_end]
 
 
 def packed_forward(
@@ -147,6 +152,7 @@ def packed_forward(
     text: Tensor,
     modulation: Tensor,
     compute: Compute,
+    additions: Additions | None = None,
 ) -> Tensor:
     """Predict the velocity of every picture.
 
@@ -154,10 +160,11 @@ def packed_forward(
         latents: (sum N, in_channels), all pictures' packed latents.
         text: (sum T, D), prompt embeddings after the context embedder.
         modulation: (R, modulation_width), from `modulation_rows`, one row a picture.
+        additions: what ControlNets add.
     Returns: (sum N, out_channels).
     """
-    _, text, image = first_block(transformer, layout, latents, text, modulation, compute)
-    image = other_blocks(transformer, layout, text, image, modulation, compute)
+    _, text, image = first_block(transformer, layout, latents, text, modulation, compute, additions)
+    image = other_blocks(transformer, layout, text, image, modulation, compute, additions)
     return head(transformer, layout, image, modulation, compute)
 
 
@@ -169,11 +176,14 @@ def first_block(
     text: Tensor,
     modulation: Tensor,
     compute: Compute,
+    additions: Additions | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Embed and run the first double block. Returns: image tokens before it (sum N, D); text and image after it."""
     entered = transformer.x_embedder(latents)
     mod = modulation[:, : 12 * text.shape[-1]]
     text, image = _double_block(transformer.transformer_blocks[0], layout, text, entered, mod, compute)
+    if additions is not None:
+        image = additions.after_double(image, 0, len(transformer.transformer_blocks))
     return entered, text, image
 
 
@@ -185,18 +195,42 @@ def other_blocks(
     image: Tensor,
     modulation: Tensor,
     compute: Compute,
+    additions: Additions | None = None,
 ) -> Tensor:
     """Every block after the first, over its results. Returns: image tokens (sum N, D)."""
     dim = text.shape[-1]
     offset = 12 * dim
-    for block in list(transformer.transformer_blocks)[1:]:
+    doubles, singles = transformer.transformer_blocks, transformer.single_transformer_blocks
+    for index, block in enumerate(list(doubles)[1:], 1):
         text, image = _double_block(block, layout, text, image, modulation[:, offset : offset + 12 * dim], compute)
+        if additions is not None:
+            image = additions.after_double(image, index, len(doubles))
         offset += 12 * dim
     joint = layout.join(text, image)
-    for block in transformer.single_transformer_blocks:
+    for index, block in enumerate(singles):
         joint = _single_block(block, layout, joint, modulation[:, offset : offset + 3 * dim], compute)
+        if additions is not None:
+            joint = additions.after_single(joint, index, len(singles))
         offset += 3 * dim
     return layout.part(joint)[1]
+
+
+def net_blocks(
+    net: FluxControlNetModel, layout: PackLayout, text: Tensor, image: Tensor, modulation: Tensor, compute: Compute
+) -> tuple[list[Tensor], list[Tensor]]:
+    """A ControlNet's blocks over embedded tokens. Returns: image tokens (sum N, D) after each, double then single."""
+    dim, offset = text.shape[-1], 0
+    doubles, singles = [], []
+    for block in net.transformer_blocks:
+        text, image = _double_block(block, layout, text, image, modulation[:, offset : offset + 12 * dim], compute)
+        doubles.append(image)
+        offset += 12 * dim
+    joint = layout.join(text, image)
+    for block in net.single_transformer_blocks:
+        joint = _single_block(block, layout, joint, modulation[:, offset : offset + 3 * dim], compute)
+        singles.append(layout.part(joint)[1])
+        offset += 3 * dim
+    return doubles, singles
 
 
 @inside

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.accelerator import Accelerator, Launched
+from models.accelerator import Accelerator, Broken, Launched
 from models.auxiliaries import Find, no_auxiliaries
 from models.components import FluxComponents
 from models.tuning import AUTO, Tuning
@@ -21,10 +21,13 @@ from pipelines.engine.request import Admission, Request, Row
 from pipelines.engine.runner import Decoded
 from pipelines.families.flux1.admission import Admitter
 from pipelines.families.flux1.conditioning import Phase, conditioning_of, phase_of, state_of
+from pipelines.families.flux1.controlnets import NetRow, residuals_of
 from pipelines.families.flux1.encode import PromptCache
 from pipelines.families.flux1.helpers import Helpers
 from pipelines.families.flux1.limits import Flux1Limits
 from pipelines.families.flux1.packed import PackLayout, attention_shape, packed_forward
+from pipelines.families.flux1.phases import decoded, enlarged
+from pipelines.families.flux1.residuals import Additions
 from pipelines.families.flux1.sampling import add_noise, crop_centred, euler_step, to_pixels, unpack_latents
 from pipelines.families.flux1.step_cache import CachedRow, FirstBlockRule, HitRule, StepCache, cached_forward
 from pipelines.ops.compute import Note, choose_compute
@@ -110,16 +113,34 @@ class FluxRunner:
             state.velocity = velocity if row.request.params.preview_every else None
             if row.steps_left == 1:
                 state.cache = None  # a finished picture may wait long for its decoding
+            elif conditioning_of(row).phase(row.step_index + 1) is not phase_of(row):
+                self._enter_next_phase(row)
+
+    def _enter_next_phase(self, row: Row) -> None:
+        """Start to enlarge a picture between two phases, beside the steps of others."""
+        conditioning, latents = conditioning_of(row), latents_of(row)
+        before, after = phase_of(row), conditioning.phase(row.step_index + 1)
+        state_of(row).cache = None
+        row.tokens = conditioning.text_tokens + after.image_tokens + conditioning.reference_tokens
+        work = torch.inference_mode()(partial(enlarged, self.components, latents, before, after, row.seed))
+        try:
+            row.pending = self._accelerator.launch("vae", work)
+        except Exception as exc:  # the others have stepped already: it fails this row alone, when it is asked for
+            if self._accelerator.is_fatal(exc):
+                raise
+            row.pending = Broken(exc)
 
     def _predict(self, pack: _Pack, latents: Tensor, modulation: Tensor) -> Tensor:
         """The velocity of every row. Where no row has a step cache, nothing is decided and nothing copied."""
         transformer = self._adaptable.for_pack(pack.layout.uses)
         compute = self._compute.eager() if pack.layout.uses else self._compute
+        residuals = residuals_of(_net_rows(pack.rows), self._compute)
         if not any(row.request.caches_steps for row in pack.rows):
-            return packed_forward(transformer, pack.layout, latents, pack.text, modulation, compute)
+            additions = Additions(residuals, pack.layout, latents.device) if residuals else None
+            return packed_forward(transformer, pack.layout, latents, pack.text, modulation, compute, additions)
         cached = [_cached(row) for row in pack.rows]
         velocity, hits = cached_forward(
-            transformer, pack.layout, latents, pack.text, modulation, compute, cached, self._hit_rule
+            transformer, pack.layout, latents, pack.text, modulation, compute, cached, self._hit_rule, residuals
         )
         blocks = len(transformer.transformer_blocks) + len(transformer.single_transformer_blocks)
         for row, is_hit in zip(pack.rows, hits, strict=True):
@@ -178,14 +199,6 @@ class FluxRunner:
         return self._pack
 
 
-def decoded(vae: AutoencoderKL, latents: Tensor, phase: Phase) -> Tensor:
-    """(N, C) finished latents as a picture (3, H, W), about in [-1, 1]."""
-    unpacked = unpack_latents(latents[None], phase.height, phase.width)
-    scaled = unpacked / vae.config.scaling_factor + vae.config.shift_factor
-    picture: Tensor = vae.decode(scaled.to(vae.dtype), return_dict=False)[0][0]
-    return picture
-
-
 def held(row: Row, latents: Tensor) -> Tensor:
     """The row's new latents; where its picture is held, that one at the noise level of the next step."""
     hold, state, phase = conditioning_of(row).hold, state_of(row), phase_of(row)
@@ -212,12 +225,23 @@ def _order_key(row: Row) -> tuple[tuple[tuple[str, float], ...], int, int]:
     return named, phase_of(row).image_tokens + conditioning.reference_tokens, conditioning.text_tokens
 
 
+def _net_rows(rows: Sequence[Row]) -> list[NetRow]:
+    """The ControlNets that take part in the rows' next step."""
+    return [
+        NetRow(picture, use, row.step_index, latents_of(row), hint)
+        for picture, row in enumerate(rows)
+        for use, hint in zip(conditioning_of(row).nets, state_of(row).hints, strict=True)
+        if row.step_index in use.steps
+    ]
+
+
 def _cached(row: Row) -> CachedRow | None:
-    if not row.request.caches_steps:
+    if not row.request.caches_steps or conditioning_of(row).nets:
         return None
     state = state_of(row)
     state.cache = state.cache or StepCache()
-    return CachedRow(state.cache, row.step_index, row.request.num_steps)
+    phase = phase_of(row)
+    return CachedRow(state.cache, row.step_index - phase.first, len(phase.sigma_steps))
 
 
 def latents_of(row: Row) -> Tensor:

@@ -21,6 +21,7 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from pipelines.families.flux1.packed import PackLayout, first_block, head, other_blocks
+from pipelines.families.flux1.residuals import Additions, Residuals
 from pipelines.ops.compute import Compute
 
 
@@ -88,19 +89,22 @@ def cached_forward(
     compute: Compute,
     rows: Sequence[CachedRow | None],
     rule: HitRule,
+    residuals: Sequence[Residuals] = (),
 ) -> tuple[Tensor, tuple[bool, ...]]:
     """`packed_forward` in which the pictures with a cache may skip all blocks but the first.
 
-    Args: as there; rows: one a picture, None for those that are always computed in full.
+    Args: as there; rows: one a picture, None for those that are always computed in full, as those
+        must be that `residuals` belong to.
     Returns: the velocity (sum N, out_channels), and for every picture whether it skipped. Caches change at the very
         end: a step that raises leaves them as they were.
     """
-    entered, text, image = first_block(transformer, layout, latents, text, modulation, compute)
+    additions = Additions(residuals, layout, latents.device) if residuals else None
+    entered, text, image = first_block(transformer, layout, latents, text, modulation, compute, additions)
     befores, images = entered.split(layout.image_lengths), image.split(layout.image_lengths)
     # Row by row, so that a cache holds its own rows' memory and not the whole pack's.
     firsts = [None if row is None else i - b for row, i, b in zip(rows, images, befores, strict=True)]
     hits = _decide(rows, firsts, rule)
-    outputs = _run_others(transformer, layout, text, image, modulation, compute, hits)
+    outputs = _run_others(transformer, layout, text, image, modulation, compute, hits, residuals)
     kept: list[tuple[StepCache, Tensor, Tensor]] = []
     for index, (row, first) in enumerate(zip(rows, firsts, strict=True)):
         if row is None or first is None:
@@ -151,6 +155,7 @@ def _run_others(
     modulation: Tensor,
     compute: Compute,
     hits: Sequence[bool],
+    residuals: Sequence[Residuals],
 ) -> list[Tensor]:
     """Image tokens of every picture after all blocks; those that skip come back as the first block left them."""
     images = list(image.split(layout.image_lengths))
@@ -163,7 +168,9 @@ def _run_others(
         image = torch.cat([images[index] for index in going_on])
         modulation = torch.stack([modulation[index] for index in going_on])
         layout = layout.select(going_on)
-    output = other_blocks(transformer, layout, text, image, modulation, compute)
+        residuals = [each.among(going_on) for each in residuals]
+    additions = Additions(residuals, layout, text.device) if residuals else None
+    output = other_blocks(transformer, layout, text, image, modulation, compute, additions)
     for index, part in zip(going_on, output.split(layout.image_lengths), strict=True):
         images[index] = part
     return images

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxControlNetModel, FluxTransformer2DModel
 from diffusers.pipelines.flux import ReduxImageEncoder
 from numpy.typing import NDArray
 from PIL import Image
@@ -26,7 +26,7 @@ from transformers import (
 
 from models.accelerator import CpuAccelerator
 from models.architectures import ARCHITECTURES
-from models.auxiliaries import Auxiliary, ReduxPrior
+from models.auxiliaries import Auxiliary, ControlNet, ReduxPrior
 from models.components import FluxComponents
 from models.registry import TINY, ModelSpec, Variant
 from pipelines.engine.engine import Engine
@@ -92,10 +92,13 @@ def ask(engine: Engine, job: str, params: GenerationParams, given: Sequence[Inpu
 
 @torch.inference_mode()
 def theirs(kind: Any, components: FluxComponents, params: GenerationParams, **call: object) -> NDArray[np.uint8]:
-    """The picture of diffusers' pipeline `kind` over the same modules."""
+    """The picture of diffusers' pipeline `kind` over the same modules.
+
+    Args: call: arguments of the call that differ; `controlnet` and `sigma_config` are the pipeline's own.
+    """
     parts = {"text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "vae", "transformer"}
     pipeline = kind(
-        scheduler=FlowMatchEulerDiscreteScheduler.from_config(dict(components.sigma_config)),
+        scheduler=FlowMatchEulerDiscreteScheduler.from_config(dict(call.pop("sigma_config", components.sigma_config))),
         **{part: getattr(components, part) for part in parts},
         **{part: call.pop(part) for part in ("controlnet",) if part in call},
     )
@@ -109,7 +112,8 @@ def theirs(kind: Any, components: FluxComponents, params: GenerationParams, **ca
         "max_sequence_length": min(params.max_sequence_length, components.spec.max_sequence_length),
         "generator": torch.Generator().manual_seed(params.seed),
     }
-    return np.asarray(pipeline(**(values | call)).images[0])
+    drawn = pipeline(**(values | call)).images[0]
+    return drawn if isinstance(drawn, torch.Tensor) else np.asarray(drawn)
 
 
 def run_on(components: FluxComponents, *auxiliaries: Auxiliary) -> FluxRunner:
@@ -146,3 +150,12 @@ def save_estimator(folder: Path) -> None:
     amplify(model, 0.3)
     model.save_pretrained(folder)
     DPTImageProcessor(size={"height": 28, "width": 28}, ensure_multiple_of=14).save_pretrained(folder)
+
+
+def tiny_net(name: str, doubles: int = 1, singles: int = 1, seed: int = 5) -> ControlNet:
+    """A ControlNet for the tiny checkpoint, loud where a fresh one is silent."""
+    config = ARCHITECTURES[TINY.source].transformer | {"num_layers": doubles, "num_single_layers": singles}
+    with _seeded():
+        net = FluxControlNetModel(**config).eval().requires_grad_(False)
+    amplify(net, 0.15, seed)
+    return ControlNet(ModelSpec(name, name, variant="controlnet"), net)

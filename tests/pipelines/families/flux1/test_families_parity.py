@@ -9,22 +9,37 @@ import pytest
 import torch
 from diffusers import (
     FluxControlImg2ImgPipeline,
+    FluxControlNetImg2ImgPipeline,
+    FluxControlNetPipeline,
     FluxControlPipeline,
     FluxFillPipeline,
     FluxImg2ImgPipeline,
     FluxInpaintPipeline,
     FluxKontextInpaintPipeline,
     FluxKontextPipeline,
+    FluxMultiControlNetModel,
     FluxPipeline,
     FluxPriorReduxPipeline,
 )
 from numpy.typing import NDArray
+from torch.nn import functional
 
 from models.auxiliaries import ReduxPrior
 from models.components import FluxComponents
 from pipelines.families.flux1.runner import FluxRunner
+from pipelines.families.flux1.sampling import unshifted
 from pipelines.pictures.canny import edges
-from pipelines.protocol.conditions import Control, Fill, ImageToImage, Inpaint, InputPicture, Redux, Reference
+from pipelines.protocol.conditions import (
+    Control,
+    ControlNet,
+    Fill,
+    ImageToImage,
+    Inpaint,
+    InputPicture,
+    Redux,
+    Reference,
+    Refine,
+)
 from pipelines.protocol.frames import Failed
 from tests.pipelines.driving import drain, make_engine, make_params, of
 from tests.pipelines.families.flux1.families import (
@@ -35,6 +50,7 @@ from tests.pipelines.families.flux1.families import (
     picture,
     run_on,
     theirs,
+    tiny_net,
     tiny_prior,
     variant_of,
 )
@@ -177,3 +193,60 @@ def test_a_model_that_is_not_here_is_named(components: FluxComponents, encoder: 
     assert isinstance(failed, Failed)
     assert (failed.kind, failed.loc) == ("input_error", ("redux", "encoder"))
     assert encoder in failed.message
+
+
+@pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
+@pytest.mark.parametrize(("doubles", "singles"), [(2, 2), (1, 1), (1, 2)])
+@pytest.mark.parametrize(("start", "end"), [(0.0, 1.0), (0.2, 0.7)])
+def test_controlnet(components: FluxComponents, doubles: int, singles: int, start: float, end: float) -> None:
+    net = tiny_net("edges", doubles, singles)
+    condition = ControlNet("edges", 0, 0.7, start, end, "canny")
+    params = make_params(num_inference_steps=6, conditions=(condition,))
+    drawn = ours(run_on(components, net), params, [PICTURE])
+    expected = theirs(
+        FluxControlNetPipeline, components, params, controlnet=net.net, control_image=edges(image(PICTURE)),
+        controlnet_conditioning_scale=0.7, control_guidance_start=start, control_guidance_end=end,
+    )  # fmt: skip
+    assert np.array_equal(drawn, expected)
+    assert not np.array_equal(drawn, ours(run_on(components), make_params(num_inference_steps=6), []))
+
+
+@pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
+def test_controlnet_that_starts_from_a_picture(components: FluxComponents) -> None:
+    net, start = tiny_net("edges"), picture(48, 32, seed=2)
+    conditions = (ControlNet("edges", 0, 0.7, 0.0, 1.0), ImageToImage(1, 0.7))
+    params = make_params(num_inference_steps=6, conditions=conditions)
+    expected = theirs(
+        FluxControlNetImg2ImgPipeline, components, params, controlnet=net.net, control_image=image(PICTURE),
+        controlnet_conditioning_scale=0.7, image=image(start), strength=0.7,
+    )  # fmt: skip
+    assert np.array_equal(ours(run_on(components, net), params, [PICTURE, start]), expected)
+
+
+@pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
+def test_two_controlnets_add_up(components: FluxComponents) -> None:
+    """To one level of 255: diffusers adds them to each other first, the engine one after the other to the tokens."""
+    nets, guides = [tiny_net("a"), tiny_net("b", seed=6)], [picture(48, 32, 1), picture(48, 32, 2)]
+    params = make_params(conditions=(ControlNet("a", 0, 0.5), ControlNet("b", 1, 0.25)))
+    drawn = ours(run_on(components, *nets), params, guides)
+    expected = theirs(
+        FluxControlNetPipeline, components, params, controlnet=FluxMultiControlNetModel([net.net for net in nets]),
+        control_image=[image(guide) for guide in guides], controlnet_conditioning_scale=[0.5, 0.25],
+    )  # fmt: skip
+    assert np.abs(drawn.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("strength", [0.5, 0.25])
+def test_a_second_phase_is_image_to_image_on_the_enlarged_picture(components: FluxComponents, strength: float) -> None:
+    small = replace(components, spec=replace(components.spec, native_pixels=48 * 32))
+    params = make_params(width=96, height=64, num_inference_steps=8, conditions=(Refine(strength),))
+    drawn = ours(run_on(small), params, [])
+    first = theirs(FluxPipeline, small, params, width=48, height=32, output_type="pt")
+    larger = functional.interpolate(torch.as_tensor(first)[None] * 2 - 1, size=(64, 96), mode="bicubic").clamp(-1, 1)
+    expected = theirs(
+        FluxImg2ImgPipeline, small, params, image=larger / 2 + 0.5, strength=strength,
+        sigma_config=unshifted(small.sigma_config),
+    )  # fmt: skip
+    # To one level of 255: between its pipelines diffusers goes through [0, 1] and back, which rounds.
+    assert np.abs(drawn.astype(int) - expected).max() <= 1
+    assert np.abs(drawn.astype(int) - theirs(FluxPipeline, small, params)).max() > 20

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 import pytest
 import torch
 
+from models.accelerator import CpuAccelerator, Launched
 from models.components import FluxComponents
 from pipelines.engine.engine import Engine
-from pipelines.engine.request import Request
+from pipelines.engine.request import Request, Row
 from pipelines.families.flux1.runner import FluxRunner
-from pipelines.protocol.conditions import Condition, ImageToImage, Inpaint, InputPicture, Reference
-from pipelines.protocol.frames import Cancel, Cancelled, Failed, Finished, Preview
+from pipelines.protocol.conditions import (
+    Condition,
+    ControlNet,
+    ImageToImage,
+    Inpaint,
+    InputPicture,
+    Redux,
+    Reference,
+    Refine,
+)
+from pipelines.protocol.frames import Cancel, Cancelled, Failed, Finished, Preview, Progress
 from pipelines.protocol.params import GenerationParams
 from tests.pipelines.driving import drain, make_engine, make_params, of, pictures
-from tests.pipelines.families.flux1.families import ask, mask, ours, picture, run_on, variant_of
+from tests.pipelines.families.flux1.families import ask, mask, ours, picture, run_on, tiny_net, tiny_prior, variant_of
 
 TOLERANCE = 1
 """Levels of 255 that company may move a pixel by on a CPU, as in test_parity."""
 
+pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
+
+T = TypeVar("T")
 Job = tuple[GenerationParams, Sequence[InputPicture]]
 
 
@@ -44,13 +59,25 @@ JOBS: dict[str, Job] = {
         Reference((0,)), Inpaint(0, 1, 0.7), given=[picture(24, 24, 7), mask(24, 24, (0, 0, 12, 24))],
         width=24, height=24,
     ),
+    "like a picture": job(Redux((0,), "prior", 0.8), given=[picture(9, 9, 8)], seed=8, num_images=2),
+    "along edges": job(ControlNet("edges", 0, 0.6, control="canny"), given=[picture(48, 32, 9)], seed=9),
+    "along other edges": job(
+        ControlNet("edges", 0, 0.3, 0.3, 0.9), ControlNet("lines", 1, 0.5), ImageToImage(0, 0.8),
+        given=[picture(32, 32, 10), picture(32, 32, 11)], width=32, seed=10,
+    ),
+    "large": job(Refine(0.5), width=96, height=64, seed=11),
+    "large, like a picture": job(
+        Refine(0.5), Redux((0,), "prior"), ImageToImage(0, 0.75), given=[picture(96, 64, 12)], width=96, height=64
+    ),
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def kontext(components: FluxComponents) -> FluxRunner:
     """Of all tiny checkpoints the one that takes the most conditions."""
-    return run_on(variant_of(components, "kontext"))
+    checkpoint = variant_of(components, "kontext")
+    checkpoint = replace(checkpoint, spec=replace(checkpoint.spec, native_pixels=48 * 32))
+    return run_on(checkpoint, tiny_prior(), tiny_net("edges"), tiny_net("lines", 2, 1, seed=6))
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +146,79 @@ def test_joining_and_leaving_half_way_changes_nothing(kontext: FluxRunner, alone
     for name in names:
         if name != "by degrees":
             assert distance(pictures(frames, name), alone[name]) <= TOLERANCE
+
+
+def test_a_picture_between_two_phases_stands_still_and_its_neighbours_do_not(kontext: FluxRunner) -> None:
+    engine = make_engine(kontext)
+    ask(engine, "large", *JOBS["large"])
+    ask(engine, "long", make_params(num_inference_steps=40, width=16, height=16), [])
+    frames = drain(engine)
+    progress = [frame.step for frame in frames if isinstance(frame, Progress) and frame.job_id == "large"]
+    assert progress == [1, 2, 3, 4, 5, 6]
+    assert of(frames, "long", Finished)
+
+
+def test_a_cancel_between_two_phases_ends_the_request(kontext: FluxRunner) -> None:
+    engine = make_engine(kontext)
+    ask(engine, "large", *JOBS["large"])
+    while engine.has_work and not any(row.pending for row in _rows(engine)):
+        engine.step()
+    engine.abort(Cancel("large", 1))
+    frames = drain(engine)
+    assert of(frames, "large", Cancelled)
+    assert not of(frames, "large", Finished)
+
+
+def test_a_fault_between_two_phases_fails_its_request_only(
+    kontext: FluxRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object) -> torch.Tensor:
+        raise ValueError("no")
+
+    monkeypatch.setattr("pipelines.families.flux1.runner.enlarged", broken)
+    engine = make_engine(kontext)
+    ask(engine, "large", *JOBS["large"])
+    ask(engine, "text", *JOBS["text"])
+    frames = drain(engine)
+    assert of(frames, "large", Failed)
+    assert of(frames, "text", Finished)
+
+
+def test_a_lack_of_memory_between_two_phases_steps_nobody_twice(components: FluxComponents) -> None:
+    class Full(CpuAccelerator):
+        """Launches like CUDA, in the caller's thread, and has no room for a second phase."""
+
+        def launch(self, purpose: str, work: Callable[[], T], waits: bool = True) -> Launched[T]:
+            if purpose == "vae" and not self.is_late:
+                self.is_late = True
+                raise MemoryError
+            return super().launch(purpose, work, waits)
+
+        is_late = False
+
+    small = replace(components, spec=replace(components.spec, native_pixels=48 * 32))
+    alone = ours(FluxRunner(small, CpuAccelerator()), *JOBS["text"])
+    engine = make_engine(FluxRunner(small, Full()))
+    ask(engine, "large", *JOBS["large"])
+    ask(engine, "text", *JOBS["text"])
+    frames = drain(engine)
+    (failed,) = of(frames, "large", Failed)
+    assert isinstance(failed, Failed)
+    assert failed.kind == "out_of_memory"
+    assert distance(pictures(frames, "text"), [alone]) <= TOLERANCE
+
+
+def test_skipped_steps_and_all_families_go_together(kontext: FluxRunner) -> None:
+    engine = make_engine(kontext)
+    for name, (params, given) in JOBS.items():
+        ask(engine, name, make_params(**(_changes(params) | {"acceleration": "high"})), given)
+    frames = drain(engine)
+    assert not [frame for frame in frames if isinstance(frame, Failed)]
+    assert all(of(frames, name, Finished) for name in JOBS)
+
+
+def _rows(engine: Engine) -> list[Row]:
+    return [row for request in engine._requests.values() for row in request.rows]
 
 
 def test_a_neighbour_that_is_not_a_number_harms_nobody(kontext: FluxRunner, alone: dict[str, list[np.ndarray]]) -> None:
