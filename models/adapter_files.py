@@ -101,7 +101,7 @@ def _span(key: str, entry: Any) -> tuple[int, int]:
         is_sound = False
     if not is_sound or len(shape) > 8:
         raise AdapterError(f"its header is damaged at the key {shown(key)}")
-    if dtype not in _WIDTHS:
+    if not isinstance(dtype, str) or dtype not in _WIDTHS:
         raise AdapterError(f"the key {shown(key)} has dtype {shown(str(dtype))}; one of {', '.join(_WIDTHS)} is needed")
     if stop - start != math.prod(shape) * _WIDTHS[dtype]:
         raise AdapterError(f"its header is damaged: the size of {shown(key)} does not fit its shape")

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from diffusers.loaders import FluxLoraLoaderMixin
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -57,31 +58,35 @@ _LOST = (
 def read_adapter(file: Path) -> AdapterWeights:
     """Read and convert one LoRA. Raises: AdapterError with one sentence; OSError."""
     check_adapter_file(file)
-    tensors = load_file(file)
-    metadata = metadata_of(file)
+    training = _training(metadata_of(file))
+    try:
+        tensors = load_file(file)
+    except SafetensorError as exc:
+        raise AdapterError("its header is damaged: safetensors cannot read it") from exc
+    _check_values(tensors)
+    try:
+        converted, alphas = _converted(tensors)
+    except Exception as exc:  # a foreign file meets asserts, missing keys and arithmetic on shapes in the converter
+        raise AdapterError(_unreadable(exc, tensors)) from exc
+    return _paired(converted, alphas, training)
+
+
+def _check_values(tensors: Mapping[str, Tensor]) -> None:
     for key, tensor in tensors.items():
         for part, what in _LOST:
             if part in key and bool(tensor.any()):
                 raise AdapterError(f"its key {shown(key)} {what}, which is not served")
         if not bool(torch.isfinite(tensor).all()):
             raise AdapterError(f"its key {shown(key)} holds values that are not numbers")
-    converted, alphas = _converted(tensors)
-    return _paired(converted, alphas, _training(metadata))
 
 
 def _converted(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Keys as diffusers names them, and the alphas that are not worked in yet by layer."""
+    """Keys as diffusers names them, and the alphas that are not worked in yet by layer. Raises: anything."""
     named, joined = _split_joined({_common_name(key): tensor for key, tensor in tensors.items()})
-    try:
-        converted, alphas, _ = (
-            FluxLoraLoaderMixin.lora_state_dict(named, return_alphas=True, return_lora_metadata=True)
-            if named
-            else ({}, {}, None)
-        )
-    except Exception as exc:  # the converter meets a foreign file with asserts, missing keys, arithmetic on shapes
-        raise AdapterError(_unreadable(exc, tensors)) from exc
-    values = {key.removesuffix(_ALPHA): float(alpha) for key, alpha in (alphas or {}).items()}
-    return converted | joined, values
+    if not named:
+        return joined, {}
+    converted, alphas, _ = FluxLoraLoaderMixin.lora_state_dict(named, return_alphas=True, return_lora_metadata=True)
+    return converted | joined, {key.removesuffix(_ALPHA): float(alpha) for key, alpha in (alphas or {}).items()}
 
 
 def _unreadable(error: Exception, tensors: Mapping[str, Tensor]) -> str:
@@ -135,6 +140,8 @@ def _training(metadata: Mapping[str, str]) -> dict[str, Any]:
     for part in ("transformer", "text_encoder"):
         if found.get(f"{part}.use_dora"):
             raise AdapterError("it is a DoRA, whose magnitudes need the merged weights; plain LoRAs are served")
+        if not isinstance(found.get(f"{part}.alpha_pattern") or {}, dict):
+            raise AdapterError(f"its {part}.alpha_pattern is not a table")
     return found
 
 

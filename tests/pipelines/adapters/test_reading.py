@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import pickle
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -204,3 +207,37 @@ def test_a_layer_that_the_model_lacks_is_named(components: FluxComponents, tmp_p
 def test_keys_that_fit_nothing_are_named(tmp_path: Path, tensors: dict[str, Tensor], words: str) -> None:
     with pytest.raises(AdapterError, match=words):
         read_adapter(tensors_with(tmp_path, **tensors))
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_damage_to_a_file_escapes_as_anything_but_one_sentence(
+    components: FluxComponents, tmp_path: Path, data: st.DataObject
+) -> None:
+    kind = data.draw(st.sampled_from(["diffusers", "kohya", "bfl"]))
+    parts = random_lora(components.transformer, 2, 1, among=("transformer_blocks.0.", "single_transformer_blocks.0."))
+    file = tmp_path / "a.safetensors"
+    if kind == "diffusers":
+        save_diffusers(parts, file, lora_adapter_metadata=json.dumps({"transformer.lora_alpha": 2}))
+    else:
+        save_kohya(parts, file, 1.0, bfl_names=kind == "bfl")
+    content = bytearray(file.read_bytes())
+    length = struct.unpack("<Q", content[:8])[0]
+    if data.draw(st.booleans()):
+        header = json.loads(content[8 : 8 + length])
+        key = data.draw(st.sampled_from(sorted(header)))
+        junk = st.sampled_from([None, [], {}, "", -1, 1e300, True, [2, 2], [[0]], {"dtype": []}, "F32", 2**63])
+        if isinstance(header[key], dict) and data.draw(st.booleans()):
+            header[key][data.draw(st.sampled_from(sorted(header[key])))] = data.draw(junk)
+        elif data.draw(st.booleans()):
+            header[data.draw(st.text(max_size=20)) + key] = header.pop(key)
+        else:
+            header[key] = data.draw(junk)
+        text = json.dumps(header).encode()
+        content = bytearray(struct.pack("<Q", len(text)) + text) + content[8 + length :]
+    else:
+        for _ in range(data.draw(st.integers(1, 4))):
+            content[data.draw(st.integers(0, min(len(content) - 1, 8 + length)))] = data.draw(st.integers(0, 255))
+    file.write_bytes(content)
+    with suppress(AdapterError):
+        loaded(file, components)
