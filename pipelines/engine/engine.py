@@ -212,7 +212,7 @@ class Engine:
         return request.conditioning is not None and row.pending is None
 
     def _take_over(self, request: Request, admission: Admission) -> None:
-        request.admission = None
+        request.admission, request.pictures = None, ()
         request.conditioning = admission.conditioning
         for row, latents in zip(request.rows, admission.latents, strict=True):
             row.latents = latents

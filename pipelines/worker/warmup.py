@@ -9,6 +9,7 @@ from models.checkpoint_files import LoadError
 from models.registry import ModelSpec
 from pipelines.engine.engine import Engine
 from pipelines.engine.runner import Limits
+from pipelines.protocol.conditions import Condition, Control, Fill, InputPicture
 from pipelines.protocol.frames import Failed, Submit
 from pipelines.protocol.params import GenerationParams
 
@@ -75,12 +76,23 @@ def _draw(engine: Engine, spec: ModelSpec, size: Size, level: str) -> Failed | N
         max_sequence_length=spec.max_sequence_length,
         safety_threshold=1.0,
         acceleration=level,
+        conditions=_needed(spec),
     )
-    engine.add_request(Submit(_JOB, 0, params.to_dict()))
+    black = InputPicture(*size, 1, bytes(size[0] * size[1])).to_dict()
+    engine.add_request(Submit(_JOB, 0, params.to_dict(), pictures=[black] * params.num_pictures))
     failed = None
     while engine.has_work:
         failed = next((frame for frame in engine.step() if isinstance(frame, Failed)), failed)
     return failed
+
+
+def _needed(spec: ModelSpec) -> tuple[Condition, ...]:
+    """What this model does not draw without, over a black picture and mask."""
+    if spec.variant == "fill":
+        return (Fill(0, 1),)
+    if spec.variant == "canny" or spec.variant == "depth":
+        return (Control(spec.variant, 0, is_prepared=True),)
+    return ()
 
 
 def _advice(failures: Sequence[Failed]) -> str:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from models.checkpoint_files import LoadError
-from models.registry import TINY
+from models.components import FluxComponents
+from models.registry import TINY, Variant
 from pipelines.engine.request import Row
 from pipelines.families.flux1.limits import Flux1Limits
 from pipelines.worker.warmup import sizes_to_warm, warm_up
 from server.api.schemas.sizes import PRESETS
 from tests.pipelines.driving import make_engine
 from tests.pipelines.fake import FakeRunner
+from tests.pipelines.families.flux1.families import run_on, variant_of
 
 LIMITS = Flux1Limits(size_multiple=16, max_pixels=1024 * 1024, max_sequence_length=512)
 SIZES = ((64, 64), (48, 64), (32, 32))
@@ -82,3 +85,12 @@ def test_a_decode_that_fails_counts_as_well() -> None:
     runner.on_decode = refuse
     with pytest.raises(LoadError, match="memory"):
         warm_up([make_engine(runner)], TINY, SIZES, lambda done, total: None)
+
+
+@pytest.mark.parametrize(("variant", "channels"), [("fill", 16 + 64), ("canny", 16), ("depth", 16), ("kontext", 0)])
+def test_a_model_that_needs_pictures_is_warmed_up_with_black_ones(
+    components: FluxComponents, variant: Variant, channels: int
+) -> None:
+    loaded = variant_of(components, variant, channels)
+    spec = replace(loaded.spec, name=TINY.name)
+    assert warm_up([make_engine(run_on(loaded))], spec, [(16, 16)], lambda done, total: None) == []
