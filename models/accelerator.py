@@ -15,6 +15,8 @@ import psutil
 import torch
 from torch import Tensor
 
+from models import host_memory
+
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
@@ -177,7 +179,7 @@ class CpuAccelerator:
 
     def memory(self) -> dict[str, int]:
         kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        total = psutil.virtual_memory().total
+        total = host_memory.total()
         return {"used": self._process.memory_info().rss, "total": total, "peak": kilobytes * 1024}
 
     def launch(self, purpose: str, work: Callable[[], T], waits: bool = True) -> Launched[T]:
@@ -328,6 +330,12 @@ def _open_cuda(index: int) -> Accelerator:
 
 
 KINDS: dict[str, Callable[[int], Accelerator]] = {"cpu": _open_cpu, "cuda": _open_cuda}
+
+
+def gpu_facts() -> list[dict[str, str | int]]:
+    """Name, bytes of memory and compute capability of every GPU that torch sees."""
+    every = (torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count()))
+    return [{"name": gpu.name, "memory": gpu.total_memory, "capability": f"{gpu.major}.{gpu.minor}"} for gpu in every]
 
 
 def open_accelerator(name: str) -> Accelerator:

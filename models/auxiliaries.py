@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,25 @@ def no_auxiliaries(name: str) -> Auxiliary:
     raise KeyError(name)
 
 
+_PARTS: dict[str, dict[str, Any]] = {
+    "redux": {"image_encoder": SiglipVisionModel, "image_embedder": ReduxImageEncoder},
+    "controlnet": {"": FluxControlNetModel},
+    "depth-estimator": {"": AutoModelForDepthEstimation},
+}
+"""Folders of weights by variant; "" is the checkpoint's own."""
+_PROCESSORS = {"redux": "feature_extractor", "depth-estimator": ""}
+
+
+def check_auxiliary(spec: ModelSpec) -> None:
+    """What loading checks before it reads weights. Raises: LoadError."""
+    folder = locate(spec)
+    for name, kind in _PARTS[spec.variant].items():
+        with _without_notices():
+            open_part(folder / name, kind).check()
+    if spec.variant in _PROCESSORS:
+        image_processor(folder / _PROCESSORS[spec.variant])
+
+
 def load_auxiliary(spec: ModelSpec, accelerator: Accelerator, dtype: torch.dtype | None = None) -> Auxiliary:
     """Load one onto the device. Raises: LoadError with one sentence that says what to do."""
     load = _Loader(locate(spec), accelerator, dtype or accelerator.default_dtype)
@@ -99,13 +119,19 @@ class _Loader:
     dtype: torch.dtype
 
     def part(self, name: str, kind: Any) -> Any:
-        """The module in one folder of the checkpoint; "" is the checkpoint's own."""
+        """The module in one folder of the checkpoint."""
         part = open_part(self.folder / name, kind)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # diffusers' ControlNet imports what diffusers has moved
+        with _without_notices():
             part.check()
             module = part.load(self.dtype, self.accelerator.device.type == "cpu")
         return place(name, module, self.accelerator.device, "none")
+
+
+@contextmanager
+def _without_notices() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # diffusers' ControlNet imports what diffusers has moved
+        yield
 
 
 def _checked(spec: ModelSpec, net: FluxControlNetModel) -> FluxControlNetModel:

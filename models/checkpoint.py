@@ -67,6 +67,12 @@ class Part:
         """Its tensors are those that its configuration announces. Raises: LoadError."""
         made(self.label, lambda: build(self.label, self.kind, self.config, on_meta(self.header), torch.float32))
 
+    def check_numbers(self) -> None:
+        """Reads every weight: for parts where one that is not a number makes every picture black. Raises: LoadError."""
+        for name, tensor in mapped(self.files).items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
+                raise LoadError(f"{self.label} holds weights that are not numbers ({name}); fetch it again.")
+
     def load(
         self, dtype: torch.dtype, in_memory: bool, read_bytes: Callable[[int], None] = lambda count: None
     ) -> nn.Module:
@@ -106,6 +112,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         parts[SAFETY], processor = _safety(folder)
     for part in parts.values():
         part.check()
+    parts["vae"].check_numbers()
     sigmas = made(f"{folder.name}/scheduler", lambda: FlowMatchEulerDiscreteScheduler.load_config(folder / "scheduler"))
     checkpoint = Checkpoint(
         folder,

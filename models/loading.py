@@ -18,6 +18,7 @@ from models.building import vae_dtype
 from models.checkpoint import KINDS, SAFETY, Checkpoint, Part, open_checkpoint
 from models.checkpoint_files import LoadError, locate
 from models.components import FluxComponents, SafetyModel
+from models.files.weights import identity
 from models.fusion import fuse
 from models.memory import Offload
 from models.placement import TEXT_PARTS, place
@@ -112,7 +113,7 @@ def _check_host(name: str, needed: int) -> None:
 class PartCache:
     """Loaded parts by the identity of their files, so that checkpoints share text encoders and VAE.
 
-    Hugging Face snapshots link equal files to one blob, so equal parts of two repos have equal keys.
+    Equal files of two repositories in a Hugging Face cache are known by the hashes that they are named by.
     """
 
     def __init__(self) -> None:
@@ -135,10 +136,7 @@ class PartCache:
 
 
 def _key(part: Part, dtype: torch.dtype) -> tuple[Any, ...]:
-    """Config, and device, inode and size of every weight file, links followed."""
-    stats = [file.stat() for file in part.files]
-    identity = ((stat.st_dev, stat.st_ino, stat.st_size) for stat in stats)
-    return (dtype, (part.folder / "config.json").read_bytes(), *identity)
+    return (dtype, (part.folder / "config.json").read_bytes(), *map(identity, part.files))
 
 
 class _Parts:
@@ -220,8 +218,6 @@ def _load_folder(spec: ModelSpec, checkpoint: Checkpoint, parts: _Parts) -> Flux
         safety = SafetyModel(parts.load(SAFETY), checkpoint.image_processor) if SAFETY in checkpoint.parts else None
     except OSError as exc:
         raise LoadError(f"model {spec.name}: {folder.name} cannot be read ({exc.strerror or exc}).") from exc
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in loaded["vae"].state_dict().values()):
-        raise LoadError(f"{folder.name}/vae holds weights that are not numbers; fetch the checkpoint again.")
     return FluxComponents(
         spec=spec,
         **loaded,

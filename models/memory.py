@@ -65,14 +65,28 @@ class Need:
 
 def need(arch: Architecture, preset: Preset, width: int = 1024, height: int = 1024, text_tokens: int = 512) -> Need:
     """What one checkpoint in half precision needs to draw one picture at a time of so many pixels."""
-    text = 2 * (clip_parameters(arch.clip) + t5_parameters(arch.t5))
+    held = part_bytes(arch, preset)
+    host = 2 * (clip_parameters(arch.clip) + t5_parameters(arch.t5)) if preset.offload == "text" else 0
+    return Need(sum(held.values()), working_bytes(arch, preset, width, height, text_tokens), host)
+
+
+def part_bytes(arch: Architecture, preset: Preset) -> dict[str, int]:
+    """What each part's weights take of the device, in half precision."""
     shrunk = fp8_parameters(arch.transformer) if preset.quantization == "fp8" else 0
-    fixed = 2 * (transformer_parameters(arch.transformer) + vae_parameters(arch.vae)) - shrunk
     is_offloaded = preset.offload == "text"
+    return {
+        "text_encoder": 0 if is_offloaded else 2 * clip_parameters(arch.clip),
+        "text_encoder_2": 0 if is_offloaded else 2 * t5_parameters(arch.t5),
+        "vae": 2 * vae_parameters(arch.vae),
+        "transformer": 2 * transformer_parameters(arch.transformer) - shrunk,
+    }
+
+
+def working_bytes(arch: Architecture, preset: Preset, width: int, height: int, text_tokens: int = 512) -> int:
+    """What the device holds beside weights while one picture is drawn."""
     # A text encoder that waits on the host comes in piece by piece; its largest piece is the embedding of its words.
-    piece = 2 * arch.t5["vocab_size"] * arch.t5["d_model"] if is_offloaded else 0
-    working = step_bytes(arch, width, height, text_tokens) + decode_bytes(arch.vae, width, height) + _RESERVE
-    return Need(fixed + (0 if is_offloaded else text), working + piece, text if is_offloaded else 0)
+    piece = 2 * arch.t5["vocab_size"] * arch.t5["d_model"] if preset.offload == "text" else 0
+    return piece + step_bytes(arch, width, height, text_tokens) + decode_bytes(arch.vae, width, height) + _RESERVE
 
 
 def recommend(arch: Architecture, device_bytes: int, capability: tuple[int, int]) -> Preset | None:

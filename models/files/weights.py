@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from models.checkpoint_files import LoadError
 
+_SHA256 = re.compile("[0-9a-f]{64}")
 _STEMS = ("diffusion_pytorch_model", "model")
 """How diffusers and transformers call the weights of a part."""
 _PREFERRED = ("bf16", "fp32", "fp16")
@@ -32,6 +34,18 @@ def weight_files(part: Path) -> tuple[Path, ...]:
         if single is not None:
             return (single,)
     raise LoadError(f"{part.parent.name}/{part.name}: no safetensors weights{_what_instead(part)}.")
+
+
+def identity(file: Path) -> tuple[object, ...]:
+    """Equal for files of equal content, as far as that is known without reading them.
+
+    In a Hugging Face cache a file is a link to a blob named by its SHA-256; every repository has its own blobs.
+    """
+    blob = file.resolve()
+    if blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name):
+        return ("sha256", blob.name)
+    stat = blob.stat()
+    return (stat.st_dev, stat.st_ino, stat.st_size)
 
 
 def _first(part: Path, endings: tuple[str, ...]) -> Path | None:

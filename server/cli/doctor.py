@@ -6,52 +6,23 @@ import json
 import platform
 import shutil
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, Literal
 
 import psutil
 import typer
 
-from models.arguments import UnknownModelError, resolve
-from models.checkpoint_files import LoadError
-from models.memory import Preset, need, presumed_architecture, recommend
+from models import host_memory
+from server.cli.checkup import devices_and_models
 from server.cli.failures import ENVIRONMENT
-from server.cli.models import is_here
+from server.cli.finding import Finding
 from server.cli.options import Config, DataDir, Json, settings_from
 from server.http import running, tls
 from server.settings import Settings
 
-Verdict = Literal["ok", "warning", "broken"]
 DISK_BROKEN, DISK_SCARCE = 200e6, 2e9
 MEMORY_SCARCE = 1.5e9
-
-DEVICE_FACTS = """
-import json, diffusers, torch, transformers
-gpus = [
-    {"name": p.name, "memory": p.total_memory, "capability": f"{p.major}.{p.minor}"}
-    for p in map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
-]
-print(json.dumps({
-    "torch": torch.__version__, "cuda": torch.version.cuda, "threads": torch.get_num_threads(), "gpus": gpus,
-    "diffusers": diffusers.__version__, "transformers": transformers.__version__,
-}))
-"""
-"""Run by a child: a broken driver then ends the child, not the doctor."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at. `advice` says what to do when it is not ok."""
-
-    subject: str
-    verdict: Verdict
-    detail: str
-    advice: str = ""
 
 
 def doctor(data_dir: DataDir = None, config: Config = None, as_json: Json = False) -> None:
@@ -70,9 +41,18 @@ def doctor(data_dir: DataDir = None, config: Config = None, as_json: Json = Fals
 def examine(settings: Settings) -> list[Finding]:
     """Everything `serve` with these settings would need."""
     looks: list[Callable[[Settings], list[Finding]]] = [
-        _python, _devices, _memory, _disk, _ports, _models, _certificate,
+        _python, devices_and_models, _memory, _disk, _ports, _certificate,
     ]  # fmt: skip
-    return [finding for look in looks for finding in look(settings)]
+    return [finding for look in looks for finding in _looked(look, settings)]
+
+
+def _looked(look: Callable[[Settings], list[Finding]], settings: Settings) -> list[Finding]:
+    """What a look found, or that it could not look: the doctor goes on to the next."""
+    try:
+        return look(settings)
+    except Exception as exc:
+        subject = look.__name__.strip("_").replace("_", " ")
+        return [Finding(subject, "broken", f"could not be looked at: {type(exc).__name__}: {exc}")]
 
 
 def _python(_: Settings) -> list[Finding]:
@@ -80,62 +60,11 @@ def _python(_: Settings) -> list[Finding]:
     return [Finding("python", "ok", detail)]
 
 
-def _devices(settings: Settings) -> list[Finding]:
-    try:
-        child = subprocess.run([sys.executable, "-c", DEVICE_FACTS], capture_output=True, text=True, timeout=180)
-    except subprocess.TimeoutExpired:
-        return [Finding("torch", "broken", "importing it takes more than 180 s", "look at the driver with nvidia-smi")]
-    if child.returncode != 0:
-        reason = (child.stderr.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
-        return [Finding("torch", "broken", reason, "install the locked dependencies again: make clean dev")]
-    facts: dict[str, Any] = json.loads(child.stdout.strip().splitlines()[-1])
-    built = f"CUDA {facts['cuda']}" if facts["cuda"] else "CPU only"
-    versions = f"{facts['torch']} ({built}), diffusers {facts['diffusers']}, transformers {facts['transformers']}"
-    found = [Finding("torch", "ok", versions), _device(settings.device, facts)]
-    return found if settings.device == "cpu" else found + _fits(settings, facts["gpus"])
-
-
-def _device(wanted: str, facts: dict[str, Any]) -> Finding:
-    gpus: list[dict[str, Any]] = facts["gpus"]
-    if wanted.startswith("cuda") and not gpus:
-        return Finding("device", "broken", f"{wanted} was asked for and PyTorch sees no GPU", "use --device auto")
-    if gpus and wanted != "cpu":
-        described = ", ".join(f"{gpu['name']} ({gpu['memory'] / 1e9:.0f} GB)" for gpu in gpus)
-        return Finding("device", "ok", described)
-    return Finding("device", "ok", f"CPU with {facts['threads']} threads: enough for flux-shapes, not for FLUX.1")
-
-
-def _fits(settings: Settings, gpus: list[dict[str, Any]]) -> list[Finding]:
-    """Each model on the GPU with the least memory, as it is set up now, and what would make it fit."""
-    if not gpus:
-        return []
-    gpu = min(gpus, key=lambda gpu: int(gpu["memory"]))
-    preset = Preset(settings.quantization, settings.offload)
-    return [fit for argument in settings.models if (fit := _fit(argument, preset, gpu)) is not None]
-
-
-def _fit(argument: str, preset: Preset, gpu: dict[str, Any]) -> Finding | None:
-    try:
-        spec = resolve(argument)
-        arch = presumed_architecture(spec)
-    except (UnknownModelError, LoadError, KeyError):
-        return None  # said where the models are looked at
-    needed, memory = need(arch, preset).device, int(gpu["memory"])
-    described = f"{spec.name} needs about {needed / 1e9:.1f} of {memory / 1e9:.1f} GB on {gpu['name']}"
-    if needed <= memory:
-        return Finding("fit", "ok", described)
-    major, minor = map(int, str(gpu["capability"]).split("."))
-    better = recommend(arch, memory, (major, minor))
-    if better is None:
-        return Finding("fit", "warning", described, "no setting makes it fit on this GPU")
-    advice = f"{better.flags or 'no flags'} ({need(arch, better).device / 1e9:.1f} GB)"
-    return Finding("fit", "warning", described, advice)
-
-
 def _memory(_: Settings) -> list[Finding]:
-    memory = psutil.virtual_memory()
-    detail = f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free"
-    if memory.available < MEMORY_SCARCE:
+    free, total = host_memory.available(), host_memory.total()
+    limited = ", the limit of a container or service" if total < psutil.virtual_memory().total else ""
+    detail = f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free{limited}"
+    if free < MEMORY_SCARCE:
         return [Finding("memory", "warning", detail, f"a worker needs about {MEMORY_SCARCE / 1e9:.1f} GB")]
     return [Finding("memory", "ok", detail)]
 
@@ -176,24 +105,6 @@ def _why_not_bindable(host: str, port: int) -> str | None:
     except OSError as exc:
         return exc.strerror or str(exc)
     return None
-
-
-def _models(settings: Settings) -> list[Finding]:
-    return [_model(argument) for argument in settings.models]
-
-
-def _model(argument: str) -> Finding:
-    try:
-        spec = resolve(argument)
-    except UnknownModelError as exc:
-        return Finding("model", "broken", str(exc))
-    here = is_here(spec)
-    if here is False and Path(spec.source).is_absolute():
-        return Finding("model", "broken", f"{spec.name}: {spec.source} holds no model", "restore the folder")
-    if here is False:
-        gated = "; it is gated: accept its licence and set HF_TOKEN" if spec.gated else ""
-        return Finding("model", "warning", f"{spec.name} is not on this machine", f"the first start fetches it{gated}")
-    return Finding("model", "ok", f"{spec.name} ({spec.licence})")
 
 
 def _certificate(settings: Settings) -> list[Finding]:

@@ -27,7 +27,7 @@ def models(as_json: Json = False) -> None:
         licence = spec.licence + (" (gated)" if spec.gated else "")
         here = {True: "yes", False: "no", None: "made"}[is_here(spec)]
         needs = [row["gb"] for row in memory_needs(spec)]
-        memory = f"{min(needs):.0f} to {needs[0]:.0f} GB"
+        memory = f"{min(needs):.0f} to {needs[0]:.0f} GB" if needs else ""
         table.add_row(spec.name, here, str(spec.default_steps), memory, licence, spec.summary)
     console = Console()
     console.print(table)
@@ -36,6 +36,8 @@ def models(as_json: Json = False) -> None:
 
 def memory_needs(spec: ModelSpec) -> list[dict[str, Any]]:
     """What each preset needs of a GPU for 1024 x 1024 pixels, in GB, the roomiest first."""
+    if not spec.draws:
+        return []
     arch = presumed_architecture(spec)
     return [
         asdict(preset) | {"flags": preset.flags, "gb": round(need(arch, preset).device / 1e9, 1)} for preset in PRESETS
@@ -47,7 +49,11 @@ def is_here(spec: ModelSpec) -> bool | None:
     if spec.source.startswith("random:"):
         return None
     if Path(spec.source).is_absolute():
-        return (Path(spec.source) / "model_index.json").is_file()
+        return Path(spec.source).exists()
     from huggingface_hub import try_to_load_from_cache
 
-    return isinstance(try_to_load_from_cache(spec.source, "model_index.json", revision=spec.revision), str)
+    wanted = "model_index.json" if spec.draws or spec.variant == "redux" else "config.json"
+    try:
+        return isinstance(try_to_load_from_cache(spec.source, wanted, revision=spec.revision), str)
+    except ValueError:  # no id that a hub could have
+        return False

@@ -26,10 +26,8 @@ def checkpoint(tiny: FluxComponents, tmp_path_factory: pytest.TempPathFactory) -
     return folder
 
 
-@pytest.fixture
-def copy(checkpoint: Path, tmp_path: Path) -> Path:
-    """The same folder, to be spoiled: links to the weights, so that parts stay identical."""
-    folder = tmp_path / "copy"
+def copy_of(checkpoint: Path, folder: Path) -> Path:
+    """The same folder, to be spoiled: links to the files, so that parts stay identical."""
     for file in checkpoint.rglob("*"):
         target = folder / file.relative_to(checkpoint)
         if file.is_dir():
@@ -38,6 +36,11 @@ def copy(checkpoint: Path, tmp_path: Path) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.symlink_to(file)
     return folder
+
+
+@pytest.fixture
+def copy(checkpoint: Path, tmp_path: Path) -> Path:
+    return copy_of(checkpoint, tmp_path / "copy")
 
 
 def spec(folder: Path, name: str = "tiny") -> ModelSpec:

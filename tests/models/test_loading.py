@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from models.memory import Offload
 from models.registry import REGISTRY, TINY
 from pipelines.families.flux1.encode import encode_prompt
 from pipelines.families.pool import ModelPool
-from tests.models.conftest import spec
+from tests.models.conftest import copy_of, spec
 from tests.pipelines.pictures.test_safety import make_classifier, make_concepts
 
 
@@ -102,6 +103,26 @@ def test_a_pool_unloads_the_least_recently_used(checkpoint: Path, copy: Path, tm
     assert tight.loaded == ["one"]
     with pytest.raises(KeyError):
         tight.runner("three")
+
+
+def test_equal_files_of_two_repositories_in_a_cache_are_shared(checkpoint: Path, tmp_path: Path) -> None:
+    """Every repository in a Hugging Face cache has blobs of its own, named by their hashes."""
+    folders = []
+    for name in ("one", "two"):
+        repo = tmp_path / f"models--owner--{name}"
+        (repo / "blobs").mkdir(parents=True)
+        folders.append(copy_of(checkpoint, repo / "snapshots" / "0"))
+        for file in folders[-1].rglob("*.safetensors"):
+            content = file.read_bytes()
+            blob = repo / "blobs" / hashlib.sha256(content).hexdigest()
+            blob.write_bytes(content)
+            file.unlink()
+            file.symlink_to(blob)
+    cache = PartCache()
+    load(spec(folders[0]), CpuAccelerator(), cache=cache)
+    assert load(spec(folders[1]), CpuAccelerator(), cache=cache).shared == {
+        "text_encoder", "text_encoder_2", "transformer", "vae"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("offload", ["none", "text"])

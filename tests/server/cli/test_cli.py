@@ -14,11 +14,9 @@ import pytest
 from PIL import Image
 
 from server.api.clients import CLIENTS
-from server.cli import doctor
 from server.cli import main as command
 from server.cli.env import Client
 from server.http import running
-from server.settings import Settings
 from tests.server.files.lora_files import write_lora
 
 
@@ -307,26 +305,6 @@ def test_generate_says_when_a_model_is_missing(cli: Cli, tmp_path: Path, monkeyp
     assert done.code == 3
     assert "nobody/nothing" in done.err
     assert "Traceback" not in done.err
-
-
-@pytest.mark.parametrize(
-    ("offload", "gib", "verdict", "words"),
-    [
-        ("none", 24, "warning", "--quantization fp8 --offload text"),
-        ("none", 32, "warning", "--offload text"),
-        ("text", 32, "ok", ""),
-        ("none", 141, "ok", ""),
-        ("none", 12, "warning", "no setting"),
-    ],
-)
-def test_doctor_says_which_flags_fit_a_gpu(offload: str, gib: int, verdict: str, words: str) -> None:
-    settings = Settings(models=("FLUX.1-dev",), offload=offload)  # type: ignore[arg-type]
-    gpu = {"name": "A Card", "memory": gib << 30, "capability": "8.9"}
-    (fit,) = doctor._fits(settings, [gpu, gpu | {"memory": 200 << 30}])
-    assert (fit.verdict, fit.subject) == (verdict, "fit")
-    assert words in fit.advice
-    assert "FLUX.1-dev" in fit.detail
-    assert "A Card" in fit.detail
 
 
 def test_models_shows_what_each_needs(cli: Cli) -> None:

@@ -1,0 +1,62 @@
+"""What this machine's libraries and devices are, and whether checkpoints can be loaded: `python -m models.examine`.
+
+Prints one JSON object a line: the facts first, then one for each argument. Run by `doctor` as a child, so that a broken
+driver or library ends the child.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+
+import diffusers
+import torch
+import transformers
+
+from models.accelerator import gpu_facts
+from models.arguments import resolve
+from models.auxiliaries import check_auxiliary
+from models.checkpoint import open_checkpoint
+from models.checkpoint_files import LoadError, locate
+from models.loading import silence_libraries
+from models.registry import ModelSpec
+
+
+def facts() -> dict[str, object]:
+    """Versions and GPUs."""
+    return {
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "threads": torch.get_num_threads(),
+        "gpus": gpu_facts(),
+        "diffusers": diffusers.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def check(spec: ModelSpec) -> None:
+    """Everything that loading checks before it reads weights. Raises: LoadError."""
+    if spec.source.startswith("random:"):
+        return
+    if not spec.draws:
+        check_auxiliary(spec)
+    else:
+        open_checkpoint(locate(spec))
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print what is found."""
+    silence_libraries()
+    print(json.dumps(facts()), flush=True)
+    for argument in arguments:
+        error = None
+        try:
+            check(resolve(argument))
+        except LoadError as exc:
+            error = str(exc)
+        print(json.dumps({"model": argument, "error": error}), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,49 @@
+"""What several checkpoints need of one device together, by arithmetic. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from models.architectures import Architecture
+from models.checkpoint_files import LoadError
+from models.files.weights import identity, weight_files
+from models.memory import Need, Preset, need, part_bytes, presumed_architecture, working_bytes
+from models.registry import ModelSpec
+
+SIZES = ((1024, 1024), (2368, 1792))
+"""Pictures to count for: what most ask for, and the largest of v1.1-ultra."""
+
+
+def need_together(
+    specs: Sequence[ModelSpec], preset: Preset, width: int, height: int, held_bytes: int | None = None
+) -> Need:
+    """What a worker that serves all of these takes to draw one picture at a time. Equal parts are held once.
+
+    Args: specs: at least one; what only helps other checkpoints is not counted. held_bytes: the most that it holds
+        at once (`--memory-gb`), though never less than one checkpoint.
+    Raises: LoadError, KeyError if an architecture cannot be read.
+    """
+    architectures = {spec: presumed_architecture(spec) for spec in specs if spec.draws}
+    parts: dict[object, int] = {}
+    for spec, arch in architectures.items():
+        parts |= {_key(spec, arch, name): size for name, size in part_bytes(arch, preset).items()}
+    alone = [need(arch, preset, width, height) for arch in architectures.values()]
+    weights = sum(parts.values())
+    if held_bytes is not None:
+        weights = min(weights, max(held_bytes, *(each.weights for each in alone)))
+    working = max(working_bytes(arch, preset, width, height) for arch in architectures.values())
+    return Need(weights, working, max(each.host for each in alone))
+
+
+def _key(spec: ModelSpec, arch: Architecture, part: str) -> object:
+    """Equal for what a worker holds once: the same files, or the same part of published checkpoints to be fetched."""
+    if part == "transformer" or spec.source.startswith("random:"):
+        return (spec.name, part)
+    folder = Path(spec.source) / part
+    if not folder.is_dir():
+        return (part, repr((arch.clip, arch.t5, arch.vae)))
+    try:
+        return (part, *map(identity, weight_files(folder)))
+    except (LoadError, OSError):
+        return (spec.name, part)

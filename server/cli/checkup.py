@@ -1,0 +1,172 @@
+"""The doctor's look at PyTorch, devices and models: whether they can be loaded, and whether they fit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from models import host_memory
+from models.arguments import UnknownModelError, resolve, resolve_all
+from models.checkpoint_files import LoadError
+from models.fit import SIZES, need_together
+from models.memory import FP8_CAPABILITY, PRESETS, Preset
+from models.registry import ModelSpec
+from server.cli.finding import Finding
+from server.cli.models import is_here
+from server.settings import Settings
+
+_ROOT = Path(__file__).parents[2]
+CHILD_S = 180
+_DTYPE_BYTES = {"float32": 4, "float64": 8}
+
+
+def devices_and_models(settings: Settings) -> list[Finding]:
+    """Each model by itself, then all that can be served together on the device with the least memory."""
+    specs, findings = _specs(settings.models)
+    here = [argument for argument, spec in specs.items() if is_here(spec)]
+    facts, errors, broken = _examine(here)
+    if broken is not None:
+        return [broken, *findings]
+    found = [_versions(facts), _device(settings.device, facts), *findings]
+    found += [_model(spec, errors.get(argument)) for argument, spec in specs.items()]
+    sound = [spec for argument, spec in specs.items() if not errors.get(argument) and spec.draws]
+    gpus = [] if settings.device.startswith("cpu") else facts["gpus"]
+    return found + (fits(settings, sound, gpus) if sound else [])
+
+
+def _specs(arguments: Sequence[str]) -> tuple[dict[str, ModelSpec], list[Finding]]:
+    """What the arguments mean, and what is wrong with those that mean nothing."""
+    specs: dict[str, ModelSpec] = {}
+    findings = []
+    for argument in arguments:
+        try:
+            specs[argument] = resolve(argument)
+        except UnknownModelError as exc:
+            findings.append(Finding("model", "broken", str(exc)))
+    try:
+        resolve_all(specs)
+    except UnknownModelError as exc:
+        findings.append(Finding("model", "broken", str(exc)))
+    return specs, findings
+
+
+def _examine(arguments: Sequence[str]) -> tuple[dict[str, Any], dict[str, str], Finding | None]:
+    """(facts, what is wrong with models by argument, what is wrong with the child). Nothing is fetched."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "PYTHONPATH": str(_ROOT)}
+    command = [sys.executable, "-m", "models.examine", *arguments]
+    try:
+        child = subprocess.run(command, capture_output=True, text=True, timeout=CHILD_S, env=environment)
+    except subprocess.TimeoutExpired:
+        what = f"importing it and looking at the models takes more than {CHILD_S} s"
+        return {}, {}, Finding("torch", "broken", what, "look at the driver with nvidia-smi")
+    lines = [json.loads(line) for line in child.stdout.splitlines() if line.startswith("{")]
+    if not lines:
+        reason = (child.stderr.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
+        return {}, {}, Finding("torch", "broken", reason, "install the locked dependencies again: make clean dev")
+    told = {line["model"]: line["error"] for line in lines[1:]}
+    unfinished = {argument: "looking at its files ended the process" for argument in arguments if argument not in told}
+    return lines[0], {name: error for name, error in (told | unfinished).items() if error}, None
+
+
+def _versions(facts: dict[str, Any]) -> Finding:
+    built = f"CUDA {facts['cuda']}" if facts["cuda"] else "CPU only"
+    versions = f"{facts['torch']} ({built}), diffusers {facts['diffusers']}, transformers {facts['transformers']}"
+    return Finding("torch", "ok", versions)
+
+
+def _device(wanted: str, facts: dict[str, Any]) -> Finding:
+    gpus: list[dict[str, Any]] = facts["gpus"]
+    if wanted.startswith("cuda") and not gpus:
+        return Finding("device", "broken", f"{wanted} was asked for and PyTorch sees no GPU", "use --device auto")
+    if gpus and wanted != "cpu":
+        described = ", ".join(f"{gpu['name']} ({gpu['memory'] / 1e9:.0f} GB)" for gpu in gpus)
+        return Finding("device", "ok", described)
+    return Finding("device", "ok", f"CPU with {facts['threads']} threads: enough for flux-shapes, not for FLUX.1")
+
+
+def _model(spec: ModelSpec, error: str | None) -> Finding:
+    if error is not None:
+        return Finding("model", "broken", f"{spec.name}: {error}")
+    if is_here(spec) is False and Path(spec.source).is_absolute():
+        return Finding("model", "broken", f"{spec.name}: {spec.source} is not there", "restore it")
+    if is_here(spec) is False:
+        gated = "; it is gated: accept its licence and set HF_TOKEN" if spec.gated else ""
+        return Finding("model", "warning", f"{spec.name} is not on this machine", f"the first start fetches it{gated}")
+    return Finding("model", "ok", f"{spec.name} ({spec.licence})")
+
+
+def fits(settings: Settings, specs: Sequence[ModelSpec], gpus: Sequence[dict[str, Any]]) -> list[Finding]:
+    """All models of a worker together, as it is set up now, and what would make them fit.
+
+    Args: gpus: of `models.accelerator.gpu_facts`; the one with the least memory counts. With none, the host's memory.
+    """
+    try:
+        return (
+            [_fit_gpu(settings, specs, min(gpus, key=lambda gpu: int(gpu["memory"])))]
+            if gpus
+            else _fit_host(settings, specs)
+        )
+    except (LoadError, KeyError) as exc:
+        return [Finding("fit", "warning", f"what the models need cannot be counted: {exc}")]
+
+
+def _fit_gpu(settings: Settings, specs: Sequence[ModelSpec], gpu: dict[str, Any]) -> Finding:
+    memory, capability = int(gpu["memory"]), tuple(map(int, str(gpu["capability"]).split(".")))
+    if settings.quantization == "fp8" and capability < FP8_CAPABILITY:
+        detail = f"--quantization fp8 needs compute capability 8.9 or later, {gpu['name']} has {gpu['capability']}"
+        return Finding("fit", "broken", detail, "use --quantization none")
+    needs = _needs(settings, specs, Preset(settings.quantization, settings.offload))
+    described = (
+        f"{', '.join(spec.name for spec in specs)}: {needs[0] / 1e9:.1f} of {memory / 1e9:.1f} GB on {gpu['name']} "
+        f"for pictures of {_size(0)}, {needs[1] / 1e9:.1f} GB for {_size(1)}"
+    )
+    if needs[1] <= memory:
+        return Finding("fit", "ok", described)
+    better = _recommended(settings, specs, memory, capability)
+    what_fails = "" if needs[0] > memory else f"pictures of {_size(1)} may fail; "
+    if better is None:
+        return Finding("fit", "warning", described, what_fails + "no setting makes it fit on this GPU")
+    flags, smaller = better.flags or "no flags", _needs(settings, specs, better)
+    return Finding(
+        "fit", "warning", described, f"{what_fails}{flags} ({smaller[0] / 1e9:.1f} to {smaller[1] / 1e9:.1f} GB)"
+    )
+
+
+def _needs(settings: Settings, specs: Sequence[ModelSpec], preset: Preset) -> list[int]:
+    """Bytes of a device for each of SIZES."""
+    held = None if settings.memory_gb is None else int(settings.memory_gb * 1e9)
+    return [need_together(specs, preset, *size, held).device for size in SIZES]
+
+
+def _recommended(
+    settings: Settings, specs: Sequence[ModelSpec], memory: int, capability: tuple[int, ...]
+) -> Preset | None:
+    """The first preset that fits for the largest pictures, else for the usual ones."""
+    possible = [p for p in PRESETS if p.quantization != "fp8" or capability >= FP8_CAPABILITY]
+    for size in (1, 0):
+        for preset in possible:
+            if _needs(settings, specs, preset)[size] <= memory:
+                return preset
+    return None
+
+
+def _fit_host(settings: Settings, specs: Sequence[ModelSpec]) -> list[Finding]:
+    """On a CPU: weights in the dtype that is asked for, against what is free."""
+    preset = Preset("none", "none")
+    held = None if settings.memory_gb is None else int(settings.memory_gb * 1e9)
+    widening = _DTYPE_BYTES.get("float32" if settings.dtype == "auto" else settings.dtype, 2) / 2
+    needed, free = need_together(specs, preset, *SIZES[0], held).weights * widening, host_memory.available()
+    detail = f"{', '.join(spec.name for spec in specs)}: {needed / 1e9:.1f} GB of weights, {free / 1e9:.1f} GB are free"
+    if needed <= free:
+        return [Finding("fit", "ok", detail)]
+    return [Finding("fit", "broken", detail, "use a smaller --dtype, a GPU, or fewer models")]
+
+
+def _size(index: int) -> str:
+    width, height = SIZES[index]
+    return f"{width} x {height}"

@@ -1,0 +1,97 @@
+"""What the doctor says of models, and of the devices that shall hold them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models import host_memory
+from models.memory import Preset
+from models.registry import REGISTRY
+from server.cli import checkup
+from server.settings import Settings
+
+SHAPES = Path(__file__).parents[3] / "models" / "shapes" / "flux-shapes"
+DEV = REGISTRY["FLUX.1-dev"]
+
+
+def card(gib: int, capability: str = "8.9") -> dict[str, Any]:
+    return {"name": "A Card", "memory": gib << 30, "capability": capability}
+
+
+def settings(**changes: Any) -> Settings:
+    return Settings(**({"models": ("FLUX.1-dev",)} | changes))
+
+
+@pytest.mark.parametrize(
+    ("offload", "gib", "verdict", "words"),
+    [
+        ("none", 24, "warning", "--quantization fp8 --offload text"),
+        ("none", 32, "warning", "--quantization fp8 --offload text"),
+        ("text", 32, "warning", "pictures of 2368 x 1792 may fail"),
+        ("none", 141, "ok", ""),
+        ("none", 12, "warning", "no setting"),
+    ],
+)
+def test_which_flags_fit_a_gpu(offload: str, gib: int, verdict: str, words: str) -> None:
+    (fit,) = checkup.fits(settings(offload=offload), [DEV], [card(gib), card(200)])
+    assert (fit.verdict, fit.subject) == (verdict, "fit")
+    assert words in fit.advice
+    assert "FLUX.1-dev" in fit.detail
+    assert "A Card" in fit.detail
+
+
+def test_models_are_counted_together_and_what_they_share_once() -> None:
+    both = [DEV, REGISTRY["FLUX.1-schnell"]]
+    one, two = (checkup._needs(settings(), specs, Preset("none", "none"))[0] for specs in ([DEV], both))
+    assert 23.5e9 < two - one < 24.1e9  # another transformer, no second pair of text encoders
+    bounded = checkup._needs(settings(memory_gb=40), both, Preset("none", "none"))[0]
+    assert one < bounded < two
+    (fit,) = checkup.fits(settings(), both, [card(48)])
+    assert fit.verdict == "warning"
+
+
+def test_fp8_on_a_gpu_without_it_is_broken_as_loading_says() -> None:
+    (fit,) = checkup.fits(settings(quantization="fp8"), [DEV], [card(80, "8.0")])
+    assert (fit.verdict, "8.9" in fit.detail) == ("broken", True)
+
+
+def test_a_cpu_is_judged_by_the_memory_that_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_memory, "available", lambda: 20_000_000_000)
+    (fit,) = checkup.fits(settings(device="cpu"), [REGISTRY["random:FLUX.1-dev"]], [])
+    assert (fit.verdict, "20.0 GB are free" in fit.detail) == ("broken", True)
+    (fit,) = checkup.fits(settings(device="cpu"), [REGISTRY["flux-shapes"]], [])
+    assert fit.verdict == "ok"
+
+
+def test_every_model_is_judged_by_itself(tmp_path: Path) -> None:
+    without_layer, foreign = tmp_path / "short", tmp_path / "sdxl"
+    shutil.copytree(SHAPES, without_layer)
+    config = json.loads((without_layer / "transformer" / "config.json").read_text())
+    (without_layer / "transformer" / "config.json").write_text(json.dumps(config | {"num_layers": 3}))
+    foreign.mkdir()
+    (foreign / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline"}))
+    (tmp_path / "empty").mkdir()
+    models = ("flux-shapes", str(without_layer), str(foreign), str(tmp_path / "empty"), "/no/such/model", "a/b c")
+    findings = checkup.devices_and_models(settings(models=models, device="cpu"))
+    told = [(finding.verdict, finding.detail) for finding in findings if finding.subject == "model"]
+    assert [verdict for verdict, _ in told] == ["broken", "ok", "broken", "broken", "broken", "warning"]
+    for (_, detail), words in zip(
+        told,
+        ("there is no folder /no", "flux-shapes", "missing", "XLPipeline", "no model_index.json", "b c"),
+        strict=True,
+    ):
+        assert words in detail
+
+
+def test_models_of_one_name_are_broken(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(SHAPES, tmp_path / name / "mine")
+    findings = checkup.devices_and_models(
+        settings(models=tuple(str(tmp_path / n / "mine") for n in "ab"), device="cpu")
+    )
+    assert any(f.verdict == "broken" and "two models have the name mine" in f.detail for f in findings)
