@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,27 +14,37 @@ from pipelines.adapters.reading import AdapterWeights, LowRank
 
 
 @dataclass(frozen=True, slots=True)
-class Product:
-    """What one adapter adds to one linear, which may be several joined ones.
+class Part:
+    """The second matrix of a product. Args: ranks, columns: which of the first's results it reads, which of the
+    linear's outputs it adds to; None for all. up: (ranks, columns)."""
 
-    Args:
-        down: (sum of ranks, in_features).
-        ups: for each part (its ranks' first row in `down`, one after the last, first output column, matrix
-            (columns, rank)).
+    up: Tensor
+    ranks: slice | None = None
+    columns: slice | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """What one adapter adds to one linear, which may be several joined ones. Matrices lie as they are multiplied.
+
+    Args: down: (in_features, sum of ranks).
     """
 
     down: Tensor
-    ups: tuple[tuple[int, int, int, Tensor], ...]
+    parts: tuple[Part, ...]
 
     def add(self, x: Tensor, output: Tensor, scale: float) -> None:
-        """output += scale * x down^T up^T, in place. x: (S, in_features), output: (S, out_features)."""
-        hidden = x @ self.down.t()
-        for first, last, column, up in self.ups:
-            output[:, column : column + len(up)].addmm_(hidden[:, first:last], up.t(), alpha=scale)
+        """output += scale * x down up, in place. x: (S, in_features), output: (S, out_features)."""
+        hidden = x @ self.down
+        for part in self.parts:
+            # Slices cost a small model as much as its products.
+            read = hidden if part.ranks is None else hidden[:, part.ranks]
+            to = output if part.columns is None else output[:, part.columns]
+            to.addmm_(read, part.up, alpha=scale)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        return self.down, *(up for *_, up in self.ups)
+        return self.down, *(part.up for part in self.parts)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -66,6 +76,7 @@ class Target:
     column: int
     columns: int
     inputs: int
+    is_whole: bool
 
 
 _JOINED = {
@@ -88,12 +99,12 @@ def targets(module: nn.Module) -> dict[str, Target]:
         columns, inputs = linear.weight.shape
         joined = next((ending for ending in _JOINED if name.endswith(f".{ending}")), None)
         if joined is None:
-            found[name] = Target(name, 0, columns, inputs)
+            found[name] = Target(name, 0, columns, inputs, True)
             continue
         block, column = name.removesuffix(joined), 0
         for part in _JOINED[joined]:
             width = columns - 3 * inputs if part == "proj_mlp" else inputs
-            found[block + part] = Target(name, column, width, inputs)
+            found[block + part] = Target(name, column, width, inputs, False)
             column += width
     return found
 
@@ -136,17 +147,25 @@ def _check(name: str, part: LowRank, target: Target | None) -> None:
         )
 
 
-def _product(pairs: Iterable[tuple[Target, LowRank]], device: torch.device, dtype: torch.dtype) -> Product:
+def _product(pairs: Sequence[tuple[Target, LowRank]], device: torch.device, dtype: torch.dtype) -> Product:
     """One product for a linear; parts whose first matrices are equal, as kohya's joined layers leave them, share it."""
-    downs: list[tuple[int, Tensor]] = []
-    ups, rows = [], 0
-    for target, part in pairs:
-        first = next((first for first, down in downs if torch.equal(down, part.down)), None)
-        if first is None:
-            first, rows = rows, rows + len(part.down)
-            downs.append((first, part.down))
-        ups.append((first, first + len(part.down), target.column, _placed(part.up, device, dtype)))
-    return Product(_placed(torch.cat([down for _, down in downs]), device, dtype), tuple(ups))
+    downs: list[Tensor] = []
+    spans: list[slice] = []
+    for _, pair in pairs:
+        index = next((i for i, down in enumerate(downs) if torch.equal(down, pair.down)), len(downs))
+        if index == len(downs):
+            downs.append(pair.down)
+        first = sum(len(down) for down in downs[:index])
+        spans.append(slice(first, first + len(pair.down)))
+    parts = [
+        Part(
+            _placed(pair.up.t(), device, dtype),
+            ranks=span if len(downs) > 1 else None,
+            columns=None if target.is_whole else slice(target.column, target.column + target.columns),
+        )
+        for span, (target, pair) in zip(spans, pairs, strict=True)
+    ]
+    return Product(_placed(torch.cat(downs).t(), device, dtype), tuple(parts))
 
 
 def _placed(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

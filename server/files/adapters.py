@@ -34,6 +34,7 @@ REMEMBERED_S = 3600.0
 MAX_REMEMBERED = 10_000
 
 _NAME = re.compile(r"[\w][\w .+-]{0,199}")
+_HUB_PAGE = re.compile(r"^(https://huggingface\.co/[\w.-]+/[\w.-]+)/blob/", re.ASCII)
 _HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}(?:/[\w .+/-]{1,400})?", re.ASCII)
 
 
@@ -147,7 +148,7 @@ class Adapters:
             return await asyncio.to_thread(self._copied, own)
         path = await asyncio.to_thread(self._store.new_file)
         try:
-            await self._fetch(url, path)
+            await self._fetch(downloadable(url), path)
             return await asyncio.to_thread(self._store.keep, path)
         finally:
             path.unlink(missing_ok=True)
@@ -190,6 +191,11 @@ class Adapters:
 
     def _too_large(self) -> AdapterRefusedError:
         return AdapterRefusedError("file_too_large", f"The adapter is larger than {self._max_bytes >> 20} MiB")
+
+
+def downloadable(url: str) -> str:
+    """The address of the file itself, where people copied that of its page on the hub from the browser."""
+    return _HUB_PAGE.sub(r"\1/resolve/", url)
 
 
 def _not_downloaded(reason: str) -> AdapterRefusedError:

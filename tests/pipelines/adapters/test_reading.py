@@ -28,13 +28,12 @@ def loaded(file: Path, components: FluxComponents) -> FittedAdapter:
 
 
 def effects(adapter: FittedAdapter) -> dict[str, Tensor]:
-    """What each linear's weight would have to gain."""
+    """What each linear's weight would have to gain, transposed."""
     found = {}
     for name, product in adapter.transformer.items():
-        columns = max(column + len(up) for *_, column, up in product.ups)
-        gain = torch.zeros(columns, product.down.shape[1])
-        for first, last, column, up in product.ups:
-            gain[column : column + len(up)] += up @ product.down[first:last]
+        columns = max(part.up.shape[1] + (part.columns.start if part.columns else 0) for part in product.parts)
+        gain = torch.zeros(len(product.down), columns)
+        product.add(torch.eye(len(product.down)), gain, 1.0)
         found[name] = gain
     return found
 

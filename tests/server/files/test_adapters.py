@@ -184,6 +184,13 @@ def test_a_caller_that_goes_away_leaves_the_fetch_to_the_others(tmp_path: Path, 
     assert asyncio.run(run()) == NAME
 
 
+def test_a_files_page_on_the_hub_means_the_file() -> None:
+    page = "https://huggingface.co/owner/repo/blob/main/style.safetensors"
+    assert module.downloadable(page) == "https://huggingface.co/owner/repo/resolve/main/style.safetensors"
+    for other in ("https://example.com/owner/repo/blob/main/x", "https://huggingface.co/owner/repo/resolve/main/x"):
+        assert module.downloadable(other) == other
+
+
 def test_hub_names_need_the_operators_leave(tmp_path: Path) -> None:
     kind, message = refusal(tmp_path, "owner/repo")
     assert kind == "value_error"
