@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import FluxTransformer2DModel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
 from models.adapter_files import MAX_HEADER_BYTES, AdapterError, check_adapter_file
+from models.architectures import ARCHITECTURES
 from models.components import FluxComponents
-from pipelines.adapters.adapter import FittedAdapter, fit
+from pipelines.adapters.adapter import FittedAdapter, fit, targets
 from pipelines.adapters.reading import LowRank, read_adapter
 from tests.pipelines.adapters.loras import diffusers_keys, random_lora, save_diffusers, save_kohya
 
@@ -53,6 +55,29 @@ def test_kohyas_layout_means_what_diffusers_layout_means(
     ours = loaded(save_diffusers(parts, tmp_path / "d.safetensors"), components)
     kohya = loaded(save_kohya(parts, tmp_path / "k.safetensors", alpha=2.0, bfl_names=bfl_names), components)
     assert_same(kohya, ours)
+
+
+@pytest.mark.parametrize("bfl_names", [False, True])
+def test_kohyas_layout_at_flux1s_own_width_goes_through_diffusers_converter(tmp_path: Path, bfl_names: bool) -> None:
+    with torch.device("meta"):
+        transformer = FluxTransformer2DModel(**ARCHITECTURES["random:FLUX.1-dev"].transformer)
+
+    def fitted(file: Path) -> FittedAdapter:
+        return fit(read_adapter(file), transformer, torch.nn.Module(), torch.device("cpu"), torch.float32)
+
+    blocks = ("transformer_blocks.18.", "single_transformer_blocks.37.")
+    parts = random_lora(transformer, 2, 1, among=blocks, but="no layer")
+    ours = fitted(save_diffusers(parts, tmp_path / "d.safetensors"))
+    kohya = fitted(save_kohya(parts, tmp_path / "k.safetensors", alpha=8.0, bfl_names=bfl_names))
+    assert ours.transformer.keys() == kohya.transformer.keys()
+    assert "single_transformer_blocks.37.proj_mlp" in ours.transformer
+    probe = torch.randn(3, 5 * 3072, generator=torch.Generator().manual_seed(0))
+    for name, target in targets(transformer).items():
+        if name in ours.transformer:
+            results = torch.zeros(2, 3, target.columns)
+            for adapter, result in zip((ours, kohya), results, strict=True):
+                adapter.transformer[name].add(probe[:, : target.inputs], result, 1.0)
+            torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-4)
 
 
 def test_xlabs_layout_means_what_diffusers_layout_means(components: FluxComponents, tmp_path: Path) -> None:
