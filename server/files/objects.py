@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import mimetypes
 import os
 import re
 import secrets
@@ -14,7 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Literal, get_args
 from urllib.parse import urlsplit
 
 from server.files.disk import Disk
@@ -26,7 +25,7 @@ _KEY = re.compile(r"[0-9a-f]{32}\.[a-z0-9]{1,8}")
 _SUFFIX = re.compile(r"[a-z0-9]{1,8}")
 _OWN_ADDRESS = re.compile(r"(?:/cdn)?/files/([^/]+)")
 UNDESCRIBED_S = 7 * 86400.0
-"""How long a file is kept whose description is lost."""
+"""How long a file is kept whose description is lost. It is shown to nobody: it may have been hidden, or expired."""
 ABANDONED_S = 3600.0
 """A temporary file this old belongs to a write that was killed."""
 
@@ -50,7 +49,8 @@ class Objects:
     """Files of one folder, each with a small JSON description beside it.
 
     A key is 128 random bits and a suffix: one path segment, never made of anything a user said. A file appears
-    whole or not at all, and its description first, so that every visible file can be served.
+    whole or not at all, and its description first, durably: what is lost in a power cut is never who may read it.
+    Only their owner may read the files; other users of the machine go through the server.
 
     Args: folder: made if missing. clock: Unix seconds.
     """
@@ -58,7 +58,7 @@ class Objects:
     def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
         self._folder = folder
         self._clock = clock
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.disk = Disk(folder)
         """Whether the folder takes files; `put` reports what it is refused."""
 
@@ -84,8 +84,8 @@ class Objects:
         try:
             size = _write_whole(_temporary(path), data)
             described = StoredObject(key, size, content_type, file_name, expires_at, access)
-            # Not synced: should the power fail just now, `stat` can do without it, and a sync may take 10 ms.
-            _description(path).write_text(json.dumps(asdict(described)))
+            _description(path).unlink(missing_ok=True)
+            _write_whole(_description(path), json.dumps(asdict(described)).encode())
             _temporary(path).rename(path)
             _sync_folder(self._folder)
         except BaseException as exc:
@@ -116,15 +116,14 @@ class Objects:
         return self.path(match[1]) if match else None
 
     def stat(self, key: str) -> StoredObject | None:
-        """What is known of it, or None if it is unknown or has expired; any string is safe."""
+        """What is known of it, or None if it is unknown, has expired or lost its description; any string is safe."""
         if not _KEY.fullmatch(key):
             return None
         path = self._path(key)
-        if not path.is_file():
+        found = _read_description(path) if path.is_file() else None
+        if found is None or (found.expires_at is not None and found.expires_at <= self._clock()):
             return None
-        found = _read_description(path) or _describe_by_name(path)
-        is_expired = found.expires_at is not None and found.expires_at <= self._clock()
-        return None if is_expired else found
+        return found
 
     def delete(self, key: str) -> bool:
         """Remove a file; False if there was none."""
@@ -144,13 +143,17 @@ class Objects:
 
     def _sweep_one(self, path: Path) -> bool:
         if _KEY.fullmatch(path.name):
-            is_dead = self.stat(path.name) is None
+            is_dead = self.stat(path.name) is None and (
+                _read_description(path) is not None or self._is_older(path, UNDESCRIBED_S)
+            )
         else:
-            owner = path.with_suffix("")
-            is_dead = not owner.exists() and path.exists() and path.stat().st_mtime <= self._clock() - ABANDONED_S
+            is_dead = not path.with_suffix("").exists() and self._is_older(path, ABANDONED_S)
         if is_dead:
             self._remove(path)
         return is_dead
+
+    def _is_older(self, path: Path, age_s: float) -> bool:
+        return path.exists() and path.stat().st_mtime <= self._clock() - age_s
 
     def _discard(self, path: Path) -> None:
         """Remove what a refused write may have left; the disk may refuse that, too."""
@@ -175,7 +178,7 @@ def _description(path: Path) -> Path:
 def _write_whole(path: Path, data: bytes | IO[bytes]) -> int:
     """Write and fsync a new file; returns its size in bytes."""
     source = BytesIO(data) if isinstance(data, bytes) else data
-    with path.open("xb") as target:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as target:
         shutil.copyfileobj(source, target, 1 << 20)
         target.flush()
         os.fsync(target.fileno())
@@ -183,17 +186,12 @@ def _write_whole(path: Path, data: bytes | IO[bytes]) -> int:
 
 
 def _read_description(path: Path) -> StoredObject | None:
+    """What lies beside the file; None if it is missing or damaged."""
     try:
-        return StoredObject(**json.loads(_description(path).read_bytes()))
+        found = StoredObject(**json.loads(_description(path).read_bytes()))
     except (FileNotFoundError, ValueError, TypeError):
         return None
-
-
-def _describe_by_name(path: Path) -> StoredObject:
-    """For a file whose description a power cut took."""
-    content_type = mimetypes.guess_type(path.name, strict=False)[0] or "application/octet-stream"
-    facts = path.stat()
-    return StoredObject(path.name, facts.st_size, content_type, expires_at=facts.st_mtime + UNDESCRIBED_S)
+    return found if found.access in get_args(Access) else None
 
 
 def _sync_folder(folder: Path) -> None:

@@ -76,23 +76,56 @@ def test_a_deleted_file_leaves_nothing(objects: Objects) -> None:
     assert (objects.path(key), files(objects)) == (None, [])
 
 
-@pytest.mark.parametrize("damage", ["missing", "empty"])
-def test_a_file_whose_description_a_power_cut_took_is_served_and_swept(
-    objects: Objects, clock: Clock, damage: str
+@pytest.mark.parametrize("damage", [None, b"", b"{}", b'{"access": "allow"', b"[]"])
+def test_a_file_whose_description_is_lost_is_shown_to_nobody_and_swept_in_the_end(
+    objects: Objects, clock: Clock, damage: bytes | None
 ) -> None:
-    key = objects.put(b"x", "image/webp", "webp", file_name="mine.webp")
-    path = objects.path(key)
-    assert path is not None
+    """It may have been hidden, or meant to live for a minute."""
+    key = objects.put(b"x", "image/webp", "webp", ttl_s=60, access="hide")
+    path = objects._path(key)
     description = path.with_name(key + ".json")
-    description.unlink() if damage == "missing" else description.write_bytes(b"")
+    description.unlink() if damage is None else description.write_bytes(damage)
     os.utime(path, (clock.now, clock.now))
-    found = objects.stat(key)
-    assert found is not None
-    assert (found.size, found.content_type, found.file_name) == (1, "image/webp", None)
+    assert (objects.stat(key), objects.path(key)) == (None, None)
+    objects.sweep()
+    assert path.exists(), "an operator may look at it for a while"
     clock.advance(UNDESCRIBED_S)
-    assert objects.path(key) is None
     objects.sweep()
     assert files(objects) == []
+
+
+def test_an_access_that_nobody_knows_is_a_damaged_description(objects: Objects) -> None:
+    key = objects.put(b"x", "image/webp", "webp")
+    description = objects._path(key + ".json")
+    description.write_text(description.read_text().replace('"allow"', '"everyone"'))
+    assert objects.stat(key) is None
+
+
+def test_only_their_owner_may_read_the_files(objects: Objects) -> None:
+    objects.put(b"x", "image/png", "png")
+    assert {path.stat().st_mode & 0o777 for path in files(objects)} == {0o600}
+    assert objects._folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_data_and_description_are_durable_before_the_file_appears_and_its_name_after(
+    objects: Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order that a power cut may interrupt anywhere."""
+    events: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def sync(descriptor: int) -> None:
+        events.append("sync " + Path(os.readlink(f"/proc/self/fd/{descriptor}")).name.partition(".png")[2])
+        fsync(descriptor)
+
+    def appear(path: Path, target: Path) -> Path:
+        events.append("rename")
+        return rename(path, target)
+
+    monkeypatch.setattr(objects_module.os, "fsync", sync)
+    monkeypatch.setattr(Path, "rename", appear)
+    objects.put(b"x", "image/png", "png")
+    assert events == ["sync .part", "sync .json", "rename", "sync "]
 
 
 def test_an_expired_file_is_not_served_and_is_swept(objects: Objects, clock: Clock) -> None:
