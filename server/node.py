@@ -18,6 +18,7 @@ from server.api.schemas.sizes import PRESETS
 from server.files.disk import Disk
 from server.files.objects import Objects
 from server.files.outputs import Outputs
+from server.files.private import private_folder
 from server.jobs.completion import Completion
 from server.jobs.dispatcher import Dispatcher
 from server.jobs.live import LiveJobs
@@ -33,6 +34,8 @@ from server.workers.process import WORKER_COMMAND, WorkerOptions, Workers, Worke
 logger = logging.getLogger("fluxserve.node")
 
 DRAIN_S = 5.0
+ANSWER_S = 8.0
+"""After a signal, how long requests on open connections may still run; connections are cut two seconds later."""
 TAKE_UP_S = 1.0
 FILE_MARGIN_S = 3600.0
 """Files outlive the row that names them by this much, so that no result ever names a missing file."""
@@ -56,6 +59,7 @@ class Node:
     disk: Disk
     jobs: JobService
     upkeep: Upkeep
+    _is_announced: bool = False
     _is_stopping: bool = False
     _unserved: dict[str, int] = field(default_factory=dict)
     _taking_up: asyncio.Task[None] | None = None
@@ -68,7 +72,7 @@ class Node:
         """
         specs = resolve_all(settings.models)
         names = devices(settings.device, count_gpus())
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        private_folder(settings.data_dir)
         clock = SteadyClock()
         store = SqliteStore(settings.data_dir / "jobs.db", clock)
         live = LiveJobs()
@@ -133,6 +137,14 @@ class Node:
         while not await self._take_up():  # noqa: ASYNC110 - the disk tells nobody
             await asyncio.sleep(TAKE_UP_S)
 
+    def announce_stop(self, is_forced: bool = False) -> None:
+        """A signal asks for the end; `stop` follows when open connections have their answers. On the event loop."""
+        self._is_announced = True
+        self.workers.start_no_other()
+        if is_forced:
+            self.dispatcher.hasten()
+        asyncio.get_running_loop().call_later(0.0 if is_forced else ANSWER_S, self.jobs.stopping.set)
+
     async def stop(self, drain_s: float = DRAIN_S) -> None:
         """Let what runs finish for at most so long, hand the rest back, and close everything. Idempotent."""
         if self._is_stopping:
@@ -151,7 +163,8 @@ class Node:
     @property
     def ready(self) -> bool:
         """Whether a worker is loaded, the queue accepts, and what it takes and draws can be stored."""
-        return self.dispatcher.is_accepting and bool(self.workers.ready) and not self.problems
+        is_taking = self.dispatcher.is_accepting and not self._is_announced
+        return is_taking and bool(self.workers.ready) and not self.problems
 
     @property
     def problems(self) -> list[str]:
@@ -175,7 +188,7 @@ class Node:
         }
 
     def _state(self) -> str:
-        if self._is_stopping:
+        if self._is_stopping or self._is_announced:
             return "stopping"
         if self.problems:
             return "cannot_encode" if self.problems == [self.outputs.encoder_problem] else "unwritable"

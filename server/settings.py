@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
+import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
@@ -22,6 +26,14 @@ VERSION = "0.1.0"
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 """The default data folder lies here, so that commands find a running server's files from any folder."""
+
+PREFIX = "FLUXSERVE_"
+OTHER_VARIABLES = frozenset({"FLUXSERVE_CONFIG", "FLUXSERVE_TEST_MODEL"})
+"""Variables with our prefix that are no fields: one names the file, one is read by the tests."""
+
+# https://kubernetes.io/docs/concepts/containers/container-environment/: host and port of every Service, by its name.
+_OF_A_SERVICE = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$")
+_SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")
 
 WILDCARD_HOSTS = frozenset({"", "0.0.0.0", "::"})
 
@@ -39,6 +51,7 @@ class Settings(BaseSettings):
     Args:
         host, port: where plain HTTP listens; port 0 takes a free one.
         tls_port: where TLS listens on the same host; 0 turns it off.
+        tls_cert, tls_key: an operator's own certificate chain and key (PEM), served in place of the local authority's.
         data_dir: holds the store, pictures and certificates of one node.
         models: registry names, diffusers folders or Hugging Face ids; the first is the default.
         acceleration: the most that requests get of what they ask for in fal's field of that name.
@@ -60,11 +73,13 @@ class Settings(BaseSettings):
         embed_parameters: prompt and seed go into picture files, too, beside model, endpoint and request id.
     """
 
-    model_config = SettingsConfigDict(env_prefix="FLUXSERVE_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     tls_port: int = Field(8443, ge=0, le=65535)
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     data_dir: Path = CHECKOUT / "data"
     models: Words = ("flux-shapes",)
     device: str = Field("auto", pattern=r"^(auto|cpu(,cpu)*|cuda(:\d+(,\d+)*)?)$")
@@ -110,10 +125,10 @@ class Settings(BaseSettings):
             raise ValueError("must not be empty, and holds printable characters only")
         return keys
 
-    @field_validator("data_dir")
+    @field_validator("data_dir", "tls_cert", "tls_key")
     @classmethod
-    def _absolute(cls, value: Path) -> Path:
-        return value.expanduser().absolute()
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().absolute()
 
     @field_validator("adapter_dir")
     @classmethod
@@ -141,6 +156,8 @@ class Settings(BaseSettings):
     def _refuse_open_doors(self) -> Settings:
         if self.port and self.port == self.tls_port:
             raise ValueError(f"--port and --tls-port are both {self.port}; they must differ")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("--tls-cert and --tls-key belong together: give both or neither")
         if not (self.api_keys or self.allow_insecure_bind or is_loopback(self.host)):
             raise ValueError(
                 f"--host {self.host} lets other machines in and no key protects the server: "
@@ -177,13 +194,34 @@ def load(flags: Mapping[str, Any], config: Path | None = None) -> Settings:
             dotenv_settings: PydanticBaseSettingsSource,
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
+            if isinstance(env_settings, EnvSettingsSource):
+                env_settings.env_vars = {name: value for name, value in env_settings.env_vars.items() if _is_ours(name)}
             return (init_settings, env_settings, *source)
 
+    _refuse_unknown_variables()
     given = {name: value for name, value in flags.items() if value is not None}
     try:
         return FromEverywhere(**given)
     except ValidationError as exc:
         raise SettingsError("; ".join(_sentence(error) for error in exc.errors())) from None
+
+
+def _refuse_unknown_variables() -> None:
+    """Raises: SettingsError. A name that is almost right would else leave a server open that was to have a key."""
+    known = {PREFIX + field.upper() for field in Settings.model_fields} | OTHER_VARIABLES
+    by_flag = {PREFIX + flag_of(field)[2:].replace("-", "_").upper(): field for field in Settings.model_fields}
+    for name in sorted(name for name in os.environ if name.upper().startswith(PREFIX) and _is_ours(name)):
+        if name.upper() not in known:
+            word = name.upper().removeprefix(PREFIX)
+            near = difflib.get_close_matches(word, [other.removeprefix(PREFIX) for other in known], 1, cutoff=0.7)
+            meant = by_flag.get(name.upper(), near[0] if near else "").upper()
+            raise SettingsError(f"{name} is not a setting" + (f"; did you mean {PREFIX}{meant}?" if meant else ""))
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a variable is not one that Kubernetes makes for a Service whose name begins with ours."""
+    value = os.environ.get(name, "") or os.environ.get(name.upper(), "")
+    return not (_OF_A_SERVICE.search(name.upper()) or (name.upper().endswith("_PORT") and _SERVICE_URL.match(value)))
 
 
 def flag_of(field: str) -> str:

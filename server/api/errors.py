@@ -16,7 +16,7 @@ from typing import Any
 
 from server.files.uploads import StorageRefusedError, TooLargeError, UploadError
 from server.http.errors import PlainError, WireError
-from server.jobs.service import JobLostError
+from server.jobs.service import JobLostError, ServerStoppingError
 from server.jobs.store.base import QueueFullError, StoreError
 
 DOCS_URL = "https://docs.fal.ai/errors/#"
@@ -100,6 +100,8 @@ def to_wire(exc: Exception) -> WireError:
         return PlainError(400, str(exc))
     if isinstance(exc, StorageRefusedError):
         return RequestError(503, "runner_scheduling_failure", str(exc), retryable=True)
+    if isinstance(exc, ServerStoppingError):
+        return RequestError(503, "runner_disconnected", "The server is stopping", retryable=True)
     if isinstance(exc, JobLostError):
         return RequestError(500, "internal_error", "The request was lost", retryable=True)
     return RequestError(500, "internal_error", "Internal server error", retryable=True)

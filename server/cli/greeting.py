@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from server.api.clients import OPEN_KEY, UNKNOWN_KEY, ServerAddress, curl
+from server.cli.output import PatientWriter
 from server.http import running, tls
 from server.settings import WILDCARD_HOSTS, Settings, is_loopback
 
@@ -22,8 +23,9 @@ REPORT_S = 5.0
 class Greeting:
     """Prints the addresses when the server listens and the models when they are loaded."""
 
-    def __init__(self, settings: Settings, port: int, tls_port: int | None) -> None:
+    def __init__(self, settings: Settings, port: int, tls_port: int | None, out: PatientWriter) -> None:
         self._settings = settings
+        self._out = out
         self._reach = reach(settings, port, tls_port)
         self._said: set[str] = set()
         self._reported: dict[str, float] = {}
@@ -34,7 +36,10 @@ class Greeting:
         While it runs, the data folder holds the note that tells other commands our addresses."""
         data_dir = self._settings.data_dir
         protected = bool(self._settings.api_keys)
-        running.write(data_dir, running.of_this_process(self._reach.url, self._reach.tls_url, protected))
+        try:
+            running.write(data_dir, running.of_this_process(self._reach.url, self._reach.tls_url, protected))
+        except OSError as exc:
+            self._say(f"other commands will not find this server: {data_dir} takes no note of it ({exc.strerror})")
         try:
             self._say(*self._addresses())
             while not (state := health())["ready"]:
@@ -49,7 +54,9 @@ class Greeting:
     def _addresses(self) -> list[str]:
         lines = [f"fluxserve {version('fluxserve')}", f"  {self._reach.url}"]
         if self._reach.tls_url:
-            lines.append(f"  {self._reach.tls_url}  (authority: {tls.files_of(self._settings.data_dir).ca})")
+            own = self._settings.tls_cert
+            issuer = f"certificate: {own}" if own else f"authority: {tls.files_of(self._settings.data_dir).ca}"
+            lines.append(f"  {self._reach.tls_url}  ({issuer})")
         return [*lines, self._protection()]
 
     def _protection(self) -> str:
@@ -90,7 +97,7 @@ class Greeting:
             self._say(line)
 
     def _say(self, *lines: str) -> None:
-        print(*lines, sep="\n", flush=True)
+        self._out.write("\n".join(lines) + "\n")
 
 
 def reach(settings: Settings, port: int, tls_port: int | None) -> ServerAddress:

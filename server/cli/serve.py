@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -13,6 +15,7 @@ import typer
 from models.arguments import UnknownModelError, resolve_all
 from server.cli.failures import ENVIRONMENT, USAGE, CommandError
 from server.cli.options import Config, DataDir, TuningText, check_tuning, settings_from
+from server.cli.output import PatientWriter
 from server.gateway.areas import FAL_HOSTS
 from server.http import tls
 from server.settings import Settings
@@ -26,6 +29,10 @@ def serve(
     ] = None,
     port: Annotated[int | None, typer.Option(help="Plain HTTP; 0 takes a free port.", show_default="8000")] = None,
     tls_port: Annotated[int | None, typer.Option(help="HTTPS; 0 turns it off.", show_default="8443")] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="Your own certificate chain (PEM), instead of the local authority's.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM, no password).")] = None,
     data_dir: DataDir = None,
     model: Annotated[
         list[str] | None,
@@ -91,6 +98,8 @@ def serve(
         host=host,
         port=port,
         tls_port=tls_port,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
         data_dir=data_dir,
         models=model,
         device=device,
@@ -117,12 +126,17 @@ def serve(
     _check_models(settings)
     _check_device(settings)
     check_tuning(settings.tuning)
-    _log_to_stderr()
-    _run(settings)
+    out, err = PatientWriter(sys.stdout), PatientWriter(sys.stderr)
+    _log_to(err)
+    try:
+        _run(settings, out)
+    finally:
+        out.finish()
+        err.finish()
 
 
-def _log_to_stderr() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+def _log_to(stream: PatientWriter) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=stream)
     for chatty in ("uvicorn", "httpx"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
@@ -152,7 +166,14 @@ def _tls_names(settings: Settings) -> list[str]:
     return tls.served_names(settings.host, public_host, also=FAL_HOSTS)
 
 
-def _run(settings: Settings) -> None:
+def _certificate(settings: Settings) -> Callable[[], tls.TlsFiles]:
+    """Makes what is missing or old of the certificate, and says where it lies. Raises: tls.TlsError, OSError."""
+    if settings.tls_cert is not None and settings.tls_key is not None:
+        return partial(tls.own_files, settings.data_dir, settings.tls_cert, settings.tls_key)
+    return partial(tls.ensure, settings.data_dir, _tls_names(settings))
+
+
+def _run(settings: Settings, out: PatientWriter) -> None:
     from server.http import serving
 
     try:
@@ -164,18 +185,24 @@ def _run(settings: Settings) -> None:
     # These import FastAPI and the whole node: only the command that serves pays for them, once it has its ports.
     from server.app import create_app
     from server.cli.greeting import Greeting
+    from server.files.private import DamagedSecretError
     from server.jobs.store.base import StoreError
     from server.node import Node
 
     try:
-        files = tls.ensure(settings.data_dir, _tls_names(settings)) if listeners.tls else None
+        # First of all the node, which takes the data folder for itself: another's files are not touched.
         node = Node.from_settings(settings)
-        greeting = Greeting(settings, listeners.port, listeners.tls_port)
-        serving.run(create_app(node), listeners, files, lambda: greeting.follow(node.health), FAL_HOSTS)
-    except StoreError as exc:
+        certificate = _certificate(settings)
+        files = certificate() if listeners.tls else None
+        app = create_app(node)
+    except (StoreError, tls.TlsError, DamagedSecretError) as exc:
         raise CommandError(str(exc), ENVIRONMENT) from exc
     except OSError as exc:
-        reason = exc.strerror or str(exc)
+        reason = f"{exc.filename}: {exc.strerror}" if exc.filename else exc.strerror or str(exc)
         raise CommandError(f"cannot use --data-dir {settings.data_dir}: {reason}", ENVIRONMENT) from exc
+    else:
+        greeting = Greeting(settings, listeners.port, listeners.tls_port, out)
+        greet = partial(greeting.follow, node.health)
+        serving.run(app, listeners, files, greet, FAL_HOSTS, certificate, node.announce_stop)
     finally:
         listeners.close()

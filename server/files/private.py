@@ -1,9 +1,32 @@
-"""Files that only their owner may read."""
+"""Files that only their owner may read, and secrets that are never replaced in silence."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+
+
+class DamagedSecretError(Exception):
+    """A secret is there and cannot be used; the sentence says what to do."""
+
+
+def secret(path: Path, make: Callable[[], bytes]) -> bytes:
+    """The content of a secret's file, made on first use, readable by its owner alone.
+
+    Raises: DamagedSecretError if it cannot be read. OSError if it cannot be made."""
+    if not path.exists():
+        private_folder(path.parent)
+        write_private(path, make())
+    try:
+        return path.read_bytes()
+    except OSError as exc:
+        raise DamagedSecretError(f"{path} cannot be read: {exc.strerror}") from exc
+
+
+def private_folder(path: Path) -> None:
+    """Make a folder that only we can enter; one that exists keeps its rights. Raises: OSError."""
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
 
 
 def write_private(path: Path, data: bytes) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import jwt
 
-from server.files.private import write_private
+from server.files.private import DamagedSecretError, secret
 
 Kind = Literal["realtime", "cdn", "upload"]
 _ALGORITHM = "HS256"
@@ -30,12 +30,16 @@ class Tokens:
 
     @classmethod
     def of(cls, data_dir: Path) -> Tokens:
-        """With the secret that lies in the data folder, made on first use, readable by its owner alone."""
+        """With the secret that lies in the data folder, made on first use. Raises: DamagedSecretError, OSError."""
         path = data_dir / "token-secret"
-        if not path.exists():
-            data_dir.mkdir(parents=True, exist_ok=True)
-            write_private(path, secrets.token_bytes(_SECRET_BYTES))
-        return cls(path.read_bytes())
+        found = secret(path, lambda: secrets.token_bytes(_SECRET_BYTES))
+        if len(found) != _SECRET_BYTES:
+            # A short secret would be accepted by every check, and can be guessed.
+            raise DamagedSecretError(
+                f"{path} is damaged ({len(found)} bytes, not {_SECRET_BYTES}): put it back from a backup, or delete "
+                "it; realtime and upload tokens that are in use then end"
+            )
+        return cls(found)
 
     def issue(self, kind: Kind, lifetime_s: float, /, **claims: Any) -> str:
         """A URL-safe token that says `claims` for `lifetime_s` seconds."""

@@ -17,12 +17,15 @@ from typing import TYPE_CHECKING, Literal
 import uvicorn
 
 from server.http.joined_writes import Http
+from server.http.renewal import keep_certificate
 from server.http.sockets import SocketProtocol
 from server.http.tls import TlsFiles
 from server.http.tunnels import Tunnels
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
+
+logger = logging.getLogger("fluxserve.http")
 
 DRAIN_S = 10
 """How long open answers may still take after the first signal, in seconds; a second signal ends them at once."""
@@ -83,17 +86,21 @@ def run(
     tls: TlsFiles | None,
     on_started: Callable[[], Awaitable[None]],
     tunnel_hosts: Collection[str] = (),
+    renew: Callable[[], TlsFiles] | None = None,
+    on_stop: Callable[[bool], None] | None = None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM, then drain: returns when the app's lifespan has ended.
+    """Serve until SIGINT, SIGTERM or SIGHUP, then drain: returns when the app's lifespan has ended.
 
     Args: on_started: awaited beside the servers once both accept connections. tunnel_hosts: where CONNECT may lead.
+        renew: makes the certificate's files anew where it is time to, asked now and then. on_stop: told of the first
+        signal, and of a second one (True), which drops what is open.
     """
     sys.setswitchinterval(SWITCH_S)
     tunnels = Tunnels(tunnel_hosts)
     plain = _QuietServer(_config(app, lifespan="on", http=tunnels.plain_protocol()))
     over_tls = _QuietServer(_config(app, lifespan="off", tls=tls)) if listeners.tls else None
     with asyncio.Runner(loop_factory=plain.config.get_loop_factory()) as runner:
-        runner.run(_serve_both(plain, over_tls, listeners, tunnels, on_started))
+        runner.run(_serve_both(plain, over_tls, listeners, tunnels, on_started, renew, on_stop))
 
 
 async def _serve_both(
@@ -102,8 +109,10 @@ async def _serve_both(
     listeners: Listeners,
     tunnels: Tunnels,
     on_started: Callable[[], Awaitable[None]],
+    renew: Callable[[], TlsFiles] | None,
+    on_stop: Callable[[bool], None] | None,
 ) -> None:
-    _stop_on_signals([plain] if over_tls is None else [over_tls, plain])
+    _stop_on_signals([plain] if over_tls is None else [over_tls, plain], on_stop)
     # The plain server owns the app's lifespan: it starts first and stops last.
     first, second = await plain.start(listeners.plain), None
     if over_tls is not None and listeners.tls is not None:
@@ -111,7 +120,9 @@ async def _serve_both(
         tunnels.lead_to(over_tls)
     # What exists by now stays: without this, a full collection walks through it again and no answer leaves for 60 ms.
     gc.freeze()
-    greeting = asyncio.ensure_future(on_started())
+    beside = [asyncio.ensure_future(on_started())]
+    if over_tls is not None and over_tls.config.ssl is not None and renew is not None:
+        beside.append(asyncio.ensure_future(keep_certificate(over_tls.config.ssl, renew)))
     try:
         if second is not None:
             await second
@@ -119,9 +130,11 @@ async def _serve_both(
         await first
     finally:
         tunnels.close()
-        greeting.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await greeting
+        for task in beside:
+            task.cancel()
+        for ended in await asyncio.gather(*beside, return_exceptions=True):
+            if isinstance(ended, Exception):
+                logger.error("a task beside the server failed", exc_info=ended)
 
 
 class _QuietServer(uvicorn.Server):
@@ -152,21 +165,24 @@ class _QuietServer(uvicorn.Server):
         return serving
 
 
-def _stop_on_signals(servers: list[uvicorn.Server]) -> None:
+def _stop_on_signals(servers: list[uvicorn.Server], on_stop: Callable[[bool], None] | None) -> None:
     """The first signal asks the servers to drain, one after the other; a later one makes them drop what is open."""
     loop = asyncio.get_running_loop()
     first: list[float] = []
 
     def stop() -> None:
         # One stop often arrives twice: once to the process group and once handed on by make.
-        if first and loop.time() - first[0] > SAME_SIGNAL_S:
+        is_forced = bool(first) and loop.time() - first[0] > SAME_SIGNAL_S
+        if on_stop is not None and (is_forced or not first):
+            on_stop(is_forced)
+        if is_forced:
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
             for server in servers:
                 server.force_exit = True
         first.append(loop.time())
         servers[0].should_exit = True
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, stop)
 
 

@@ -1,4 +1,4 @@
-"""The local certificate authority and the certificate it signs: made on first start, renewed when they age.
+"""The local certificate authority, made on first start and then kept, and the certificate it signs, renewed in time.
 
 Python's fal client speaks only https, so a server without a certificate of its own is useless to it. The
 authority never leaves DATA_DIR/tls; clients are pointed at it by environment, not by the system's trust store.
@@ -6,7 +6,7 @@ authority never leaves DATA_DIR/tls; clients are pointed at it by environment, n
 
 from __future__ import annotations
 
-import ipaddress
+import logging
 import os
 import socket
 import tempfile
@@ -18,27 +18,30 @@ from pathlib import Path
 import certifi
 import psutil
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
+from server.http.authority import Identity, is_address, is_ours, make_authority, make_served
 from server.settings import WILDCARD_HOSTS
 
-CA_LIFE = timedelta(days=3650)
-SERVER_LIFE = timedelta(days=397)
-"""Apple's clients refuse longer lives of server certificates."""
-RENEW_BEFORE = timedelta(days=30)
-CLOCK_SKEW = timedelta(hours=1)
+logger = logging.getLogger("fluxserve.tls")
 
+RENEW_BEFORE = timedelta(days=30)
 AREA_LABELS = ("queue", "rest", "ws")
 
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """Where the certificate files of one data folder lie."""
+    """Where the certificate files of one data folder lie.
+
+    Args: own_certificate, own_key: an operator's, served in place of ours.
+    """
 
     folder: Path
+    own_certificate: Path | None = None
+    own_key: Path | None = None
 
     @property
     def ca(self) -> Path:
@@ -52,11 +55,11 @@ class TlsFiles:
     @property
     def server(self) -> Path:
         """The served certificate, followed by the authority's."""
-        return self.folder / "server.pem"
+        return self.own_certificate or self.folder / "server.pem"
 
     @property
     def server_key(self) -> Path:
-        return self.folder / "server.key"
+        return self.own_key or self.folder / "server.key"
 
     @property
     def bundle(self) -> Path:
@@ -69,28 +72,80 @@ def files_of(data_dir: Path) -> TlsFiles:
     return TlsFiles(data_dir / "tls")
 
 
+class TlsError(ValueError):
+    """Certificate files are there and cannot be used; the sentence says what to do. They are left as they are."""
+
+
 def ensure(data_dir: Path, names: Iterable[str], now: datetime | None = None) -> TlsFiles:
-    """Make or renew whatever is missing, damaged, near its end, or lacks one of `names`.
+    """Make what is missing, and renew the certificate that we serve when it is near its end or lacks one of `names`.
+
+    An authority is made only where there is none: clients trust the one they were given, and no clock, no damage and no
+    lost right to read is a reason to replace it. A certificate of another's making is served as it is.
 
     Args: names: DNS names and IP addresses the served certificate must cover. now: injected by tests.
-    Raises: OSError when the folder cannot be written.
+    Raises: OSError when the folder cannot be written. TlsError.
     """
     now = now or datetime.now(UTC)
     files = files_of(data_dir)
-    files.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _make_folders(data_dir)
     wanted = sorted(set(names))
-    authority = _load(files.ca, files.ca_key, now)
+    served = _load_if_any(files.server, files.server_key)
+    if served is not None and not is_ours(served.certificate):
+        _write_bundle(files, files.server.read_bytes())
+        return files
+    if served is not None and _is_good(served.certificate, wanted, now) and _was_signed_by(served, files.ca):
+        authority = read_certificate(files.ca)
+    else:
+        authority = _serve_anew(files, wanted, now)
+    _write_bundle(files, _pem(authority))
+    return files
+
+
+def own_files(data_dir: Path, certificate: Path, key: Path) -> TlsFiles:
+    """An operator's own certificate chain and key, as `--tls-cert` and `--tls-key` name them.
+
+    The bundle trusts it, too. Raises: TlsError. OSError when the bundle cannot be written."""
+    _load(certificate, key)
+    files = TlsFiles(data_dir / "tls", certificate, key)
+    _make_folders(data_dir)
+    _write_bundle(files, certificate.read_bytes())
+    return files
+
+
+def _make_folders(data_dir: Path) -> None:
+    # Each on its own: mkdir gives its mode to the last of them alone.
+    data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    (data_dir / "tls").mkdir(exist_ok=True, mode=0o700)
+
+
+def _write_bundle(files: TlsFiles, trusted: bytes) -> None:
+    bundle = certifi.contents().encode() + trusted
+    if not files.bundle.exists() or files.bundle.read_bytes() != bundle:
+        _write(files.bundle, bundle)
+
+
+def _serve_anew(files: TlsFiles, names: list[str], now: datetime) -> x509.Certificate:
+    """Write a certificate that the authority has signed, made if there is none; returns the authority's."""
+    authority = _load_if_any(files.ca, files.ca_key)
     if authority is None:
-        authority = _make_authority(now)
+        authority = make_authority(now)
         _write_key(files.ca_key, authority.key)
         _write(files.ca, _pem(authority.certificate))
-    served = _load(files.server, files.server_key, now)
-    if served is None or not _covers(served.certificate, wanted) or not _signed_by(served, authority):
-        served = _make_served(authority, wanted, now)
-        _write_key(files.server_key, served.key)
-        _write(files.server, _pem(served.certificate) + _pem(authority.certificate))
-    _write(files.bundle, certifi.contents().encode() + _pem(authority.certificate))
-    return files
+        logger.info("made a certificate authority, %s; clients must trust it", files.ca)
+    if not isinstance(authority.key, ec.EllipticCurvePrivateKey):
+        raise TlsError(
+            f"{files.ca_key} is no elliptic-curve key: give your own certificate by --tls-cert and --tls-key"
+        )
+    if authority.certificate.not_valid_after_utc <= now:
+        raise TlsError(
+            f"{files.ca} ended on {authority.certificate.not_valid_after_utc:%Y-%m-%d}, if the clock is right "
+            f"({now:%Y-%m-%d}): correct the clock, or delete {files.folder} to make a new authority"
+        )
+    served = make_served(authority, names, now)
+    _write_key(files.server_key, served.key)
+    _write(files.server, _pem(served.certificate) + _pem(authority.certificate))
+    logger.info("made a certificate, %s, valid until %s", files.server, served.certificate.not_valid_after_utc.date())
+    return authority.certificate
 
 
 def served_names(host: str, public_url_host: str | None = None, also: Iterable[str] = ()) -> list[str]:
@@ -102,7 +157,7 @@ def served_names(host: str, public_url_host: str | None = None, also: Iterable[s
     own |= _interface_addresses() if host in WILDCARD_HOSTS else {host.lower()}
     if public_url_host:
         own.add(public_url_host.lower())
-    named = {name for name in own if not _is_address(name)}
+    named = {name for name in own if not is_address(name)}
     return sorted(own | {f"{label}.{name}" for name in named for label in AREA_LABELS} | set(also))
 
 
@@ -123,108 +178,45 @@ def read_certificate(file: Path) -> x509.Certificate:
     return x509.load_pem_x509_certificate(file.read_bytes())
 
 
-@dataclass(frozen=True, slots=True)
-class _Identity:
-    certificate: x509.Certificate
-    key: ec.EllipticCurvePrivateKey
+def _load_if_any(certificate_file: Path, key_file: Path) -> Identity | None:
+    """What the two files hold; None if neither is there. Raises: TlsError for one without the other, or damage."""
+    if not certificate_file.exists() and not key_file.exists():
+        return None
+    return _load(certificate_file, key_file)
 
 
-def _load(certificate_file: Path, key_file: Path, now: datetime) -> _Identity | None:
-    """What the two files hold, or None if it is missing, damaged, mismatched or near its end."""
+def _load(certificate_file: Path, key_file: Path) -> Identity:
     try:
         certificate = read_certificate(certificate_file)
+    except (OSError, ValueError) as exc:
+        raise TlsError(_unusable(certificate_file, exc)) from exc
+    try:
         key = serialization.load_pem_private_key(key_file.read_bytes(), password=None)
-    except (OSError, ValueError):
-        return None
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
-        return None
-    if certificate.not_valid_after_utc - now < RENEW_BEFORE or certificate.not_valid_before_utc > now:
-        return None
-    return _Identity(certificate, key)
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as exc:
+        raise TlsError(_unusable(key_file, exc)) from exc
+    if key.public_key() != certificate.public_key():
+        raise TlsError(f"{key_file} is not the key of {certificate_file}: put the right one back")
+    return Identity(certificate, key)
 
 
-def _make_authority(now: datetime) -> _Identity:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = _name(f"fluxserve local CA ({socket.gethostname()})")
-    certificate = (
-        _draft(name, name, key, now, CA_LIFE)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_key_usage(for_authority=True), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    return _Identity(certificate, key)
+def _unusable(file: Path, exc: Exception) -> str:
+    if isinstance(exc, OSError):
+        return f"{file} cannot be read ({exc.strerror}): put it back, or let this user read it"
+    if isinstance(exc, TypeError):
+        return f"{file} is encrypted: give it without a password"
+    return f"{file} is damaged: put it back from a backup, or delete it and its pair to have both made anew"
 
 
-def _make_served(authority: _Identity, names: list[str], now: datetime) -> _Identity:
-    key = ec.generate_private_key(ec.SECP256R1())
-    life = min(SERVER_LIFE, authority.certificate.not_valid_after_utc - now)
-    # Strict verification (OpenSSL's X509_STRICT, Python 3.13's default) wants the authority's key identifier.
-    issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key())
-    certificate = (
-        _draft(_name("fluxserve"), authority.certificate.subject, key, now, life)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(for_authority=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
-        .add_extension(issuer, critical=False)
-        .sign(authority.key, hashes.SHA256())
-    )
-    return _Identity(certificate, key)
+def _is_good(certificate: x509.Certificate, names: list[str], now: datetime) -> bool:
+    """Whether it covers the names, is valid, and has not come near its end."""
+    is_valid = certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc - RENEW_BEFORE
+    return is_valid and set(names) <= set(names_in(certificate))
 
 
-def _draft(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, now: datetime, life: timedelta
-) -> x509.CertificateBuilder:
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - CLOCK_SKEW)
-        .not_valid_after(now + life)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-    )
-
-
-def _key_usage(for_authority: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not for_authority,
-        key_cert_sign=for_authority,
-        crl_sign=for_authority,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
-def _name(common_name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name[:64])])
-
-
-def _general_name(name: str) -> x509.GeneralName:
-    return x509.IPAddress(ipaddress.ip_address(name)) if _is_address(name) else x509.DNSName(name)
-
-
-def _covers(certificate: x509.Certificate, names: list[str]) -> bool:
-    return set(names) <= set(names_in(certificate))
-
-
-def _signed_by(served: _Identity, authority: _Identity) -> bool:
+def _was_signed_by(served: Identity, ca_file: Path) -> bool:
     try:
-        served.certificate.verify_directly_issued_by(authority.certificate)
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    return True
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
+        served.certificate.verify_directly_issued_by(read_certificate(ca_file))
+    except (OSError, ValueError, TypeError, InvalidSignature):
         return False
     return True
 
@@ -239,7 +231,7 @@ def _pem(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def _write_key(file: Path, key: ec.EllipticCurvePrivateKey) -> None:
+def _write_key(file: Path, key: PrivateKeyTypes) -> None:
     pkcs8 = serialization.PrivateFormat.PKCS8
     _write(file, key.private_bytes(serialization.Encoding.PEM, pkcs8, serialization.NoEncryption()), mode=0o600)
 

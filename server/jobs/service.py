@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from server.jobs.live import LiveJobs
@@ -19,6 +19,10 @@ class JobLostError(Exception):
     """The row of a job that was being waited for is gone."""
 
 
+class ServerStoppingError(Exception):
+    """The server stops before the job of an open connection has ended; the job is cancelled."""
+
+
 @dataclass(frozen=True, slots=True)
 class JobService:
     """Jobs of one node.
@@ -28,6 +32,7 @@ class JobService:
         wake: tells the dispatcher that a job waits.
         forward_cancel: tells the worker of a running job to drop it.
         note_refused_write: told when the store could not write.
+        stopping: set when open connections must have their answer now.
     """
 
     store: Store
@@ -36,6 +41,7 @@ class JobService:
     wake: Callable[[], None]
     forward_cancel: Callable[[str], None]
     note_refused_write: Callable[[], None]
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     def submit(self, new: NewJob, max_queued: int | None = None) -> Job:
         """Store a job durably and wake the dispatcher. Any thread.
@@ -85,18 +91,30 @@ class JobService:
     async def run(self, new: NewJob, max_queued: int | None = None) -> Outcome:
         """Submit a job that belongs to one open connection and wait for its end. Cancelling this cancels the job.
 
-        Raises: QueueFullError, StoreError from the submit; JobLostError if the row is gone.
+        Raises: QueueFullError, StoreError from the submit; JobLostError if the row is gone; ServerStoppingError.
         """
         submitted = asyncio.ensure_future(asyncio.to_thread(self.submit, new, max_queued))
         try:
             await asyncio.shield(submitted)
-            job = await self.wait_finished(new.id)
-        except asyncio.CancelledError:
+            job = await self._wait_unless_stopping(new.id)
+        except (asyncio.CancelledError, ServerStoppingError):
             await asyncio.shield(self._take_back(new.id, submitted))
             raise
         if job is None or job.outcome is None:
             raise JobLostError(new.id)
         return job.outcome
+
+    async def _wait_unless_stopping(self, job_id: str) -> Job | None:
+        """The row once it has ended. Raises: ServerStoppingError."""
+        end, stop = asyncio.ensure_future(self.wait_finished(job_id)), asyncio.ensure_future(self.stopping.wait())
+        try:
+            await asyncio.wait((end, stop), return_when=asyncio.FIRST_COMPLETED)
+            if not end.done():
+                raise ServerStoppingError(job_id)
+            return end.result()
+        finally:
+            end.cancel()
+            stop.cancel()
 
     async def _take_back(self, job_id: str, submitted: asyncio.Future[Job]) -> None:
         """Cancel a job whose submit may still be under way: a cancel before it is stored would find nothing."""

@@ -6,6 +6,7 @@ import base64
 import hashlib
 from pathlib import Path
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -15,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from server.files.private import write_private
+from server.files.private import DamagedSecretError, secret
 
 USER_ID = "fluxserve"
 
@@ -28,14 +29,17 @@ class Signer:
 
     @classmethod
     def of(cls, data_dir: Path) -> Signer:
-        """With the key that lies in the data folder, made on first use, readable by its owner alone."""
+        """With the key that lies in the data folder, made on first use. Raises: DamagedSecretError, OSError."""
         path = data_dir / "webhook-key.pem"
-        if not path.exists():
-            data_dir.mkdir(parents=True, exist_ok=True)
-            fresh = Ed25519PrivateKey.generate()
-            write_private(path, fresh.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-        key = load_pem_private_key(path.read_bytes(), None)
-        assert isinstance(key, Ed25519PrivateKey)
+        try:
+            key = load_pem_private_key(secret(path, _fresh_key), None)
+        except (ValueError, TypeError, UnsupportedAlgorithm):
+            key = None
+        if not isinstance(key, Ed25519PrivateKey):
+            raise DamagedSecretError(
+                f"{path} is damaged (no Ed25519 key in it): put it back from a backup, or delete it; receivers of "
+                "webhooks must then fetch the new public key"
+            )
         return cls(key)
 
     def headers(self, request_id: str, body: bytes, now: float) -> dict[str, str]:
@@ -55,3 +59,7 @@ class Signer:
         x = base64.urlsafe_b64encode(raw).decode()
         key_id = hashlib.sha256(raw).hexdigest()[:16]
         return {"keys": [{"kty": "OKP", "crv": "Ed25519", "use": "sig", "alg": "EdDSA", "kid": key_id, "x": x}]}
+
+
+def _fresh_key() -> bytes:
+    return Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import re
 import signal
@@ -66,7 +67,7 @@ def test_the_line_it_offers_for_a_first_picture_works_as_it_stands(server: Serve
     assert httpx.get(image["url"]).headers["content-type"] == "image/jpeg"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_it_cleanly(tiny: Server, number: signal.Signals) -> None:
     tiny.start().wait_ready()
     workers = tiny.worker_pids()
@@ -109,6 +110,51 @@ def test_a_stop_that_reaches_every_process_is_a_drain_too(tiny: Server) -> None:
         assert tiny.stop() == 0
         assert answer.result().status_code == 200
     assert tiny.output.count("is ready:") == 1
+
+
+def test_a_run_that_takes_too_long_for_a_stop_is_told_so_as_fal_would(tiny: Server) -> None:
+    tiny.start().wait_ready()
+    endless = TINY | {"num_inference_steps": 50, "image_size": {"width": 1024, "height": 1024}}
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(httpx.post, f"{tiny.url}/run/fal-ai/flux/dev", json=endless, timeout=60)
+        until(lambda: tiny.health()["queue"]["running"] == 1)
+        assert tiny.stop() == 0
+    told = answer.result()
+    assert (told.status_code, told.headers["x-fal-retryable"]) == (503, "true")
+    assert told.json() == {"detail": "The server is stopping", "error_type": "runner_disconnected"}
+    assert "Traceback" not in tiny.output
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_readers_of_the_output_that_stall_or_leave_do_no_harm(tmp_path: Path, stream: str) -> None:
+    command = [
+        *COMMAND,
+        "serve",
+        "--port",
+        "0",
+        "--tls-port",
+        "0",
+        "--data-dir",
+        str(tmp_path),
+        "--model",
+        "random:tiny",
+    ]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL} | {stream: subprocess.PIPE}
+    process = subprocess.Popen(command, env=clean_environment(), **quiet)  # type: ignore[call-overload]
+    pipe = getattr(process, stream)
+    fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 4096)
+    until(lambda: running.read(tmp_path) is not None)
+    note = running.read(tmp_path)
+    assert note is not None
+    until(lambda: httpx.get(f"{note.url}/readyz").status_code == 200)
+    for _ in range(60):  # two lines each, and nobody reads
+        httpx.post(f"{note.url}/queue/fal-ai/flux/dev", json=TINY).raise_for_status()
+    assert httpx.get(f"{note.url}/livez", timeout=5).status_code == 200
+    pipe.close()
+    httpx.post(f"{note.url}/run/fal-ai/flux/dev", json=TINY, timeout=60).raise_for_status()
+    assert running.read(tmp_path) is not None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
 
 
 def test_an_answer_under_way_still_arrives_after_the_signal(tiny: Server) -> None:

@@ -19,6 +19,7 @@ from models.arguments import UnknownModelError
 from models.registry import REGISTRY
 from server.api.served import Served
 from server.files import picture_pool
+from server.jobs.service import ServerStoppingError
 from server.jobs.store.base import CancelOutcome, JobStatus, QueueFullError, StoreError
 from server.node import Node
 from server.settings import Settings
@@ -246,6 +247,42 @@ def test_a_restart_takes_up_what_was_left(tmp_path: Path) -> None:
             return [(await ended(node, job_id)).status for job_id in (claimed, waiting, run)]
 
     assert asyncio.run(main()) == [JobStatus.COMPLETED, JobStatus.COMPLETED, JobStatus.CANCELLED]
+
+
+def test_a_second_signal_ends_a_drain(tmp_path: Path) -> None:
+    async def main() -> JobStatus | None:
+        async with running(tmp_path) as node:
+            job_id = submit(node, params={"num_inference_steps": 1_000_000})
+            await until(lambda: node.live.progress(job_id) is not None)
+            node.announce_stop()
+            assert (node.ready, node.health()["state"]) == (False, "stopping")
+            stopping = asyncio.create_task(node.stop(drain_s=1e6))
+            await asyncio.sleep(0.1)
+            assert not stopping.done()
+            node.announce_stop(is_forced=True)
+            await stopping
+        node = make_node(tmp_path)
+        job = node.store.get(job_id)
+        node.store.close()
+        return job.status if job else None
+
+    assert asyncio.run(main()) is JobStatus.QUEUED
+
+
+def test_a_run_on_an_open_connection_is_told_of_a_stop_and_cancelled(tmp_path: Path) -> None:
+    async def main() -> JobStatus | None:
+        async with running(tmp_path) as node:
+            new = new_job(is_ephemeral=True)
+            run = asyncio.create_task(node.jobs.run(new))
+            await until(lambda: node.store.get(new.id) is not None)
+            node.announce_stop(is_forced=True)
+            with pytest.raises(ServerStoppingError):
+                await run
+            await node.jobs.wait_finished(new.id, 10)
+            job = node.store.get(new.id)
+            return job.status if job else None
+
+    assert asyncio.run(main()) is JobStatus.CANCELLED
 
 
 def test_a_request_whose_model_is_not_served_any_more_is_kept_and_says_so(tmp_path: Path) -> None:

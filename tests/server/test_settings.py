@@ -45,6 +45,40 @@ def test_lists_in_the_environment_are_comma_separated(monkeypatch: pytest.Monkey
     assert settings.allow_private_cidrs == ("10.0.0.0/8",)
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("FLUXSERVE_API_KEY", "FLUXSERVE_API_KEYS"),
+        ("FLUXSERVE_MODEL", "FLUXSERVE_MODELS"),
+        ("fluxserve_allow_private_cidr", "FLUXSERVE_ALLOW_PRIVATE_CIDRS"),
+        ("FLUXSERVE_PROT", "FLUXSERVE_PORT"),
+        ("FLUXSERVE_XYZZY", None),
+    ],
+)
+def test_an_unknown_variable_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, meant: str | None) -> None:
+    """The flag's own name instead of the setting's would else start a server without a key."""
+    monkeypatch.setenv(name, "id:secret")
+    with pytest.raises(SettingsError) as caught:
+        load({})
+    assert str(caught.value) == f"{name} is not a setting" + (f"; did you mean {meant}?" if meant else "")
+
+
+def test_what_kubernetes_says_of_a_service_with_our_name_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, port in (("FLUXSERVE", "8000"), ("FLUXSERVE_TLS", "8443"), ("FLUXSERVE_TEAM_A", "80")):
+        monkeypatch.setenv(f"{name}_SERVICE_HOST", "10.0.0.1")
+        monkeypatch.setenv(f"{name}_SERVICE_PORT", port)
+        monkeypatch.setenv(f"{name}_SERVICE_PORT_HTTP_MAIN", port)
+        monkeypatch.setenv(f"{name}_PORT", f"tcp://10.0.0.1:{port}")
+        monkeypatch.setenv(f"{name}_PORT_{port}_TCP", f"tcp://10.0.0.1:{port}")
+        monkeypatch.setenv(f"{name}_PORT_{port}_TCP_PROTO", "tcp")
+        monkeypatch.setenv(f"{name}_PORT_{port}_TCP_PORT", port)
+        monkeypatch.setenv(f"{name}_PORT_{port}_TCP_ADDR", "10.0.0.1")
+    settings = load({})
+    assert (settings.port, settings.tls_port) == (8000, 8443)
+    monkeypatch.setenv("FLUXSERVE_PORT", "9000")
+    assert load({}).port == 9000
+
+
 def test_key_file_holds_one_key_a_line(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("# production\nid:secret\n\nother:key\n")

@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from pipelines.protocol.frames import Progress
 from server.api import endpoints, wire
 from server.api.body import read_object
+from server.api.errors import to_wire
 from server.api.served import Served
 from server.api.submission import new_job, read_options
 from server.files.outputs import preview_image
@@ -25,7 +26,7 @@ from server.gateway.areas import Target
 from server.http.errors import WireError
 from server.http.responses import ascii_json, json_response, wrong_method
 from server.http.streams import event, send_events, while_connected
-from server.jobs.service import JobService
+from server.jobs.service import JobService, ServerStoppingError
 from server.jobs.store.base import NewJob, Outcome
 
 STREAM = "stream"
@@ -74,7 +75,7 @@ class RunArea:
                 async for step in steps:
                     yield event(ascii_json(step))
                     has_begun = True
-            yield event(ascii_json(_last_event(target, await end, has_begun)))
+            yield event(ascii_json(await _last_event(target, end, has_begun)))
         finally:
             end.cancel()
             await asyncio.gather(end, return_exceptions=True)
@@ -109,9 +110,13 @@ class RunArea:
         }
 
 
-def _last_event(target: Target, outcome: Outcome, has_begun: bool) -> dict[str, Any]:
+async def _last_event(target: Target, end: asyncio.Future[Outcome], has_begun: bool) -> dict[str, Any]:
     """The output, or the error object; an error before any event is raised, so that it gets its status."""
-    status, body, headers = wire.result(outcome, target.origin)
+    try:
+        status, body, headers = wire.result(await end, target.origin)
+    except ServerStoppingError as exc:
+        error = to_wire(exc)
+        status, body, headers = error.status, error.body, error.headers
     if status != 200 and not has_begun:
         raise WireError(status, body, headers)
     return body

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
+from server.files.private import DamagedSecretError
 from server.gateway.tokens import Tokens
 
 
@@ -30,3 +33,14 @@ def test_other_tokens_are_refused(tmp_path: Path) -> None:
     assert tokens.read("cdn", token[:-4] + "AAAA") is None
     for nonsense in ("", "x", "a.b.c", "é.b.c"):
         assert tokens.read("cdn", nonsense) is None
+
+
+@pytest.mark.parametrize("damaged", [b"", b"x", bytes(31), bytes(33)])
+def test_a_secret_that_was_cut_short_is_refused_and_stays_as_it_is(tmp_path: Path, damaged: bytes) -> None:
+    """With one byte left, a forged token took 256 guesses."""
+    Tokens.of(tmp_path)
+    path = tmp_path / "token-secret"
+    path.write_bytes(damaged)
+    with pytest.raises(DamagedSecretError, match=r"token-secret is damaged .* put it back from a backup"):
+        Tokens.of(tmp_path)
+    assert path.read_bytes() == damaged
