@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from models.accelerator import Accelerator, Marker
@@ -184,7 +185,8 @@ class Engine:
         for row in plan:
             for launched in (row.request.admission, row.pending):
                 if launched is not None:
-                    launched.wait()
+                    with suppress(Exception):  # raised again, and answered, where the result is taken
+                        launched.wait()
         return [row for row in plan if self._is_ready(row)]
 
     def _start(self, request: Request) -> None:
