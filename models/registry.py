@@ -61,6 +61,11 @@ class ModelSpec:
         """Whether it can draw by itself."""
         return self.variant not in AUXILIARIES
 
+    @property
+    def is_embedded(self) -> bool:
+        """Whether it is one of the small checkpoints in this repository."""
+        return Path(self.source).parent == _HERE / "shapes"
+
 
 def _sibling(variant: Variant, summary: str, folder: str = "") -> ModelSpec:
     """A checkpoint of the embedded model's family."""

@@ -15,7 +15,6 @@ from starlette.types import Receive, Scope, Send
 
 from server.api import catalogue, wire
 from server.api.errors import to_wire
-from server.api.served import Served
 from server.files.uploads import Uploads
 from server.gateway.areas import Area
 from server.gateway.gateway import Gateway
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
 
 def create_app(node: Node) -> Gateway:
     """An ASGI app that serves `node` and owns its life: the lifespan starts and stops it."""
-    served = Served(node.specs)
     metrics = Metrics(node.store.counts, lambda: node.health())
     keys = KeyRing(node.settings.api_keys)
     tokens = Tokens.of(node.settings.data_dir)
@@ -65,8 +63,8 @@ def create_app(node: Node) -> Gateway:
         redirect_slashes=False,
         lifespan=_lifespan(node, signer, mcp),
     )
-    pages.include_router(system_router(lambda: node.health(), served, metrics, VERSION, not keys.is_open))
-    pages.include_router(openai_router(node.jobs, served))
+    pages.include_router(system_router(lambda: node.health(), node.served, metrics, VERSION, not keys.is_open))
+    pages.include_router(openai_router(node.jobs, node.served))
     pages.router.routes.append(Route("/mcp", mcp))
     for kind in (WireError, Exception):
         pages.add_exception_handler(kind, _error)
@@ -74,12 +72,12 @@ def create_app(node: Node) -> Gateway:
     gateway = Gateway(
         pages,
         areas={
-            Area.RUN: RunArea(node.jobs, served),
-            Area.QUEUE: QueueArea(node.jobs, served),
+            Area.RUN: RunArea(node.jobs, node.served),
+            Area.QUEUE: QueueArea(node.jobs, node.served),
             Area.REST: RestArea(tokens, signer),
             Area.CDN: FilesArea(node.objects, UploadArea(uploads, tokens, keys), keys),
         },
-        realtime=RealtimeArea(node.jobs, served, guard),
+        realtime=RealtimeArea(node.jobs, node.served, guard),
         guard=guard,
         public_url=node.settings.public_url,
         observe=metrics.observe,

@@ -12,16 +12,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from models.arguments import resolve_all
-from models.registry import ModelSpec
 from server.api import wire
+from server.api.preparation import Preparation
 from server.api.schemas.sizes import PRESETS
+from server.api.served import Served
+from server.api.submission import input_fault
+from server.files.adapter_store import AdapterStore
+from server.files.adapters import Adapters
 from server.files.disk import Disk
+from server.files.inputs import Inputs
 from server.files.objects import Objects
 from server.files.outputs import Outputs
 from server.files.private import private_folder
+from server.http.outgoing import Network, parse_networks
 from server.jobs.completion import Completion
 from server.jobs.dispatcher import Dispatcher
 from server.jobs.live import LiveJobs
+from server.jobs.preparation import Preparations
 from server.jobs.service import JobService
 from server.jobs.store.base import JobStatus, Store, StoreError
 from server.jobs.store.clock import SteadyClock
@@ -39,6 +46,8 @@ ANSWER_S = 8.0
 TAKE_UP_S = 1.0
 FILE_MARGIN_S = 3600.0
 """Files outlive the row that names them by this much, so that no result ever names a missing file."""
+ADAPTERS = "adapters"
+"""Folder of the LoRAs of requests, below the data folder."""
 REQUEST_THREADS = 32
 """Submits that may wait for the disk at once; they share commits."""
 
@@ -48,10 +57,12 @@ class Node:
     """What the routes use. Made by `from_settings`; lives between `start` and `stop` on one event loop."""
 
     settings: Settings
-    specs: tuple[ModelSpec, ...]
+    served: Served
     store: Store
     live: LiveJobs
     objects: Objects
+    inputs: Inputs
+    adapters: Adapters
     outputs: Outputs
     completion: Completion
     dispatcher: Dispatcher
@@ -78,17 +89,26 @@ class Node:
         live = LiveJobs()
         objects = Objects(settings.data_dir / "files", clock)
         outputs = Outputs(objects, ttl_s=settings.retention_s + FILE_MARGIN_S)
-        completion = Completion(store, live, outputs, wire.result_body, embed_parameters=settings.embed_parameters)
-        dispatcher = Dispatcher(store, live, completion)
+        completion = Completion(
+            store, live, outputs, wire.result_body, input_fault, embed_parameters=settings.embed_parameters
+        )
+        served = Served(specs)
+        allowed = parse_networks(settings.allow_private_cidrs)
+        inputs = Inputs(objects, outputs.pool, allowed)
+        adapters = _adapters(settings, objects, allowed)
+        preparation = Preparation(served, inputs, adapters, live)
+        dispatcher = Dispatcher(store, live, completion, Preparations(preparation))
         # Random, so that a claim of an earlier life of this node is never taken for one of ours.
         workers = Workers(secrets.token_hex(4), names, _worker_options(settings, worker_command), dispatcher)
         disk = Disk(settings.data_dir)
         return cls(
             settings,
-            specs,
+            served,
             store,
             live,
             objects,
+            inputs,
+            adapters,
             outputs,
             completion,
             dispatcher,
@@ -125,7 +145,7 @@ class Node:
 
     def _tell_who_waits_in_vain(self) -> None:
         """Requests of an earlier life whose model is not served now: they are kept, and say what they wait for."""
-        waiting = self.store.waiting_for_others(frozenset(spec.name for spec in self.specs))
+        waiting = self.store.waiting_for_others(frozenset(spec.name for spec in self.served.all))
         self._unserved = dict(Counter(waiting.values()))
         for model, number in self._unserved.items():
             logger.warning("%d requests wait for %s, which is not served now; serve it with --model", number, model)
@@ -156,6 +176,8 @@ class Node:
         await self.upkeep.stop()
         await self.workers.stop()
         await self.dispatcher.close()
+        await self.inputs.aclose()
+        await self.adapters.aclose()
         self.completion.close()
         self.outputs.close()
         self.store.close()
@@ -197,6 +219,18 @@ class Node:
         return "loading" if any(worker.state is WorkerState.LOADING for worker in self.workers) else "starting"
 
 
+def _adapters(settings: Settings, objects: Objects, allowed: Sequence[Network]) -> Adapters:
+    store = AdapterStore(settings.data_dir / ADAPTERS, int(settings.adapter_store_gb * 1e9))
+    return Adapters(
+        store,
+        objects,
+        settings.adapter_dir,
+        settings.adapter_hub,
+        settings.max_adapter_mb << 20,
+        allowed,
+    )
+
+
 def _worker_options(settings: Settings, command: Sequence[str]) -> WorkerOptions:
     return WorkerOptions(
         models=settings.models,
@@ -209,7 +243,7 @@ def _worker_options(settings: Settings, command: Sequence[str]) -> WorkerOptions
         hang_s=settings.hang_s,
         warmup=settings.warmup,
         warmup_sizes=tuple(PRESETS.values()),
-        adapters=settings.data_dir / "adapters",
+        adapters=settings.data_dir / ADAPTERS,
         cache_dir=settings.data_dir / "cache",
         command=tuple(command),
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 from models.accelerator import Accelerator, Marker
@@ -185,8 +184,7 @@ class Engine:
         for row in plan:
             for launched in (row.request.admission, row.pending):
                 if launched is not None:
-                    with suppress(Exception):  # raised again, and answered, where the result is taken
-                        launched.wait()
+                    launched.wait()
         return [row for row in plan if self._is_ready(row)]
 
     def _start(self, request: Request) -> None:

@@ -83,6 +83,11 @@ class ModelPool:
         self._float8: dict[str, CheckpointRunner] = {}
 
     @property
+    def on_demand(self) -> list[str]:
+        """Names of the checkpoints that draw and are loaded by the first request for them."""
+        return [name for name, spec in self._on_demand.items() if spec.draws]
+
+    @property
     def loaded(self) -> list[str]:
         """Names of the checkpoints in memory that draw, least recently used first."""
         return list(self._runners)
@@ -194,14 +199,9 @@ class ModelPool:
         memory = self._accelerator.memory()
         return memory["used"] + copy <= _FILL * memory["total"]
 
-    @property
-    def adapter_bytes(self) -> int:
-        """Of all adapters held."""
-        return self._adapters.nbytes
-
     def weights(self) -> int:
         """Bytes of all weights held, adapters too, shared parts counted once."""
-        return weight_bytes(*self._modules()) + self.adapter_bytes
+        return weight_bytes(*self._modules()) + self._adapters.nbytes
 
     def _modules(self) -> Iterator[nn.Module]:
         for held in (*self._held.values(), *self._float8.values()):

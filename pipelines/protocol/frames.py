@@ -71,11 +71,12 @@ class Loading:
 class Ready:
     """The worker takes requests. `models`: one dict a checkpoint with at least `name`, `family`,
     `has_safety_checker`, `guidance_embeds`, `size_multiple`, `dtype`, `load_s`, and `acceleration`: what each level
-    does here, in words."""
+    does here, in words. `on_demand`: names of those that the first request for them loads."""
 
     device: str
     device_name: str
     models: list[dict[str, Any]]
+    on_demand: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,7 +84,7 @@ def serve(link: Link, pool: ModelPool, accelerator: Accelerator, warm_up_model: 
     # A model that was unloaded again is warmed up by its first request: loading it now would unload others.
     for name in pool.loaded:
         warm_up_model(name, engine)
-    link.send(Ready(str(accelerator.device), accelerator.name, models))
+    link.send(Ready(str(accelerator.device), accelerator.name, models, pool.on_demand))
     poll_s = HEARTBEAT_S if accelerator.notifies else POLL_S
     last_beat, pause_s = 0.0, 0.0
     while True:
@@ -105,8 +105,7 @@ def serve(link: Link, pool: ModelPool, accelerator: Accelerator, warm_up_model: 
         if now - last_beat >= HEARTBEAT_S:
             last_beat = now
             load_ms = engine.scheduler.load_ms
-            memory = accelerator.memory() | {"adapters": pool.adapter_bytes}
-            link.send(Heartbeat(engine.steps, engine.running, engine.waiting, load_ms, memory))
+            link.send(Heartbeat(engine.steps, engine.running, engine.waiting, load_ms, accelerator.memory()))
 
 
 def _describe(pool: ModelPool, name: str) -> dict[str, Any]:

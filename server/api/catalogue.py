@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
-from models.registry import ModelSpec
 from server.api.endpoints import ENDPOINTS, Endpoint
 from server.api.paths import app_root
 from server.api.schemas import answers
+from server.api.served import NotServedError, Served
 
-ModelFor = Callable[[tuple[str, ...]], ModelSpec]
 _SCHEMAS = "#/components/schemas/"
 
 
-def model_list(rows: Iterable[Endpoint], model_for: ModelFor) -> dict[str, Any]:
+def model_list(rows: Iterable[Endpoint], served: Served) -> dict[str, Any]:
     """The endpoints in fal's shape (`models`) and OpenAI's (`data`) at once; `served_by` names the checkpoint."""
     listed = list(rows)
     return {
         "object": "list",
         "data": [{"id": row.id, "object": "model", "created": 0, "owned_by": row.id.split("/")[0]} for row in listed],
-        "models": [_entry(row, model_for(row.variants)) for row in listed],
+        "models": [_entry(row, served) for row in listed],
         "next_cursor": None,
         "has_more": False,
     }
 
 
-def _entry(row: Endpoint, spec: ModelSpec) -> dict[str, Any]:
-    metadata = {
-        "display_name": row.summary,
-        "category": "text-to-image",
+def _entry(row: Endpoint, served: Served) -> dict[str, Any]:
+    metadata: dict[str, Any] = {"display_name": row.summary, "category": row.category}
+    try:
+        spec = served.model_for(row.variants)
+        beside = None if row.beside is None else served.beside(spec, row.beside).name
+    except NotServedError as exc:
+        reason = str(exc.body["detail"])
+        return {"endpoint_id": row.id, "metadata": metadata | {"status": "unavailable", "reason": reason}}
+    metadata |= {
         "status": "active",
         "served_by": spec.name,
+        "with": beside,
         "is_substitute": row.variants[0] != spec.variant or row.id.startswith("fal-ai/flux-pro"),
         "licence": spec.licence,
     }

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from models.registry import Variant
 from server.api.paths import app_root, endpoint_id
-from server.api.schemas import flux
+from server.api.schemas import control, fill, general, image_to_image, kontext, redux, text_to_image, ultra
+from server.api.schemas.base import Input
+from server.api.unserved import UNSERVED
 from server.http.errors import PlainError
 
 _DEV: tuple[Variant, ...] = ("dev", "srpo", "krea", "schnell")
 _KREA: tuple[Variant, ...] = ("krea", "dev", "srpo", "schnell")
 _SRPO: tuple[Variant, ...] = ("srpo", "dev", "krea", "schnell")
 _SCHNELL: tuple[Variant, ...] = ("schnell", "dev", "srpo", "krea")
+_FILL: tuple[Variant, ...] = ("fill",)
+_CANNY: tuple[Variant, ...] = ("canny",)
+_DEPTH: tuple[Variant, ...] = ("depth",)
+_KONTEXT: tuple[Variant, ...] = ("kontext",)
+_KONTEXT_TEXT: tuple[Variant, ...] = (*_DEV, "kontext")
+
+Category = Literal["text-to-image", "image-to-image", "inpainting", "control", "image-editing"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,50 +32,186 @@ class Endpoint:
     Args:
         id: full endpoint id as fal spells it.
         schema: what its input must be.
-        variants: checkpoints that may serve it, best first; a substitute is named in `/v1/models`.
+        variants: checkpoints that may serve it, best first; a substitute is named in `/v1/models`. All of them can
+            do what the endpoint asks for: nothing else ever answers.
         summary: one line for the catalogue.
+        category: fal's.
+        beside: a checkpoint that every request needs besides.
     """
 
     id: str
-    schema: type[flux.TextToImage]
+    schema: type[Input]
     variants: tuple[Variant, ...]
     summary: str
+    category: Category = "text-to-image"
+    beside: Variant | None = None
 
 
-_ROWS = (
-    Endpoint("fal-ai/flux-pro", flux.FluxPro, _DEV, "FLUX.1 [pro], answered by open weights"),
-    Endpoint("fal-ai/flux-pro/new", flux.FluxPro, _DEV, "FLUX.1 [pro], newer revision, answered by open weights"),
-    Endpoint("fal-ai/flux-pro/v1.1", flux.FluxProPlus, _DEV, "FLUX1.1 [pro], answered by open weights"),
-    Endpoint("fal-ai/flux-pro/v1.1-ultra", flux.FluxProUltra, _DEV, "FLUX1.1 [pro] ultra: about 4 megapixels"),
-    Endpoint("fal-ai/flux-pro/kontext/text-to-image", flux.KontextText, _DEV, "Kontext [pro] without a picture"),
-    Endpoint("fal-ai/flux-pro/kontext/max/text-to-image", flux.KontextText, _DEV, "Kontext [max] without a picture"),
-    Endpoint("fal-ai/flux/dev", flux.FluxDev, _DEV, "FLUX.1 [dev]"),
-    Endpoint("fal-ai/flux/schnell", flux.FluxSchnell, _SCHNELL, "FLUX.1 [schnell]: 1 to 12 steps"),
-    Endpoint("fal-ai/flux/krea", flux.FluxKrea, _KREA, "FLUX.1 Krea [dev]"),
-    Endpoint("fal-ai/flux/srpo", flux.FluxKrea, _SRPO, "FLUX.1 SRPO [dev]"),
-    Endpoint("fal-ai/flux-1/dev", flux.FluxDev, _DEV, "FLUX.1 [dev]"),
-    Endpoint("fal-ai/flux-1/schnell", flux.FluxSchnell, _SCHNELL, "FLUX.1 [schnell]: 1 to 12 steps"),
-    Endpoint("fal-ai/flux-1/krea", flux.FluxKrea, _KREA, "FLUX.1 Krea [dev]"),
-    Endpoint("fal-ai/flux-1/srpo", flux.FluxKrea, _SRPO, "FLUX.1 SRPO [dev]"),
-    Endpoint("fal-ai/flux-lora", flux.FluxLora, _DEV, "FLUX.1 [dev], adapters not supported yet"),
-    Endpoint("fal-ai/flux-krea-lora", flux.FluxLora, _KREA, "FLUX.1 Krea [dev], adapters not supported yet"),
-    Endpoint("fal-ai/flux-kontext-lora/text-to-image", flux.KontextLora, _DEV, "Kontext [dev] without a picture"),
+def _reworked(id_: str, schema: type[Input], variants: tuple[Variant, ...], name: str) -> Endpoint:
+    return Endpoint(id_, schema, variants, f"{name}: rework a picture", "image-to-image")
+
+
+def _varied(id_: str, schema: type[Input], variants: tuple[Variant, ...], name: str) -> Endpoint:
+    return Endpoint(id_, schema, variants, f"{name}: variations of a picture", "image-to-image", "redux")
+
+
+def _edited(id_: str, schema: type[Input], summary: str) -> Endpoint:
+    return Endpoint(id_, schema, _KONTEXT, summary, "image-editing")
+
+
+def _open(app: str) -> tuple[Endpoint, ...]:
+    """The endpoints of the open checkpoints, which fal has under two names."""
+    return (
+        Endpoint(f"{app}/dev", text_to_image.FluxDev, _DEV, "FLUX.1 [dev]"),
+        _reworked(f"{app}/dev/image-to-image", image_to_image.FluxDevImageToImage, _DEV, "FLUX.1 [dev]"),
+        _varied(f"{app}/dev/redux", redux.FluxDevRedux, _DEV, "FLUX.1 [dev]"),
+        Endpoint(f"{app}/schnell", text_to_image.FluxSchnell, _SCHNELL, "FLUX.1 [schnell]: 1 to 12 steps"),
+        _varied(f"{app}/schnell/redux", redux.FluxSchnellRedux, _SCHNELL, "FLUX.1 [schnell]"),
+        Endpoint(f"{app}/krea", text_to_image.FluxKrea, _KREA, "FLUX.1 Krea [dev]"),
+        _reworked(f"{app}/krea/image-to-image", image_to_image.FluxKreaImageToImage, _KREA, "FLUX.1 Krea [dev]"),
+        _varied(f"{app}/krea/redux", redux.FluxKreaRedux, _KREA, "FLUX.1 Krea [dev]"),
+        Endpoint(f"{app}/srpo", text_to_image.FluxKrea, _SRPO, "FLUX.1 SRPO [dev]"),
+        _reworked(f"{app}/srpo/image-to-image", image_to_image.FluxKreaImageToImage, _SRPO, "FLUX.1 SRPO [dev]"),
+    )
+
+
+_PRO = (
+    Endpoint("fal-ai/flux-pro", text_to_image.FluxPro, _DEV, "FLUX.1 [pro], answered by open weights"),
+    Endpoint("fal-ai/flux-pro/new", text_to_image.FluxPro, _DEV, "FLUX.1 [pro], newer, answered by open weights"),
+    Endpoint("fal-ai/flux-pro/v1.1", text_to_image.FluxProPlus, _DEV, "FLUX1.1 [pro], answered by open weights"),
+    Endpoint("fal-ai/flux-pro/v1.1-ultra", ultra.FluxProUltra, _DEV, "FLUX1.1 [pro] ultra: about 4 megapixels"),
+    _varied("fal-ai/flux-pro/v1/redux", redux.FluxProRedux, _DEV, "FLUX.1 [pro]"),
+    _varied("fal-ai/flux-pro/v1.1/redux", redux.FluxProRedux, _DEV, "FLUX1.1 [pro]"),
+    _varied("fal-ai/flux-pro/v1.1-ultra/redux", ultra.FluxProUltraRedux, _DEV, "FLUX1.1 [pro] ultra"),
+    Endpoint("fal-ai/flux-pro/v1/fill", fill.FluxProFill, _FILL, "Repaint what a mask covers", "inpainting"),
+    Endpoint("fal-ai/flux-pro/v1/erase", fill.FluxProErase, _FILL, "Remove what a mask covers", "inpainting"),
+    Endpoint("fal-ai/flux-pro/v1/canny", control.FluxProCanny, _CANNY, "Follow the edges of a picture", "control"),
+    Endpoint("fal-ai/flux-pro/v1/depth", control.FluxProDepth, _DEPTH, "Follow the depth of a picture", "control"),
+    _edited("fal-ai/flux-pro/kontext", kontext.KontextProEdit, "Edit a picture by instruction"),
+    _edited("fal-ai/flux-pro/kontext/max", kontext.KontextProEdit, "Edit a picture by instruction"),
+    _edited("fal-ai/flux-pro/kontext/multi", kontext.KontextProMulti, "Compose from several pictures"),
+    _edited("fal-ai/flux-pro/kontext/max/multi", kontext.KontextProMulti, "Compose from several pictures"),
+    Endpoint(
+        "fal-ai/flux-pro/kontext/text-to-image", kontext.KontextText, _KONTEXT_TEXT, "Kontext [pro] without a picture"
+    ),
+    Endpoint(
+        "fal-ai/flux-pro/kontext/max/text-to-image",
+        kontext.KontextText,
+        _KONTEXT_TEXT,
+        "Kontext [max] without a picture",
+    ),
 )
 
+
+def _adapted(app: str, variants: tuple[Variant, ...], name: str) -> tuple[Endpoint, ...]:
+    """The endpoints of a checkpoint with LoRAs."""
+    return (
+        Endpoint(app, text_to_image.FluxLora, variants, f"{name} with LoRAs"),
+        _reworked(f"{app}/image-to-image", image_to_image.FluxLoraImageToImage, variants, f"{name} with LoRAs"),
+        Endpoint(
+            f"{app}/inpainting",
+            image_to_image.FluxLoraInpainting,
+            variants,
+            f"{name} with LoRAs: repaint what a mask covers",
+            "inpainting",
+        ),
+    )
+
+
+_LORA = (
+    *_adapted("fal-ai/flux-lora", _DEV, "FLUX.1 [dev]"),
+    *_adapted("fal-ai/flux-krea-lora", _KREA, "FLUX.1 Krea [dev]"),
+    Endpoint("fal-ai/flux-lora-canny", control.FluxLoraCanny, _CANNY, "Follow edges, with LoRAs", "control"),
+    Endpoint("fal-ai/flux-lora-depth", control.FluxLoraDepth, _DEPTH, "Follow depth, with LoRAs", "control"),
+    Endpoint("fal-ai/flux-lora-fill", fill.FluxLoraFill, _FILL, "Repaint with LoRAs", "inpainting"),
+    Endpoint("fal-ai/flux-control-lora-canny", control.FluxControlLoraCanny, _CANNY, "Follow edges", "control"),
+    Endpoint(
+        "fal-ai/flux-control-lora-canny/image-to-image",
+        control.FluxControlLoraCannyImageToImage,
+        _CANNY,
+        "Rework a picture along edges",
+        "control",
+    ),
+    Endpoint("fal-ai/flux-control-lora-depth", control.FluxControlLoraDepth, _DEPTH, "Follow depth", "control"),
+    Endpoint(
+        "fal-ai/flux-control-lora-depth/image-to-image",
+        control.FluxControlLoraDepthImageToImage,
+        _DEPTH,
+        "Rework a picture along depth",
+        "control",
+    ),
+)
+
+_GENERAL = (
+    Endpoint("fal-ai/flux-general", general.FluxGeneral, _DEV, "FLUX.1 [dev] with LoRAs and ControlNets"),
+    _reworked("fal-ai/flux-general/image-to-image", general.FluxGeneralImageToImage, _DEV, "The same"),
+    Endpoint(
+        "fal-ai/flux-general/inpainting",
+        general.FluxGeneralInpainting,
+        _DEV,
+        "The same: repaint what a mask covers",
+        "inpainting",
+    ),
+    Endpoint(
+        "fal-ai/flux-general/differential-diffusion",
+        general.FluxGeneralDifferentialDiffusion,
+        _DEV,
+        "The same: change a picture as a map says",
+        "image-to-image",
+    ),
+    Endpoint(
+        "fal-ai/flux-differential-diffusion",
+        image_to_image.FluxDifferentialDiffusion,
+        _DEV,
+        "FLUX.1 [dev]: change a picture as a map says",
+        "image-to-image",
+    ),
+)
+
+_KONTEXT_ROWS = (
+    _edited("fal-ai/flux-kontext/dev", kontext.KontextDev, "FLUX.1 Kontext [dev]: edit a picture by instruction"),
+    _edited("fal-ai/flux-kontext-lora", kontext.KontextLora, "Kontext [dev] with LoRAs"),
+    Endpoint(
+        "fal-ai/flux-kontext-lora/text-to-image",
+        kontext.KontextLoraText,
+        _KONTEXT_TEXT,
+        "Kontext [dev] with LoRAs, without a picture",
+    ),
+    Endpoint(
+        "fal-ai/flux-kontext-lora/inpaint",
+        kontext.KontextLoraInpaint,
+        _KONTEXT,
+        "Kontext [dev] with LoRAs: repaint after another picture",
+        "inpainting",
+    ),
+    Endpoint(
+        "fal-ai/flux-kontext-lora/image-to-image",
+        kontext.KontextLoraImageToImage,
+        _KONTEXT,
+        "Kontext [dev] with LoRAs: rework a picture",
+        "image-to-image",
+    ),
+)
+
+_ROWS = (*_PRO, *_open("fal-ai/flux"), *_open("fal-ai/flux-1"), *_LORA, *_GENERAL, *_KONTEXT_ROWS)
+
 ENDPOINTS: dict[str, Endpoint] = {row.id: row for row in _ROWS}
-_ROOTS = frozenset(app_root(row.id) for row in _ROWS)
+_ROOTS = frozenset(app_root(name) for name in (*ENDPOINTS, *UNSERVED))
 
 
 def find(path: str) -> tuple[Endpoint, str]:
     """The endpoint of a run or submit path and the app's own sub-route below it (`""`, `"stream"`, ...).
 
-    The longest registered id wins. Raises: PlainError 404 with a sentence, for an unknown app or path.
+    The longest registered id wins. Raises: PlainError 404 with a sentence, for an unknown app or path, and for an
+    endpoint of fal's that is not served, with its reason.
     """
     name = endpoint_id(path)
     segments = name.split("/")
     for length in range(len(segments), 1, -1):
-        row = ENDPOINTS.get("/".join(segments[:length]))
-        if row is not None:
+        known = "/".join(segments[:length])
+        if known in UNSERVED:
+            raise PlainError(404, f"{known} is not served: {UNSERVED[known]}")
+        if (row := ENDPOINTS.get(known)) is not None:
             return row, "/".join(segments[length:])
     root = app_root(name)
     if root in _ROOTS:

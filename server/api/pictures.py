@@ -1,17 +1,32 @@
-"""A picture of an input, or the model error at the field that names it."""
+"""The pictures of an input, or the model errors at the fields that name them."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
-from server.api.errors import InputError, problem
+from server.api.errors import InputError, Problem, problem
+from server.api.schemas.needs import PictureNeed
 from server.files.decoding import Limits, PictureError, Pixels
 from server.files.inputs import ANY_SIZE, Inputs
 
+MAX_PIXELS = 1 << 28
+"""Of all pictures of one input together: they travel to the worker in one frame."""
 
-async def read_picture(inputs: Inputs, url: str, loc: Sequence[str | int], limits: Limits = ANY_SIZE) -> Pixels:
-    """The pixels behind an address; `loc` is the place of the address below the body. Raises: InputError."""
+
+async def read_pictures(inputs: Inputs, needs: Sequence[PictureNeed], limits: Limits = ANY_SIZE) -> list[Pixels]:
+    """The pixels behind the addresses, all read at once. Raises: InputError with one entry a picture at fault."""
+    share = MAX_PIXELS // max(1, len(needs))
+    bounded = replace(limits, max_area=min(limits.max_area, share))
+    read = await asyncio.gather(*(_read(inputs, need, bounded) for need in needs))
+    if problems := [each for each in read if isinstance(each, dict)]:
+        raise InputError(problems)
+    return [each for each in read if isinstance(each, Pixels)]
+
+
+async def _read(inputs: Inputs, need: PictureNeed, limits: Limits) -> Pixels | Problem:
     try:
-        return await inputs.read(url, limits)
+        return await inputs.read(need.url, limits, need.reading, need.grow)
     except PictureError as exc:
-        raise InputError([problem(loc, exc.message, exc.kind, exc.ctx, url)]) from exc
+        return problem(need.loc, exc.message, exc.kind, exc.ctx, need.url)

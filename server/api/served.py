@@ -1,19 +1,64 @@
-"""Which of the loaded checkpoints answers for an endpoint."""
+"""Which checkpoint answers for an endpoint, and which stand beside it: the one rule, for every caller.
+
+The best of the endpoint's variants that is served or there on demand answers; all its variants can do what it asks
+for, so nothing else ever does. What is missing is named by the flag that adds it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from models.registry import ModelSpec
+from models.registry import REGISTRY, ModelSpec, Variant, siblings
+from server.http.errors import PlainError
+
+
+class NotServedError(PlainError):
+    """No checkpoint here can do it; the answer is a 404 that names the flag to add."""
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """The checkpoints of one server, in the operator's order; at least one."""
+    """The checkpoints of one server: the operator's, in his order and at least one, and what they bring along."""
 
     specs: Sequence[ModelSpec]
+    on_demand: tuple[ModelSpec, ...] = field(init=False)
 
-    def model_for(self, variants: Sequence[str]) -> ModelSpec:
-        """The best by the order of `variants`, else the first."""
-        return next((spec for variant in variants for spec in self.specs if spec.variant == variant), self.specs[0])
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "on_demand", siblings(self.specs))
+
+    @property
+    def all(self) -> tuple[ModelSpec, ...]:
+        """Every checkpoint that a request may use."""
+        return (*self.specs, *self.on_demand)
+
+    def model_for(self, variants: Sequence[Variant]) -> ModelSpec:
+        """The checkpoint that draws, the best by the order of `variants`. Raises: NotServedError."""
+        for variant in variants:
+            for spec in self.all:
+                if spec.variant == variant:
+                    return spec
+        raise _missing(variants[0])
+
+    def beside(self, spec: ModelSpec, variant: Variant) -> ModelSpec:
+        """The checkpoint of that variant whose work `spec` understands. Raises: NotServedError."""
+        found = next((other for other in self.all if other.variant == variant and _are_kin(spec, other)), None)
+        if found is None:
+            raise _missing(variant)
+        return found
+
+    def named(self, spec: ModelSpec, variant: Variant, name: str) -> ModelSpec | None:
+        """The checkpoint of that variant with this name or source, beside `spec`; None if it is not here."""
+        candidates = [other for other in self.all if other.variant == variant and _are_kin(spec, other)]
+        return next((other for other in candidates if name in (other.name, other.source)), None)
+
+
+def _are_kin(spec: ModelSpec, other: ModelSpec) -> bool:
+    """Whether both are of the embedded model's family, or neither: their text and picture tokens differ in width."""
+    return spec.is_embedded == other.is_embedded
+
+
+def _missing(variant: Variant) -> NotServedError:
+    known = next((spec.name for spec in REGISTRY.values() if spec.variant == variant and not spec.is_embedded), None)
+    flag = f"--model {known}" if known else f"--model with a folder or a Hugging Face id of a {variant} checkpoint"
+    return NotServedError(404, f"No checkpoint of this server can do that: it must be started with {flag}")

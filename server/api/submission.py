@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import secrets
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -13,12 +15,17 @@ from pydantic import ValidationError
 from starlette.datastructures import Headers
 
 from models.registry import ModelSpec
+from pipelines.protocol.conditions import Adapter
 from pipelines.protocol.params import GenerationParams, wrap_seed
 from server.api.endpoints import Endpoint
 from server.api.errors import InputError, RequestError, problem
 from server.api.lifecycle import access, lifetime
 from server.api.retries import retry_limits
-from server.api.schemas.flux import TextToImage
+from server.api.schemas.base import Input
+from server.api.schemas.needs import Needs, PictureNeed
+from server.api.schemas.pictures import Loc
+from server.api.schemas.sizes import Size
+from server.api.served import NotServedError, Served
 from server.api.validation import input_error
 from server.files.objects import Access
 from server.http.outgoing import is_host_name
@@ -77,23 +84,25 @@ def new_job(
     job_id: str,
     body: dict[str, Any],
     options: RequestOptions,
-    spec: ModelSpec,
+    served: Served,
     *,
     base_url: str = "",
     is_ephemeral: bool = False,
     preview_every: int = 0,
 ) -> NewJob:
-    """The job for one input, to be served by the checkpoint `spec`. Raises: InputError if the model rejects it."""
+    """The job for one input. Raises: InputError if the model rejects it, NotServedError if no checkpoint can do it."""
     parsed = parse(endpoint, body)
+    wish = decide(parsed, served.model_for(endpoint.variants), served, preview_every=preview_every)
     return NewJob(
         id=job_id,
         endpoint=endpoint.id,
         input=body,
-        params=decide(parsed, spec, preview_every).to_dict(),
-        output={"format": parsed.output_format, "sync_mode": parsed.sync_mode, "ttl_s": options.ttl_s}
+        params=wish.params.to_dict(),
+        output={"format": parsed.image_format(), "sync_mode": parsed.sync_mode, "ttl_s": options.ttl_s}
         | ({"access": options.access} if options.access != "allow" else {})
         | ({"retries": options.retries} if options.retries else {})
-        | ({} if options.embed_parameters is None else {"embed_parameters": options.embed_parameters}),
+        | ({} if options.embed_parameters is None else {"embed_parameters": options.embed_parameters})
+        | ({"needs_inputs": True} if wish.pictures or parsed.adapters() else {}),
         priority=options.priority,
         start_within_s=options.start_within_s,
         max_attempts=options.max_attempts,
@@ -122,7 +131,7 @@ def rejected_job(
     )
 
 
-def parse(endpoint: Endpoint, body: dict[str, Any]) -> TextToImage:
+def parse(endpoint: Endpoint, body: dict[str, Any]) -> Input:
     """The input, validated. Raises InputError."""
     try:
         return endpoint.schema.model_validate(body)
@@ -130,26 +139,62 @@ def parse(endpoint: Endpoint, body: dict[str, Any]) -> TextToImage:
         raise input_error(exc) from exc
 
 
-def decide(parsed: TextToImage, spec: ModelSpec, preview_every: int = 0) -> GenerationParams:
-    """Every value that the worker needs; a missing seed is drawn here. Raises InputError `image_too_large`."""
-    width, height = parsed.pixels(spec.max_pixels)
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the worker is to do, and the pictures that it needs for that, in the order of their indices."""
+
+    params: GenerationParams
+    pictures: tuple[PictureNeed, ...]
+
+
+def decide(
+    parsed: Input,
+    spec: ModelSpec,
+    served: Served,
+    *,
+    pictures: Sequence[Size] = (),
+    adapters: tuple[Adapter, ...] = (),
+    seed: int | None = None,
+    preview_every: int = 0,
+) -> Wish:
+    """Every value that the worker needs; a missing seed is drawn here.
+
+    Decided twice for an input with pictures or adapters: when it is submitted, to reject it early, and again when
+    `pictures` (their sizes) are read and `adapters` fetched. Raises: InputError, NotServedError.
+    """
+    needs = Needs(lambda variant: served.beside(spec, variant).name, partial(_named_controlnet, served, spec))
+    conditions = parsed.conditions(needs)
+    width, height = parsed.pixels(spec.max_pixels, pictures)
     if width * height > spec.max_pixels:
         raise _too_large(width, height, spec.max_pixels)
-    return GenerationParams(
+    wanted_seed = parsed.wanted_seed() if seed is None else seed
+    params = GenerationParams(
         model=spec.name,
-        prompt=parsed.prompt,
+        prompt=parsed.text(),
         width=width,
         height=height,
         num_inference_steps=parsed.steps(),
-        guidance_scale=parsed.guidance(),
+        guidance_scale=parsed.guidance(spec.default_guidance),
         # 32 bits, so that JavaScript clients keep every digit.
-        seed=secrets.randbelow(2**32) if parsed.seed is None else wrap_seed(parsed.seed),
-        num_images=parsed.num_images,
+        seed=secrets.randbelow(2**32) if wanted_seed is None else wrap_seed(wanted_seed),
+        num_images=parsed.count(),
         max_sequence_length=spec.max_sequence_length,
         safety_threshold=parsed.threshold(),
         acceleration=parsed.speed(),
         preview_every=preview_every,
+        conditions=conditions,
+        adapters=adapters,
     )
+    return Wish(params, tuple(needs.pictures))
+
+
+def _named_controlnet(served: Served, spec: ModelSpec, name: str, loc: Loc) -> str:
+    """The name of the ControlNet that an input asks for. Raises: InputError if it is not served."""
+    found = served.named(spec, "controlnet", name)
+    if found is None:
+        msg = "This server holds no such ControlNet: start it with --model and its folder or Hugging Face id"
+        raise InputError([problem(loc, msg, "feature_not_supported", value=name)])
+    return found.name
 
 
 def rejection(exc: InputError) -> Outcome:
@@ -161,6 +206,23 @@ def rejection(exc: InputError) -> Outcome:
         body=exc.body,
         error=f"Invalid input: {exc.problems[0]['msg']}" + (f" (and {count - 1} more)" if count > 1 else ""),
         error_type=str(exc.problems[0]["type"]),
+        metrics={"inference_time": None},
+    )
+
+
+def input_fault(loc: Sequence[str | int], message: str) -> Outcome:
+    """How a job has ended whose worker found a fault in the input, at that place below the body."""
+    return rejection(InputError([problem(loc, message, "value_error")]))
+
+
+def not_served(exc: NotServedError) -> Outcome:
+    """How a job has ended for which no checkpoint is here any more."""
+    return Outcome(
+        status=JobStatus.FAILED,
+        http_status=exc.status,
+        body=exc.body,
+        error=exc.body["detail"],
+        error_type="model_not_served",
         metrics={"inference_time": None},
     )
 

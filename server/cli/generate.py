@@ -51,7 +51,7 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Draw one prompt on this machine and write the picture, without a server."""
-    from server.api.schemas.flux import DEFAULT_THRESHOLD
+    from server.api.schemas.base import DEFAULT_THRESHOLD
 
     if output.suffix.lower() not in FORMATS:
         raise CommandError(f"--output {output}: the name must end in {', '.join(FORMATS)}", USAGE)

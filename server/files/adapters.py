@@ -32,8 +32,6 @@ MAX_REDIRECTS = 5
 REMEMBERED_S = 3600.0
 """What an address led to is asked again after so long."""
 MAX_REMEMBERED = 10_000
-AT_ONCE = 32
-"""Files under way from outside: a request may name many addresses, and each may send a gigabyte, slowly."""
 
 _NAME = re.compile(r"[\w][\w .+-]{0,199}")
 _HUB_PAGE = re.compile(r"^(https://huggingface\.co/[\w.-]+/[\w.-]+)/blob/", re.ASCII)
@@ -77,7 +75,6 @@ class Adapters:
         self._clock = clock
         self._known: OrderedDict[str, tuple[float, str]] = OrderedDict()
         self._under_way: dict[str, asyncio.Task[str]] = {}
-        self._turns = asyncio.Semaphore(AT_ONCE)
         self._client = httpx.AsyncClient(
             transport=VettedTransport(allowed),
             trust_env=False,
@@ -158,7 +155,7 @@ class Adapters:
 
     async def _fetch(self, url: str, path: Path) -> None:
         try:
-            async with self._turns, asyncio.timeout(DEADLINE_S), self._client.stream("GET", url) as answer:
+            async with asyncio.timeout(DEADLINE_S), self._client.stream("GET", url) as answer:
                 await self._receive(answer, path)
         except ForbiddenAddressError as exc:
             raise _not_downloaded(str(exc)) from exc
@@ -188,8 +185,7 @@ class Adapters:
         if not self._uses_hub:
             raise _unknown(path, self._folder is not None, self._uses_hub)
         try:
-            async with self._turns:
-                return await asyncio.to_thread(lambda: self._copied(adapter_hub.file_of(path, self._max_bytes)))
+            return await asyncio.to_thread(lambda: self._copied(adapter_hub.file_of(path, self._max_bytes)))
         except adapter_hub.HubError as exc:
             raise _not_downloaded(str(exc)) from exc
 

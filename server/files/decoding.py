@@ -1,4 +1,4 @@
-"""A picture file of unknown making to RGB pixels; runs in the pool's processes, so it imports Pillow and no more.
+"""A picture file of unknown making to pixels; runs in the pool's processes, so it imports Pillow and no more.
 
 The bytes alone decide what they are: a declared type is never believed, and no decoder runs but the three of
 FORMATS. The size is read from the header first, so that a small file of a huge picture costs nothing.
@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image, ImageOps
+
+from server.files.masks import grown, mask_of
 
 FORMATS = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n", "WEBP": b"RIFF"}
 """What is read, by the bytes that it begins with."""
@@ -20,6 +22,10 @@ SUPPORTED = ["jpeg", "png", "webp"]
 
 _OTHER_PICTURES = (b"GIF8", b"BM", b"II*\x00", b"MM\x00*", b"<svg", b"\x00\x00\x00\x0cJXL ", b"\xff\x0a")
 """How formats begin that are pictures, but none of ours. AVIF and HEIC name themselves at byte 4."""
+
+
+Reading = Literal["colours", "mask"]
+"""How a picture is understood: as what it shows, or as shades that say where to draw."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +39,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
-    """A decoded picture, upright: height x width x 3 bytes, row major RGB."""
+    """A decoded picture, upright: height x width x channels bytes, row major; 3 for RGB, 1 for a mask."""
 
     data: bytes
     width: int
     height: int
+    channels: int = 3
 
 
 class PictureError(Exception):
@@ -48,18 +55,22 @@ class PictureError(Exception):
         self.kind, self.message, self.ctx = kind, message, ctx
 
 
-def decode(data: bytes, limits: Limits) -> Pixels:
+def decode(data: bytes, limits: Limits, reading: Reading = "colours", grow: int = 0) -> Pixels:
     """The first frame of a PNG, JPEG or WebP file as pixels, turned as its EXIF orientation says.
 
-    Transparency is dropped, as diffusers' `load_image` does.
+    Transparency of colours is dropped, as diffusers' `load_image` does; see `mask_of` for that of masks, whose white
+    is widened by `grow` pixels.
     Raises: PictureError `unsupported_image_format`, `image_load_error`, `image_too_large` or `image_too_small`.
     """
     name = _format(data)
     try:
         with Image.open(BytesIO(data), formats=[name]) as image:
             _check(*image.size, limits)
-            upright = ImageOps.exif_transpose(_colours(image))
-            return Pixels(upright.tobytes(), *upright.size)
+            shades = _eight_bits(image)
+            upright = ImageOps.exif_transpose(shades.convert("RGB") if reading == "colours" else mask_of(shades))
+            assert upright is not None
+            upright = grown(upright, grow) if grow else upright
+            return Pixels(upright.tobytes(), *upright.size, channels=len(upright.getbands()))
     except (PictureError, MemoryError):
         raise
     except Image.DecompressionBombError as exc:
@@ -97,11 +108,9 @@ def _sides(limits: Limits) -> dict[str, int]:
     return {"max_height": side, "max_width": side}
 
 
-def _colours(image: Image.Image) -> Image.Image:
-    """Any mode as 8-bit RGB."""
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Any mode with 8 bits a sample and its transparency, if any, as a channel."""
     if image.mode.startswith("I"):
         # 16 bits a sample, which Pillow's own conversion would clip to the lowest 8.
-        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
-    elif "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
+        return image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    return image.convert("RGBA") if "transparency" in image.info else image

@@ -19,7 +19,7 @@ from urllib.parse import unquote_to_bytes
 
 import httpx
 
-from server.files.decoding import Limits, PictureError, Pixels, decode
+from server.files.decoding import Limits, PictureError, Pixels, Reading, decode
 from server.files.objects import Objects
 from server.files.picture_pool import PicturePool
 from server.http.outgoing import ForbiddenAddressError, Network, VettedTransport
@@ -57,10 +57,10 @@ class Inputs:
             headers={"accept": "image/*", "accept-encoding": "identity", "user-agent": "fluxserve"},
         )
 
-    async def read(self, url: str, limits: Limits = ANY_SIZE) -> Pixels:
-        """The pixels behind an address. Raises: PictureError."""
+    async def read(self, url: str, limits: Limits = ANY_SIZE, reading: Reading = "colours", grow: int = 0) -> Pixels:
+        """The pixels behind an address; `reading` and `grow` as for `decode`. Raises: PictureError."""
         try:
-            return await self._pool.run(decode, await self._bytes(url), limits)
+            return await self._pool.run(decode, await self._bytes(url), limits, reading, grow)
         except (BrokenProcessPool, MemoryError) as exc:
             # It killed every process that tried.
             raise PictureError("image_load_error", "The picture cannot be read") from exc
@@ -72,7 +72,7 @@ class Inputs:
     async def _bytes(self, url: str) -> bytes:
         """What the address leads to. Raises: PictureError `file_download_error` or `file_too_large`."""
         if url[:5].lower() == "data:":
-            return _bounded(_data_of(url))
+            return _bounded(await asyncio.to_thread(_data_of, url))
         if (own := await asyncio.to_thread(self._own_file, url)) is not None:
             return own
         if not url.lower().startswith(("http://", "https://")):

@@ -44,7 +44,7 @@ class Outputs:
     def __init__(self, objects: Objects, ttl_s: float | None = None, pool: PicturePool | None = None) -> None:
         self._objects = objects
         self._ttl_s = ttl_s
-        self._pool = pool or PicturePool()
+        self.pool = pool or PicturePool()
         self.is_warm = False
         """Whether an encoder has worked, and has not failed since."""
         self.encoder_problem = why_unusable()
@@ -103,13 +103,13 @@ class Outputs:
 
     def close(self) -> None:
         """End the pool; what it is encoding is dropped."""
-        self._pool.close()
+        self.pool.close()
 
     async def _encode(
         self, pixels: bytes, width: int, height: int, image_format: ImageFormat, provenance: Provenance | None = None
     ) -> bytes:
         try:
-            data = await self._pool.run(encode, pixels, width, height, image_format, provenance)
+            data = await self.pool.run(encode, pixels, width, height, image_format, provenance)
         except BrokenProcessPool as exc:
             self.is_warm, self.encoder_problem = False, f"pictures cannot be encoded: {exc}"
             raise EncoderError(self.encoder_problem) from exc

@@ -24,6 +24,9 @@ from server.settings import VERSION
 logger = logging.getLogger("fluxserve.dispatch")
 T = TypeVar("T")
 
+InputFault = Callable[[Sequence[str | int], str], Outcome]
+"""(place below the body, sentence) -> the end of a job whose input is at fault, as the API answers it."""
+
 ResultBody = Callable[
     [Sequence[Mapping[str, Any]], Sequence[bool], Mapping[str, Any], Mapping[str, float]], dict[str, Any]
 ]
@@ -36,17 +39,27 @@ MAX_PAUSE_S = 5.0
 
 @dataclass
 class Run:
-    """One claim of a job, at the worker process that claimed it."""
+    """One claim of a job, at the worker process that claimed it.
+
+    Args: preparing: fetches what the job names, as long as the worker does not have it.
+    """
 
     job: Job
     owner: str
     has_started: bool = False
+    preparing: asyncio.Task[None] | None = None
     pictures: dict[int, asyncio.Task[EncodedPicture]] = field(default_factory=dict)
 
-    def drop_pictures(self) -> None:
-        """Stop encoding: nobody will ask for them."""
-        for task in self.pictures.values():
-            task.cancel()
+    @property
+    def is_preparing(self) -> bool:
+        """Whether the worker has not been given it yet."""
+        return self.preparing is not None and not self.preparing.done()
+
+    def drop(self) -> None:
+        """Stop fetching and encoding: nobody will ask for it."""
+        for task in (self.preparing, *self.pictures.values()):
+            if task is not None:
+                task.cancel()
 
 
 class Completion:
@@ -63,6 +76,7 @@ class Completion:
         live: LiveJobs,
         outputs: Outputs,
         result_body: ResultBody,
+        input_fault: InputFault,
         disk_patience_s: float = DISK_PATIENCE_S,
         embed_parameters: bool = False,
     ) -> None:
@@ -70,6 +84,7 @@ class Completion:
         self._live = live
         self._outputs = outputs
         self._result_body = result_body
+        self._input_fault = input_fault
         self._disk_patience_s = disk_patience_s
         self._embed_parameters = embed_parameters
         # Threads of our own: a flood of submits must not stand in line before an end.
@@ -98,12 +113,12 @@ class Completion:
         try:
             pictures = [await run.pictures[index] for index in range(run.job.params["num_images"])]
         except EncoderError:
-            run.drop_pictures()
+            run.drop()
             await self.end(run, platform_outcomes.server_error("The server could not encode the picture"))
             return
         except Exception:
             logger.exception("request %s: its pictures are not all there", run.job.id)
-            run.drop_pictures()
+            run.drop()
             await self.retry_elsewhere(run)
             return
         try:
@@ -126,6 +141,8 @@ class Completion:
             await self.end(run, platform_outcomes.start_timeout())
         elif frame.kind == "out_of_memory":
             await self.end(run, platform_outcomes.server_error(frame.message))
+        elif frame.kind == "input_error":
+            await self.end(run, self._input_fault(frame.loc, frame.message))
         else:
             await self.end(run, platform_outcomes.model_error(frame.message))
 

@@ -32,7 +32,9 @@ from pipelines.protocol.frames import (
 )
 from server.jobs.completion import Completion, Run
 from server.jobs.live import LiveJobs
-from server.jobs.store.base import HINT_BUCKETS, Job, JobStatus, Store, StoreError
+from server.jobs.preparation import Preparations, Prepared
+from server.jobs.store import platform_outcomes
+from server.jobs.store.base import HINT_BUCKETS, Job, JobStatus, Outcome, Store, StoreError
 from server.jobs.store.transitions import may_repeat
 from server.workers.process import Worker, Workers
 
@@ -43,6 +45,9 @@ RENEW_S = 5.0
 TEND_S = 1.0
 AHEAD = 4
 """Requests that a worker holds beyond those it has begun, so that its next step never waits for a claim."""
+MAX_PREPARING = 64
+"""Requests of a worker whose pictures or adapters are being fetched: they do not count as held, so that a slow
+address keeps no other request waiting."""
 SAVE_GRACE_S = 2.0
 """After a worker's death: how long to wait for the saving of pictures that had already arrived from it."""
 
@@ -53,10 +58,12 @@ class Dispatcher:
     No batching window and no polling: a submit wakes it, and an idle worker has the request one commit later.
     """
 
-    def __init__(self, store: Store, live: LiveJobs, completion: Completion) -> None:
+    def __init__(self, store: Store, live: LiveJobs, completion: Completion, preparations: Preparations) -> None:
         self._store = store
         self._live = live
         self._completion = completion
+        self._preparations = preparations
+        live.on_end(preparations.forget)
         self._workers: Workers | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = asyncio.Event()
@@ -65,7 +72,7 @@ class Dispatcher:
         self._is_in_haste = False
         self._runs: dict[str, Run] = {}
         self._unseen: Counter[str] = Counter()
-        self._endings: dict[asyncio.Task[None], str] = {}
+        self._endings: dict[asyncio.Task[object], str] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._owners: set[str] = set()
         self._is_claiming = False
@@ -141,7 +148,7 @@ class Dispatcher:
         """See WorkerEvents."""
         lost = [run for run in self._runs.values() if run.owner == owner]
         for run in lost:
-            run.drop_pictures()
+            run.drop()
             del self._runs[run.job.id]
         self._unseen[worker.name] = 0
         not_started = frozenset(run.job.id for run in lost if not run.has_started)
@@ -175,13 +182,13 @@ class Dispatcher:
             case Cancelled():
                 self._end_run(run, self._completion.cancelled(run, frame.step))
 
-    def _end_run(self, run: Run, ending: Coroutine[Any, Any, None]) -> None:
+    def _end_run(self, run: Run, ending: Coroutine[Any, Any, object]) -> None:
         """The worker is done with it; its room is free while the node finishes the rest."""
         del self._runs[run.job.id]
         self._end_by(run.owner, self._end_or_release(run, ending))
         self._wake.set()
 
-    async def _end_or_release(self, run: Run, ending: Coroutine[Any, Any, None]) -> None:
+    async def _end_or_release(self, run: Run, ending: Coroutine[Any, Any, object]) -> None:
         """A fault of our own in ending a run must not leave its job claimed by a worker that lives on."""
         try:
             await ending
@@ -189,12 +196,12 @@ class Dispatcher:
             logger.exception("request %s: its end was not recorded; it will run again", run.job.id)
             await self._completion.retry_elsewhere(run)
 
-    def _end_by(self, owner: str, ending: Coroutine[Any, Any, None]) -> None:
+    def _end_by(self, owner: str, ending: Coroutine[Any, Any, object]) -> None:
         task = asyncio.create_task(ending)
         self._endings[task] = owner
         task.add_done_callback(self._note_ending)
 
-    def _note_ending(self, task: asyncio.Task[None]) -> None:
+    def _note_ending(self, task: asyncio.Task[object]) -> None:
         del self._endings[task]
         if not task.cancelled() and task.exception() is not None:
             logger.error("a claim was not given up; its lease will expire", exc_info=task.exception())
@@ -278,21 +285,50 @@ class Dispatcher:
         return frozenset(bucket for bucket, name in enumerate(_takers(names)) if name == worker.name)
 
     def _submit(self, worker: Worker, job: Job) -> None:
-        assert job.params is not None
-        now = self._store.now()
         if (old := self._runs.pop(job.id, None)) is not None:
             # Its lease ran out while it was running: that run holds a stale claim, which the epoch fences off.
-            old.drop_pictures()
+            old.drop()
             self._send_cancel(old)
         run = self._runs[job.id] = Run(job, worker.owner)
         self._unseen[worker.name] += 1
-        start_within_s = None if job.start_deadline is None else max(0.0, job.start_deadline - now)
-        age_s = max(0.0, now - job.created_at)
-        worker.send(Submit(job.id, job.epoch, job.params, job.priority, age_s, start_within_s))
-        logger.info("request %s goes to %s, attempt %d, waited %.3f s", job.id, run.owner, job.attempt, age_s)
+        if (prepared := self._preparations.ready(job)) is not None:
+            self._send(worker, run, prepared)
+        else:
+            run.preparing = asyncio.create_task(self._prepare(worker, run))
         if job.id in self._early_cancels:
-            worker.send(Cancel(job.id, job.epoch))
+            self._forward_cancel(job.id)
         self._live.changed(job.id)
+
+    async def _prepare(self, worker: Worker, run: Run) -> None:
+        """Fetch what the job names, beside everything else, and pass it on; or end the job with what is wrong.
+
+        Whoever takes the run away meanwhile cancels this.
+        """
+        job = run.job
+        try:
+            async with asyncio.timeout(self._start_within_s(job)):
+                prepared = await self._preparations.of(job)
+        except TimeoutError:
+            prepared = platform_outcomes.start_timeout()
+        except Exception:
+            logger.exception("request %s cannot be prepared", job.id)
+            self._end_run(run, self._completion.retry_elsewhere(run))
+            return
+        if isinstance(prepared, Outcome):
+            self._end_run(run, self._completion.end(run, prepared))
+        else:
+            self._send(worker, run, prepared)
+
+    def _send(self, worker: Worker, run: Run, prepared: Prepared) -> None:
+        job = run.job
+        age_s = max(0.0, self._store.now() - job.created_at)
+        within_s = self._start_within_s(job)
+        worker.send(Submit(job.id, job.epoch, prepared.params, job.priority, age_s, within_s, prepared.pictures))
+        logger.info("request %s goes to %s, attempt %d, waited %.3f s", job.id, run.owner, job.attempt, age_s)
+
+    def _start_within_s(self, job: Job) -> float | None:
+        """What is left of the caller's start deadline."""
+        return None if job.start_deadline is None else max(0.0, job.start_deadline - self._store.now())
 
     def _held(self, worker: Worker) -> int:
         return sum(run.owner == worker.owner for run in self._runs.values())
@@ -302,7 +338,9 @@ class Dispatcher:
         held = [run for run in self._runs.values() if run.owner == worker.owner]
         if any(run.job.deaths for run in held):
             return 0
-        return max(0, AHEAD - sum(not run.has_started for run in held))
+        preparing = sum(run.is_preparing for run in held)
+        unstarted = sum(not run.has_started for run in held) - preparing
+        return max(0, min(AHEAD - unstarted, MAX_PREPARING - preparing))
 
     def _predicted_load_ms(self, worker: Worker) -> float:
         """What it said it holds, and an average request for each that it cannot have counted yet."""
@@ -321,6 +359,12 @@ class Dispatcher:
 
     def _send_cancel(self, run: Run) -> None:
         assert self._workers is not None
+        if run.is_preparing:
+            # The worker does not know it yet.
+            run.drop()
+            if self._runs.get(run.job.id) is run:
+                self._end_run(run, self._completion.cancelled(run, 0))
+            return
         for worker in self._workers:
             if worker.owner == run.owner:
                 worker.send(Cancel(run.job.id, run.job.epoch))

@@ -49,6 +49,11 @@ class LiveJobs:
         self._jobs: dict[str, _Live] = {}
         # One counter for all jobs: a job that was forgotten never repeats a version that a watcher has seen.
         self._versions = itertools.count(1)
+        self._on_end: list[Callable[[str], None]] = []
+
+    def on_end(self, listener: Callable[[str], None]) -> None:
+        """Call `listener` with the id of every job that ends, on whatever thread it ends."""
+        self._on_end.append(listener)
 
     def log(self, job_id: str, message: str, level: str = "INFO") -> None:
         """Add a line to the job's log, in fal's form."""
@@ -96,6 +101,8 @@ class LiveJobs:
             live.previews.clear()
 
         self._change(job_id, end)
+        for listener in self._on_end:
+            listener(job_id)
 
     def logs(self, job_id: str) -> list[dict[str, Any]]:
         """The lines so far, oldest first, at most MAX_LOG_ENTRIES."""

@@ -54,8 +54,7 @@ async def _generate(jobs: JobService, served: Served, request: Request) -> dict[
     endpoint, rest = endpoints.find(wish.model)
     if rest:
         raise endpoints.path_not_found(rest)
-    spec = served.model_for(endpoint.variants)
-    new = new_job(endpoint, str(uuid.uuid4()), wish.as_fal(), RequestOptions(), spec, is_ephemeral=True)
+    new = new_job(endpoint, str(uuid.uuid4()), wish.as_fal(), RequestOptions(), served, is_ephemeral=True)
     status, body, headers = wire.result(await while_connected(request.receive, jobs.run(new)), target.origin)
     if status != 200:
         raise WireError(status, body, headers)

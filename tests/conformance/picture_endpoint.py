@@ -15,7 +15,8 @@ from starlette.types import Receive, Scope, Send
 
 from server import app
 from server.api.body import read_object
-from server.api.pictures import read_picture
+from server.api.pictures import read_pictures
+from server.api.schemas.needs import PictureNeed
 from server.api.schemas.pictures import PictureUrl, picture_urls
 from server.api.served import Served
 from server.api.validation import input_error
@@ -68,7 +69,7 @@ class RunAreaWithPictures(RunArea):
     async def _seen(self, parsed: Pictures) -> list[dict[str, Any]]:
         seen = []
         for loc, url in picture_urls(parsed):
-            pixels = await read_picture(self._inputs, url, loc)
+            (pixels,) = await read_pictures(self._inputs, [PictureNeed(url, loc)])
             digest = hashlib.sha256(pixels.data).hexdigest()
             seen.append({"loc": loc, "width": pixels.width, "height": pixels.height, "sha256": digest})
         return seen

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from models.registry import REGISTRY, ModelSpec
+from models.registry import REGISTRY
 from pipelines.protocol.frames import Preview, Progress
+from server.api.served import Served
 from server.files.objects import Objects
 from server.jobs.live import LiveJobs
 from server.jobs.service import JobService
@@ -26,7 +27,7 @@ class ApiNode:
         self.live = LiveJobs()
         self.objects = Objects(folder / "files")
         self.ready = True
-        self.specs: tuple[ModelSpec, ...] = (REGISTRY["FLUX.1-dev"],)
+        self.served = Served((REGISTRY["FLUX.1-dev"],))
         self.jobs = JobService(self.store, self.live, self.settings.max_queue, _nothing, _nothing, _nothing)
 
     async def start(self) -> None:

@@ -92,6 +92,8 @@ class ScriptedWorker:
         ]
         print("scripted worker is loaded", file=sys.stderr)
         self.send(Ready(self.device, "a script", described), Log("WARNING", "I am only a script"))
+        # As when a request wants another model: a worker that loads beside its work stays ready.
+        self.send(Loading("another", "weights", 0.5))
 
     def serve(self) -> None:
         last_beat = 0.0

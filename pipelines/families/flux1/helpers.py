@@ -17,8 +17,9 @@ from pipelines.engine.request import RequestError
 from pipelines.families.flux1.encode import PromptEmbedding
 from pipelines.families.flux1.inputs import Depth
 from pipelines.pictures.depth import depth_of
+from pipelines.pictures.fit import as_image
 from pipelines.pictures.redux import picture_tokens
-from pipelines.protocol.conditions import Control, ControlNet, Redux
+from pipelines.protocol.conditions import Control, ControlNet, InputPicture, Redux
 from pipelines.protocol.params import GenerationParams
 
 A = TypeVar("A", bound=Auxiliary)
@@ -74,17 +75,16 @@ def _depth(find: Find) -> Depth | None:
 
 
 def with_pictures(
-    prompt: PromptEmbedding, redux: Redux | None, prior: ReduxPrior | None, seen: Sequence[Tensor]
+    prompt: PromptEmbedding, params: GenerationParams, pictures: Sequence[InputPicture], prior: ReduxPrior | None
 ) -> PromptEmbedding:
-    """The prompt with the tokens of a request's Redux pictures behind it. Source: FluxPriorReduxPipeline.__call__.
-
-    Args: seen: the pictures as the prior takes them.
-    """
+    """The prompt with the tokens of a request's Redux pictures behind it. Source: FluxPriorReduxPipeline.__call__."""
+    redux = params.find(Redux)
     if redux is None or prior is None:
         return prompt
-    tokens = picture_tokens(prior, seen).to(prompt.tokens.device, prompt.tokens.dtype)
-    joined = torch.cat((_scaled(prompt.tokens, redux.prompt_strength), _scaled(tokens, redux.strength)))
-    return PromptEmbedding(joined, _scaled(prompt.pooled, redux.prompt_strength))
+    seen = picture_tokens(prior, [as_image(pictures[index], "RGB") for index in redux.pictures])
+    seen = seen.to(prompt.tokens.device, prompt.tokens.dtype)
+    tokens = torch.cat((_scaled(prompt.tokens, redux.prompt_strength), _scaled(seen, redux.strength)))
+    return PromptEmbedding(tokens, _scaled(prompt.pooled, redux.prompt_strength))
 
 
 def _scaled(tensor: Tensor, factor: float) -> Tensor:

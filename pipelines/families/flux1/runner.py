@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,7 +15,6 @@ from models.accelerator import Accelerator, Broken, Launched
 from models.auxiliaries import Find, no_auxiliaries
 from models.components import FluxComponents
 from models.tuning import AUTO, Tuning
-from pipelines.adapters.ahead import After
 from pipelines.adapters.cache import NO_ADAPTERS, AdapterCache
 from pipelines.adapters.linears import Adaptable
 from pipelines.engine.request import Admission, Request, Row
@@ -29,7 +27,6 @@ from pipelines.families.flux1.helpers import Helpers
 from pipelines.families.flux1.limits import Flux1Limits
 from pipelines.families.flux1.packed import PackLayout, attention_shape, packed_forward
 from pipelines.families.flux1.phases import decoded, enlarged
-from pipelines.families.flux1.prepare import Prepared
 from pipelines.families.flux1.residuals import Additions
 from pipelines.families.flux1.sampling import add_noise, crop_centred, euler_step, to_pixels, unpack_latents
 from pipelines.families.flux1.step_cache import CachedRow, FirstBlockRule, HitRule, StepCache, cached_forward
@@ -69,7 +66,6 @@ class FluxRunner:
         self.components = components
         self._find = find
         self._adapters = adapters
-        self._host = ThreadPoolExecutor(1, "pictures")
         self._adaptable = Adaptable(components.transformer)
         self._accelerator = accelerator
         heads, head_dim = attention_shape(components.transformer)
@@ -87,19 +83,14 @@ class FluxRunner:
         )
 
     def admit(self, request: Request) -> Launched[Admission]:
-        params, helpers = request.params, Helpers.of(request.params, self._find)
-        # Resizing takes milliseconds of a processor: no reason to launch the steps of others later.
-        prepared = self._host.submit(self._admitter.prepare, request, helpers) if request.pictures else None
+        helpers = Helpers.of(request.params, self._find)
 
         @torch.inference_mode()
         def work() -> Admission:
-            return self._admitter.admit(params, helpers, Prepared() if prepared is None else prepared.result())
-
-        def launch() -> Launched[Admission]:
-            return self._accelerator.launch("text", work, waits=False)
+            return self._admitter.admit(request, helpers)
 
         return self._adapters.launch(
-            self.components, params.adapters, launch if prepared is None else lambda: After([prepared], launch)
+            self.components, request.params.adapters, lambda: self._accelerator.launch("text", work, waits=False)
         )
 
     @torch.inference_mode()

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from server.api.schemas.flux import MAX_PROMPT_CHARACTERS, Seed
+from server.api.schemas.base import MAX_PROMPT_CHARACTERS, Seed
 
 DEFAULT_MODEL = "fal-ai/flux/dev"
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 Loc = tuple[str | int, ...]
+"""Place of a value below the body of an input."""
 
 
 class PictureUrl(str):
     """An address of a picture, not yet looked at. As a type of its own it is found at any depth of an input."""
 
     __slots__ = ()
+    meaning: ClassVar[str] = "URL or data URI of a JPEG, PNG or WebP picture."
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -23,7 +25,14 @@ class PictureUrl(str):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        return handler(schema) | {"description": "URL or data URI of a JPEG, PNG or WebP picture."}
+        return handler(schema) | {"description": cls.meaning}
+
+
+class MaskUrl(PictureUrl):
+    """The same, of a mask."""
+
+    __slots__ = ()
+    meaning: ClassVar[str] = "URL or data URI of a mask: white is drawn anew, black is kept. Any size; grey blends."
 
 
 def picture_urls(value: object, loc: Loc = ()) -> Iterator[tuple[Loc, PictureUrl]]:

@@ -8,6 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Discriminator, Field, Tag
 
 MAX_SIDE = 14142
+Size = tuple[int, int]
+"""(width, height) in pixels."""
+
 PRESETS: dict[str, tuple[int, int]] = {
     "square_hd": (1024, 1024),
     "square": (512, 512),
@@ -48,7 +51,7 @@ class ImageSize(BaseModel):
     width: int = Field(512, gt=0, le=MAX_SIDE, description="Width in pixels.")
     height: int = Field(512, gt=0, le=MAX_SIDE, description="Height in pixels.")
 
-    def pixels(self) -> tuple[int, int]:
+    def pixels(self) -> Size:
         """(width, height)."""
         return self.width, self.height
 
@@ -71,18 +74,18 @@ SizeField = Annotated[
 """`image_size`: a preset's name or sides."""
 
 
-def pixels_of(size: ImageSize | Preset) -> tuple[int, int]:
+def pixels_of(size: ImageSize | Preset) -> Size:
     """(width, height) of a validated `image_size`."""
     return size.pixels() if isinstance(size, ImageSize) else PRESETS[size]
 
 
-def pixels_of_ratio(width: int, height: int, area: int = 2048 * 2048, multiple: int = 32) -> tuple[int, int]:
+def pixels_of_ratio(width: int, height: int, area: int = 2048 * 2048, multiple: int = 32) -> Size:
     """(width, height) closest to `area` pixels with that ratio, both multiples of `multiple`."""
     exact = math.sqrt(area * width / height)
     return _round(exact, multiple), _round(area / exact, multiple)
 
 
-def shrink(width: int, height: int, max_pixels: int, multiple: int = 32) -> tuple[int, int]:
+def shrink(width: int, height: int, max_pixels: int, multiple: int = 32) -> Size:
     """The same shape within `max_pixels`: unchanged if it fits, else rounded down to `multiple`."""
     if width * height <= max_pixels:
         return width, height
@@ -90,6 +93,12 @@ def shrink(width: int, height: int, max_pixels: int, multiple: int = 32) -> tupl
     sides = (int(side * scale) // multiple * multiple for side in (width, height))
     smaller_width, smaller_height = (max(multiple, side) for side in sides)
     return smaller_width, smaller_height
+
+
+def nearest_ratio(table: dict[str, Size], size: Size) -> Size:
+    """The entry of `table` whose shape is most like that of `size`."""
+    wanted = math.log(size[0] / size[1])
+    return min(table.values(), key=lambda entry: abs(math.log(entry[0] / entry[1]) - wanted))
 
 
 def _round(side: float, multiple: int) -> int:

@@ -110,7 +110,8 @@ class NewJob:
         endpoint: full endpoint id (`fal-ai/flux/dev`).
         input: the JSON object as it arrived.
         params: `GenerationParams.to_dict()`, seed decided; None when `outcome` is given.
-        output: how to deliver: `format` (jpeg, png, webp), `sync_mode`, and what the endpoint's answer needs.
+        output: how to deliver: `format` (jpeg, png, webp), `sync_mode`, and what the endpoint's answer needs;
+            `needs_inputs` if pictures or adapters must be fetched first.
         priority: 0 normal, 1 low.
         start_within_s: fail with a timeout if it has not started by then.
         max_attempts: runs allowed for infrastructure faults (1 with no-retry).
@@ -174,6 +175,11 @@ class Job:
     def queue_rank(self) -> float:
         """Waiting jobs are claimed in the order of (queue_rank, seq)."""
         return self.created_at + self.priority * LOW_PRIORITY_DELAY_S
+
+    @property
+    def needs_inputs(self) -> bool:
+        """Whether pictures or adapters must be fetched before a worker can run it."""
+        return bool(self.output.get("needs_inputs"))
 
     @property
     def model(self) -> str | None:
@@ -307,9 +313,6 @@ class Store(Protocol):
         """Delete rows finished longer ago than that (PRIVATE_RETENTION_S if `store_io` is off); returns their ids.
 
         Trims the delivery log, too."""
-
-    def newest_at(self) -> float | None:
-        """When the last job was stored; None if there is none."""
 
     def due_webhooks(self, limit: int, per_receiver: int | None = None) -> list[WebhookDelivery]:
         """Deliveries whose time has come, oldest first.

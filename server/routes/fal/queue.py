@@ -63,8 +63,7 @@ class QueueArea:
         body = await read_object(request)
         new: NewJob
         try:
-            spec = self._served.model_for(endpoint.variants)
-            new = new_job(endpoint, target.request_id, body, options, spec, base_url=target.base)
+            new = new_job(endpoint, target.request_id, body, options, self._served, base_url=target.base)
         except InputError as exc:
             new = rejected_job(endpoint, target.request_id, body, options, exc, target.base)
         # On a thread: it returns after the commit, which waits for the disk.

@@ -170,8 +170,7 @@ class Session:
 
     async def draw(self, body: dict[str, Any], request_id: str) -> tuple[int, dict[str, Any], dict[str, str]]:
         """Status, body and headers of one input's end. Raises: InputError."""
-        spec = self.served.model_for(self.endpoint.variants)
-        new = new_job(self.endpoint, request_id, body, RequestOptions(), spec, is_ephemeral=True)
+        new = new_job(self.endpoint, request_id, body, RequestOptions(), self.served, is_ephemeral=True)
         return wire.result(await self.jobs.run(new), self.target.origin)
 
     async def _send(self, body: dict[str, Any]) -> None:

@@ -54,7 +54,7 @@ class RunArea:
             target.request_id,
             body,
             options,
-            self._served.model_for(endpoint.variants),
+            self._served,
             base_url=target.base,
             is_ephemeral=True,
             preview_every=_preview_every(target.query) if rest == STREAM else 0,

@@ -55,7 +55,7 @@ def system_router(
         """The endpoints, as fal and as OpenAI list them."""
         rows = [row for row in catalogue.all_endpoints() if not endpoint_id or row.id in endpoint_id]
         found = [row for row in rows if not q or q.lower() in f"{row.id} {row.summary}".lower()]
-        return catalogue.model_list(found[:limit], served.model_for)
+        return catalogue.model_list(found[:limit], served)
 
     @router.get("/api/openapi/queue/openapi.json", responses={404: {"description": "No such endpoint"}})
     async def endpoint_openapi(endpoint_id: str, request: Request) -> dict[str, Any]:

@@ -16,22 +16,24 @@ from models.registry import REGISTRY
 from pipelines.protocol.params import GenerationParams
 from server.api.endpoints import ENDPOINTS
 from server.api.errors import InputError, Problem, RequestError
+from server.api.served import NotServedError, Served
 from server.api.submission import MAX_TIMEOUT_S, RequestOptions, new_job, parse, read_options, rejection
 from server.jobs.store.base import HINT_BUCKETS, JobStatus
 
 SPEC = REGISTRY["FLUX.1-dev"]
+SERVED = Served((SPEC,))
 PRO = "fal-ai/flux-pro"
 
 
 def params(endpoint: str = PRO, **body: Any) -> GenerationParams:
-    job = new_job(ENDPOINTS[endpoint], "id", {"prompt": "a fox"} | body, RequestOptions(), SPEC)
+    job = new_job(ENDPOINTS[endpoint], "id", {"prompt": "a fox"} | body, RequestOptions(), SERVED)
     assert job.params is not None
     return GenerationParams.from_dict(job.params)
 
 
 def faults(endpoint: str = PRO, **body: Any) -> list[Problem]:
     with pytest.raises(InputError) as caught:
-        new_job(ENDPOINTS[endpoint], "id", {"prompt": "a fox"} | body, RequestOptions(), SPEC)
+        new_job(ENDPOINTS[endpoint], "id", {"prompt": "a fox"} | body, RequestOptions(), SERVED)
     orjson.dumps(caught.value.body)
     return caught.value.problems
 
@@ -211,12 +213,22 @@ def test_acceleration_reaches_the_worker() -> None:
 
 
 def test_what_is_not_supported_says_so() -> None:
-    lora = fault("fal-ai/flux-lora", loras=[{"path": "https://x.test/a.safetensors"}])
-    assert (lora["type"], lora["loc"]) == ("feature_not_supported", ["body", "loras"])
-    picture = fault("fal-ai/flux-pro/v1.1-ultra", image_url="https://x.test/a.png")
-    assert (picture["type"], picture["loc"]) == ("feature_not_supported", ["body", "image_url"])
+    part = {"control_lora_image_url": "https://x.test/a.png", "control_lora_strength": 0.5}
+    strength = fault("fal-ai/flux-control-lora-canny", **part)
+    assert (strength["type"], strength["loc"]) == ("feature_not_supported", ["body", "control_lora_strength"])
     assert params("fal-ai/flux-lora", loras=[]).guidance_scale == 3.5
     assert params("fal-ai/flux-pro/v1.1-ultra", image_url=None).width == 2752
+
+
+def test_a_picture_endpoint_needs_a_checkpoint_that_can_and_says_which() -> None:
+    picture = {"image_url": "https://x.test/a.png", "mask_url": "https://x.test/b.png"}
+    for endpoint, flag in (
+        ("fal-ai/flux-pro/v1/fill", "--model FLUX.1-Fill-dev"),
+        ("fal-ai/flux-kontext/dev", "--model FLUX.1-Kontext-dev"),
+        ("fal-ai/flux-pro/v1/redux", "--model FLUX.1-Redux-dev"),
+    ):
+        with pytest.raises(NotServedError, match=flag):
+            params(endpoint, **picture)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +247,7 @@ def test_ultra_refuses_other_ratios(ratio: str) -> None:
 
 def test_a_small_model_draws_ultra_smaller_instead_of_refusing() -> None:
     small = replace(SPEC, max_pixels=1024 * 1024)
-    job = new_job(ENDPOINTS["fal-ai/flux-pro/v1.1-ultra"], "id", {"prompt": "x"}, RequestOptions(), small)
+    job = new_job(ENDPOINTS["fal-ai/flux-pro/v1.1-ultra"], "id", {"prompt": "x"}, RequestOptions(), Served((small,)))
     assert job.params is not None
     width, height = job.params["width"], job.params["height"]
     assert width * height <= small.max_pixels
@@ -244,7 +256,7 @@ def test_a_small_model_draws_ultra_smaller_instead_of_refusing() -> None:
 
 def test_sync_mode_keeps_nothing() -> None:
     job = new_job(
-        ENDPOINTS[PRO], "id", {"prompt": "x", "sync_mode": True, "output_format": "png"}, RequestOptions(), SPEC
+        ENDPOINTS[PRO], "id", {"prompt": "x", "sync_mode": True, "output_format": "png"}, RequestOptions(), SERVED
     )
     assert not job.store_io
     assert job.output == {"format": "png", "sync_mode": True, "ttl_s": None}
@@ -351,7 +363,7 @@ fields = st.sampled_from(sorted({name for row in ENDPOINTS.values() for name in 
 @given(st.sampled_from(sorted(ENDPOINTS)), st.dictionaries(fields, values, max_size=6))
 def test_any_input_makes_params_or_a_clean_fault(endpoint: str, body: dict[str, Any]) -> None:
     try:
-        job = new_job(ENDPOINTS[endpoint], "id", body, RequestOptions(), SPEC)
+        job = new_job(ENDPOINTS[endpoint], "id", body, RequestOptions(), SERVED)
     except InputError as exc:
         for entry in exc.problems:
             assert entry["loc"][0] == "body"

@@ -8,7 +8,7 @@ import orjson
 import pytest
 from pydantic import ValidationError
 
-from server.api.schemas.flux import Sized
+from server.api.schemas.text_to_image import FluxDev as Sized
 from server.api.validation import input_error
 
 

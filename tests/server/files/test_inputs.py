@@ -17,7 +17,8 @@ from PIL import Image
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from server.api.errors import InputError
-from server.api.pictures import read_picture
+from server.api.pictures import read_pictures
+from server.api.schemas.needs import PictureNeed
 from server.api.schemas.pictures import PictureUrl, picture_urls
 from server.files import inputs
 from server.files.decoding import Limits, Pixels
@@ -102,7 +103,8 @@ class Reader:
         async def main() -> Pixels:
             reader = Inputs(self.objects, self.pool, parse_networks(allowed))
             try:
-                return await read_picture(reader, url, ["images", 0], limits)
+                (pixels,) = await read_pictures(reader, [PictureNeed(url, ("images", 0))], limits)
+                return pixels
             finally:
                 await reader.aclose()
 

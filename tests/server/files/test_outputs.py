@@ -40,7 +40,7 @@ def objects(tmp_path: Path) -> Objects:
 def outputs(objects: Objects) -> Iterator[Outputs]:
     made = Outputs(objects)
     yield made
-    made._pool.close(wait=True)
+    made.pool.close(wait=True)
 
 
 def gradient() -> np.ndarray:
@@ -102,8 +102,8 @@ def test_discarded_pictures_leave_no_file(outputs: Outputs, tmp_path: Path) -> N
 def test_a_killed_pool_process_costs_a_retry_and_no_picture(outputs: Outputs) -> None:
     async def main() -> bytes:
         await outputs.warm()
-        assert outputs._pool._executor is not None
-        for pid in list(outputs._pool._executor._processes):
+        assert outputs.pool._executor is not None
+        for pid in list(outputs.pool._executor._processes):
             os.kill(pid, signal.SIGKILL)
         return (await outputs.encode(picture(), "png")).data
 
@@ -115,11 +115,11 @@ def test_a_pool_that_hangs_is_replaced_and_costs_no_picture(objects: Objects) ->
     async def main() -> bytes:
         outputs = Outputs(objects, pool=PicturePool(limit_s=1.0))
         await outputs.warm()
-        assert outputs._pool._executor is not None
-        for pid in list(outputs._pool._executor._processes):
+        assert outputs.pool._executor is not None
+        for pid in list(outputs.pool._executor._processes):
             os.kill(pid, signal.SIGSTOP)
         data = (await outputs.encode(picture(), "png")).data
-        outputs._pool.close(wait=True)
+        outputs.pool.close(wait=True)
         return data
 
     with Image.open(BytesIO(asyncio.run(main()))) as opened:

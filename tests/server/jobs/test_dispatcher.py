@@ -357,7 +357,7 @@ def test_a_picture_is_not_drawn_again_because_it_could_not_be_encoded(
         async with running(folder) as node:
             await until(lambda: node.outputs.is_warm)
             node.completion._disk_patience_s = 1.5
-            pool: Any = node.outputs._pool
+            pool: Any = node.outputs.pool
             run, left = pool.run, [refusals]
 
             async def refuse(*arguments: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,17 +24,12 @@ from diffusers import (
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from models.accelerator import CpuAccelerator
-from models.auxiliaries import DepthEstimator, ReduxPrior, load_auxiliary
+from models.auxiliaries import ReduxPrior
 from models.components import FluxComponents
-from models.registry import ModelSpec, Variant
-from pipelines.families.flux1.prepare import PictureReader
 from pipelines.families.flux1.runner import FluxRunner
 from pipelines.families.flux1.sampling import unshifted
 from pipelines.pictures.canny import edges
-from pipelines.pictures.depth import depth_of
 from pipelines.protocol.conditions import (
-    Condition,
     Control,
     ControlNet,
     Fill,
@@ -46,7 +40,7 @@ from pipelines.protocol.conditions import (
     Reference,
     Refine,
 )
-from pipelines.protocol.frames import Failed, Finished
+from pipelines.protocol.frames import Failed
 from tests.pipelines.driving import drain, make_engine, make_params, of
 from tests.pipelines.families.flux1.families import (
     ask,
@@ -55,7 +49,6 @@ from tests.pipelines.families.flux1.families import (
     ours,
     picture,
     run_on,
-    save_estimator,
     theirs,
     tiny_net,
     tiny_prior,
@@ -123,59 +116,6 @@ def test_control_that_starts_from_a_picture(components: FluxComponents) -> None:
     guide = edges(image(PICTURE))
     expected = theirs(FluxControlImg2ImgPipeline, canny, params, control_image=guide, image=image(start), strength=0.7)
     assert np.array_equal(drawn, expected)
-
-
-def test_depth_is_told_by_an_estimator(components: FluxComponents, tmp_path: Path) -> None:
-    save_estimator(tmp_path)
-    estimator = load_auxiliary(ModelSpec("it", str(tmp_path), variant="depth-estimator"), CpuAccelerator())
-    assert isinstance(estimator, DepthEstimator)
-    depth = variant_of(components, "depth", 16)
-    params = make_params(conditions=(Control("depth", 0),))
-    drawn = ours(run_on(depth, estimator), params, [PICTURE])
-    with torch.inference_mode():
-        guide = depth_of(estimator, image(PICTURE))
-    assert np.array_equal(drawn, theirs(FluxControlPipeline, depth, params, control_image=guide))
-
-
-def test_without_an_estimator_a_depth_picture_has_to_be_sent(components: FluxComponents) -> None:
-    engine = make_engine(run_on(variant_of(components, "depth", 16)))
-    ask(engine, "a", make_params(conditions=(Control("depth", 0),)), [PICTURE])
-    ask(engine, "b", make_params(conditions=(Control("depth", 0, is_prepared=True),)), [PICTURE])
-    frames = drain(engine)
-    (failed,) = of(frames, "a", Failed)
-    assert isinstance(failed, Failed)
-    assert (failed.kind, failed.loc) == ("input_error", ("control", "picture"))
-    assert "send a depth picture" in failed.message
-    assert of(frames, "b", Finished)
-
-
-@pytest.mark.parametrize(
-    ("variant", "conditions", "words"),
-    [
-        ("dev", (Fill(0, 0),), "a dev model cannot do fill"),
-        ("dev", (Reference((0,)),), "a dev model cannot do reference"),
-        ("fill", (), "a fill model draws only with fill"),
-        ("canny", (Control("depth", 0),), "a canny model cannot follow depth"),
-        ("kontext", (Reference((0,)), ControlNet("n", 0)), "one or the other"),
-        ("dev", (Refine(), Inpaint(0, 0, 0.5)), "a second phase goes with"),
-    ],
-)
-def test_what_a_checkpoint_was_not_trained_for_is_refused(
-    components: FluxComponents, variant: Variant, conditions: tuple[Condition, ...], words: str
-) -> None:
-    engine = make_engine(run_on(variant_of(components, variant)))
-    ask(engine, "a", make_params(conditions=conditions), [PICTURE])
-    (failed,) = of(drain(engine), "a", Failed)
-    assert isinstance(failed, Failed)
-    assert words in failed.message
-
-
-def test_a_reference_is_seen_at_the_nearest_of_kontexts_sizes(components: FluxComponents) -> None:
-    kontext = variant_of(components, "kontext")
-    kontext = replace(kontext, spec=replace(kontext.spec, keeps_reference_size=False))
-    given = picture(100, 64)
-    prepared = PictureReader(kontext, make_params(conditions=(Reference((0,)),)), [given], (32, 48), None).read()
-    assert prepared.references[0].shape[-2:] == (832, 1248)
 
 
 def test_kontext(components: FluxComponents) -> None:

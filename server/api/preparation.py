@@ -1,0 +1,85 @@
+"""The last look at an input before its worker: its pictures are read, its adapters fetched, its sizes decided."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from pipelines.protocol.conditions import Adapter, InputPicture
+from server.api.endpoints import ENDPOINTS
+from server.api.errors import InputError, Problem, problem
+from server.api.pictures import read_pictures
+from server.api.schemas.needs import AdapterNeed, PictureNeed
+from server.api.schemas.sizes import Size
+from server.api.served import NotServedError, Served
+from server.api.submission import decide, not_served, parse, rejection
+from server.files.adapters import AdapterRefusedError, Adapters
+from server.files.decoding import Pixels
+from server.files.inputs import Inputs
+from server.jobs.live import LiveJobs
+from server.jobs.preparation import Prepared
+from server.jobs.store.base import Job, Outcome
+
+
+class Preparation:
+    """See `server.jobs.preparation.Prepare`."""
+
+    def __init__(self, served: Served, inputs: Inputs, adapters: Adapters, live: LiveJobs) -> None:
+        self._served = served
+        self._inputs = inputs
+        self._adapters = adapters
+        self._live = live
+
+    async def __call__(self, job: Job) -> Prepared | Outcome:
+        """The job's parameters and pixels, or how it ends because its input is at fault."""
+        try:
+            return await self._prepare(job)
+        except InputError as exc:
+            return rejection(exc)
+        except NotServedError as exc:
+            return not_served(exc)
+
+    async def _prepare(self, job: Job) -> Prepared:
+        assert job.params is not None
+        endpoint = ENDPOINTS[job.endpoint]
+        parsed = parse(endpoint, job.input)
+        spec = self._served.model_for(endpoint.variants)
+        wish = decide(parsed, spec, self._served)
+        adapters = await self._fetch(job, parsed.adapters())
+        pictures = await self._read(job, wish.pictures)
+        sizes: list[Size] = [(picture.width, picture.height) for picture in pictures]
+        final = decide(
+            parsed,
+            spec,
+            self._served,
+            pictures=sizes,
+            adapters=adapters,
+            seed=job.params["seed"],
+            preview_every=job.params["preview_every"],
+        )
+        return Prepared(final.params.to_dict(), [_as_frame(picture) for picture in pictures])
+
+    async def _fetch(self, job: Job, needs: Sequence[AdapterNeed]) -> tuple[Adapter, ...]:
+        if not needs:
+            return ()
+        self._live.log(job.id, "fetching the adapter" if len(needs) == 1 else f"fetching {len(needs)} adapters")
+        found = await asyncio.gather(*(self._resolve(need) for need in needs))
+        if problems := [each for each in found if isinstance(each, dict)]:
+            raise InputError(problems)
+        return tuple(each for each in found if isinstance(each, Adapter))
+
+    async def _resolve(self, need: AdapterNeed) -> Adapter | Problem:
+        try:
+            return Adapter(await self._adapters.resolve(need.path), need.scale)
+        except AdapterRefusedError as exc:
+            return problem(need.loc, exc.message, exc.kind, value=need.path)
+
+    async def _read(self, job: Job, needs: Sequence[PictureNeed]) -> list[Pixels]:
+        if not needs:
+            return []
+        self._live.log(job.id, "reading the picture" if len(needs) == 1 else f"reading {len(needs)} pictures")
+        return await read_pictures(self._inputs, needs)
+
+
+def _as_frame(picture: Pixels) -> dict[str, object]:
+    return InputPicture(picture.width, picture.height, picture.channels, picture.data).to_dict()

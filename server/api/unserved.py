@@ -1,0 +1,44 @@
+"""fal's FLUX endpoints that this server does not answer, each with its reason in half a sentence."""
+
+from __future__ import annotations
+
+_FINETUNED = "its finetunes live at their maker; use a LoRA with fal-ai/flux-lora, or with fal-ai/flux-lora-fill"
+_FLUX_2 = "it needs FLUX.2, which this version cannot load"
+_SDXL = "it needs an SDXL checkpoint, which this version cannot load"
+
+_FLUX_2_ENDPOINTS = (
+    "flux-2", "flux-2/edit", "flux-2/lora", "flux-2/lora/edit", "flux-2/turbo", "flux-2/turbo/edit", "flux-2/flash",
+    "flux-2/flash/edit", "flux-2-pro", "flux-2-pro/edit", "flux-2-max", "flux-2-max/edit", "flux-2-flex",
+    "flux-2-flex/edit", "flux-2-pro/outpaint", "flux-2/klein/realtime",
+    *(f"flux-2/klein/{size}{kind}" for size in ("4b", "9b") for kind in (
+        "", "/edit", "/lora", "/edit/lora", "/base", "/base/edit", "/base/lora", "/base/edit/lora")),
+    *(f"flux-2-lora-gallery/{name}" for name in (
+        "add-background", "apartment-staging", "ballpoint-pen-sketch", "digital-comic-art", "face-to-full-portrait",
+        "hdr-style", "multiple-angles", "realism", "satellite-view-style", "sepia-vintage", "virtual-tryon")),
+)  # fmt: skip
+
+_SDXL_ENDPOINTS = tuple(
+    f"{app}{kind}"
+    for app in ("playground-v25", "fast-lightning-sdxl")
+    for kind in ("", "/image-to-image", "/inpainting")
+)
+
+UNSERVED: dict[str, str] = {
+    f"fal-ai/{name}": reason
+    for name, reason in {
+        "flux-pro/v1.1-ultra-finetuned": _FINETUNED,
+        "flux-pro/v1/fill-finetuned": _FINETUNED,
+        "flux-pro/v1/canny-finetuned": _FINETUNED,
+        "flux-pro/v1/depth-finetuned": _FINETUNED,
+        "flux-pro/v1/vto": "no FLUX.1 weights that dress a person are public",
+        "flux-general/rf-inversion": "inverting a flow needs a sampler that this server does not have",
+        "flux-realism": "its LoRA is not among the checkpoints here; use fal-ai/flux-lora with it",
+        "flux-pulid": "it needs PuLID's face encoders, which this server cannot load",
+        "flux-subject": "it needs OminiControl's adapters, which this server cannot load",
+        "flux-vision-upscaler": "it needs a captioning model and an upscaler's ControlNet, which are not here",
+        "lucidflux": "it needs LucidFlux' own networks, which this server cannot load",
+        **dict.fromkeys(_FLUX_2_ENDPOINTS, _FLUX_2),
+        **dict.fromkeys(_SDXL_ENDPOINTS, _SDXL),
+    }.items()
+}
+"""endpoint id -> why."""
