@@ -38,23 +38,23 @@ INSTRUCTIONS = (
 _STEP = re.compile(r"step (\d+)/(\d+)")
 
 
-def make_server(api: Api) -> MCPServer[Any]:
-    """An MCP server with all tools."""
-    server: MCPServer[Any] = MCPServer("fluxserve", version=VERSION, instructions=INSTRUCTIONS)
+class Tools:
+    """What an agent can do; each method's docstring is what the agent reads of it."""
 
-    @server.tool()
-    async def find_endpoints(ctx: Context[Any, Any], query: str = "", limit: int = 20) -> list[dict[str, str]]:
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    async def find_endpoints(self, ctx: Context[Any, Any], query: str = "", limit: int = 20) -> list[dict[str, str]]:
         """List endpoints whose id or description contains `query`; all of them for an empty one."""
-        async with api(ctx) as client:
+        async with self._api(ctx) as client:
             page = await _ask(client, "GET", "/v1/models", params={"q": query, "limit": max(1, min(limit, 200))})
         return [
             {"endpoint": row["endpoint_id"], "description": row["metadata"]["display_name"]} for row in page["models"]
         ]
 
-    @server.tool()
-    async def endpoint_schema(ctx: Context[Any, Any], endpoint: str) -> dict[str, Any]:
+    async def endpoint_schema(self, ctx: Context[Any, Any], endpoint: str) -> dict[str, Any]:
         """The input fields of one endpoint as JSON Schema."""
-        async with api(ctx) as client:
+        async with self._api(ctx) as client:
             document = await _ask(
                 client, "GET", "/api/openapi/queue/openapi.json", params={"endpoint_id": endpoint.strip("/")}
             )
@@ -62,8 +62,8 @@ def make_server(api: Api) -> MCPServer[Any]:
         schema: dict[str, Any] = _inlined(post["requestBody"]["content"]["application/json"]["schema"], document)
         return schema
 
-    @server.tool()
     async def generate_image(
+        self,
         ctx: Context[Any, Any],
         prompt: str,
         endpoint: str = DEFAULT_ENDPOINT,
@@ -73,38 +73,33 @@ def make_server(api: Api) -> MCPServer[Any]:
 
         `arguments` holds further fields of the endpoint, such as image_size, num_images, seed, or image_url to edit.
         """
-        async with api(ctx) as client:
+        async with self._api(ctx) as client:
             request_id = await _submit(client, endpoint, {"prompt": prompt} | (arguments or {}))
             await _until_ended(ctx, client, endpoint, request_id)
             return await _shown(client, endpoint, request_id)
 
-    @server.tool()
-    async def submit(ctx: Context[Any, Any], endpoint: str, arguments: dict[str, Any]) -> dict[str, str]:
+    async def submit(self, ctx: Context[Any, Any], endpoint: str, arguments: dict[str, Any]) -> dict[str, str]:
         """Queue a request and return its request_id at once."""
-        async with api(ctx) as client:
+        async with self._api(ctx) as client:
             return {"request_id": await _submit(client, endpoint, arguments), "endpoint": endpoint}
 
-    @server.tool()
-    async def status(ctx: Context[Any, Any], endpoint: str, request_id: str) -> dict[str, Any]:
+    async def status(self, ctx: Context[Any, Any], endpoint: str, request_id: str) -> dict[str, Any]:
         """How a request stands: IN_QUEUE with its position, IN_PROGRESS with its log, or COMPLETED (see result)."""
-        async with api(ctx) as client:
+        async with self._api(ctx) as client:
             return await _ask(client, "GET", f"{_follow(endpoint, request_id)}/status", params={"logs": "1"})
 
-    @server.tool()
-    async def result(ctx: Context[Any, Any], endpoint: str, request_id: str) -> list[ContentBlock]:
+    async def result(self, ctx: Context[Any, Any], endpoint: str, request_id: str) -> list[ContentBlock]:
         """The pictures of a request that has completed, and their addresses."""
-        async with api(ctx) as client:
+        async with self._api(ctx) as client:
             return await _shown(client, endpoint, request_id)
 
-    @server.tool()
-    async def cancel(ctx: Context[Any, Any], endpoint: str, request_id: str) -> dict[str, Any]:
+    async def cancel(self, ctx: Context[Any, Any], endpoint: str, request_id: str) -> dict[str, Any]:
         """Cancel a request: a waiting one ends now, a running one before its next step."""
-        async with api(ctx) as client:
+        async with self._api(ctx) as client:
             return await _ask(client, "PUT", f"{_follow(endpoint, request_id)}/cancel")
 
-    @server.tool()
     async def upload(
-        ctx: Context[Any, Any], data_base64: str, content_type: str = "image/png", file_name: str = "picture.png"
+        self, ctx: Context[Any, Any], data_base64: str, content_type: str = "image/png", file_name: str = "picture.png"
     ) -> dict[str, str]:
         """Store a picture (at most 2.5 MB) and return its address, for image_url and mask_url fields."""
         try:
@@ -113,12 +108,28 @@ def make_server(api: Api) -> MCPServer[Any]:
             raise ToolError("data_base64 is not base64") from exc
         if len(data) > MAX_UPLOAD_BYTES:
             raise ToolError(f"the picture has more than {MAX_UPLOAD_BYTES} bytes: give its address instead")
-        async with api(ctx) as client:
+        async with self._api(ctx) as client:
             place = {"content_type": content_type, "file_name": file_name}
             grant = await _ask(client, "POST", "/rest/storage/upload/initiate", json=place)
             await _ask(client, "PUT", grant["upload_url"], content=data, headers={"content-type": content_type})
         return {"url": grant["file_url"]}
 
+
+def make_server(api: Api) -> MCPServer[Any]:
+    """An MCP server with all tools."""
+    server: MCPServer[Any] = MCPServer("fluxserve", version=VERSION, instructions=INSTRUCTIONS)
+    tools = Tools(api)
+    for tool in (
+        tools.find_endpoints,
+        tools.endpoint_schema,
+        tools.generate_image,
+        tools.submit,
+        tools.status,
+        tools.result,
+        tools.cancel,
+        tools.upload,
+    ):
+        server.add_tool(tool)
     return server
 
 
