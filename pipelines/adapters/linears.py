@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Generic, TypeVar
 
 from torch import Tensor, nn
 
 from models.float8 import share
-from pipelines.adapters.adapter import Uses, linears
+from pipelines.adapters.adapter import Product, Uses, linears
 from pipelines.adapters.binding import Stream, bound_to
 
 M = TypeVar("M", bound=nn.Module)
@@ -78,19 +79,20 @@ def text_adapted(text_encoder: nn.Module, uses: Uses) -> Iterator[None]:
 
     By hooks and not by a twin: an encoder that waits on the host keeps its weights where a copy would not find them.
     """
-    hooks = []
-    for adapter, scale in uses:
-        for name, product in adapter.text_encoder.items():
-
-            def add(module: nn.Module, inputs: tuple[Tensor], output: Tensor, product=product, scale=scale) -> Tensor:  # type: ignore[no-untyped-def]
-                (x,) = inputs
-                result = output.clone()
-                product.add(x.flatten(0, -2), result.view(-1, result.shape[-1]), scale)
-                return result
-
-            hooks.append(text_encoder.get_submodule(name).register_forward_hook(add))
+    hooks = [
+        text_encoder.get_submodule(name).register_forward_hook(partial(_add_behind, product, scale))
+        for adapter, scale in uses
+        for name, product in adapter.text_encoder.items()
+    ]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _add_behind(product: Product, scale: float, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    """A forward hook that adds a product to a linear's result."""
+    result = output.clone()
+    product.add(inputs[0].flatten(0, -2), result.view(-1, result.shape[-1]), scale)
+    return result

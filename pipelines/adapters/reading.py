@@ -53,6 +53,9 @@ _LOST = (
     (".bias", "changes biases"),
 )
 """Parts of keys that the converter would drop without a word."""
+_KOHYA = ("lora_unet_", "lora_te_", "lora_te1_", "diffusion_model.", "text_encoders.clip_l.transformer.")
+_KOHYA_VARIANTS = (_KOHYA, ("lora_transformer_", "lora_te1_"), ("transformer.",))
+"""How keys with kohya's endings begin, one way a file; beside them the converter drops all others."""
 
 
 def read_adapter(file: Path) -> AdapterWeights:
@@ -64,6 +67,7 @@ def read_adapter(file: Path) -> AdapterWeights:
     except SafetensorError as exc:
         raise AdapterError("its header is damaged: safetensors cannot read it") from exc
     _check_values(tensors)
+    _check_beginnings(tensors)
     try:
         converted, alphas = _converted(tensors)
     except Exception as exc:  # a foreign file meets asserts, missing keys and arithmetic on shapes in the converter
@@ -78,6 +82,15 @@ def _check_values(tensors: Mapping[str, Tensor]) -> None:
                 raise AdapterError(f"its key {shown(key)} {what}, which is not served")
         if not bool(torch.isfinite(tensor).all()):
             raise AdapterError(f"its key {shown(key)} holds values that are not numbers")
+
+
+def _check_beginnings(tensors: Mapping[str, Tensor]) -> None:
+    """Of a file with kohya's endings, whose keys must all be of one variant."""
+    keys = [_common_name(key) for key in tensors]
+    if any(".lora_down.weight" in key for key in keys):
+        strays = [[key for key in keys if not key.startswith(variant)] for variant in _KOHYA_VARIANTS]
+        if fewest := min(strays, key=len):
+            raise AdapterError(f"no layer of FLUX.1 fits its key {shown(fewest[0])}")
 
 
 def _converted(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -125,7 +138,7 @@ def _split_joined(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
         block = f"transformer.single_transformer_blocks.{match[1]}"
         names = (f"{block}.attn.to_q", f"{block}.attn.to_k", f"{block}.attn.to_v", f"{block}.proj_mlp")
         for target, part in zip(names, up.split((width, width, width, 4 * width)), strict=True):
-            split |= {f"{target}.lora_A.weight": down, f"{target}.lora_B.weight": part * factor}
+            split |= {f"{target}.lora_A.weight": down, f"{target}.lora_B.weight": part.float() * factor}
     return rest, split
 
 
@@ -160,7 +173,9 @@ def _paired(tensors: Mapping[str, Tensor], alphas: Mapping[str, float], training
             shapes = f"{tuple(down.shape)} and {tuple(up.shape)}"
             raise AdapterError(f"the matrices for {shown(layer)} have shapes {shapes}, which are not one LoRA's")
         factor = _factor(layer, down.shape[0], alphas, training)
-        (found.text_encoder if is_text else found.transformer)[name] = LowRank(down, up * factor if factor != 1 else up)
+        (found.text_encoder if is_text else found.transformer)[name] = LowRank(
+            down, up if factor == 1 else up.float() * factor
+        )
     return found
 
 

@@ -226,6 +226,14 @@ def test_a_layer_that_the_model_lacks_is_named(components: FluxComponents, tmp_p
             },
             "changes biases",
         ),
+        (
+            {
+                f"{name}__lora_{half}__weight": torch.ones(shape)
+                for name in ("lora_unet_double_blocks_0_img_attn_proj", "stranger")
+                for half, shape in (("down", (4, 8)), ("up", (8, 4)))
+            },
+            "no layer of FLUX.1 fits its key stranger",
+        ),
     ],
 )
 def test_keys_that_fit_nothing_are_named(tmp_path: Path, tensors: dict[str, Tensor], words: str) -> None:
