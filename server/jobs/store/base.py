@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, Protocol
+
+SHARED = ""
+"""The tenant of what was asked for without a key: whoever is let in and knows its id may read it."""
 
 LOW_PRIORITY_DELAY_S = 300.0
 """A low-priority job queues as if it had come this much later: it yields to newer normal jobs, but never starves."""
@@ -120,6 +124,7 @@ class NewJob:
         base_url: scheme, host and prefix the caller used, for addresses in the webhook.
         store_io: False keeps no payloads: input and result body are erased after the retention the caller needs.
         hint_bucket: jobs of one bucket go to the same worker while it lives; None goes to any.
+        tenant: whose it is; nobody else ever reads it, unless it is SHARED.
         outcome: set when the job ends in the moment it is stored (input the model rejects).
     """
 
@@ -136,6 +141,7 @@ class NewJob:
     base_url: str = ""
     store_io: bool = True
     hint_bucket: int | None = None
+    tenant: str = SHARED
     outcome: Outcome | None = None
 
 
@@ -168,12 +174,13 @@ class Job:
     base_url: str
     store_io: bool
     hint_bucket: int | None
+    tenant: str
     has_begun: bool
     outcome: Outcome | None
 
     @property
     def queue_rank(self) -> float:
-        """Waiting jobs are claimed in the order of (queue_rank, seq)."""
+        """A tenant's waiting jobs are claimed in the order of (queue_rank, seq)."""
         return self.created_at + self.priority * LOW_PRIORITY_DELAY_S
 
     @property
@@ -192,14 +199,20 @@ class JobState:
     """What a status poll asks of a job, and no more of the row.
 
     Args:
-        endpoint, status, outcome: as in `Job`.
-        position: waiting jobs that will be claimed before this one; None when it does not wait.
+        endpoint, status, tenant, outcome: as in `Job`.
+        position: waiting jobs that will be claimed before this one, as far as everybody's are alike; None when it
+            does not wait.
     """
 
     endpoint: str
     status: JobStatus
+    tenant: str = SHARED
     position: int | None = None
     outcome: Outcome | None = None
+
+    def is_for(self, tenant: str | None) -> bool:
+        """Whether that tenant may know of it; None is the server itself."""
+        return tenant is None or self.tenant in (SHARED, tenant)
 
 
 Verdict = Literal["delivered", "again", "given up"]
@@ -221,18 +234,19 @@ class Store(Protocol):
     clock counts for leases and deadlines.
     """
 
-    def enqueue(self, new: NewJob, max_queued: int | None = None) -> Job:
+    def enqueue(self, new: NewJob, max_queued: int | None = None, max_own: int | None = None) -> Job:
         """Store a job durably; returns after the commit.
 
-        Raises: QueueFullError when `max_queued` jobs or more wait already. StoreError.
+        Raises: QueueFullError when `max_queued` jobs or more wait already, or `max_own` of its tenant. StoreError.
         """
 
     def get(self, job_id: str) -> Job | None:
         """The row, or None."""
 
-    def state(self, job_id: str) -> JobState | None:
+    def state(self, job_id: str, tenant: str | None = None) -> JobState | None:
         """Its status, place in the queue and outcome, or None if it is unknown.
 
+        With `tenant`, what is another tenant's is unknown, and found to be so in the same way and time.
         Cheap until the job has ended: every waiting client asks up to ten times a second."""
 
     def claim(
@@ -243,10 +257,12 @@ class Store(Protocol):
         models: frozenset[str] | None = None,
         quarantined: bool | None = None,
         buckets: frozenset[int] | None = None,
+        at_most: Callable[[str], int | None] | None = None,
     ) -> list[Job]:
         """Take up to `limit` waiting jobs: running, `owner`, `epoch + 1`, `attempt + 1`, `lease_until`, atomically.
 
-        Order: by age, where a low-priority job counts as LOW_PRIORITY_DELAY_S younger than it is.
+        Order: every tenant in turn (see `fair`); a tenant's own by age, where a low-priority job counts as
+        LOW_PRIORITY_DELAY_S younger than it is. A tenant of which `at_most` so many may run waits meanwhile.
         With `quarantined`, only jobs with deaths (each runs alone, so that one which crashes workers is found); with
         False, only jobs without. Only jobs of the given models, and of the given hint buckets or none, if given.
         Jobs past their start deadline are not claimed (`expire` ends them)."""

@@ -54,12 +54,14 @@ class MemoryStore:
         self._last_seq = 0
         self._is_closed = False
 
-    def enqueue(self, new: NewJob, max_queued: int | None = None) -> Job:
+    def enqueue(self, new: NewJob, max_queued: int | None = None, max_own: int | None = None) -> Job:
         with self._open():
             if new.id in self._jobs:
                 raise StoreError(f"request id {new.id} is taken")
             if new.outcome is None and max_queued is not None and self._line.length >= max_queued:
                 raise QueueFullError(f"{max_queued} requests wait already")
+            if new.outcome is None and max_own is not None and self._line.length_of(new.tenant) >= max_own:
+                raise QueueFullError(f"{max_own} requests of this key wait already")
             self._last_seq += 1
             return self._save(None, transitions.created(new, self._last_seq, self._clock()))
 
@@ -67,9 +69,10 @@ class MemoryStore:
         with self._open():
             return self._jobs.get(job_id)
 
-    def state(self, job_id: str) -> JobState | None:
+    def state(self, job_id: str, tenant: str | None = None) -> JobState | None:
         with self._open():
-            return self._line.state(job_id) or state_of(self._jobs.get(job_id))
+            state = self._line.state(job_id, tenant) or state_of(self._jobs.get(job_id))
+            return state if state is not None and state.is_for(tenant) else None
 
     def claim(
         self,
@@ -79,6 +82,7 @@ class MemoryStore:
         models: frozenset[str] | None = None,
         quarantined: bool | None = None,
         buckets: frozenset[int] | None = None,
+        at_most: Callable[[str], int | None] | None = None,
     ) -> list[Job]:
         with self._open():
             now = self._clock()
@@ -91,7 +95,10 @@ class MemoryStore:
                 and (buckets is None or job.hint_bucket is None or job.hint_bucket in buckets)
                 and not _is_past(job.start_deadline, now)
             ]
-            return [self._save(job, transitions.claimed(job, owner, now, lease_s)) for job in ready[:limit]]
+            taken = self._line.turns(now, at_most).take(
+                limit, lambda tenant: [job for job in ready if job.tenant == tenant]
+            )
+            return [self._save(job, transitions.claimed(job, owner, now, lease_s)) for job in taken]
 
     def waiting_for_others(self, models: frozenset[str]) -> dict[str, str]:
         with self._open():

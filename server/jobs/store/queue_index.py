@@ -6,12 +6,12 @@ No row is read for it, and nothing is counted.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from threading import Lock
 
-from sortedcontainers import SortedList
-
 from server.jobs.store.base import Job, JobState, JobStatus
+from server.jobs.store.fair import Place, TenantLines, Turns, work
 
 RECENT = 64
 """Ended jobs kept: everybody who polls learns of an end at about the same time. Few, as a result may hold pictures."""
@@ -22,8 +22,8 @@ class QueueIndex:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._order: SortedList[tuple[float, int]] = SortedList()
-        self._places: dict[str, tuple[float, int]] = {}
+        self._lines = TenantLines()
+        self._places: dict[str, Place] = {}
         self._states: dict[str, JobState] = {}
         """Of all that have not ended; positions are not in here, because those of others change them."""
         self._recent: dict[str, JobState] = {}
@@ -36,37 +36,49 @@ class QueueIndex:
         with self._lock:
             if before is not None:
                 self._counts[before.status] -= 1
-                self._leave(before.id)
+                self._leave(before)
             if after is not None:
                 self._counts[after.status] += 1
                 if after.status.is_finished:
-                    self._recent[after.id] = JobState(after.endpoint, after.status, outcome=after.outcome)
+                    self._recent[after.id] = JobState(after.endpoint, after.status, after.tenant, None, after.outcome)
                     if len(self._recent) > RECENT:
                         del self._recent[next(iter(self._recent))]
                 else:
-                    self._states[after.id] = JobState(after.endpoint, after.status)
+                    self._states[after.id] = JobState(after.endpoint, after.status, after.tenant)
                 if after.status is JobStatus.QUEUED:
                     self._join(after)
+                elif after.status is JobStatus.RUNNING:
+                    self._run(before, after)
 
     def count(self, status: JobStatus, number: int) -> None:
         """Add rows that are not looked at one by one, as when a store opens."""
         with self._lock:
             self._counts[status] += number
 
-    def state(self, job_id: str) -> JobState | None:
-        """Where a job stands that has not ended, or only just; None for any other."""
+    def state(self, job_id: str, tenant: str | None = None) -> JobState | None:
+        """Where a job stands that has not ended, or only just, if it is that tenant's; None for any other."""
         with self._lock:
             state = self._states.get(job_id) or self._recent.get(job_id)
+            if state is None or not state.is_for(tenant):
+                return None
             place = self._places.get(job_id)
-            if state is None or place is None:
-                return state
-            return replace(state, position=int(self._order.bisect_left(place)))
+            return state if place is None else replace(state, position=self._lines.position(state.tenant, place))
+
+    def turns(self, now: float, at_most: Callable[[str], int | None] | None = None) -> Turns:
+        """See TenantLines."""
+        with self._lock:
+            return self._lines.turns(now, at_most)
 
     @property
     def length(self) -> int:
         """How many jobs wait."""
         with self._lock:
             return len(self._places)
+
+    def length_of(self, tenant: str) -> int:
+        """How many of one tenant's jobs wait."""
+        with self._lock:
+            return self._lines.length(tenant)
 
     @property
     def quarantined(self) -> int:
@@ -82,19 +94,27 @@ class QueueIndex:
     def _join(self, job: Job) -> None:
         place = (job.queue_rank, job.seq)
         self._places[job.id] = place
-        self._order.add(place)
+        self._lines.join(job.tenant, place)
         if job.deaths:
             self._quarantined.add(job.id)
 
-    def _leave(self, job_id: str) -> None:
-        self._states.pop(job_id, None)
-        self._recent.pop(job_id, None)
-        self._quarantined.discard(job_id)
-        place = self._places.pop(job_id, None)
+    def _run(self, before: Job | None, after: Job) -> None:
+        if before is not None and before.status is JobStatus.QUEUED:
+            self._lines.start(after.tenant, work(after))
+        else:
+            self._lines.resume(after.tenant)
+
+    def _leave(self, job: Job) -> None:
+        self._states.pop(job.id, None)
+        self._recent.pop(job.id, None)
+        self._quarantined.discard(job.id)
+        if job.status is JobStatus.RUNNING:
+            self._lines.stop(job.tenant)
+        place = self._places.pop(job.id, None)
         if place is not None:
-            self._order.remove(place)
+            self._lines.leave(job.tenant, place)
 
 
 def state_of(job: Job | None) -> JobState | None:
     """Where a job that has been read stands."""
-    return None if job is None else JobState(job.endpoint, job.status, outcome=job.outcome)
+    return None if job is None else JobState(job.endpoint, job.status, job.tenant, None, job.outcome)

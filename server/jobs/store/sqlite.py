@@ -14,6 +14,7 @@ import apsw
 from server.jobs.store import outbox, platform_outcomes, transitions
 from server.jobs.store.base import (
     PRIVATE_RETENTION_S,
+    SHARED,
     CancelOutcome,
     Job,
     JobState,
@@ -70,16 +71,14 @@ class SqliteStore:
             raise
         self._writer = GroupCommit(connection, self._note_changes)
 
-    def enqueue(self, new: NewJob, max_queued: int | None = None) -> Job:
-        return self._writer.run(lambda tx: self._insert(tx, new, max_queued))
+    def enqueue(self, new: NewJob, max_queued: int | None = None, max_own: int | None = None) -> Job:
+        return self._writer.run(lambda tx: self._insert(tx, new, max_queued, max_own))
 
     def get(self, job_id: str) -> Job | None:
-        for row in self._read(f"{_SELECT} WHERE id = ?", (job_id,)):
-            return from_row(row)
-        return None
+        return self._get(job_id, None)
 
-    def state(self, job_id: str) -> JobState | None:
-        return self._line.state(job_id) or state_of(self.get(job_id))
+    def state(self, job_id: str, tenant: str | None = None) -> JobState | None:
+        return self._line.state(job_id, tenant) or state_of(self._get(job_id, tenant))
 
     def claim(
         self,
@@ -89,6 +88,7 @@ class SqliteStore:
         models: frozenset[str] | None = None,
         quarantined: bool | None = None,
         buckets: frozenset[int] | None = None,
+        at_most: Callable[[str], int | None] | None = None,
     ) -> list[Job]:
         wanted = "" if models is None else f"AND model IN ({', '.join('?' * len(models))})"
         wanted += {None: "", True: " AND deaths > 0", False: " AND deaths = 0"}[quarantined]
@@ -97,13 +97,16 @@ class SqliteStore:
 
         def claim(tx: Transaction) -> list[Job]:
             now = self._clock()
-            waiting = _jobs(
-                tx,
-                f"WHERE status = 'queued' AND (start_deadline IS NULL OR start_deadline > ?) {wanted} "
-                "ORDER BY queue_rank, seq LIMIT ?",
-                (now, *sorted(models or ()), *sorted(buckets or ()), limit),
+            turns = self._line.turns(now, at_most)
+            for before, after in tx.changes:
+                turns.note(before, after)
+            line = (
+                f"WHERE status = 'queued' AND tenant = ? AND (start_deadline IS NULL OR start_deadline > ?) {wanted} "
+                "ORDER BY queue_rank, seq LIMIT ?"
             )
-            return self._save_all(tx, ((job, transitions.claimed(job, owner, now, lease_s)) for job in waiting))
+            values = (now, *sorted(models or ()), *sorted(buckets or ()), limit)
+            taken = turns.take(limit, lambda tenant: _jobs(tx, line, (tenant, *values)))
+            return self._save_all(tx, ((job, transitions.claimed(job, owner, now, lease_s)) for job in taken))
 
         return self._writer.run(claim, is_promise=False)
 
@@ -252,9 +255,18 @@ class SqliteStore:
         self._writer.close()
         os.close(self._lock_file)
 
-    def _insert(self, tx: Transaction, new: NewJob, max_queued: int | None) -> Job:
+    def _get(self, job_id: str, tenant: str | None) -> Job | None:
+        """By id and, if given, tenant: what is another's is not even read."""
+        whose, names = ("", ()) if tenant is None else (" AND tenant IN (?, ?)", (SHARED, tenant))
+        for row in self._read(f"{_SELECT} WHERE id = ?{whose}", (job_id, *names)):
+            return from_row(row)
+        return None
+
+    def _insert(self, tx: Transaction, new: NewJob, max_queued: int | None, max_own: int | None) -> Job:
         if new.outcome is None and max_queued is not None and self._waiting_in(tx) >= max_queued:
             raise QueueFullError(f"{max_queued} requests wait already")
+        if new.outcome is None and max_own is not None and self._waiting_in(tx, new.tenant) >= max_own:
+            raise QueueFullError(f"{max_own} requests of this key wait already")
         if _one_job(tx, new.id) is not None:
             raise StoreError(f"request id {new.id} is taken")
         job = transitions.created(new, 0, self._clock())
@@ -262,9 +274,10 @@ class SqliteStore:
         job = replace(job, seq=tx.connection.last_insert_rowid())
         return self._record(tx, None, job)
 
-    def _waiting_in(self, tx: Transaction) -> int:
-        """Waiting jobs as this transaction sees them: the line knows only what is committed."""
-        return self._line.length + sum(_is_waiting(after) - _is_waiting(before) for before, after in tx.changes)
+    def _waiting_in(self, tx: Transaction, tenant: str | None = None) -> int:
+        """Waiting jobs (of one tenant) as this transaction sees them: the line knows only what is committed."""
+        known = self._line.length if tenant is None else self._line.length_of(tenant)
+        return known + sum(_is_waiting(after, tenant) - _is_waiting(before, tenant) for before, after in tx.changes)
 
     def _change_current(
         self, job_id: str, owner: str, epoch: int, rule: Callable[[Job], Job], is_promise: bool = True
@@ -344,5 +357,5 @@ def _one_job(tx: Transaction, job_id: str) -> Job | None:
     return found[0] if found else None
 
 
-def _is_waiting(job: Job | None) -> bool:
-    return job is not None and job.status is JobStatus.QUEUED
+def _is_waiting(job: Job | None, tenant: str | None) -> bool:
+    return job is not None and job.status is JobStatus.QUEUED and tenant in (None, job.tenant)

@@ -53,6 +53,7 @@ def created(new: NewJob, seq: int, now: float) -> Job:
         base_url=new.base_url,
         store_io=new.store_io,
         hint_bucket=new.hint_bucket,
+        tenant=new.tenant,
         has_begun=False,
         outcome=None,
     )

@@ -134,6 +134,97 @@ def test_a_low_job_yields_to_newer_normal_ones_but_not_for_ever(store: Store, cl
     assert [job.id for job in store.claim("w1", 3, LEASE_S)] == [before.id, low.id, after.id]
 
 
+# Tenants
+
+
+def ids_of(store: Store, tenant: str, number: int, **changes: Any) -> list[str]:
+    return [store.enqueue(new_job(tenant=tenant, **changes)).id for _ in range(number)]
+
+
+def claim_ids(store: Store, limit: int = 1, at_most: int | None = None) -> list[str]:
+    return [job.id for job in store.claim("w1", limit, LEASE_S, at_most=lambda tenant: at_most)]
+
+
+def test_what_is_anothers_is_unknown(store: Store) -> None:
+    waiting, running, ended = ids_of(store, "ann", 3)
+    store.claim("w1", 1, LEASE_S)
+    store.request_cancel(ended)
+    for job_id in (waiting, running, ended):
+        assert store.state(job_id, "bob") is None
+        assert store.state(job_id, "ann") == store.state(job_id) is not None
+
+
+def test_what_was_asked_for_without_a_key_is_everybodys(store: Store) -> None:
+    job = store.enqueue(new_job())
+    assert store.state(job.id, "ann") == store.state(job.id) is not None
+    store.request_cancel(job.id)
+    assert store.state(job.id, "ann") == store.state(job.id) is not None
+
+
+def test_a_thousand_requests_of_one_do_not_hide_the_one_of_another(store: Store, clock: Clock) -> None:
+    many = ids_of(store, "ann", 1000)
+    assert claim_ids(store, 3) == many[:3]
+    clock.advance(100)
+    few = ids_of(store, "bob", 3)
+    assert [place(store, job_id) for job_id in few] == [0, 2, 4]
+    assert few[0] in claim_ids(store, 2)
+    assert set(few) < set(claim_ids(store, 5)) | {few[0]}
+
+
+def test_turns_go_to_who_has_had_least(store: Store) -> None:
+    ann, bob = ids_of(store, "ann", 4), ids_of(store, "bob", 4)
+    assert [claim_ids(store)[0] for _ in range(4)] == [ann[0], bob[0], ann[1], bob[1]]
+    assert claim_ids(store, 4) == [ann[2], bob[2], ann[3], bob[3]]
+
+
+def test_large_requests_are_paid_for(store: Store) -> None:
+    params = {"model": "m", "width": 1024, "height": 1024, "num_images": 1, "num_inference_steps": 1}
+    large = ids_of(store, "ann", 3, params=params | {"num_images": 4})
+    small = ids_of(store, "bob", 6, params=params)
+    assert claim_ids(store, 7) == [large[0], *small[:4], large[1], small[4]]
+
+
+def test_nobody_saves_turns_up_by_waiting(store: Store) -> None:
+    ids_of(store, "bob", 1)
+    ann = ids_of(store, "ann", 20)
+    claim_ids(store, 11)
+    bob = ids_of(store, "bob", 5)
+    order = claim_ids(store, 6)
+    assert [job_id in bob for job_id in order].count(True) == 3, "in turn from here on, not five in a row"
+    assert order[-1] in {*ann, *bob}
+
+
+def test_a_young_low_job_yields_to_everybodys_normal_ones(store: Store, clock: Clock) -> None:
+    low = ids_of(store, "ann", 1, priority=1)
+    normal = ids_of(store, "bob", 3)
+    assert claim_ids(store, 4) == [*normal, *low]
+    low, _ = ids_of(store, "ann", 1, priority=1), clock.advance(LOW_PRIORITY_DELAY_S)
+    normal = ids_of(store, "bob", 3)
+    assert claim_ids(store, 2) == [low[0], normal[0]]
+
+
+def test_no_more_of_a_tenant_run_than_it_may(store: Store) -> None:
+    ann = ids_of(store, "ann", 4)
+    assert claim_ids(store, 3, at_most=2) == ann[:2]
+    bob = ids_of(store, "bob", 1)
+    assert claim_ids(store, 3, at_most=2) == bob
+    job = fetch(store, ann[0])
+    store.finish(job.id, "w1", job.epoch, DONE)
+    assert claim_ids(store, 3, at_most=2) == [ann[2]]
+    assert claim_ids(store, 3, at_most=2) == []
+    store.release("w1", died=False)
+    assert sorted(claim_ids(store, 9, at_most=2)) == sorted([ann[1], ann[2], *bob])
+
+
+def test_a_tenant_has_its_own_limit_on_what_waits(store: Store) -> None:
+    store.enqueue(new_job(tenant="ann"), max_own=1)
+    with pytest.raises(QueueFullError):
+        store.enqueue(new_job(tenant="ann"), max_own=1)
+    store.enqueue(new_job(tenant="bob"), max_queued=2, max_own=1)
+    with pytest.raises(QueueFullError):
+        store.enqueue(new_job(tenant="cyd"), max_queued=2, max_own=1)
+
+
 def test_only_jobs_of_the_models_that_the_claimer_holds(store: Store) -> None:
     store.enqueue(new_job(params={"model": "other"}))
     mine = store.enqueue(new_job(params={"model": "mine"}))

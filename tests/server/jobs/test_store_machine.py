@@ -16,6 +16,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multip
 from server.jobs.store.base import CancelOutcome, Outcome
 from tests.server.stores import DONE, LEASE_S, OPEN_STORE, Clock, new_job, place
 
+TENANTS = st.sampled_from(["", "ann", "bob"])
 OWNERS = st.sampled_from(["w1", "w2", "w3"])
 ENDED = ("completed", "failed", "cancelled")
 
@@ -35,6 +36,7 @@ class Expected:
     lease_until: float = 0.0
     deaths: int = 0
     lone: int = 0
+    tenant: str = ""
     cancel: bool = False
     ended_as: list[Outcome] = field(default_factory=list)
 
@@ -68,6 +70,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.clock = Clock()
         self.store = OPEN_STORE[self.kind](self.folder, self.clock)
         self.model: dict[str, Expected] = {}
+        self.had = dict.fromkeys(["", "ann", "bob"], 0.0)
+        self.reached = 0.0
 
     def teardown(self) -> None:
         self.store.close()
@@ -76,26 +80,75 @@ class StoreMachine(RuleBasedStateMachine):
     def running(self, owner: str | None = None) -> dict[str, Expected]:
         return {i: e for i, e in self.model.items() if e.state == "running" and owner in (None, e.owner)}
 
-    def line(self) -> list[str]:
-        return sorted((i for i, e in self.model.items() if e.state == "queued"), key=lambda i: self.model[i].rank)
+    def line(self, tenant: str | None = None) -> list[str]:
+        waiting = [i for i, e in self.model.items() if e.state == "queued" and tenant in (None, e.tenant)]
+        return sorted(waiting, key=lambda i: self.model[i].rank)
 
-    @rule(target=jobs, low=st.booleans(), deadline=st.none() | st.integers(1, 40), attempts=st.integers(1, 4))
-    def enqueue(self, low: bool, deadline: int | None, attempts: int) -> str:
-        job = self.store.enqueue(new_job(priority=int(low), start_within_s=deadline, max_attempts=attempts))
+    def may_be_claimed(self, job_id: str, quarantined: bool | None) -> bool:
+        expected = self.model[job_id]
+        is_wanted = quarantined is None or quarantined == (expected.deaths > 0)
+        return is_wanted and (expected.deadline is None or expected.deadline > self.clock.now)
+
+    @invariant()
+    def nobody_saves_up(self) -> None:
+        """Who has nothing waiting begins, when it has again, where the others are."""
+        for tenant in self.had:
+            if not self.line(tenant):
+                self.had[tenant] = max(self.had[tenant], self.reached)
+
+    def in_turn(self, limit: int, quarantined: bool | None, at_most: int | None) -> list[str]:
+        """What a claim must take: always the next of who has had least, a young low-priority job last."""
+        had = dict(self.had)
+        running = {tenant: sum(e.tenant == tenant for e in self.running().values()) for tenant in had}
+        lines = {tenant: self.line(tenant) for tenant in had}
+        ready = {tenant: [i for i in line if self.may_be_claimed(i, quarantined)] for tenant, line in lines.items()}
+        taken: list[str] = []
+
+        def turn(tenant: str) -> tuple[bool, float, tuple[float, int]]:
+            number = sum(self.model[i].tenant == tenant for i in taken)
+            rank = self.model[lines[tenant][min(number, len(lines[tenant]) - 1)]].rank
+            return rank[0] > self.clock.now, had[tenant], rank
+
+        while len(taken) < limit:
+            free = [t for t in had if ready[t] and (at_most is None or running[t] < at_most)]
+            if not free:
+                break
+            tenant = min(free, key=turn)
+            taken.append(ready[tenant].pop(0))
+            had[tenant] += 1
+            running[tenant] += 1
+        return taken
+
+    @rule(
+        target=jobs,
+        tenant=TENANTS,
+        low=st.booleans(),
+        deadline=st.none() | st.integers(1, 40),
+        attempts=st.integers(1, 4),
+    )
+    def enqueue(self, tenant: str, low: bool, deadline: int | None, attempts: int) -> str:
+        new = new_job(tenant=tenant, priority=int(low), start_within_s=deadline, max_attempts=attempts)
+        job = self.store.enqueue(new)
         now = self.clock.now
-        self.model[job.id] = Expected(
-            (now + 300.0 * low, job.seq), None if deadline is None else now + deadline, attempts
-        )
+        expires_at = None if deadline is None else now + deadline
+        self.model[job.id] = Expected((now + 300.0 * low, job.seq), expires_at, attempts, tenant=tenant)
         return job.id
 
-    @rule(target=claims, owner=OWNERS, limit=st.integers(1, 3), quarantined=st.sampled_from([None, True, False]))
-    def claim(self, owner: str, limit: int, quarantined: bool | None) -> object:
+    @rule(
+        target=claims,
+        owner=OWNERS,
+        limit=st.integers(1, 3),
+        quarantined=st.sampled_from([None, True, False]),
+        at_most=st.none() | st.integers(1, 2),
+    )
+    def claim(self, owner: str, limit: int, quarantined: bool | None, at_most: int | None) -> object:
         now = self.clock.now
-        wanted = [i for i in self.line() if quarantined is None or quarantined == (self.model[i].deaths > 0)]
-        in_time = [i for i in wanted if self.model[i].deadline is None or self.model[i].deadline > now]
-        taken = self.store.claim(owner, limit, LEASE_S, quarantined=quarantined)
-        assert [job.id for job in taken] == in_time[:limit]
+        wanted = self.in_turn(limit, quarantined, at_most)
+        taken = self.store.claim(owner, limit, LEASE_S, quarantined=quarantined, at_most=lambda tenant: at_most)
+        assert [job.id for job in taken] == wanted
         for job in taken:
+            self.reached = max(self.reached, self.had[job.tenant])
+            self.had[job.tenant] += 1
             expected = self.model[job.id]
             expected.state, expected.owner, expected.lease_until = "running", owner, now + LEASE_S
             expected.epoch += 1
@@ -196,6 +249,7 @@ class StoreMachine(RuleBasedStateMachine):
     def node_restarts(self) -> None:
         if self.kind == "sqlite":
             self.store.close()
+            self.had, self.reached = dict.fromkeys(self.had, 0.0), 0.0
             self.store = OPEN_STORE[self.kind](self.folder, self.clock)
         self.store.recover()
         for expected in self.running().values():
@@ -223,9 +277,19 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def positions_are_as_the_model_says(self) -> None:
-        line = self.line()
-        places = {job_id: place(self.store, job_id) for job_id in self.model}
-        assert places == {job_id: line.index(job_id) if job_id in line else None for job_id in self.model}
+        lines = {tenant: self.line(tenant) for tenant in self.had}
+        for job_id, expected in self.model.items():
+            own = lines[expected.tenant]
+            rounds = own.index(job_id) if job_id in own else None
+            before = None if rounds is None else sum(min(rounds, len(line)) for line in lines.values())
+            assert place(self.store, job_id) == before
+
+    @invariant()
+    def nobody_sees_what_is_anothers(self) -> None:
+        for job_id, expected in self.model.items():
+            for tenant in self.had:
+                can_see = self.store.state(job_id, tenant) is not None
+                assert can_see is (expected.tenant in ("", tenant))
 
     @invariant()
     def counts_are_as_the_model_says(self) -> None:
