@@ -19,7 +19,6 @@ from server.files.uploads import Uploads
 from server.gateway.areas import Area
 from server.gateway.gateway import Gateway
 from server.gateway.guard import Guard
-from server.gateway.keys import KeyRing
 from server.gateway.tokens import Tokens
 from server.http.errors import WireError
 from server.http.outgoing import VettedTransport, parse_networks
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
 def create_app(node: Node) -> Gateway:
     """An ASGI app that serves `node` and owns its life: the lifespan starts and stops it."""
     metrics = Metrics(node.store.counts, lambda: node.health())
-    keys = KeyRing(node.settings.api_keys)
+    keys = node.keys
     tokens = Tokens.of(node.settings.data_dir)
     guard = Guard(keys, tokens)
     signer = Signer.of(node.settings.data_dir)
@@ -63,7 +62,7 @@ def create_app(node: Node) -> Gateway:
         redirect_slashes=False,
         lifespan=_lifespan(node, signer, mcp),
     )
-    pages.include_router(system_router(lambda: node.health(), node.served, metrics, VERSION, not keys.is_open))
+    pages.include_router(system_router(lambda: node.health(), node.served, metrics, VERSION, keys))
     pages.include_router(openai_router(node.jobs, node.served))
     pages.router.routes.append(Route("/mcp", mcp))
     for kind in (WireError, Exception):
@@ -73,9 +72,9 @@ def create_app(node: Node) -> Gateway:
         pages,
         areas={
             Area.RUN: RunArea(node.jobs, node.served),
-            Area.QUEUE: QueueArea(node.jobs, node.served),
+            Area.QUEUE: QueueArea(node.jobs, node.served, guard),
             Area.REST: RestArea(tokens, signer),
-            Area.CDN: FilesArea(node.objects, UploadArea(uploads, tokens, keys), keys),
+            Area.CDN: FilesArea(node.objects, UploadArea(uploads, tokens, guard, node.jobs.allowance), guard),
         },
         realtime=RealtimeArea(node.jobs, node.served, guard),
         guard=guard,

@@ -24,9 +24,12 @@ from server.files.inputs import Inputs
 from server.files.objects import Objects
 from server.files.outputs import Outputs
 from server.files.private import private_folder
+from server.gateway.key_file import KeyFile
+from server.gateway.keys import KeyRing
 from server.http.outgoing import Network, parse_networks
 from server.jobs.completion import Completion
 from server.jobs.dispatcher import Dispatcher
+from server.jobs.limits import Allowance, Limits
 from server.jobs.live import LiveJobs
 from server.jobs.preparation import Preparations
 from server.jobs.service import JobService
@@ -69,6 +72,7 @@ class Node:
     workers: Workers
     disk: Disk
     jobs: JobService
+    keys: KeyRing
     upkeep: Upkeep
     _is_announced: bool = False
     _is_stopping: bool = False
@@ -88,6 +92,8 @@ class Node:
         store = SqliteStore(settings.data_dir / "jobs.db", clock)
         live = LiveJobs()
         objects = Objects(settings.data_dir / "files", clock)
+        keys = key_ring(settings)
+        allowance = Allowance(keys.limits, objects.stored_bytes)
         outputs = Outputs(objects, ttl_s=settings.retention_s + FILE_MARGIN_S)
         completion = Completion(
             store, live, outputs, wire.result_body, input_fault, embed_parameters=settings.embed_parameters
@@ -97,7 +103,7 @@ class Node:
         inputs = Inputs(objects, outputs.pool, allowed)
         adapters = _adapters(settings, objects, allowed)
         preparation = Preparation(served, inputs, adapters, live)
-        dispatcher = Dispatcher(store, live, completion, Preparations(preparation))
+        dispatcher = Dispatcher(store, live, completion, Preparations(preparation), allowance)
         # Random, so that a claim of an earlier life of this node is never taken for one of ours.
         workers = Workers(secrets.token_hex(4), names, _worker_options(settings, worker_command), dispatcher)
         disk = Disk(settings.data_dir)
@@ -115,8 +121,15 @@ class Node:
             workers,
             disk,
             jobs=JobService(
-                store, live, settings.max_queue, dispatcher.wake, dispatcher.cancel, disk.note_refused_write
+                store,
+                live,
+                settings.max_queue,
+                dispatcher.wake,
+                dispatcher.cancel,
+                disk.note_refused_write,
+                allowance=allowance,
             ),
+            keys=keys,
             upkeep=Upkeep(store, objects, outputs, live, disk, settings.retention_s, dispatcher.first_ready),
         )
 
@@ -229,6 +242,13 @@ def _adapters(settings: Settings, objects: Objects, allowed: Sequence[Network]) 
         settings.max_adapter_mb << 20,
         allowed,
     )
+
+
+def key_ring(settings: Settings) -> KeyRing:
+    """The keys of the settings and of the data folder. Raises: KeyFileError."""
+    storage_bytes = None if settings.key_storage_mb is None else settings.key_storage_mb * 10**6
+    limits = Limits(settings.key_running, settings.key_waiting, settings.key_per_minute, storage_bytes)
+    return KeyRing(settings.api_keys, KeyFile(settings.key_file), limits)
 
 
 def _worker_options(settings: Settings, command: Sequence[str]) -> WorkerOptions:

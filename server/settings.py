@@ -67,6 +67,8 @@ class Settings(BaseSettings):
         max_adapter_mb: of one LoRA file, in MiB.
         adapter_store_gb: LoRAs kept on disk, in GB; beyond it the one used least recently goes.
         max_queue: waiting requests beyond this are refused with 429.
+        key_running, key_waiting, key_per_minute, key_storage_mb: what each key may take unless it says otherwise:
+            requests in workers at once (more wait), waiting ones, submits a minute, MB of kept files; None is no limit.
         retention_s: how long finished requests and their pictures are kept, in seconds.
         warmup: what a worker draws before it is ready: auto (nothing to speak of on a CPU), none, or full.
         hang_s: a worker silent for this many seconds is killed and restarted.
@@ -99,6 +101,10 @@ class Settings(BaseSettings):
     max_adapter_mb: int = Field(1024, ge=1)
     adapter_store_gb: float = Field(10.0, gt=0)
     max_queue: int = Field(10_000, ge=0)
+    key_running: int | None = Field(None, ge=1)
+    key_waiting: int | None = Field(None, ge=1)
+    key_per_minute: int | None = Field(None, ge=1)
+    key_storage_mb: int | None = Field(None, ge=1)
     retention_s: float = Field(7 * 86400.0, gt=0)
     hang_s: float = Field(120.0, gt=0)
     embed_parameters: bool = False
@@ -158,12 +164,22 @@ class Settings(BaseSettings):
             raise ValueError(f"--port and --tls-port are both {self.port}; they must differ")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("--tls-cert and --tls-key belong together: give both or neither")
-        if not (self.api_keys or self.allow_insecure_bind or is_loopback(self.host)):
+        if not (self.is_protected or self.allow_insecure_bind or is_loopback(self.host)):
             raise ValueError(
                 f"--host {self.host} lets other machines in and no key protects the server: "
-                "give --api-key (make one with `fluxserve keys new`), or say --allow-insecure-bind"
+                "make one with `fluxserve keys new`, give --api-key, or say --allow-insecure-bind"
             )
         return self
+
+    @property
+    def key_file(self) -> Path:
+        """Where issued keys are kept."""
+        return self.data_dir / "keys.json"
+
+    @property
+    def is_protected(self) -> bool:
+        """Whether a key is asked for."""
+        return bool(self.api_keys) or self.key_file.exists()
 
 
 def is_loopback(host: str) -> bool:

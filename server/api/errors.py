@@ -16,6 +16,7 @@ from typing import Any
 
 from server.files.uploads import StorageRefusedError, TooLargeError, UploadError
 from server.http.errors import PlainError, WireError
+from server.jobs.limits import RateLimitedError, StorageFullError
 from server.jobs.service import JobLostError, ServerStoppingError
 from server.jobs.store.base import QueueFullError, StoreError
 
@@ -91,6 +92,12 @@ def to_wire(exc: Exception) -> WireError:
         return exc
     if isinstance(exc, QueueFullError):
         return RequestError(429, "concurrent_requests_limit", "Too many requests are waiting", retryable=True)
+    if isinstance(exc, RateLimitedError):
+        error = RequestError(429, "rate_limit_exceeded", str(exc), retryable=True)
+        error.headers["retry-after"] = str(exc.retry_after_s)
+        return error
+    if isinstance(exc, StorageFullError):
+        return RequestError(403, "storage_limit_exceeded", str(exc))
     if isinstance(exc, StoreError):
         # Raised before anything was stored, so a client that repeats the call makes no second job.
         return RequestError(503, "runner_scheduling_failure", "The server cannot store requests now", retryable=True)

@@ -84,7 +84,7 @@ class Preparation:
         if not needs:
             return []
         self._live.log(job.id, "reading the picture" if len(needs) == 1 else f"reading {len(needs)} pictures")
-        return await read_pictures(self._inputs, needs)
+        return await read_pictures(self._inputs, needs, tenant=job.tenant)
 
 
 def _as_frame(picture: Pixels) -> dict[str, object]:

@@ -39,13 +39,14 @@ _TIMEOUT_HEADERS = ("X-Fal-Request-Start-Timeout", "X-Fal-Request-Timeout")  # t
 
 @dataclass(frozen=True, slots=True)
 class RequestOptions:
-    """What headers and query ask for beside the input.
+    """Who asks, and what headers and query ask for beside the input.
 
     Args: as in NewJob; `max_queued` refuses the request when so many jobs wait already; `ttl_s` is how
         long its pictures are kept, None for the server's default; `access` is who may read them; `retries` limits
         single causes; `embed_parameters` puts prompt and seed into picture files, None as the operator decided.
     """
 
+    tenant: str
     priority: int = 0
     start_within_s: float | None = None
     max_attempts: int = 10
@@ -59,11 +60,12 @@ class RequestOptions:
     embed_parameters: bool | None = None
 
 
-def read_options(headers: Headers, query: bytes) -> RequestOptions:
+def read_options(headers: Headers, query: bytes, tenant: str) -> RequestOptions:
     """Raises: RequestError 400 `bad_request` for a value that cannot be meant; unknown priorities are ignored."""
     values = parse_qs(query.decode("latin-1"), keep_blank_values=True)
     timeout = next((name for name in _TIMEOUT_HEADERS if name in headers), None)
     return RequestOptions(
+        tenant=tenant,
         priority=LOW_PRIORITY if headers.get("x-fal-queue-priority", "").lower() == "low" else 0,
         start_within_s=None if timeout is None else _timeout(timeout, headers[timeout]),
         max_attempts=1 if _is_yes(headers.get("x-fal-no-retry", "")) else 10,
@@ -112,6 +114,7 @@ def new_job(
         # Pictures of a sync_mode answer are in its body, and fal keeps none of them.
         store_io=options.store_io and not parsed.sync_mode,
         hint_bucket=options.hint_bucket,
+        tenant=options.tenant,
     )
 
 
@@ -127,6 +130,7 @@ def rejected_job(
         webhook_url=options.webhook_url,
         base_url=base_url,
         store_io=options.store_io,
+        tenant=options.tenant,
         outcome=rejection(exc),
     )
 

@@ -35,7 +35,7 @@ class Greeting:
 
         While it runs, the data folder holds the note that tells other commands our addresses."""
         data_dir = self._settings.data_dir
-        protected = bool(self._settings.api_keys)
+        protected = self._settings.is_protected
         try:
             running.write(data_dir, running.of_this_process(self._reach.url, self._reach.tls_url, protected))
         except OSError as exc:
@@ -60,8 +60,9 @@ class Greeting:
         return [*lines, self._protection()]
 
     def _protection(self) -> str:
-        if self._settings.api_keys:
-            return f"protected: {len(self._settings.api_keys)} API key(s)"
+        if self._settings.is_protected:
+            issued = ", those of `fluxserve keys list`" if self._settings.key_file.exists() else ""
+            return f"protected: {len(self._settings.api_keys)} API key(s) of the settings{issued}"
         who = "only this machine" if is_loopback(self._settings.host) else "ANYONE WHO REACHES THIS ADDRESS"
         return f"open: no key protects it; {who} can use it"
 
@@ -88,7 +89,7 @@ class Greeting:
 
     def _first_picture(self) -> str:
         # Logs are kept and shared: the key itself never goes there.
-        key = UNKNOWN_KEY if self._settings.api_keys else OPEN_KEY
+        key = UNKNOWN_KEY if self._settings.is_protected else OPEN_KEY
         return curl(replace(self._reach, key=key)).lines[0]
 
     def _say_once(self, line: str) -> None:
@@ -102,7 +103,8 @@ class Greeting:
 
 def reach(settings: Settings, port: int, tls_port: int | None) -> ServerAddress:
     """How clients on this machine reach a server with these settings, or anyone by its public URL."""
-    key = settings.api_keys[0] if settings.api_keys else OPEN_KEY
+    unnamed = UNKNOWN_KEY if settings.is_protected else OPEN_KEY
+    key = settings.api_keys[0] if settings.api_keys else unnamed
     if settings.public_url:
         is_https = urlsplit(settings.public_url).scheme == "https"
         return ServerAddress(settings.public_url, settings.public_url if is_https else None, None, key)

@@ -1,27 +1,98 @@
-"""`fluxserve keys`: make API keys."""
+"""`fluxserve keys`: issue API keys, list and revoke them; a running server takes note within a second."""
 
 from __future__ import annotations
 
-import secrets
-import uuid
+import json
+from datetime import UTC, datetime
+from typing import Annotated, Any
 
 import typer
 
-from server.cli.options import Json
+from server.cli.failures import ENVIRONMENT, CommandError
+from server.cli.options import Config, DataDir, Json, settings_from
+from server.gateway.key_file import USUAL_SCOPES, IssuedKey, KeyFile, KeyFileError, KeyScope
+from server.jobs.limits import Limits
 
-app = typer.Typer(no_args_is_help=True, help="Make API keys.")
+app = typer.Typer(no_args_is_help=True, help="Issue, list and revoke API keys.")
 
-
-@app.callback()
-def _keys() -> None:
-    """Make API keys."""
+MB = 10**6
 
 
 @app.command("new")
-def new(as_json: Json = False) -> None:
-    """Print a fresh key in fal's form (id:secret), 128 random bits in the secret.
+def new(
+    name: Annotated[str, typer.Option(help="A word for people, such as who gets it.")] = "",
+    scope: Annotated[
+        list[KeyScope] | None,
+        typer.Option(help="What it may be used for; repeatable.", show_default="run, queue and files"),
+    ] = None,
+    tenant: Annotated[
+        str | None,
+        typer.Option(help="Share requests, files and limits with the keys of this name.", show_default="its own"),
+    ] = None,
+    running: Annotated[int | None, typer.Option(min=1, help="Requests in workers at once; more wait.")] = None,
+    waiting: Annotated[int | None, typer.Option(min=1, help="Waiting requests; one more gets 429.")] = None,
+    per_minute: Annotated[int | None, typer.Option(min=1, help="Submits in a minute; more get 429.")] = None,
+    storage_mb: Annotated[int | None, typer.Option(min=1, help="MB of results and uploads that are kept.")] = None,
+    data_dir: DataDir = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Print a fresh key in fal's form (id:secret), this once: only its digest is stored, in the data folder.
 
-    Nothing is stored: hand it to `fluxserve serve --api-key` (or FLUXSERVE_API_KEYS) and to the client as FAL_KEY.
+    From the first key on the server of that folder asks for one.
     """
-    key = f"{uuid.uuid4()}:{secrets.token_hex(16)}"
-    print(f'{{"key": "{key}"}}' if as_json else key)
+    limits = Limits(running, waiting, per_minute, None if storage_mb is None else storage_mb * MB)
+    try:
+        key, issued = _file(data_dir, config).issue(name, tenant, scope or USUAL_SCOPES, limits)
+    except KeyFileError as exc:
+        raise CommandError(str(exc), ENVIRONMENT) from exc
+    print(json.dumps(_described(issued) | {"key": key}) if as_json else key)
+
+
+@app.command("list")
+def list_keys(data_dir: DataDir = None, config: Config = None, as_json: Json = False) -> None:
+    """Print the issued keys without their secrets, the newest last."""
+    try:
+        keys = _file(data_dir, config).read()
+    except KeyFileError as exc:
+        raise CommandError(str(exc), ENVIRONMENT) from exc
+    if as_json:
+        print(json.dumps({"keys": [_described(key) for key in keys]}))
+        return
+    for key in keys:
+        print(_line(key))
+
+
+@app.command("revoke")
+def revoke(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="The part of the key before the colon.")],
+    data_dir: DataDir = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """End a key for good; what it has submitted runs on."""
+    try:
+        has_ended = _file(data_dir, config).revoke(key_id.partition(":")[0])
+    except KeyFileError as exc:
+        raise CommandError(str(exc), ENVIRONMENT) from exc
+    if not has_ended:
+        raise CommandError(f"no key {key_id.partition(':')[0]} is in use; `fluxserve keys list` shows them")
+    print(json.dumps({"revoked": key_id}) if as_json else f"revoked: {key_id}")
+
+
+def _file(data_dir: Any, config: Any) -> KeyFile:
+    return KeyFile(settings_from(config, data_dir=data_dir).key_file)
+
+
+def _described(key: IssuedKey) -> dict[str, Any]:
+    return key.model_dump(mode="json", exclude={"digest"})
+
+
+def _line(key: IssuedKey) -> str:
+    state = "in use" if key.revoked_at is None else f"revoked {_day(key.revoked_at)}"
+    tenant = "" if key.tenant == key.id else f"  tenant {key.tenant}"
+    return f"{key.id}  {_day(key.created_at)}  {state}  {','.join(key.scopes)}{tenant}  {key.name}".rstrip()
+
+
+def _day(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).date().isoformat()

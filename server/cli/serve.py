@@ -81,6 +81,12 @@ def serve(
     max_queue: Annotated[
         int | None, typer.Option(help="Waiting requests beyond this get 429.", show_default="10000")
     ] = None,
+    key_running: Annotated[
+        int | None, typer.Option(help="Requests of one key that workers hold at once; more wait.")
+    ] = None,
+    key_waiting: Annotated[int | None, typer.Option(help="Waiting requests of one key; one more gets 429.")] = None,
+    key_per_minute: Annotated[int | None, typer.Option(help="Submits of one key in a minute; more get 429.")] = None,
+    key_storage_mb: Annotated[int | None, typer.Option(help="MB of results and uploads that one key keeps.")] = None,
     retention_s: Annotated[
         float | None, typer.Option(help="Seconds that results are kept.", show_default="7 days")
     ] = None,
@@ -119,6 +125,10 @@ def serve(
         max_adapter_mb=max_adapter_mb,
         adapter_store_gb=adapter_store_gb,
         max_queue=max_queue,
+        key_running=key_running,
+        key_waiting=key_waiting,
+        key_per_minute=key_per_minute,
+        key_storage_mb=key_storage_mb,
         retention_s=retention_s,
         hang_s=hang_s,
         embed_parameters=embed_parameters,

@@ -57,10 +57,19 @@ class Inputs:
             headers={"accept": "image/*", "accept-encoding": "identity", "user-agent": "fluxserve"},
         )
 
-    async def read(self, url: str, limits: Limits = ANY_SIZE, reading: Reading = "colours", grow: int = 0) -> Pixels:
-        """The pixels behind an address; `reading` and `grow` as for `decode`. Raises: PictureError."""
+    async def read(
+        self,
+        url: str,
+        limits: Limits = ANY_SIZE,
+        reading: Reading = "colours",
+        grow: int = 0,
+        tenant: str = "",
+    ) -> Pixels:
+        """The pixels behind an address; `reading` and `grow` as for `decode`.
+
+        Args: tenant: who asks, for files that are not for all. Raises: PictureError."""
         try:
-            return await self._pool.run(decode, await self._bytes(url), limits, reading, grow)
+            return await self._pool.run(decode, await self._bytes(url, tenant), limits, reading, grow)
         except (BrokenProcessPool, MemoryError) as exc:
             # It killed every process that tried.
             raise PictureError("image_load_error", "The picture cannot be read") from exc
@@ -69,11 +78,11 @@ class Inputs:
         """Close what is open. The pool is its owner's."""
         await self._client.aclose()
 
-    async def _bytes(self, url: str) -> bytes:
+    async def _bytes(self, url: str, tenant: str) -> bytes:
         """What the address leads to. Raises: PictureError `file_download_error` or `file_too_large`."""
         if url[:5].lower() == "data:":
             return _bounded(await asyncio.to_thread(_data_of, url))
-        if (own := await asyncio.to_thread(self._own_file, url)) is not None:
+        if (own := await asyncio.to_thread(self._own_file, url, tenant)) is not None:
             return own
         if not url.lower().startswith(("http://", "https://")):
             raise _not_downloaded("it must be an http or https URL, or a data URI")
@@ -89,9 +98,9 @@ class Inputs:
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as exc:
             raise _not_downloaded("its server cannot be reached, or does not speak HTTP") from exc
 
-    def _own_file(self, url: str) -> bytes | None:
+    def _own_file(self, url: str, tenant: str) -> bytes | None:
         """The content, if the address is one of our own files."""
-        path = self._objects.file_of_url(url)
+        path = self._objects.file_of_url(url, tenant)
         try:
             if path is None:
                 return None

@@ -17,9 +17,10 @@ from typing import IO, Literal, get_args
 from urllib.parse import urlsplit
 
 from server.files.disk import Disk
+from server.files.stored_bytes import StoredBytes
 
 Access = Literal["allow", "forbid", "hide"]
-"""What a reader without a key of this server gets: the file, 403, or 404 as if there were none."""
+"""What a reader without a key of the owner gets: the file, 403, or 404 as if there were none."""
 
 _KEY = re.compile(r"[0-9a-f]{32}\.[a-z0-9]{1,8}")
 _SUFFIX = re.compile(r"[a-z0-9]{1,8}")
@@ -34,7 +35,8 @@ ABANDONED_S = 3600.0
 class StoredObject:
     """What is known of one file.
 
-    Args: file_name: what its uploader called it. expires_at: Unix seconds. access: who may read it.
+    Args: file_name: what its uploader called it. expires_at: Unix seconds. access: who may read it. tenant: whose it
+        is; empty for what was stored without a key.
     """
 
     key: str
@@ -43,6 +45,11 @@ class StoredObject:
     file_name: str | None = None
     expires_at: float | None = None
     access: Access = "allow"
+    tenant: str = ""
+
+    def is_for(self, tenant: str) -> bool:
+        """Whether that tenant may read it, even if others may not."""
+        return self.access == "allow" or self.tenant in ("", tenant)
 
 
 class Objects:
@@ -59,6 +66,7 @@ class Objects:
         self._folder = folder
         self._clock = clock
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._stored = StoredBytes()
         self.disk = Disk(folder)
         """Whether the folder takes files; `put` reports what it is refused."""
 
@@ -71,6 +79,7 @@ class Objects:
         ttl_s: float | None = None,
         key: str | None = None,
         access: Access = "allow",
+        tenant: str = "",
     ) -> str:
         """Store a file durably and return its key.
 
@@ -83,11 +92,12 @@ class Objects:
         expires_at = None if ttl_s is None else self._clock() + ttl_s
         try:
             size = _write_whole(_temporary(path), data)
-            described = StoredObject(key, size, content_type, file_name, expires_at, access)
+            described = StoredObject(key, size, content_type, file_name, expires_at, access, tenant)
             _description(path).unlink(missing_ok=True)
             _write_whole(_description(path), json.dumps(asdict(described)).encode())
             _temporary(path).rename(path)
             _sync_folder(self._folder)
+            self._stored.add(tenant, size)
         except BaseException as exc:
             if isinstance(exc, OSError):
                 self.disk.note_refused_write(exc)
@@ -107,13 +117,18 @@ class Objects:
         found = self.stat(key)
         return None if found is None else self._path(key)
 
-    def file_of_url(self, url: str) -> Path | None:
-        """Where the file lies that an address names, whatever its host: who knows a key may read its file."""
+    def stored_bytes(self, tenant: str) -> int:
+        """How much it keeps here, as counted since the last sweep."""
+        return self._stored.of(tenant)
+
+    def file_of_url(self, url: str, tenant: str = "") -> Path | None:
+        """Where the file lies that an address names, whatever its host, if that tenant may read it."""
         try:
             match = _OWN_ADDRESS.fullmatch(urlsplit(url).path)
         except ValueError:
             return None
-        return self.path(match[1]) if match else None
+        found = self.stat(match[1]) if match else None
+        return self._path(found.key) if found is not None and found.is_for(tenant) else None
 
     def stat(self, key: str) -> StoredObject | None:
         """What is known of it, or None if it is unknown, has expired or lost its description; any string is safe."""
@@ -130,22 +145,27 @@ class Objects:
         if not _KEY.fullmatch(key):
             return False
         path = self._path(key)
+        found = self.stat(key)
         existed = path.is_file()
         self._remove(path)
+        if found is not None:
+            self._stored.add(found.tenant, -found.size)
         return existed
 
     def sweep(self) -> int:
         """Delete what has expired and what killed writes left; returns how many files went."""
-        return sum(self._sweep_one(path) for path in sorted(self._folder.iterdir()))
+        with self._stored.counting_anew() as count:
+            return sum(self._sweep_one(path, count) for path in sorted(self._folder.iterdir()))
 
     def _path(self, key: str) -> Path:
         return self._folder / key
 
-    def _sweep_one(self, path: Path) -> bool:
+    def _sweep_one(self, path: Path, count: Callable[[str, int], None]) -> bool:
         if _KEY.fullmatch(path.name):
-            is_dead = self.stat(path.name) is None and (
-                _read_description(path) is not None or self._is_older(path, UNDESCRIBED_S)
-            )
+            found = self.stat(path.name)
+            if found is not None:
+                count(found.tenant, found.size)
+            is_dead = found is None and (_read_description(path) is not None or self._is_older(path, UNDESCRIBED_S))
         else:
             is_dead = not path.with_suffix("").exists() and self._is_older(path, ABANDONED_S)
         if is_dead:

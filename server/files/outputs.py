@@ -71,11 +71,17 @@ class Outputs:
         return EncodedPicture(data, image_format, picture.seed, picture.width, picture.height, picture.has_nsfw_concept)
 
     async def deliver(
-        self, picture: EncodedPicture, sync_mode: bool, ttl_s: float | None = None, access: Access = "allow"
+        self,
+        picture: EncodedPicture,
+        sync_mode: bool,
+        ttl_s: float | None = None,
+        access: Access = "allow",
+        tenant: str = "",
     ) -> dict[str, Any]:
         """The picture's entry in `images`: stored as a file, or with `sync_mode` as a data URI and not stored.
 
-        Args: ttl_s: keep the file shorter than usual. access: who may read it. Raises: OSError if the disk refuses.
+        Args: ttl_s: keep the file shorter than usual. access: who may read it. tenant: whose it is.
+        Raises: OSError if the disk refuses.
         """
         content_type = CONTENT_TYPES[picture.image_format]
         if sync_mode:
@@ -83,7 +89,7 @@ class Outputs:
         else:
             ttl_s = self._ttl_s if ttl_s is None else ttl_s
             name = await asyncio.to_thread(
-                self._objects.put, picture.data, content_type, picture.image_format, None, ttl_s, None, access
+                self._objects.put, picture.data, content_type, picture.image_format, None, ttl_s, None, access, tenant
             )
             url = FILES_PREFIX + name
         return {

@@ -48,7 +48,7 @@ class UploadTicket:
     """A file that somebody is allowed to send.
 
     Args: key: its name in the object store. ttl_s: its lifetime once stored; None for the server's default.
-        access: who may read it then.
+        access: who may read it then. tenant: whose it will be.
     """
 
     key: str
@@ -56,16 +56,17 @@ class UploadTicket:
     file_name: str | None = None
     ttl_s: float | None = None
     access: Access = "allow"
+    tenant: str = ""
 
     @classmethod
     def make(
-        cls, content_type: str, file_name: str | None, ttl_s: float | None, access: Access = "allow"
+        cls, content_type: str, file_name: str | None, ttl_s: float | None, access: Access = "allow", tenant: str = ""
     ) -> UploadTicket:
         """A ticket under a new key; a content type that is none becomes bytes, a path in the name is dropped."""
         kind = content_type if _CONTENT_TYPE.fullmatch(content_type) else _DEFAULT_TYPE
         name = PurePosixPath(file_name.replace("\\", "/")).name[:200] if file_name else None
         printable = name if name and name.isprintable() else None
-        return cls(Objects.new_key(_suffix(kind, printable)), kind, printable, ttl_s, access)
+        return cls(Objects.new_key(_suffix(kind, printable)), kind, printable, ttl_s, access, tenant)
 
 
 class Uploads:
@@ -81,21 +82,26 @@ class Uploads:
         self._swept_at = 0.0
         folder.mkdir(parents=True, exist_ok=True)
 
-    async def receive(self, ticket: UploadTicket, chunks: AsyncIterator[bytes]) -> None:
-        """Store a whole file; sending it again replaces it. Raises: TooLargeError beyond MAX_UPLOAD_BYTES."""
+    async def receive(self, ticket: UploadTicket, chunks: AsyncIterator[bytes], room: int | None = None) -> None:
+        """Store a whole file; sending it again replaces it.
+
+        Args: room: bytes that its tenant may still store. Raises: TooLargeError beyond that or MAX_UPLOAD_BYTES."""
         await asyncio.to_thread(self._sweep)
         temporary = self._folder / f"{secrets.token_hex(8)}.whole"
         try:
             with _disk_may_refuse():
-                await _write(temporary, chunks, MAX_UPLOAD_BYTES)
+                await _write(temporary, chunks, _within(MAX_UPLOAD_BYTES, room))
                 await asyncio.to_thread(self._store, ticket, [temporary])
         finally:
             temporary.unlink(missing_ok=True)
 
-    async def receive_part(self, ticket: UploadTicket, number: int, chunks: AsyncIterator[bytes]) -> str:
+    async def receive_part(
+        self, ticket: UploadTicket, number: int, chunks: AsyncIterator[bytes], room: int | None = None
+    ) -> str:
         """Keep one part and return its etag; sending it again replaces it.
 
-        Raises: UploadError for a number outside 1..MAX_PARTS, TooLargeError beyond MAX_PART_BYTES.
+        Args: as in `receive`.
+        Raises: UploadError for a number outside 1..MAX_PARTS, TooLargeError beyond `room` or MAX_PART_BYTES.
         """
         if not 1 <= number <= MAX_PARTS:
             raise UploadError(f"Part numbers go from 1 to {MAX_PARTS}")
@@ -105,20 +111,22 @@ class Uploads:
         try:
             with _disk_may_refuse():
                 folder.mkdir(exist_ok=True)
-                digest = await _write(temporary, chunks, MAX_PART_BYTES)
+                digest = await _write(temporary, chunks, _within(MAX_PART_BYTES, room))
                 temporary.rename(folder / f"{number}-{digest}")
         finally:
             temporary.unlink(missing_ok=True)
         return digest
 
-    async def complete(self, ticket: UploadTicket, parts: Any) -> None:
+    async def complete(self, ticket: UploadTicket, parts: Any, room: int | None = None) -> None:
         """Join parts in the order of their numbers, whatever the order of the list.
 
-        Raises: UploadError for a list that names what was not sent, TooLargeError beyond MAX_UPLOAD_BYTES.
+        Args: as in `receive`.
+        Raises: UploadError for a list that names what was not sent, TooLargeError beyond `room` or MAX_UPLOAD_BYTES.
         """
         paths = self._parts(ticket, parts)
-        if sum(path.stat().st_size for path in paths) > MAX_UPLOAD_BYTES:
-            raise TooLargeError(f"An upload may have {MAX_UPLOAD_BYTES} bytes")
+        limit = _within(MAX_UPLOAD_BYTES, room)
+        if sum(path.stat().st_size for path in paths) > limit:
+            raise TooLargeError(f"An upload may have {limit} bytes")
         with _disk_may_refuse():
             await asyncio.to_thread(self._store, ticket, paths)
         await asyncio.to_thread(shutil.rmtree, self._folder / ticket.key, ignore_errors=True)
@@ -145,7 +153,7 @@ class Uploads:
         suffix = ticket.key.rpartition(".")[2]
         with io.BufferedReader(_Joined(parts), _CHUNK_BYTES) as source:
             kind, name = ticket.content_type, ticket.file_name
-            self._objects.put(source, kind, suffix, name, ttl_s, ticket.key, ticket.access)
+            self._objects.put(source, kind, suffix, name, ttl_s, ticket.key, ticket.access, ticket.tenant)
 
     def _sweep(self) -> None:
         """Now and then, drop what was never completed."""
@@ -217,6 +225,10 @@ async def _write(path: Path, chunks: AsyncIterator[bytes], limit: int) -> str:
                 written = size
         await asyncio.to_thread(flush)
     return digest.hexdigest()
+
+
+def _within(limit: int, room: int | None) -> int:
+    return limit if room is None else min(limit, room)
 
 
 def _suffix(content_type: str, file_name: str | None) -> str:

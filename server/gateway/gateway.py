@@ -18,6 +18,7 @@ from server.api.errors import to_wire
 from server.gateway import cors
 from server.gateway.areas import Area, Target, resolve_target
 from server.gateway.guard import Guard
+from server.gateway.keys import ANYBODY
 from server.http.errors import PlainError, WireError
 from server.http.peers import is_local_caller
 from server.http.responses import error_response
@@ -43,7 +44,8 @@ _OPEN_TO_LOCAL_CALLERS = frozenset({"/health", "/metrics"})
 class Gateway:
     """ASGI app: `areas` get the requests that are fal's, `pages` those for our own pages, and the lifespan.
 
-    `realtime` gets every WebSocket. An area sees a scope with the inner path, and the Target under `"target"`.
+    `realtime` gets every WebSocket. An area sees a scope with the inner path, the Target under `"target"`
+    and the Caller under `"caller"`.
     """
 
     def __init__(
@@ -102,10 +104,15 @@ class Gateway:
         target = resolve_target(scope, self._public_url)
         answer.area = target.area
         answer.request_id = target.request_id
-        if not _is_open(target, scope, headers):
-            self._guard.check(target, headers)
+        caller = ANYBODY if _is_open(target, scope, headers) else self._guard.check(target, scope, headers)
         path = target.path or "/"
-        changes = {"path": path, "raw_path": path.encode(), "query_string": target.query, "target": target}
+        changes = {
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": target.query,
+            "target": target,
+            "caller": caller,
+        }
         if scope["method"] == "HEAD" and _has_head(target):
             changes["method"] = "GET"  # the listener, which knows better, sends no body
         inner = {**scope, **changes}

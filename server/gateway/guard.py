@@ -1,4 +1,4 @@
-"""Whether a request may be made: a key in the header, or a realtime token in the query where fal's clients use one."""
+"""Who may ask what: a key in the header, or a realtime token in the query where fal's clients use one."""
 
 from __future__ import annotations
 
@@ -6,14 +6,26 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers
+from starlette.types import Scope
 
 from server.api.paths import app_root
 from server.gateway.areas import Area, Target
-from server.gateway.keys import KeyRing
+from server.gateway.guesses import Guesses, peer_of
+from server.gateway.key_file import KeyScope
+from server.gateway.keys import ANYBODY, Caller, KeyRing, UnknownKeyError
 from server.gateway.tokens import Tokens
 from server.http.errors import PlainError
 
 BAD_TOKEN = "The token is not valid for this app, or has expired"
+
+_BY_AREA = {Area.RUN: KeyScope.RUN, Area.WS: KeyScope.RUN, Area.QUEUE: KeyScope.QUEUE}
+_BY_PATH = {
+    (Area.SYSTEM, "/metrics"): KeyScope.ADMIN,
+    (Area.SYSTEM, "/health"): KeyScope.ADMIN,
+    (Area.SYSTEM, "/v1/images/generations"): KeyScope.RUN,
+    (Area.REST, "/tokens"): KeyScope.RUN,
+    (Area.REST, "/tokens/realtime"): KeyScope.RUN,
+}
 
 
 class Guard:
@@ -22,16 +34,45 @@ class Guard:
     def __init__(self, keys: KeyRing, tokens: Tokens) -> None:
         self._keys = keys
         self._tokens = tokens
+        self._guesses = Guesses()
 
-    def check(self, target: Target, headers: Headers) -> None:
-        """Pass, or raise PlainError 401. `fal_jwt_token` counts for run and queue, realtime included."""
+    def check(self, target: Target, scope: Scope, headers: Headers) -> Caller:
+        """Who asks, if they may; `fal_jwt_token` counts for run and queue, realtime included.
+
+        Raises: PlainError 401, 403 for a key that is not for this, 429 for a peer that tries keys."""
         if self._keys.is_open:
-            return
+            return ANYBODY
         token = _query_token(target.query) if target.area in (Area.RUN, Area.QUEUE) else None
-        if token is None:
-            self._keys.check(headers)
-        elif not admits(self._tokens.read("realtime", token), _endpoint(target)):
+        caller = self.by_key(scope, headers) if token is None else self._by_token(token, _endpoint(target))
+        if (wanted := _scope_for(target)) is not None:
+            caller.require(wanted)
+        return caller
+
+    def by_key(self, scope: Scope, headers: Headers) -> Caller:
+        """Whose key the header brings. Raises: PlainError 401, 429."""
+        try:
+            caller = self._keys.check(headers)
+        except UnknownKeyError:
+            self._guesses.note_wrong(peer_of(scope, headers))
+            raise
+        if caller is not ANYBODY:
+            self._guesses.note_right(peer_of(scope, headers), caller.key)
+        return caller
+
+    def still_admits(self, caller: Caller) -> bool:
+        """Whether a connection that was opened with this key may stay open."""
+        return self._keys.caller_of(caller.key) == caller
+
+    def of_token(self, claims: dict[str, Any] | None) -> Caller | None:
+        """Who a token speaks for, if it is valid and the key that it was issued to still admits."""
+        return None if claims is None else self._keys.caller_of(claims.get("caller"))
+
+    def _by_token(self, token: str, endpoint: str) -> Caller:
+        claims = self._tokens.read("realtime", token)
+        caller = self.of_token(claims)
+        if caller is None or not admits(claims, endpoint):
             raise PlainError(401, BAD_TOKEN)
+        return caller
 
 
 def admits(claims: dict[str, Any] | None, endpoint: str) -> bool:
@@ -41,6 +82,15 @@ def admits(claims: dict[str, Any] | None, endpoint: str) -> bool:
     path = endpoint.strip("/")
     alias = app_root(path).rpartition("/")[2]
     return any(app == alias or f"{path}/".startswith(f"{app.strip('/')}/") for app in claims.get("apps", []))
+
+
+def _scope_for(target: Target) -> KeyScope | None:
+    """What a key must be for; None where any key will do."""
+    if (wanted := _BY_AREA.get(target.area)) is not None:
+        return wanted
+    if target.area is Area.REST and target.path.startswith("/storage/"):
+        return KeyScope.FILES
+    return _BY_PATH.get((target.area, target.path))
 
 
 def _query_token(query: bytes) -> str | None:

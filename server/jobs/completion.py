@@ -215,7 +215,7 @@ class Completion:
         images: list[dict[str, Any]] = []
         try:
             for picture in pictures:
-                deliver = partial(self._outputs.deliver, picture, sync_mode, ttl_s, access)
+                deliver = partial(self._outputs.deliver, picture, sync_mode, ttl_s, access, run.job.tenant)
                 images.append(await self._patiently(run, deliver))
         except OSError:
             self._outputs.discard(images)

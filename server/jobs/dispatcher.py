@@ -31,6 +31,7 @@ from pipelines.protocol.frames import (
     Submit,
 )
 from server.jobs.completion import Completion, Run
+from server.jobs.limits import Allowance
 from server.jobs.live import LiveJobs
 from server.jobs.preparation import Preparations, Prepared
 from server.jobs.store import platform_outcomes
@@ -58,8 +59,16 @@ class Dispatcher:
     No batching window and no polling: a submit wakes it, and an idle worker has the request one commit later.
     """
 
-    def __init__(self, store: Store, live: LiveJobs, completion: Completion, preparations: Preparations) -> None:
+    def __init__(
+        self,
+        store: Store,
+        live: LiveJobs,
+        completion: Completion,
+        preparations: Preparations,
+        allowance: Allowance | None = None,
+    ) -> None:
         self._store = store
+        self._allowance = allowance or Allowance()
         self._live = live
         self._completion = completion
         self._preparations = preparations
@@ -263,7 +272,8 @@ class Dispatcher:
         try:
             # A quarantined job runs alone wherever there is room, whatever its hint.
             buckets = None if quarantined else self._buckets_of(worker)
-            claim = partial(self._store.claim, owner, limit, LEASE_S, models, quarantined, buckets)
+            at_most = self._allowance.running
+            claim = partial(self._store.claim, owner, limit, LEASE_S, models, quarantined, buckets, at_most)
             jobs = await self._completion.in_thread(claim)
         finally:
             self._is_claiming = False

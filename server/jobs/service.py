@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from server.jobs.limits import Allowance
 from server.jobs.live import LiveJobs
 from server.jobs.store.base import CancelOutcome, Job, NewJob, Outcome, QueueFullError, Store, StoreError
 
@@ -33,6 +34,7 @@ class JobService:
         forward_cancel: tells the worker of a running job to drop it.
         note_refused_write: told when the store could not write.
         stopping: set when open connections must have their answer now.
+        allowance: what each tenant may take.
     """
 
     store: Store
@@ -42,16 +44,18 @@ class JobService:
     forward_cancel: Callable[[str], None]
     note_refused_write: Callable[[], None]
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    allowance: Allowance = field(default_factory=Allowance)
 
     def submit(self, new: NewJob, max_queued: int | None = None) -> Job:
         """Store a job durably and wake the dispatcher. Any thread.
 
         Args: max_queued: the caller's own limit on waiting jobs; the server's holds too.
-        Raises: QueueFullError, StoreError.
+        Raises: RateLimitedError, StorageFullError, QueueFullError, StoreError.
         """
+        self.allowance.count_submit(new.tenant)
         limit = self.max_queue if max_queued is None else min(max_queued, self.max_queue)
         try:
-            job = self.store.enqueue(new, limit)
+            job = self.store.enqueue(new, limit, self.allowance.waiting(new.tenant))
         except QueueFullError:
             raise
         except StoreError:
@@ -91,7 +95,7 @@ class JobService:
     async def run(self, new: NewJob, max_queued: int | None = None) -> Outcome:
         """Submit a job that belongs to one open connection and wait for its end. Cancelling this cancels the job.
 
-        Raises: QueueFullError, StoreError from the submit; JobLostError if the row is gone; ServerStoppingError.
+        Raises: what the submit does; JobLostError if the row is gone; ServerStoppingError.
         """
         submitted = asyncio.ensure_future(asyncio.to_thread(self.submit, new, max_queued))
         try:

@@ -18,6 +18,7 @@ from server.api.served import Served
 from server.api.submission import RequestOptions, new_job
 from server.api.validation import input_error
 from server.gateway.areas import Target
+from server.gateway.keys import Caller
 from server.http.errors import WireError
 from server.http.responses import json_response
 from server.http.streams import while_connected
@@ -47,6 +48,7 @@ def openai_router(jobs: JobService, served: Served) -> APIRouter:
 
 async def _generate(jobs: JobService, served: Served, request: Request) -> dict[str, Any]:
     target: Target = request.scope["target"]
+    caller: Caller = request.scope["caller"]
     try:
         wish = ImageRequest.model_validate(await read_object(request))
     except ValidationError as exc:
@@ -54,7 +56,8 @@ async def _generate(jobs: JobService, served: Served, request: Request) -> dict[
     endpoint, rest = endpoints.find(wish.model)
     if rest:
         raise endpoints.path_not_found(rest)
-    new = new_job(endpoint, str(uuid.uuid4()), wish.as_fal(), RequestOptions(), served, is_ephemeral=True)
+    options = RequestOptions(caller.tenant)
+    new = new_job(endpoint, str(uuid.uuid4()), wish.as_fal(), options, served, is_ephemeral=True)
     status, body, headers = wire.result(await while_connected(request.receive, jobs.run(new)), target.origin)
     if status != 200:
         raise WireError(status, body, headers)

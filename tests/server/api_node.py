@@ -9,10 +9,12 @@ from models.registry import REGISTRY
 from pipelines.protocol.frames import Preview, Progress
 from server.api.served import Served
 from server.files.objects import Objects
+from server.jobs.limits import Allowance
 from server.jobs.live import LiveJobs
 from server.jobs.service import JobService
 from server.jobs.store.base import Job, JobStatus, Outcome, Store
 from server.jobs.store.memory import MemoryStore
+from server.node import key_ring
 from server.settings import Settings
 
 OWNER = "test-worker"
@@ -28,7 +30,11 @@ class ApiNode:
         self.objects = Objects(folder / "files")
         self.ready = True
         self.served = Served((REGISTRY["FLUX.1-dev"],))
-        self.jobs = JobService(self.store, self.live, self.settings.max_queue, _nothing, _nothing, _nothing)
+        self.keys = key_ring(self.settings)
+        allowance = Allowance(self.keys.limits, self.objects.stored_bytes)
+        self.jobs = JobService(
+            self.store, self.live, self.settings.max_queue, _nothing, _nothing, _nothing, allowance=allowance
+        )
 
     async def start(self) -> None:
         """Nothing to start."""

@@ -254,7 +254,7 @@ def test_unknown_pages_are_json_404(api: Api, path: str) -> None:
 def test_a_bug_is_a_500_that_says_nothing_of_our_insides(
     api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(job_id: str) -> None:
+    def broken(job_id: str, tenant: str) -> None:
         raise ZeroDivisionError("/secret/path")
 
     monkeypatch.setattr(api.node.store, "state", broken)

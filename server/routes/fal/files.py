@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from server.files.objects import Objects, StoredObject
 from server.gateway.areas import Target
-from server.gateway.keys import KeyRing
+from server.gateway.guard import Guard
 from server.http.errors import PlainError
 from server.http.responses import wrong_method
 from server.routes.fal.uploads import UploadArea
@@ -29,10 +29,10 @@ _CACHED_S = 365 * 86400
 class FilesArea:
     """ASGI app of the CDN area; what concerns sending a file goes to `uploads`."""
 
-    def __init__(self, objects: Objects, uploads: UploadArea, keys: KeyRing) -> None:
+    def __init__(self, objects: Objects, uploads: UploadArea, guard: Guard) -> None:
         self._objects = objects
         self._uploads = uploads
-        self._keys = keys
+        self._guard = guard
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         target: Target = scope["target"]
@@ -43,15 +43,17 @@ class FilesArea:
             raise PlainError(404, "File not found")
         if scope["method"] not in ("GET", "HEAD"):
             raise wrong_method("GET", "HEAD", "OPTIONS")
-        response = self._file(target.path.removeprefix(_PREFIX), Headers(scope=scope))
+        response = self._file(target.path.removeprefix(_PREFIX), scope)
         await response(scope, receive, send)
 
-    def _file(self, key: str, asked: Headers) -> Response:
+    def _file(self, key: str, scope: Scope) -> Response:
+        asked = Headers(scope=scope)
         stored = self._objects.stat(key)
         path = self._objects.path(key)
         if stored is None or path is None:
             raise PlainError(404, "File not found")
-        self._check_access(stored, asked)
+        if stored.access != "allow":
+            self._check_access(stored, scope, asked)
         etag = f'"{key}"'
         headers = {**_HEADERS, "cache-control": _cache_control(stored), "etag": etag}
         if etag in asked.get("if-none-match", ""):
@@ -64,16 +66,16 @@ class FilesArea:
             headers=headers,
         )
 
-    def _check_access(self, stored: StoredObject, asked: Headers) -> None:
-        """Only who has a key of this server reads what is not for all. Raises: PlainError 403 or 404."""
-        if stored.access == "allow":
-            return
+    def _check_access(self, stored: StoredObject, scope: Scope, asked: Headers) -> None:
+        """Only who has a key of its tenant reads what is not for all. Raises: PlainError 403 or 404."""
         try:
-            self._keys.check(asked)
-        except PlainError as exc:
-            if stored.access == "hide":
-                raise PlainError(404, "File not found") from exc
-            raise PlainError(403, "The owner of this file shares it with nobody") from exc
+            is_owner = stored.is_for(self._guard.by_key(scope, asked).tenant)
+        except PlainError:
+            is_owner = False
+        if not is_owner and stored.access == "hide":
+            raise PlainError(404, "File not found")
+        if not is_owner:
+            raise PlainError(403, "The owner of this file shares it with nobody")
 
 
 def _cache_control(stored: StoredObject) -> str:

@@ -22,6 +22,8 @@ from server.api.paths import FollowUp, belongs_to
 from server.api.served import Served
 from server.api.submission import new_job, read_options, rejected_job
 from server.gateway.areas import Target
+from server.gateway.guard import Guard
+from server.gateway.keys import Caller
 from server.http.errors import PlainError, WireError
 from server.http.pacing import Pacer
 from server.http.responses import ascii_json, json_response, wrong_method
@@ -36,30 +38,32 @@ POSITION_REFRESH_S = 1.0
 class QueueArea:
     """ASGI app of the queue area."""
 
-    def __init__(self, jobs: JobService, served: Served) -> None:
+    def __init__(self, jobs: JobService, served: Served, guard: Guard) -> None:
         self._jobs = jobs
         self._served = served
+        self._guard = guard
         self._pacer = Pacer()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         target: Target = scope["target"]
+        caller: Caller = scope["caller"]
         if target.follow_up is None:
-            response = await self._submit(target, Request(scope, receive))
+            response = await self._submit(target, caller, Request(scope, receive))
         elif target.follow_up.action == "status/stream":
             self._require(scope, "GET")
-            self._state(target, target.follow_up)
-            await send_events(receive, send, self._events(target, _wants_logs(target.query)))
+            self._state(target, target.follow_up, caller)
+            await send_events(receive, send, self._events(target, caller, _wants_logs(target.query)))
             return
         else:
-            response = await self._follow_up(target, target.follow_up, scope)
+            response = await self._follow_up(target, target.follow_up, caller, scope)
         await response(scope, receive, send)
 
-    async def _submit(self, target: Target, request: Request) -> Response:
+    async def _submit(self, target: Target, caller: Caller, request: Request) -> Response:
         endpoint, rest = endpoints.find(target.path)
         if rest not in ("", "stream"):
             raise endpoints.path_not_found(rest)
         self._require(request.scope, "POST")
-        options = read_options(Headers(scope=request.scope), target.query)
+        options = read_options(Headers(scope=request.scope), target.query, caller.tenant)
         body = await read_object(request)
         new: NewJob
         try:
@@ -78,19 +82,19 @@ class QueueArea:
             return None
         return None if state is None else state.position
 
-    async def _follow_up(self, target: Target, question: FollowUp, scope: Scope) -> Response:
+    async def _follow_up(self, target: Target, question: FollowUp, caller: Caller, scope: Scope) -> Response:
         if question.action == "status":
             self._require(scope, "GET")
             await self._pacer.wait()
-            state = self._state(target, question)
+            state = self._state(target, question, caller)
             body = self._status(target, state, _wants_logs(target.query))
             return json_response(body, wire.status_code(state))
         if question.action == "result":
             self._require(scope, "GET")
-            return _result(target, self._state(target, question).outcome)
+            return _result(target, self._state(target, question, caller).outcome)
         if question.action == "cancel":
             self._require(scope, "PUT")
-            self._state(target, question)
+            self._state(target, question, caller)
             return await self._cancel(target.request_id)
         tail = target.path.rpartition("/requests/")[2].partition("/")[2]
         raise endpoints.path_not_found(tail)
@@ -103,9 +107,10 @@ class QueueArea:
             raise WireError(400, {"status": "ALREADY_COMPLETED", "detail": "Request has already ended"})
         return json_response({"status": "CANCELLATION_REQUESTED"}, 202)
 
-    def _state(self, target: Target, question: FollowUp) -> JobState:
-        """Of the job asked about. A foreign app's job is hidden. Raises: WireError 404."""
-        state = self._jobs.store.state(target.request_id) if target.request_id == question.request_id else None
+    def _state(self, target: Target, question: FollowUp, caller: Caller) -> JobState:
+        """Of the job asked about. What is another tenant's or a foreign app's is unknown. Raises: WireError 404."""
+        is_id = target.request_id == question.request_id
+        state = self._jobs.store.state(target.request_id, caller.tenant) if is_id else None
         if state is None or not belongs_to(state.endpoint, question.app):
             raise _not_found()
         return state
@@ -114,14 +119,14 @@ class QueueArea:
         logs = self._jobs.logs(target.request_id, state.outcome) if wants_logs else None
         return wire.status_body(target.base, target.request_id, state, logs)
 
-    async def _events(self, target: Target, wants_logs: bool) -> AsyncGenerator[bytes, None]:
-        """The status now and at every change, each log line once, until the result can be fetched."""
+    async def _events(self, target: Target, caller: Caller, wants_logs: bool) -> AsyncGenerator[bytes, None]:
+        """The status now and at every change, each log line once, until the result can be fetched or the key ends."""
         live, job_id = self._jobs.live, target.request_id
         newest: dict[str, Any] | None = None
         last: dict[str, Any] = {}
-        while True:
+        while self._guard.still_admits(caller):
             seen = live.version(job_id)  # before the store is asked, or a change in between would be missed
-            current = self._jobs.store.state(job_id)
+            current = self._jobs.store.state(job_id, caller.tenant)
             if current is None:
                 return
             body = self._status(target, current, wants_logs)

@@ -28,6 +28,7 @@ from server.api.served import Served
 from server.api.submission import RequestOptions, new_job
 from server.gateway.areas import Area, Target
 from server.gateway.guard import Guard
+from server.gateway.keys import UNKNOWN_KEY, Caller
 from server.http.errors import PlainError, WireError
 from server.jobs.service import JobService
 
@@ -60,14 +61,14 @@ class RealtimeArea:
             return
         await socket.accept()
         try:
-            self._guard.check(target, Headers(scope=scope))
+            caller = self._guard.check(target, scope, Headers(scope=scope))
         except PlainError:
             # After accepting: then JS drops its token and fetches a new one at the next input.
             await socket.send_text('{"status":"error","error":"Unauthorized"}')
             await socket.close(NORMAL_CLOSE)
             return
         session = HttpSession if target.area is Area.WS else Session
-        await session(self._jobs, self._served, socket, target, endpoint, IDLE_S).run()
+        await session(self._jobs, self._served, self._guard, socket, target, caller, endpoint, IDLE_S).run()
 
     @staticmethod
     def _endpoint(target: Target) -> Endpoint:
@@ -84,8 +85,10 @@ class Session:
 
     jobs: JobService
     served: Served
+    guard: Guard
     socket: WebSocket
     target: Target
+    caller: Caller
     endpoint: Endpoint
     idle_s: float
     line: deque[Message] = field(init=False)
@@ -169,8 +172,11 @@ class Session:
         return result
 
     async def draw(self, body: dict[str, Any], request_id: str) -> tuple[int, dict[str, Any], dict[str, str]]:
-        """Status, body and headers of one input's end. Raises: InputError."""
-        new = new_job(self.endpoint, request_id, body, RequestOptions(), self.served, is_ephemeral=True)
+        """Status, body and headers of one input's end. Raises: InputError, PlainError 401 for a key that has ended."""
+        if not self.guard.still_admits(self.caller):
+            raise PlainError(401, UNKNOWN_KEY)
+        options = RequestOptions(self.caller.tenant)
+        new = new_job(self.endpoint, request_id, body, options, self.served, is_ephemeral=True)
         return wire.result(await self.jobs.run(new), self.target.origin)
 
     async def _send(self, body: dict[str, Any]) -> None:

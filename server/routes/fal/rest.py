@@ -17,6 +17,7 @@ from server.api.errors import InputError, problem
 from server.api.lifecycle import access, lifetime
 from server.files.uploads import UploadTicket
 from server.gateway.areas import Target
+from server.gateway.keys import Caller
 from server.gateway.tokens import UPLOAD_TTL_S, Tokens
 from server.http.errors import PlainError
 from server.http.responses import json_response, wrong_method
@@ -52,7 +53,7 @@ class RestArea:
         if scope["method"] != "POST":
             raise wrong_method("POST", "OPTIONS")
         body = await read_object(Request(scope, receive))
-        response = json_response(answer(target, body, Headers(scope=scope)))
+        response = json_response(answer(target, scope["caller"], body, Headers(scope=scope)))
         await response(scope, receive, send)
 
     def _jwks(self, scope: Scope) -> Response:
@@ -61,35 +62,36 @@ class RestArea:
             raise wrong_method("GET", "HEAD", "OPTIONS")
         return json_response(self._signer.jwks(), headers={"cache-control": "public, max-age=3600"})
 
-    def _token(self, target: Target, body: dict[str, Any], headers: Headers) -> str:
+    def _token(self, target: Target, caller: Caller, body: dict[str, Any], headers: Headers) -> str:
         """A bare JSON string, as the realtime clients expect."""
-        return self._issue_realtime(body.get("allowed_apps"), body.get("token_expiration", 120), "token_expiration")
+        return self._issue_realtime(caller, body, "token_expiration")
 
-    def _realtime_token(self, target: Target, body: dict[str, Any], headers: Headers) -> dict[str, str]:
+    def _realtime_token(self, target: Target, caller: Caller, body: dict[str, Any], headers: Headers) -> dict[str, str]:
         """fal's newer route for users' own back ends."""
-        return {"token": self._issue_realtime(body.get("allowed_apps"), body.get("duration", 120), "duration")}
+        return {"token": self._issue_realtime(caller, body, "duration")}
 
-    def _issue_realtime(self, apps: object, duration: object, field: str) -> str:
+    def _issue_realtime(self, caller: Caller, body: dict[str, Any], field: str) -> str:
+        apps, duration = body.get("allowed_apps"), body.get(field, 120)
         is_number = isinstance(duration, int | float) and not isinstance(duration, bool)
-        if not is_number or not 0 < duration <= MAX_REALTIME_TTL_S:  # type: ignore[operator]
+        if not is_number or not 0 < duration <= MAX_REALTIME_TTL_S:
             msg = f"Input should be a number of seconds, more than 0 and at most {MAX_REALTIME_TTL_S}"
             raise InputError([problem([field], msg, "less_than_equal", {"le": MAX_REALTIME_TTL_S}, duration)])
         if not isinstance(apps, list) or not apps or not all(isinstance(app, str) for app in apps):
             raise InputError([problem(["allowed_apps"], "Input should be a list of app names", "list_type")])
-        return self._tokens.issue("realtime", float(duration), apps=apps)  # type: ignore[arg-type]
+        return self._tokens.issue("realtime", float(duration), apps=apps, caller=caller.key)
 
-    def _cdn_token(self, target: Target, body: dict[str, Any], headers: Headers) -> dict[str, str]:
+    def _cdn_token(self, target: Target, caller: Caller, body: dict[str, Any], headers: Headers) -> dict[str, str]:
         """What the Python clients ask for before an upload."""
         now = int(time.time())
         return {
-            "token": self._tokens.issue("cdn", CDN_TTL_S),
+            "token": self._tokens.issue("cdn", CDN_TTL_S, caller=caller.key),
             "token_type": "Bearer",
             "base_url": target.origin,
             "created_at": _iso(now),
             "expires_at": _iso(now + CDN_TTL_S),
         }
 
-    def _initiate(self, target: Target, body: dict[str, Any], headers: Headers) -> dict[str, str]:
+    def _initiate(self, target: Target, caller: Caller, body: dict[str, Any], headers: Headers) -> dict[str, str]:
         """An address that carries its own permission, and the one that the file will have."""
         names = {name: body.get(name) for name in ("content_type", "file_name")}
         for name, value in names.items():
@@ -97,8 +99,8 @@ class RestArea:
                 raise InputError([problem([name], "Input should be a valid string", "string_type", value=value)])
         lifecycle = headers.get("x-fal-object-lifecycle")
         kind = names["content_type"] or ""
-        ticket = UploadTicket.make(kind, names["file_name"], lifetime(lifecycle), access(lifecycle))
-        token = self._tokens.issue("upload", UPLOAD_TTL_S, **asdict(ticket))
+        ticket = UploadTicket.make(kind, names["file_name"], lifetime(lifecycle), access(lifecycle), caller.tenant)
+        token = self._tokens.issue("upload", UPLOAD_TTL_S, caller=caller.key, **asdict(ticket))
         return {
             "upload_url": f"{target.origin}/files/upload/{token}",
             "file_url": f"{target.origin}/files/{ticket.key}",

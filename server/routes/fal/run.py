@@ -23,6 +23,7 @@ from server.api.served import Served
 from server.api.submission import new_job, read_options
 from server.files.outputs import preview_image
 from server.gateway.areas import Target
+from server.gateway.keys import Caller
 from server.http.errors import WireError
 from server.http.responses import ascii_json, json_response, wrong_method
 from server.http.streams import event, send_events, while_connected
@@ -47,7 +48,8 @@ class RunArea:
         if scope["method"] != "POST":
             raise wrong_method("POST", "OPTIONS")
         request = Request(scope, receive)
-        options = read_options(Headers(scope=scope), target.query)
+        caller: Caller = scope["caller"]
+        options = read_options(Headers(scope=scope), target.query, caller.tenant)
         body = await read_object(request)
         new = new_job(
             endpoint,

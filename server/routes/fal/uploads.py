@@ -22,10 +22,13 @@ from server.api.body import check_declared, read_object
 from server.api.lifecycle import access, lifetime
 from server.files.uploads import MAX_PART_BYTES, MAX_UPLOAD_BYTES, Uploads, UploadTicket
 from server.gateway.areas import Target
-from server.gateway.keys import KeyRing
+from server.gateway.guard import Guard
+from server.gateway.key_file import KeyScope
+from server.gateway.keys import Caller
 from server.gateway.tokens import UPLOAD_TTL_S, Tokens
 from server.http.errors import PlainError
 from server.http.responses import json_response, wrong_method
+from server.jobs.limits import Allowance
 
 _BY_ACCESS_URL = re.compile(r"/files/(?P<key>[^/]+)/multipart/(?P<token>[^/]+)/(?P<tail>[^/]+)")
 _BY_UPLOAD_URL = re.compile(r"/files/upload/(?P<token>[^/]+)(?:/(?P<tail>[^/]+))?")
@@ -34,10 +37,11 @@ _BY_UPLOAD_URL = re.compile(r"/files/upload/(?P<token>[^/]+)(?:/(?P<tail>[^/]+))
 class UploadArea:
     """ASGI app for writes under `/files/`."""
 
-    def __init__(self, uploads: Uploads, tokens: Tokens, keys: KeyRing) -> None:
+    def __init__(self, uploads: Uploads, tokens: Tokens, guard: Guard, allowance: Allowance) -> None:
         self._uploads = uploads
         self._tokens = tokens
-        self._keys = keys
+        self._guard = guard
+        self._allowance = allowance
 
     @staticmethod
     def concerns(path: str) -> bool:
@@ -57,24 +61,22 @@ class UploadArea:
 
     async def _whole(self, target: Target, request: Request) -> Response:
         _require(request, "POST")
-        self._check(request.headers)
-        check_declared(request, MAX_UPLOAD_BYTES)
-        ticket = _ticket(request.headers)
-        await self._uploads.receive(ticket, request.stream())
+        ticket = _ticket(request.headers, self._check(request))
+        await self._receive(ticket, request)
         return json_response({"access_url": f"{target.origin}/files/{ticket.key}", "uploaded": True})
 
     def _begin(self, target: Target, request: Request) -> Response:
         _require(request, "POST")
-        self._check(request.headers)
-        ticket = _ticket(request.headers)
-        upload_id = self._tokens.issue("upload", UPLOAD_TTL_S, **asdict(ticket))
+        caller = self._check(request)
+        ticket = _ticket(request.headers, caller)
+        upload_id = self._tokens.issue("upload", UPLOAD_TTL_S, caller=caller.key, **asdict(ticket))
         return json_response({"access_url": f"{target.origin}/files/{ticket.key}", "uploadId": upload_id})
 
     async def _permitted(self, target: Target, request: Request) -> Response:
         """Whatever an upload address allows: the whole file, a part, or the end."""
         match = _BY_ACCESS_URL.fullmatch(target.path) or _BY_UPLOAD_URL.fullmatch(target.path)
         claims = self._tokens.read("upload", match["token"]) if match else None
-        if match is None or claims is None:
+        if match is None or claims is None or self._guard.of_token(claims) is None:
             raise PlainError(403, "This upload address is not valid, or has expired")
         ticket = UploadTicket(**{name: claims.get(name) for name in UploadTicket.__dataclass_fields__})  # type: ignore[arg-type]
         if match.re is _BY_ACCESS_URL and match["key"] != ticket.key:
@@ -82,12 +84,12 @@ class UploadArea:
         tail = match["tail"]
         if tail is None:
             _require(request, "PUT")
-            check_declared(request, MAX_UPLOAD_BYTES)
-            await self._uploads.receive(ticket, request.stream())
+            await self._receive(ticket, request)
             return json_response({})
         if tail == "complete":
             _require(request, "POST")
-            await self._uploads.complete(ticket, (await read_object(request)).get("parts"))
+            parts = (await read_object(request)).get("parts")
+            await self._uploads.complete(ticket, parts, self._allowance.room(ticket.tenant))
             return json_response({"access_url": f"{target.origin}/files/{ticket.key}"})
         return await self._part(target, request, ticket, tail)
 
@@ -100,21 +102,30 @@ class UploadArea:
             return json_response({"upload_url": target.origin + target.path})
         _require(request, "PUT")
         check_declared(request, MAX_PART_BYTES)
-        etag = await self._uploads.receive_part(ticket, int(tail), request.stream())
+        etag = await self._uploads.receive_part(
+            ticket, int(tail), request.stream(), self._allowance.room(ticket.tenant)
+        )
         # JS reads the body, Python the header.
         return json_response({"partNumber": int(tail), "etag": etag}, headers={"etag": f'"{etag}"'})
 
-    def _check(self, headers: Headers) -> None:
-        """An upload token, or a key. Raises: PlainError 401."""
-        _, _, token = headers.get("authorization", "").partition(" ")
-        if self._tokens.read("cdn", token.strip()) is None:
-            self._keys.check(headers)
+    async def _receive(self, ticket: UploadTicket, request: Request) -> None:
+        room = self._allowance.room(ticket.tenant)
+        check_declared(request, MAX_UPLOAD_BYTES if room is None else min(MAX_UPLOAD_BYTES, room))
+        await self._uploads.receive(ticket, request.stream(), room)
+
+    def _check(self, request: Request) -> Caller:
+        """Who sends: an upload token, or a key for files. Raises: PlainError 401, 403."""
+        _, _, token = request.headers.get("authorization", "").partition(" ")
+        caller = self._guard.of_token(self._tokens.read("cdn", token.strip()))
+        caller = caller or self._guard.by_key(request.scope, request.headers)
+        caller.require(KeyScope.FILES)
+        return caller
 
 
-def _ticket(headers: Headers) -> UploadTicket:
+def _ticket(headers: Headers, caller: Caller) -> UploadTicket:
     lifecycle = headers.get("x-fal-object-lifecycle") or headers.get("x-fal-object-lifecycle-preference")
     kind, name = headers.get("content-type", ""), headers.get("x-fal-file-name")
-    return UploadTicket.make(kind, name, lifetime(lifecycle), access(lifecycle))
+    return UploadTicket.make(kind, name, lifetime(lifecycle), access(lifecycle), caller.tenant)
 
 
 def _require(request: Request, method: str) -> None:

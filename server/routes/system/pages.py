@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from server.api import catalogue, endpoints
 from server.api.served import Served
+from server.gateway.keys import KeyRing
 from server.http.errors import PlainError
 from server.http.responses import json_response
 from server.routes.system.docs_page import docs_page
@@ -20,7 +21,11 @@ PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def system_router(
-    health: Callable[[], dict[str, Any]], served: Served, metrics: Metrics, version: str, is_protected: bool
+    health: Callable[[], dict[str, Any]],
+    served: Served,
+    metrics: Metrics,
+    version: str,
+    keys: KeyRing,
 ) -> APIRouter:
     """The routes of the system area."""
     router = APIRouter()
@@ -64,7 +69,7 @@ def system_router(
         if row is None:
             raise PlainError(404, f"Application '{endpoint_id[:200]}' not found")
         origin = request.scope["target"].origin
-        return catalogue.queue_openapi(row, version, is_protected, origin)
+        return catalogue.queue_openapi(row, version, not keys.is_open, origin)
 
     @router.get("/", response_class=HTMLResponse)
     @router.get("/docs", response_class=HTMLResponse)

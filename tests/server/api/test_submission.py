@@ -18,7 +18,7 @@ from server.api.endpoints import ENDPOINTS
 from server.api.errors import InputError, Problem, RequestError
 from server.api.served import NotServedError, Served
 from server.api.submission import MAX_TIMEOUT_S, RequestOptions, new_job, parse, read_options, rejection
-from server.jobs.store.base import HINT_BUCKETS, JobStatus
+from server.jobs.store.base import HINT_BUCKETS, SHARED, JobStatus
 
 SPEC = REGISTRY["FLUX.1-dev"]
 SERVED = Served((SPEC,))
@@ -26,14 +26,14 @@ PRO = "fal-ai/flux-pro"
 
 
 def params(endpoint: str = PRO, **body: Any) -> GenerationParams:
-    job = new_job(ENDPOINTS[endpoint], "id", {"prompt": "a fox"} | body, RequestOptions(), SERVED)
+    job = new_job(ENDPOINTS[endpoint], "id", {"prompt": "a fox"} | body, RequestOptions(SHARED), SERVED)
     assert job.params is not None
     return GenerationParams.from_dict(job.params)
 
 
 def faults(endpoint: str = PRO, **body: Any) -> list[Problem]:
     with pytest.raises(InputError) as caught:
-        new_job(ENDPOINTS[endpoint], "id", {"prompt": "a fox"} | body, RequestOptions(), SERVED)
+        new_job(ENDPOINTS[endpoint], "id", {"prompt": "a fox"} | body, RequestOptions(SHARED), SERVED)
     orjson.dumps(caught.value.body)
     return caught.value.problems
 
@@ -247,7 +247,9 @@ def test_ultra_refuses_other_ratios(ratio: str) -> None:
 
 def test_a_small_model_draws_ultra_smaller_instead_of_refusing() -> None:
     small = replace(SPEC, max_pixels=1024 * 1024)
-    job = new_job(ENDPOINTS["fal-ai/flux-pro/v1.1-ultra"], "id", {"prompt": "x"}, RequestOptions(), Served((small,)))
+    job = new_job(
+        ENDPOINTS["fal-ai/flux-pro/v1.1-ultra"], "id", {"prompt": "x"}, RequestOptions(SHARED), Served((small,))
+    )
     assert job.params is not None
     width, height = job.params["width"], job.params["height"]
     assert width * height <= small.max_pixels
@@ -256,7 +258,7 @@ def test_a_small_model_draws_ultra_smaller_instead_of_refusing() -> None:
 
 def test_sync_mode_keeps_nothing() -> None:
     job = new_job(
-        ENDPOINTS[PRO], "id", {"prompt": "x", "sync_mode": True, "output_format": "png"}, RequestOptions(), SERVED
+        ENDPOINTS[PRO], "id", {"prompt": "x", "sync_mode": True, "output_format": "png"}, RequestOptions(SHARED), SERVED
     )
     assert not job.store_io
     assert job.output == {"format": "png", "sync_mode": True, "ttl_s": None}
@@ -271,11 +273,13 @@ def test_a_rejected_input_is_a_failed_outcome_with_fals_body() -> None:
 
 
 def options(query: str = "", **headers: str) -> RequestOptions:
-    return read_options(Headers({name.replace("_", "-"): value for name, value in headers.items()}), query.encode())
+    return read_options(
+        Headers({name.replace("_", "-"): value for name, value in headers.items()}), query.encode(), SHARED
+    )
 
 
 def test_headers_and_query_are_understood() -> None:
-    assert options() == RequestOptions()
+    assert options() == RequestOptions(SHARED)
     assert options(x_fal_queue_priority="low").priority == 1
     assert options(x_fal_queue_priority="urgent").priority == 0
     assert options(x_fal_no_retry="true").max_attempts == 1
@@ -363,7 +367,7 @@ fields = st.sampled_from(sorted({name for row in ENDPOINTS.values() for name in 
 @given(st.sampled_from(sorted(ENDPOINTS)), st.dictionaries(fields, values, max_size=6))
 def test_any_input_makes_params_or_a_clean_fault(endpoint: str, body: dict[str, Any]) -> None:
     try:
-        job = new_job(ENDPOINTS[endpoint], "id", body, RequestOptions(), SERVED)
+        job = new_job(ENDPOINTS[endpoint], "id", body, RequestOptions(SHARED), SERVED)
     except InputError as exc:
         for entry in exc.problems:
             assert entry["loc"][0] == "body"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -205,13 +206,31 @@ def test_models_lists_the_registry(cli: Cli) -> None:
     assert "flux-shapes" in cli("models").out
 
 
-def test_new_keys_are_unlike_and_in_fals_form(cli: Cli) -> None:
-    first, second = cli("keys", "new").out.strip(), json.loads(cli("keys", "new", "--json").out)["key"]
-    assert first != second
-    for key in (first, second):
-        name, secret = key.split(":")
-        assert len(name) == 36
-        assert len(bytes.fromhex(secret)) == 16
+def test_keys_are_issued_once_listed_without_secrets_and_revoked(cli: Cli, tmp_path: Path) -> None:
+    here = ("--data-dir", str(tmp_path))
+    first = cli("keys", "new", "--name", "ann", *here).out.strip()
+    second = json.loads(cli("keys", "new", "--scope", "queue", "--running", "2", "--json", *here).out)
+    for key in (first, second["key"]):
+        assert re.fullmatch(r"[0-9a-f-]{36}:[0-9a-f]{64}", key)
+    assert first != second["key"]
+    assert (second["scopes"], second["limits"]["running"]) == (["queue"], 2)
+    listed = cli("keys", "list", *here).out
+    assert "ann" in listed
+    assert first.partition(":")[2] not in listed
+    key_id = first.partition(":")[0]
+    assert cli("keys", "revoke", key_id, *here).code == 0
+    assert "revoked" in cli("keys", "list", *here).out
+    again = cli("keys", "revoke", key_id, *here)
+    assert (again.code, "keys list" in again.err) == (1, True)
+    shown = json.loads(cli("keys", "list", "--json", *here).out)["keys"]
+    assert [key["revoked_at"] is None for key in shown] == [False, True]
+    assert all("digest" not in key for key in shown)
+
+
+def test_a_damaged_key_file_is_named(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "keys.json").write_text("{")
+    done = cli("keys", "list", "--data-dir", str(tmp_path))
+    assert (done.code, "keys.json" in done.err) == (3, True)
 
 
 def test_doctor_finds_what_is_broken_and_exits_3(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,158 @@
+"""The keys that were issued: a file of the data folder that holds their digests, read by every process of it.
+
+Commands change it while a server runs, which looks at it every second.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import secrets
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from server.files.private import private_folder, replace_private
+from server.jobs.limits import Limits
+from server.jobs.store.base import StoreError
+
+SECRET_BYTES = 32
+
+
+class KeyScope(StrEnum):
+    """What a key may be used for."""
+
+    RUN = "run"
+    """Answers on the own connection: run, realtime and the OpenAI facade."""
+    QUEUE = "queue"
+    """Submit, status, result, cancel."""
+    FILES = "files"
+    """Send files."""
+    ADMIN = "admin"
+    """What is about everybody: /metrics and /health from another machine."""
+
+
+USUAL_SCOPES = (KeyScope.RUN, KeyScope.QUEUE, KeyScope.FILES)
+
+
+class KeyFileError(StoreError):
+    """The key file cannot be read or written."""
+
+
+class IssuedKey(BaseModel):
+    """One key as it is stored: nobody can make the key from it.
+
+    Args:
+        id: the part before the colon. name: a word for people. tenant: whose requests and files it reaches.
+        digest: SHA-256 of the whole key in hex: enough for a secret of 256 random bits.
+        created_at, revoked_at: Unix seconds; a revoked key stays listed.
+        limits: what it says of its tenant's share; None leaves it to the server.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    name: str = ""
+    tenant: str
+    digest: str
+    scopes: tuple[KeyScope, ...]
+    created_at: float
+    revoked_at: float | None = None
+    limits: Limits = Limits()
+
+
+class _Content(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    version: int = 1
+    keys: tuple[IssuedKey, ...] = ()
+
+
+class KeyFile:
+    """See the module. Args: path: the file; its folder is made when the first key is."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def stamp(self) -> tuple[int, int, int] | None:
+        """Something that differs after every change; None without a file. Cheap."""
+        try:
+            facts = self.path.stat()
+        except OSError:
+            return None
+        return facts.st_ino, facts.st_mtime_ns, facts.st_size
+
+    def read(self) -> tuple[IssuedKey, ...]:
+        """All keys, revoked ones too; none without a file. Raises: KeyFileError."""
+        try:
+            return _Content.model_validate_json(self.path.read_bytes()).keys
+        except FileNotFoundError:
+            return ()
+        except OSError as exc:
+            raise KeyFileError(f"the key file {self.path} cannot be read: {exc.strerror}") from exc
+        except ValidationError as exc:
+            raise KeyFileError(f"the key file {self.path} is damaged; restore it or remove it") from exc
+
+    def issue(
+        self,
+        name: str = "",
+        tenant: str | None = None,
+        scopes: Sequence[KeyScope] = USUAL_SCOPES,
+        limits: Limits | None = None,
+    ) -> tuple[str, IssuedKey]:
+        """Make a key: what its owner gets, this once, and what is stored. Raises: KeyFileError."""
+        key_id = str(uuid.uuid4())
+        key = f"{key_id}:{secrets.token_hex(SECRET_BYTES)}"
+        issued = IssuedKey(
+            id=key_id,
+            name=name,
+            tenant=tenant or key_id,
+            digest=digest_of(key),
+            scopes=tuple(scopes),
+            created_at=time.time(),
+            limits=limits or Limits(),
+        )
+        self._change(lambda keys: (*keys, issued))
+        return key, issued
+
+    def revoke(self, key_id: str) -> bool:
+        """End a key for good; False if there is none of this id that still works. Raises: KeyFileError."""
+        now = time.time()
+        living = [key for key in self.read() if key.id == key_id and key.revoked_at is None]
+
+        def revoked(keys: tuple[IssuedKey, ...]) -> tuple[IssuedKey, ...]:
+            return tuple(key.model_copy(update={"revoked_at": now}) if key.id == key_id else key for key in keys)
+
+        if living:
+            self._change(revoked)
+        return bool(living)
+
+    def _change(self, edit: Callable[[tuple[IssuedKey, ...]], tuple[IssuedKey, ...]]) -> None:
+        try:
+            with self._locked():
+                content = _Content(keys=edit(self.read()))
+                replace_private(self.path, content.model_dump_json(indent=1).encode())
+        except OSError as exc:
+            raise KeyFileError(f"the key file {self.path} cannot be written: {exc.strerror}") from exc
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One writer at a time, of all processes."""
+        private_folder(self.path.parent)
+        descriptor = os.open(self.path.with_name(self.path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def digest_of(key: str) -> str:
+    """SHA-256 in hex."""
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
