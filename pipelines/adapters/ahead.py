@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from models.accelerator import Launched
 from pipelines.adapters.reading import AdapterWeights, read_adapter
@@ -50,7 +50,7 @@ class After(Generic[T]):
     Args: first: at least one. launch: called on the thread that asks, once.
     """
 
-    def __init__(self, first: Sequence[Future[AdapterWeights]], launch: Callable[[], Launched[T]]) -> None:
+    def __init__(self, first: Sequence[Future[Any]], launch: Callable[[], Launched[T]]) -> None:
         self._first = first
         self._launch = launch
         self._launched: Launched[T] | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from models.accelerator import Accelerator, Marker
@@ -184,7 +185,8 @@ class Engine:
         for row in plan:
             for launched in (row.request.admission, row.pending):
                 if launched is not None:
-                    launched.wait()
+                    with suppress(Exception):  # raised again, and answered, where the result is taken
+                        launched.wait()
         return [row for row in plan if self._is_ready(row)]
 
     def _start(self, request: Request) -> None:
@@ -293,7 +295,13 @@ class Engine:
 
     def _preview(self, row: Row, step: int) -> None:
         request = row.request
-        pixels = self._runner_for(request.group).preview(row)
+        try:
+            pixels = self._runner_for(request.group).preview(row)
+        except Exception as exc:
+            self._fail_cause_of(exc, request)
+            return
+        if pixels is None:
+            return
         height, width = pixels.shape[:2]
         self._frames.append(Preview(request.job_id, request.epoch, step, row.index, width, height, pixels.tobytes()))
 

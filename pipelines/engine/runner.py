@@ -66,5 +66,5 @@ class Runner(Protocol):
     def judge(self, pixels: NDArray[np.uint8]) -> Launched[float]:
         """How likely a finished picture is unsafe, beside the running steps. Needs `has_safety_checker`."""
 
-    def preview(self, row: Row) -> NDArray[np.uint8]:
-        """A small picture (h, w, 3) of the row as it would end now."""
+    def preview(self, row: Row) -> NDArray[np.uint8] | None:
+        """A small picture (h, w, 3) of the row as it would end now; None if nothing can be shown at the moment."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 from PIL import Image
 
@@ -12,5 +11,7 @@ THRESHOLDS = (50, 200)
 
 def edges(image: Image.Image) -> Image.Image:
     """White lines, one pixel wide, on black: RGB of the same size."""
+    import cv2  # a quarter of a second that most workers never need
+
     lines = cv2.Canny(np.asarray(image), *THRESHOLDS)
     return Image.fromarray(lines).convert("RGB")

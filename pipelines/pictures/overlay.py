@@ -21,13 +21,13 @@ class Overlay:
     weights: Tensor
 
     @classmethod
-    def of(cls, picture: Image.Image, mask: Image.Image, device: torch.device, blends: bool = True) -> Overlay:
+    def of(cls, picture: Image.Image, mask: Image.Image, blends: bool = True) -> Overlay:
         """Args: picture: RGB. mask: L of the same size. blends: grey mixes both; else only black protects."""
         weights = np.asarray(mask) if blends else np.where(np.asarray(mask) > 0, 255, 0)
-        return cls(
-            torch.from_numpy(np.array(picture)).to(device),
-            torch.from_numpy(weights.astype(np.int32)[..., None]).to(device),
-        )
+        return cls(torch.from_numpy(np.array(picture)), torch.from_numpy(weights.astype(np.int32)[..., None]))
+
+    def to(self, device: torch.device) -> Overlay:
+        return Overlay(self.picture.to(device), self.weights.to(device))
 
     def over(self, drawn: Tensor) -> Tensor:
         """(H, W, 3) uint8: exactly `drawn` under white, exactly the picture under black, rounded between."""

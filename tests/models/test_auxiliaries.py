@@ -15,7 +15,7 @@ from models.auxiliaries import ControlNet, DepthEstimator, ReduxPrior, load_auxi
 from models.checkpoint_files import LoadError
 from models.registry import ModelSpec
 from pipelines.pictures.depth import depth_of
-from pipelines.pictures.redux import picture_tokens
+from pipelines.pictures.redux import picture_tokens, pixels_for
 from tests.pipelines.families.flux1.families import save_estimator, tiny_prior
 
 
@@ -36,7 +36,8 @@ def test_a_redux_prior_is_what_was_saved(prior_folder: Path) -> None:
     loaded = load_auxiliary(spec(prior_folder, "redux"), CpuAccelerator())
     assert isinstance(loaded, ReduxPrior)
     picture = Image.new("RGB", (9, 5), (200, 30, 60))
-    assert picture_tokens(loaded, [picture]).equal(picture_tokens(tiny_prior(), [picture]))
+    seen = [pixels_for(loaded, picture)]
+    assert picture_tokens(loaded, seen).equal(picture_tokens(tiny_prior(), seen))
     assert set(loaded.modules) == {"image_encoder", "image_embedder"}
 
 

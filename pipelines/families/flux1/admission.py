@@ -23,10 +23,11 @@ from pipelines.families.flux1.conditioning import Conditioning, Phase, RowState
 from pipelines.families.flux1.controlnets import NetUse, active_steps
 from pipelines.families.flux1.encode import PromptCache, PromptEmbedding, encode_prompt
 from pipelines.families.flux1.helpers import Helpers, WantedNet, with_pictures
-from pipelines.families.flux1.inputs import Inputs, PictureReader
+from pipelines.families.flux1.inputs import Inputs, encode
 from pipelines.families.flux1.limits import Flux1Limits
 from pipelines.families.flux1.modulation import ModulationTable
 from pipelines.families.flux1.packed import Network
+from pipelines.families.flux1.prepare import PictureReader, Prepared
 from pipelines.families.flux1.sampling import (
     add_noise,
     flow_match_sigmas,
@@ -35,6 +36,7 @@ from pipelines.families.flux1.sampling import (
     position_ids,
     unshifted,
 )
+from pipelines.protocol.conditions import Redux
 from pipelines.protocol.params import GenerationParams
 
 _MODULATION_CHUNK = 32
@@ -60,27 +62,29 @@ class Admitter:
         self._adapters = adapters
         self._adaptable = adaptable
 
-    def admit(self, request: Request, helpers: Helpers) -> Admission:
+    def prepare(self, request: Request, helpers: Helpers) -> Prepared:
+        """Make the request's pictures ready, on the host; may run on any thread."""
+        drawn = self._limits.phases(request.params)[0]
+        return PictureReader(self._components, request.params, request.pictures, drawn, helpers.prior).read()
+
+    def admit(self, params: GenerationParams, helpers: Helpers, prepared: Prepared) -> Admission:
         """Raises: RequestError."""
-        params = request.params
-        drawn = self._limits.phases(params)
-        inputs = PictureReader(self._components, params, request.pictures, drawn[0], helpers.depth).read()
-        conditioning = self._condition(request, helpers, inputs, drawn)
+        inputs = encode(self._components, prepared, params.num_steps, helpers.depth)
+        conditioning = self._condition(params, helpers, prepared.seen, inputs)
         rows = [self._start(seed, conditioning.phases[0], inputs) for seed in params.seeds]
         tokens = conditioning.text_tokens + conditioning.phases[0].image_tokens + conditioning.reference_tokens
         return Admission(conditioning, tuple(row[0] for row in rows), tuple(row[1] for row in rows), tokens)
 
     def _condition(
-        self, request: Request, helpers: Helpers, inputs: Inputs, drawn: Sequence[tuple[int, int]]
+        self, params: GenerationParams, helpers: Helpers, seen: Sequence[Tensor], inputs: Inputs
     ) -> Conditioning:
-        params = request.params
         uses = self._adapters.uses(self._components, params.adapters)
-        prompt = with_pictures(self._prompt(params, uses), params, request.pictures, helpers.prior)
+        prompt = with_pictures(self._prompt(params, uses), params.find(Redux), helpers.prior, seen)
         with bound(everywhere(uses)):
             text = self._adaptable.for_pack(uses).context_embedder(prompt.tokens)
         references = [pack_latents(latents)[0] for latents in inputs.references]
         sides = [(latents.shape[-2] // 2, latents.shape[-1] // 2) for latents in inputs.references]
-        phases = self._phases(params, drawn, text.shape[0], sides)
+        phases = self._phases(params, text.shape[0], sides)
         return Conditioning(
             text=text,
             modulation=self._modulation(self._adaptable.for_pack(uses), params, phases, prompt, uses),
@@ -89,11 +93,13 @@ class Admitter:
             hold=inputs.hold,
             overlay=inputs.overlay,
             uses=uses,
-            nets=tuple(self._net(net, request, prompt, phases) for net in helpers.nets),
+            nets=tuple(self._net(net, params, prompt, phases) for net in helpers.nets),
         )
 
-    def _net(self, wanted: WantedNet, request: Request, prompt: PromptEmbedding, phases: Sequence[Phase]) -> NetUse:
-        net, params, condition = wanted.net, request.params, wanted.condition
+    def _net(
+        self, wanted: WantedNet, params: GenerationParams, prompt: PromptEmbedding, phases: Sequence[Phase]
+    ) -> NetUse:
+        net, condition = wanted.net, wanted.condition
         text = net.context_embedder(prompt.tokens)
         height, width = phases[0].height // 2, phases[0].width // 2
         return NetUse(
@@ -120,14 +126,13 @@ class Admitter:
     def _phases(
         self,
         params: GenerationParams,
-        drawn: Sequence[tuple[int, int]],
         text_tokens: int,
         references: Sequence[tuple[int, int]],
     ) -> tuple[Phase, ...]:
         device, dtype = self._components.device, self._components.dtype
         phases: list[Phase] = []
         first, network, multiple = 0, self._components.transformer, self._components.size_multiple
-        for (height, width), steps in zip(drawn, params.phases, strict=True):
+        for (height, width), steps in zip(self._limits.phases(params), params.phases, strict=True):
             sides = height // multiple, width // multiple
             tokens = sides[0] * sides[1]
             config = self._components.sigma_config if not phases else unshifted(self._components.sigma_config)

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TypeVar
 
 import torch
-from diffusers import FluxControlNetModel
+from diffusers import FluxControlNetModel, FluxTransformer2DModel
 from torch import Tensor
 
 from models.auxiliaries import Auxiliary, DepthEstimator, Find, ReduxPrior
@@ -17,9 +17,8 @@ from pipelines.engine.request import RequestError
 from pipelines.families.flux1.encode import PromptEmbedding
 from pipelines.families.flux1.inputs import Depth
 from pipelines.pictures.depth import depth_of
-from pipelines.pictures.fit import as_image
 from pipelines.pictures.redux import picture_tokens
-from pipelines.protocol.conditions import Control, ControlNet, InputPicture, Redux
+from pipelines.protocol.conditions import Control, ControlNet, Redux
 from pipelines.protocol.params import GenerationParams
 
 A = TypeVar("A", bound=Auxiliary)
@@ -42,17 +41,33 @@ class Helpers:
     nets: tuple[WantedNet, ...] = ()
 
     @classmethod
-    def of(cls, params: GenerationParams, find: Find) -> Helpers:
-        """Raises: RequestError naming the condition whose model is not here."""
+    def of(cls, params: GenerationParams, find: Find, transformer: FluxTransformer2DModel) -> Helpers:
+        """Raises: RequestError naming the condition whose model is not here, or not made for this transformer."""
         redux, control = params.find(Redux), params.find(Control)
         nets = [each for each in params.conditions if isinstance(each, ControlNet)]
         needs_depth = control is not None and control.control == "depth" and not control.is_prepared
         needs_depth = needs_depth or any(net.control == "depth" for net in nets)
-        return cls(
-            prior=None if redux is None else _found(find, redux.encoder, ReduxPrior, (redux.kind, "encoder")),
-            depth=_depth(find) if needs_depth else None,
-            nets=tuple(WantedNet(_found(find, net.name, Net, (net.kind, "name")).net, net) for net in nets),
-        )
+        prior = None if redux is None else _found(find, redux.encoder, ReduxPrior, (redux.kind, "encoder"))
+        wanted = tuple(WantedNet(_found(find, net.name, Net, (net.kind, "name")).net, net) for net in nets)
+        if prior is not None:
+            _check_fit(prior, prior.image_embedder.config.txt_in_features, transformer.config.joint_attention_dim)
+        for each in wanted:
+            _check_fit(each, _shape(each.net), _shape(transformer))
+        return cls(prior, _depth(find) if needs_depth else None, wanted)
+
+
+def _shape(network: FluxTransformer2DModel | FluxControlNetModel) -> tuple[int, ...]:
+    """What two networks over the same tokens have in common."""
+    names = ("num_attention_heads", "attention_head_dim", "in_channels", "joint_attention_dim", "pooled_projection_dim")
+    return tuple(int(network.config[name]) for name in names)
+
+
+def _check_fit(helper: ReduxPrior | WantedNet, given: object, taken: object) -> None:
+    if given != taken:
+        is_prior = isinstance(helper, ReduxPrior)
+        name = helper.spec.name if isinstance(helper, ReduxPrior) else helper.condition.name
+        loc = ("redux", "encoder") if is_prior else ("controlnet", "name")
+        raise RequestError(f"the model {name} was made for another one than this request's", loc)
 
 
 def _found(find: Find, name: str, kind: type[A], loc: tuple[str | int, ...]) -> A:
@@ -75,16 +90,17 @@ def _depth(find: Find) -> Depth | None:
 
 
 def with_pictures(
-    prompt: PromptEmbedding, params: GenerationParams, pictures: Sequence[InputPicture], prior: ReduxPrior | None
+    prompt: PromptEmbedding, redux: Redux | None, prior: ReduxPrior | None, seen: Sequence[Tensor]
 ) -> PromptEmbedding:
-    """The prompt with the tokens of a request's Redux pictures behind it. Source: FluxPriorReduxPipeline.__call__."""
-    redux = params.find(Redux)
+    """The prompt with the tokens of a request's Redux pictures behind it. Source: FluxPriorReduxPipeline.__call__.
+
+    Args: seen: the pictures as the prior takes them.
+    """
     if redux is None or prior is None:
         return prompt
-    seen = picture_tokens(prior, [as_image(pictures[index], "RGB") for index in redux.pictures])
-    seen = seen.to(prompt.tokens.device, prompt.tokens.dtype)
-    tokens = torch.cat((_scaled(prompt.tokens, redux.prompt_strength), _scaled(seen, redux.strength)))
-    return PromptEmbedding(tokens, _scaled(prompt.pooled, redux.prompt_strength))
+    tokens = picture_tokens(prior, seen).to(prompt.tokens.device, prompt.tokens.dtype)
+    joined = torch.cat((_scaled(prompt.tokens, redux.prompt_strength), _scaled(tokens, redux.strength)))
+    return PromptEmbedding(joined, _scaled(prompt.pooled, redux.prompt_strength))
 
 
 def _scaled(tensor: Tensor, factor: float) -> Tensor:

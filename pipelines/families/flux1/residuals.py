@@ -75,6 +75,6 @@ def _places(pictures: Sequence[int], layout: Lengths, device: torch.device) -> t
         length = layout.image_lengths[picture]
         first = sum(layout.image_lengths[:picture])
         first_joint = sum(layout.joint_lengths[:picture]) + layout.text_lengths[picture]
-        image.append(torch.arange(first, first + length))
-        joint.append(torch.arange(first_joint, first_joint + length))
-    return torch.cat(image).to(device), torch.cat(joint).to(device)
+        image.append(torch.arange(first, first + length, device=device))
+        joint.append(torch.arange(first_joint, first_joint + length, device=device))
+    return torch.cat(image), torch.cat(joint)

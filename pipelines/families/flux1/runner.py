@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,6 +16,7 @@ from models.accelerator import Accelerator, Broken, Launched
 from models.auxiliaries import Find, no_auxiliaries
 from models.components import FluxComponents
 from models.tuning import AUTO, Tuning
+from pipelines.adapters.ahead import After
 from pipelines.adapters.cache import NO_ADAPTERS, AdapterCache
 from pipelines.adapters.linears import Adaptable
 from pipelines.engine.request import Admission, Request, Row
@@ -27,6 +29,7 @@ from pipelines.families.flux1.helpers import Helpers
 from pipelines.families.flux1.limits import Flux1Limits
 from pipelines.families.flux1.packed import PackLayout, attention_shape, packed_forward
 from pipelines.families.flux1.phases import decoded, enlarged
+from pipelines.families.flux1.prepare import Prepared
 from pipelines.families.flux1.residuals import Additions
 from pipelines.families.flux1.sampling import add_noise, crop_centred, euler_step, to_pixels, unpack_latents
 from pipelines.families.flux1.step_cache import CachedRow, FirstBlockRule, HitRule, StepCache, cached_forward
@@ -66,6 +69,7 @@ class FluxRunner:
         self.components = components
         self._find = find
         self._adapters = adapters
+        self._host = ThreadPoolExecutor(1, "pictures")
         self._adaptable = Adaptable(components.transformer)
         self._accelerator = accelerator
         heads, head_dim = attention_shape(components.transformer)
@@ -83,14 +87,19 @@ class FluxRunner:
         )
 
     def admit(self, request: Request) -> Launched[Admission]:
-        helpers = Helpers.of(request.params, self._find)
+        params, helpers = request.params, Helpers.of(request.params, self._find, self.components.transformer)
+        # Resizing takes milliseconds of a processor: no reason to launch the steps of others later.
+        prepared = self._host.submit(self._admitter.prepare, request, helpers) if request.pictures else None
 
         @torch.inference_mode()
         def work() -> Admission:
-            return self._admitter.admit(request, helpers)
+            return self._admitter.admit(params, helpers, Prepared() if prepared is None else prepared.result())
+
+        def launch() -> Launched[Admission]:
+            return self._accelerator.launch("text", work, waits=False)
 
         return self._adapters.launch(
-            self.components, request.params.adapters, lambda: self._accelerator.launch("text", work, waits=False)
+            self.components, params.adapters, launch if prepared is None else lambda: After([prepared], launch)
         )
 
     @torch.inference_mode()
@@ -120,7 +129,8 @@ class FluxRunner:
         """Start to enlarge a picture between two phases, beside the steps of others."""
         conditioning, latents = conditioning_of(row), latents_of(row)
         before, after = phase_of(row), conditioning.phase(row.step_index + 1)
-        state_of(row).cache = None
+        state = state_of(row)
+        state.cache = state.velocity = None
         row.tokens = conditioning.text_tokens + after.image_tokens + conditioning.reference_tokens
         work = torch.inference_mode()(partial(enlarged, self.components, latents, before, after, row.seed))
         try:
@@ -167,11 +177,12 @@ class FluxRunner:
         return self._accelerator.launch("safety", lambda: checker.unsafe_probability(pixels), waits=False)
 
     @torch.inference_mode()
-    def preview(self, row: Row) -> NDArray[np.uint8]:
+    def preview(self, row: Row) -> NDArray[np.uint8] | None:
         if self._preview is None:
             self._preview = LatentPreview(self.components.vae)
         phase, velocity = phase_of(row), state_of(row).velocity
-        assert velocity is not None
+        if velocity is None:  # between two phases
+            return None
         # Where the straight line from here along the predicted velocity ends: the picture expected at sigma 0.
         expected = latents_of(row) - phase.sigmas[row.step_index - phase.first] * velocity
         unpacked = unpack_latents(expected[None], phase.height, phase.width)[0]

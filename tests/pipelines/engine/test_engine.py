@@ -348,6 +348,20 @@ def test_previews_come_every_so_many_steps(engine: Engine) -> None:
     assert not of(frames, "b", Preview)
 
 
+def test_a_preview_that_cannot_be_made_fails_that_request(
+    engine: Engine, runner: FakeRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(row: Row) -> None:
+        raise ValueError("no")
+
+    monkeypatch.setattr(runner, "preview", refuse)
+    submit(engine, "a", make_params(preview_every=1))
+    submit(engine, "b", make_params())
+    frames = drain(engine)
+    assert ends(frames, "a") == ["Failed"]
+    assert ends(frames, "b") == ["Finished"]
+
+
 def test_timings_add_up(runner: FakeRunner) -> None:
     now = [0.0]
 

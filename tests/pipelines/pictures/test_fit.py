@@ -39,9 +39,9 @@ def test_pixels_outside_the_mask_are_the_pictures_own_and_edges_blend() -> None:
     below = Image.fromarray(np.full((1, 3, 3), 10, np.uint8))
     weights = Image.fromarray(np.array([[0, 128, 255]], np.uint8))
     drawn = torch.full((1, 3, 3), 210, dtype=torch.uint8)
-    blended = Overlay.of(below, weights, torch.device("cpu")).over(drawn)
+    blended = Overlay.of(below, weights).over(drawn)
     assert blended[0, :, 0].tolist() == [10, 110, 210]
-    whole = Overlay.of(below, weights, torch.device("cpu"), blends=False).over(drawn)
+    whole = Overlay.of(below, weights, blends=False).over(drawn)
     assert whole[0, :, 0].tolist() == [10, 210, 210]
 
 

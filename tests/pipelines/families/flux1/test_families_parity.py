@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from diffusers import (
     FluxControlImg2ImgPipeline,
     FluxControlNetImg2ImgPipeline,
+    FluxControlNetModel,
     FluxControlNetPipeline,
     FluxControlPipeline,
     FluxFillPipeline,
@@ -24,12 +26,19 @@ from diffusers import (
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from models.auxiliaries import ReduxPrior
+from models.accelerator import CpuAccelerator
+from models.architectures import ARCHITECTURES
+from models.auxiliaries import Auxiliary, DepthEstimator, ReduxPrior, load_auxiliary
+from models.auxiliaries import ControlNet as Net
 from models.components import FluxComponents
+from models.registry import TINY, ModelSpec, Variant
+from pipelines.families.flux1.prepare import PictureReader
 from pipelines.families.flux1.runner import FluxRunner
 from pipelines.families.flux1.sampling import unshifted
 from pipelines.pictures.canny import edges
+from pipelines.pictures.depth import depth_of
 from pipelines.protocol.conditions import (
+    Condition,
     Control,
     ControlNet,
     Fill,
@@ -40,7 +49,7 @@ from pipelines.protocol.conditions import (
     Reference,
     Refine,
 )
-from pipelines.protocol.frames import Failed
+from pipelines.protocol.frames import Failed, Finished
 from tests.pipelines.driving import drain, make_engine, make_params, of
 from tests.pipelines.families.flux1.families import (
     ask,
@@ -49,11 +58,14 @@ from tests.pipelines.families.flux1.families import (
     ours,
     picture,
     run_on,
+    save_estimator,
     theirs,
     tiny_net,
     tiny_prior,
     variant_of,
 )
+
+pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
 
 PICTURE = picture(48, 32)
 MASK = mask(48, 32, (16, 8, 32, 24))
@@ -116,6 +128,59 @@ def test_control_that_starts_from_a_picture(components: FluxComponents) -> None:
     guide = edges(image(PICTURE))
     expected = theirs(FluxControlImg2ImgPipeline, canny, params, control_image=guide, image=image(start), strength=0.7)
     assert np.array_equal(drawn, expected)
+
+
+def test_depth_is_told_by_an_estimator(components: FluxComponents, tmp_path: Path) -> None:
+    save_estimator(tmp_path)
+    estimator = load_auxiliary(ModelSpec("it", str(tmp_path), variant="depth-estimator"), CpuAccelerator())
+    assert isinstance(estimator, DepthEstimator)
+    depth = variant_of(components, "depth", 16)
+    params = make_params(conditions=(Control("depth", 0),))
+    drawn = ours(run_on(depth, estimator), params, [PICTURE])
+    with torch.inference_mode():
+        guide = depth_of(estimator, image(PICTURE))
+    assert np.array_equal(drawn, theirs(FluxControlPipeline, depth, params, control_image=guide))
+
+
+def test_without_an_estimator_a_depth_picture_has_to_be_sent(components: FluxComponents) -> None:
+    engine = make_engine(run_on(variant_of(components, "depth", 16)))
+    ask(engine, "a", make_params(conditions=(Control("depth", 0),)), [PICTURE])
+    ask(engine, "b", make_params(conditions=(Control("depth", 0, is_prepared=True),)), [PICTURE])
+    frames = drain(engine)
+    (failed,) = of(frames, "a", Failed)
+    assert isinstance(failed, Failed)
+    assert (failed.kind, failed.loc) == ("input_error", ("control", "picture"))
+    assert "send a depth picture" in failed.message
+    assert of(frames, "b", Finished)
+
+
+@pytest.mark.parametrize(
+    ("variant", "conditions", "words"),
+    [
+        ("dev", (Fill(0, 0),), "a dev model cannot do fill"),
+        ("dev", (Reference((0,)),), "a dev model cannot do reference"),
+        ("fill", (), "a fill model draws only with fill"),
+        ("canny", (Control("depth", 0),), "a canny model cannot follow depth"),
+        ("kontext", (Reference((0,)), ControlNet("n", 0)), "one or the other"),
+        ("dev", (Refine(), Inpaint(0, 0, 0.5)), "a second phase goes with"),
+    ],
+)
+def test_what_a_checkpoint_was_not_trained_for_is_refused(
+    components: FluxComponents, variant: Variant, conditions: tuple[Condition, ...], words: str
+) -> None:
+    engine = make_engine(run_on(variant_of(components, variant)))
+    ask(engine, "a", make_params(conditions=conditions), [PICTURE])
+    (failed,) = of(drain(engine), "a", Failed)
+    assert isinstance(failed, Failed)
+    assert words in failed.message
+
+
+def test_a_reference_is_seen_at_the_nearest_of_kontexts_sizes(components: FluxComponents) -> None:
+    kontext = variant_of(components, "kontext")
+    kontext = replace(kontext, spec=replace(kontext.spec, keeps_reference_size=False))
+    given = picture(100, 64)
+    prepared = PictureReader(kontext, make_params(conditions=(Reference((0,)),)), [given], (32, 48), None).read()
+    assert prepared.references[0].shape[-2:] == (832, 1248)
 
 
 def test_kontext(components: FluxComponents) -> None:
@@ -185,6 +250,25 @@ def test_redux_without_strength_is_not_the_same_picture(components: FluxComponen
     assert np.array_equal(drawn(1.0, one, other), drawn(1.0, other, one))
 
 
+@pytest.mark.parametrize(
+    ("condition", "loc"),
+    [(Redux((0,), "it"), ("redux", "encoder")), (ControlNet("it", 0), ("controlnet", "name"))],
+)
+def test_a_helper_of_another_model_is_refused(
+    components: FluxComponents, condition: Condition, loc: tuple[str, ...]
+) -> None:
+    helper: Auxiliary = tiny_prior(joint_dim=32)
+    if isinstance(condition, ControlNet):
+        wider = ARCHITECTURES[TINY.source].transformer | {"num_attention_heads": 4, "axes_dims_rope": (4, 6, 6)}
+        helper = Net(ModelSpec("it", "it", variant="controlnet"), FluxControlNetModel(**wider))
+    engine = make_engine(run_on(components, replace(helper, spec=replace(helper.spec, name="it"))))
+    ask(engine, "a", make_params(conditions=(condition,)), [PICTURE])
+    (failed,) = of(drain(engine), "a", Failed)
+    assert isinstance(failed, Failed)
+    assert (failed.kind, failed.loc) == ("input_error", loc)
+    assert "made for another" in failed.message
+
+
 @pytest.mark.parametrize("encoder", ["another", "estimator"])
 def test_a_model_that_is_not_here_is_named(components: FluxComponents, encoder: str) -> None:
     engine = make_engine(run_on(components))
@@ -195,7 +279,6 @@ def test_a_model_that_is_not_here_is_named(components: FluxComponents, encoder: 
     assert encoder in failed.message
 
 
-@pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
 @pytest.mark.parametrize(("doubles", "singles"), [(2, 2), (1, 1), (1, 2)])
 @pytest.mark.parametrize(("start", "end"), [(0.0, 1.0), (0.2, 0.7)])
 def test_controlnet(components: FluxComponents, doubles: int, singles: int, start: float, end: float) -> None:
@@ -211,7 +294,6 @@ def test_controlnet(components: FluxComponents, doubles: int, singles: int, star
     assert not np.array_equal(drawn, ours(run_on(components), make_params(num_inference_steps=6), []))
 
 
-@pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
 def test_controlnet_that_starts_from_a_picture(components: FluxComponents) -> None:
     net, start = tiny_net("edges"), picture(48, 32, seed=2)
     conditions = (ControlNet("edges", 0, 0.7, 0.0, 1.0), ImageToImage(1, 0.7))
@@ -223,7 +305,6 @@ def test_controlnet_that_starts_from_a_picture(components: FluxComponents) -> No
     assert np.array_equal(ours(run_on(components, net), params, [PICTURE, start]), expected)
 
 
-@pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
 def test_two_controlnets_add_up(components: FluxComponents) -> None:
     """To one level of 255: diffusers adds them to each other first, the engine one after the other to the tokens."""
     nets, guides = [tiny_net("a"), tiny_net("b", seed=6)], [picture(48, 32, 1), picture(48, 32, 2)]

@@ -261,5 +261,13 @@ def test_previews_of_an_edited_picture_have_its_size(kontext: FluxRunner) -> Non
     assert {(frame.width, frame.height) for frame in previews} == {(10, 12)}
 
 
+def test_previews_stop_between_two_phases_and_grow(kontext: FluxRunner) -> None:
+    params, given = JOBS["large"]
+    engine = make_engine(kontext)
+    ask(engine, "a", make_params(**(_changes(params) | {"preview_every": 1})), given)
+    previews = [(frame.step, frame.width) for frame in drain(engine) if isinstance(frame, Preview)]
+    assert previews == [(1, 12), (2, 12), (3, 12), (5, 24)]
+
+
 def _changes(params: GenerationParams) -> dict[str, object]:
     return {name: getattr(params, name) for name in params.__dataclass_fields__}
