@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -58,9 +59,9 @@ def http(node: Node) -> Iterator[httpx.Client]:
         yield client
 
 
-def ask(http: httpx.Client, *used: dict[str, Any], **more: Any) -> httpx.Response:
+def ask(http: httpx.Client, *used: dict[str, Any], endpoint: str = ENDPOINT, **more: Any) -> httpx.Response:
     small = {"image_size": {"width": 128, "height": 128}, "num_inference_steps": 3, "output_format": "png"}
-    return http.post(ENDPOINT, json={"prompt": "a red star", "seed": 5, "loras": list(used)} | small | more)
+    return http.post(endpoint, json={"prompt": "a red star", "seed": 5, "loras": list(used)} | small | more)
 
 
 def drawn(http: httpx.Client, *used: dict[str, Any], **more: Any) -> np.ndarray:
@@ -84,6 +85,17 @@ def test_an_upload_is_an_adapter(http: httpx.Client, node: Node, loras: Path) ->
     content = (loras / "2.safetensors").read_bytes()
     key = node.objects.put(content, "application/octet-stream", "bin", ttl_s=600)
     assert distance(drawn(http, {"path": f"{http.base_url}/files/{key}"}), drawn(http, {"path": "2.safetensors"})) == 0
+
+
+@pytest.mark.parametrize("endpoint", ["fal-ai/flux-lora/image-to-image", "fal-ai/flux-general/image-to-image"])
+def test_an_adapter_takes_part_in_what_starts_from_a_picture(http: httpx.Client, endpoint: str) -> None:
+    file = BytesIO()
+    Image.linear_gradient("L").resize((128, 128)).convert("RGB").save(file, "PNG")
+    start = {"image_url": f"data:image/png;base64,{b64encode(file.getvalue()).decode()}", "strength": 0.9}
+    sized = {"num_inference_steps": 10, "endpoint": f"/run/{endpoint}"}
+    plain, adapted = (drawn(http, *used, **start, **sized) for used in ((), ({"path": "0"},)))
+    assert plain.shape == (128, 128, 3)
+    assert distance(plain, adapted) > 10
 
 
 def test_many_requests_with_different_adapters_draw_what_each_draws_alone(http: httpx.Client) -> None:
