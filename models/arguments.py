@@ -1,4 +1,7 @@
-"""What a `--model` argument means: a name of the registry, a folder, a Hugging Face id, or NAME=one of these."""
+"""What a `--model` argument means: a name of the registry, a folder, a file, a Hugging Face id, or NAME=one of these.
+
+`MODEL+FILE` is a model with the transformer of a single file.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from models.errors import LoadError
 from models.registry import REGISTRY, TINY, ModelSpec, Variant
+from models.single.contents import variant_of
+from models.single.header import header_of
+from models.single.search import find_file
 
 WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".sft", ".ckpt", ".pt", ".pth", ".bin")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -27,21 +34,23 @@ class UnknownModelError(ValueError):
     """The argument names no model; the message is one sentence that says what was meant, or what may be given."""
 
 
-def resolve(argument: str) -> ModelSpec:
+def resolve(argument: str, folders: Sequence[Path] = ()) -> ModelSpec:
     """The spec that one `--model` argument means.
 
     A path (it begins with `.`, `/` or `~`, or exists and is no bare registry name) is what lies there. `NAME=...`
     gives it that name; a name of the registry brings that row's variant and defaults.
+
+    Args: folders: where files are sought that are given by name alone, and the companions of single files.
     Raises: UnknownModelError.
     """
     name, equals, rest = argument.partition("=")
     if not equals or Path(argument).expanduser().exists():
-        return _meant(argument)
+        return _with_file(argument, folders)
     if not _NAME.fullmatch(name):
         raise UnknownModelError(
             f"--model {argument!r}: in NAME=PATH the name may hold letters, digits, dots, hyphens and underscores"
         )
-    found = _meant(rest)
+    found = _with_file(rest, folders)
     if name not in REGISTRY:
         return replace(found, name=name)
     declared = REGISTRY[name]
@@ -50,17 +59,23 @@ def resolve(argument: str) -> ModelSpec:
             f"--model {argument!r}: the weights in {rest} are of the kind {found.variant}, "
             f"but {name} is {declared.variant}: give the name of that kind"
         )
-    return replace(declared, source=found.source, revision=found.revision)
+    return replace(
+        declared,
+        source=found.source,
+        revision=found.revision,
+        transformer=found.transformer,
+        folders=found.folders,
+    )
 
 
-def resolve_all(arguments: Iterable[str]) -> tuple[ModelSpec, ...]:
-    """The specs of several arguments; what is given twice counts once.
+def resolve_all(arguments: Iterable[str], folders: Sequence[Path] = ()) -> tuple[ModelSpec, ...]:
+    """The specs of several arguments; what is given twice counts once. Args: folders: see `resolve`.
 
     Raises: UnknownModelError, also if two different models would have one name.
     """
     specs: dict[str, ModelSpec] = {}
     for argument in arguments:
-        spec = resolve(argument)
+        spec = resolve(argument, folders)
         other = specs.setdefault(spec.name, spec)
         if other != spec:
             raise UnknownModelError(
@@ -70,13 +85,50 @@ def resolve_all(arguments: Iterable[str]) -> tuple[ModelSpec, ...]:
     return tuple(specs.values())
 
 
-def _meant(argument: str) -> ModelSpec:
+def _with_file(argument: str, folders: Sequence[Path]) -> ModelSpec:
+    """What stands behind `NAME=`: a model, or `MODEL+FILE`."""
+    base, plus, name = argument.rpartition("+")
+    if not plus or not name.endswith(WEIGHT_SUFFIXES) or Path(argument).expanduser().exists():
+        return _meant(argument, folders)
+    spec, file = _meant(base, folders), _file(name, folders)
+    if file is None:
+        raise UnknownModelError(f"there is no {name}{_nearest_path(Path(name).expanduser())}")
+    return _of_file(replace(spec, name=f"{spec.name}+{file.stem}", transformer=str(file)))
+
+
+def _file(name: str, folders: Sequence[Path]) -> Path | None:
+    path = Path(name).expanduser()
+    return path.resolve() if path.is_file() else find_file(name, folders)
+
+
+def _of_file(spec: ModelSpec) -> ModelSpec:
+    """With the variant and defaults that its file asks for; what is wrong with the file, loading says."""
+    assert spec.file is not None
+    try:
+        variant = variant_of(header_of(spec.file), spec.file.name)
+    except LoadError:
+        return spec
+    if variant is None or variant == spec.variant:
+        return spec
+    row = next(row for row in REGISTRY.values() if row.variant == variant and row.name.startswith("FLUX.1"))
+    return replace(
+        spec,
+        variant=variant,
+        default_steps=row.default_steps,
+        default_guidance=row.default_guidance,
+        max_sequence_length=min(spec.max_sequence_length, row.max_sequence_length),
+    )
+
+
+def _meant(argument: str, folders: Sequence[Path]) -> ModelSpec:
     known = REGISTRY.get(argument) or (TINY if argument == TINY.name else None)
     if known is not None:
         return known
     path = Path(argument).expanduser()
     if path.exists():
-        return _local(path.resolve())
+        return _local(path.resolve(), folders)
+    if argument.endswith(WEIGHT_SUFFIXES) and (found := find_file(argument, folders)) is not None:
+        return _local(found, folders)
     by_source = {spec.source: spec for spec in REGISTRY.values()}
     if argument in by_source:
         return by_source[argument]
@@ -93,12 +145,13 @@ def _meant(argument: str) -> ModelSpec:
     )
 
 
-def _local(path: Path) -> ModelSpec:
+def _local(path: Path, folders: Sequence[Path]) -> ModelSpec:
     """What lies here; what is wrong with it, loading says."""
+    if path.is_file():
+        return _of_file(ModelSpec(path.stem, str(path), folders=tuple(str(folder) for folder in folders)))
     index, config = read_object(path / "model_index.json"), read_object(path / "transformer" / "config.json")
-    name = path.stem if path.suffix in WEIGHT_SUFFIXES else path.name
-    variant = _variant(str(index.get("_class_name", "")), name, config)
-    return _with_defaults(ModelSpec(name=name, source=str(path), variant=variant))
+    variant = _variant(str(index.get("_class_name", "")), path.name, config)
+    return _with_defaults(ModelSpec(name=path.name, source=str(path), variant=variant))
 
 
 def _variant(class_name: str, name: str, config: dict[str, Any]) -> Variant:

@@ -16,8 +16,9 @@ from torch import nn
 from transformers import AutoModelForDepthEstimation, SiglipVisionModel
 
 from models.accelerator import Accelerator
-from models.checkpoint import image_processor, open_part
-from models.checkpoint_files import LoadError, locate
+from models.checkpoint_files import locate
+from models.errors import LoadError
+from models.part import image_processor, open_part
 from models.placement import place
 from models.registry import ModelSpec
 

@@ -15,9 +15,12 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from models.checkpoint_files import LoadError
+from models.errors import LoadError
 from models.files.headers import TensorEntry
 from models.files.layouts import described
+from models.packed import PackedLinear, PackedWeight, Stored, unpacked
+from models.single.gguf import KIND as GGUF
+from models.single.gguf import gguf_on_meta
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -51,7 +54,9 @@ class Misfit:
         return ", and ".join(words.format(len(names), _first(names)) for names, words in complaints if names)
 
 
-def build(label: str, kind: Any, config: Any, tensors: dict[str, Tensor], dtype: torch.dtype) -> nn.Module:
+def build(
+    label: str, kind: Any, config: Any, tensors: dict[str, Stored], dtype: torch.dtype, keeps_packed: bool = False
+) -> nn.Module:
     """The module of class `kind`, with parameters in `dtype` but for those that its class keeps in float32.
 
     Args:
@@ -60,10 +65,14 @@ def build(label: str, kind: Any, config: Any, tensors: dict[str, Tensor], dtype:
         config: what its `load_config` or `config_class` read.
         tensors: by name; taken out one by one, so that what was converted is not held twice. On `meta` nothing is
             read: the module then tells only that it fits.
+        keeps_packed: whether packed weights of linear layers stay so; else all become plain.
     Raises: LoadError if a tensor is missing, left over or of another shape.
     """
     keys = list(tensors)
-    module, misfit = (_transformers if issubclass(kind, PreTrainedModel) else _diffusers)(kind, config, tensors, dtype)
+    if issubclass(kind, PreTrainedModel):
+        module, misfit = _transformers(kind, config, _plain(kind, tensors, dtype), dtype)
+    else:
+        module, misfit = _diffusers(kind, config, tensors, dtype, keeps_packed)
     if misfit:
         foreign = described(keys)
         looks = f"; it looks like {foreign}" if foreign else "; fetch the checkpoint again"
@@ -71,9 +80,15 @@ def build(label: str, kind: Any, config: Any, tensors: dict[str, Tensor], dtype:
     return module
 
 
-def on_meta(header: Mapping[str, TensorEntry]) -> dict[str, Tensor]:
-    """Tensors without storage, as a file's header describes them."""
-    return {name: torch.empty(entry.shape, dtype=DTYPES[entry.dtype], device="meta") for name, entry in header.items()}
+def on_meta(header: Mapping[str, TensorEntry]) -> dict[str, Stored]:
+    """Tensors without storage, as a file's header describes them. Raises: LoadError."""
+    return {name: _on_meta(name, entry) for name, entry in header.items()}
+
+
+def _on_meta(name: str, entry: TensorEntry) -> Stored:
+    if entry.dtype.startswith(GGUF):
+        return gguf_on_meta(name, entry)
+    return torch.empty(entry.shape, dtype=DTYPES[entry.dtype], device="meta")
 
 
 def kept_in_float32(kind: Any, name: str, dtype: torch.dtype) -> bool:
@@ -105,7 +120,9 @@ def _transformers(kind: Any, config: Any, tensors: dict[str, Tensor], dtype: tor
     return module, _misfit(report["missing_keys"], left_over, (name for name, *_ in report["mismatched_keys"]))
 
 
-def _diffusers(kind: Any, config: Any, tensors: dict[str, Tensor], dtype: torch.dtype) -> tuple[nn.Module, Misfit]:
+def _diffusers(
+    kind: Any, config: Any, tensors: dict[str, Stored], dtype: torch.dtype, keeps_packed: bool
+) -> tuple[nn.Module, Misfit]:
     with init_empty_weights():
         module: Any = kind.from_config(config)
     module._fix_state_dict_keys_on_load(tensors)  # names of attention layers in older VAE files
@@ -113,15 +130,33 @@ def _diffusers(kind: Any, config: Any, tensors: dict[str, Tensor], dtype: torch.
     mismatched = (name for name in expected.keys() & tensors.keys() if expected[name].shape != tensors[name].shape)
     misfit = _misfit(expected.keys() - tensors.keys(), tensors.keys() - expected.keys(), mismatched)
     if not misfit:
-        converted = {name: _converted(kind, name, tensors.pop(name), dtype) for name in list(tensors)}
-        module.load_state_dict(converted, assign=True)
+        packed = _packed_layers(module, tensors, dtype) if keeps_packed else set()
+        module.load_state_dict(_plain(kind, tensors, dtype), assign=True, strict=not packed)
     return module, misfit
 
 
-def _converted(kind: Any, name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    if not tensor.is_floating_point():
-        return tensor
-    return tensor.to(torch.float32 if kept_in_float32(kind, name, dtype) else dtype)
+def _packed_layers(module: nn.Module, tensors: dict[str, Stored], dtype: torch.dtype) -> set[str]:
+    """Put a PackedLinear where a linear's weight is packed; takes its tensors, and names those layers."""
+    layers = {
+        name.removesuffix(".weight")
+        for name, stored in tensors.items()
+        if isinstance(stored, PackedWeight) and isinstance(module.get_submodule(name.rpartition(".")[0]), nn.Linear)
+    }
+    for layer in layers:
+        weight, bias = tensors.pop(f"{layer}.weight"), tensors.pop(f"{layer}.bias", None)
+        assert isinstance(weight, PackedWeight)
+        module.set_submodule(layer, PackedLinear(weight, None if bias is None else unpacked(bias, dtype).to(dtype)))
+    return layers
+
+
+def _plain(kind: Any, tensors: dict[str, Stored], dtype: torch.dtype) -> dict[str, Tensor]:
+    """All of them unpacked, in their dtype; takes them one by one."""
+    plain = {}
+    for name in list(tensors):
+        wanted = torch.float32 if kept_in_float32(kind, name, dtype) else dtype
+        tensor = unpacked(tensors.pop(name), wanted)
+        plain[name] = tensor.to(wanted) if tensor.is_floating_point() else tensor
+    return plain
 
 
 def _misfit(missing: Iterable[str], left_over: Iterable[str], mismatched: Iterable[str]) -> Misfit:

@@ -13,6 +13,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from models.errors import LoadError
 from models.registry import ModelSpec
 
 WANTED = (
@@ -28,25 +29,23 @@ _ROOT = ("config.json", "preprocessor_config.json", "diffusion_pytorch_model.saf
 """Of checkpoints that are one model in no folder of its own."""
 
 
-class LoadError(Exception):
-    """The checkpoint cannot be loaded; the message is one sentence that says what to do."""
-
-
-def locate(spec: ModelSpec) -> Path:
+def locate(spec: ModelSpec, without: str | None = None) -> Path:
     """The local folder of a checkpoint, fetched into the Hugging Face cache if it has to be.
 
+    Args: without: a part whose weights are not wanted.
     Honours HF_HOME, HF_TOKEN and HF_HUB_OFFLINE. Raises: LoadError.
     """
     folder = Path(spec.source)
     if folder.is_dir():
         return folder
-    if folder.is_file():
-        raise LoadError(f"model {spec.name}: {spec.source} is a single file; give a diffusers folder.")
     if folder.is_absolute():
         raise LoadError(f"model {spec.name}: the folder {spec.source} does not exist.")
     wanted = [*WANTED, *(_ROOT if spec.variant in ("controlnet", "depth-estimator") else ())]
+    ignored = [f"{without}/*.safetensors"] if without else None
     try:
-        return Path(snapshot_download(spec.source, revision=spec.revision, allow_patterns=wanted))
+        return Path(
+            snapshot_download(spec.source, revision=spec.revision, allow_patterns=wanted, ignore_patterns=ignored)
+        )
     except GatedRepoError as exc:
         raise LoadError(
             f"model {spec.name}: {spec.source} is gated; accept its licence at https://huggingface.co/{spec.source} "

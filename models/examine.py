@@ -18,7 +18,7 @@ from models.accelerator import gpu_facts
 from models.arguments import resolve
 from models.auxiliaries import check_auxiliary
 from models.checkpoint import open_checkpoint
-from models.checkpoint_files import LoadError, locate
+from models.errors import LoadError
 from models.loading import silence_libraries
 from models.registry import ModelSpec
 
@@ -42,7 +42,7 @@ def check(spec: ModelSpec) -> None:
     if not spec.draws:
         check_auxiliary(spec)
     else:
-        open_checkpoint(locate(spec))
+        open_checkpoint(spec)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from models.architectures import Architecture
-from models.checkpoint_files import LoadError
+from models.errors import LoadError
 from models.files.weights import identity, weight_files
 from models.memory import Need, Preset, need, part_bytes, presumed_architecture, working_bytes
 from models.registry import ModelSpec

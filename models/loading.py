@@ -15,12 +15,13 @@ from torch import nn
 from models import host_memory
 from models.accelerator import Accelerator
 from models.building import vae_dtype
-from models.checkpoint import KINDS, SAFETY, Checkpoint, Part, open_checkpoint
-from models.checkpoint_files import LoadError, locate
+from models.checkpoint import KINDS, SAFETY, Checkpoint, open_checkpoint
 from models.components import FluxComponents, SafetyModel
+from models.errors import LoadError
 from models.files.weights import identity
 from models.fusion import fuse
 from models.memory import Offload
+from models.part import Part
 from models.placement import TEXT_PARTS, place
 from models.quantization import quantize
 from models.random_weights import random_bytes, random_components
@@ -94,7 +95,7 @@ def _load_parts(
         return random_components(spec, device, dtype, progress, offload)
     # What is to be shrunk is shrunk on the host: the device may have no room for it before.
     homes = {} if quantization == "none" else {"transformer": torch.device("cpu")}
-    checkpoint = open_checkpoint(locate(spec))
+    checkpoint = open_checkpoint(spec)
     parts = _Parts(checkpoint, device, dtype, progress, cache or PartCache(), offload, homes)
     _check_host(spec.name, parts.host_bytes())
     return _load_folder(spec, checkpoint, parts)
@@ -136,7 +137,7 @@ class PartCache:
 
 
 def _key(part: Part, dtype: torch.dtype) -> tuple[Any, ...]:
-    return (dtype, (part.folder / "config.json").read_bytes(), *map(identity, part.files))
+    return (dtype, part.prefix, str(part.config), *map(identity, part.files))
 
 
 class _Parts:
@@ -163,7 +164,7 @@ class _Parts:
         self._cache = cache
         self._offload = offload
         self._homes = homes
-        self._sizes = {name: part.file_bytes for name, part in self._parts.items()}
+        self._sizes = {name: part.stored_bytes for name, part in self._parts.items()}
         self._done = 0
 
     def host_bytes(self) -> int:
@@ -212,12 +213,11 @@ class _Parts:
 
 
 def _load_folder(spec: ModelSpec, checkpoint: Checkpoint, parts: _Parts) -> FluxComponents:
-    folder = checkpoint.folder
     try:
         loaded = {name: parts.load(name) for name in KINDS}
         safety = SafetyModel(parts.load(SAFETY), checkpoint.image_processor) if SAFETY in checkpoint.parts else None
     except OSError as exc:
-        raise LoadError(f"model {spec.name}: {folder.name} cannot be read ({exc.strerror or exc}).") from exc
+        raise LoadError(f"model {spec.name}: {checkpoint.name} cannot be read ({exc.strerror or exc}).") from exc
     return FluxComponents(
         spec=spec,
         **loaded,

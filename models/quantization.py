@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import nn
 
 from models.accelerator import Accelerator
-from models.checkpoint_files import LoadError
+from models.errors import LoadError
 from models.float8 import to_float8
 
 

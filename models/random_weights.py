@@ -15,8 +15,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast,
 
 from models.architectures import ARCHITECTURES
 from models.building import vae_dtype
-from models.checkpoint_files import LoadError
 from models.components import FluxComponents
+from models.errors import LoadError
 from models.memory import Offload, parameters
 from models.placement import place
 from models.registry import ModelSpec

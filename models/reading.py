@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models.building import DTYPES
 from models.files.headers import TensorEntry, read_header
+from models.packed import FLOAT8
 
 
 def mapped(files: Iterable[Path]) -> dict[str, Tensor]:
@@ -22,19 +23,24 @@ def mapped(files: Iterable[Path]) -> dict[str, Tensor]:
 
 
 def read(
-    files: Iterable[Path], dtype_of: Callable[[str], torch.dtype], read_bytes: Callable[[int], None]
+    files: Iterable[Path],
+    wanted: Collection[str],
+    dtype_of: Callable[[str], torch.dtype],
+    read_bytes: Callable[[int], None],
 ) -> dict[str, Tensor]:
-    """All tensors of these files in memory of their own, every byte read once and in order.
+    """The wanted tensors of these files in memory of their own, every byte read once and in order.
 
-    Args: dtype_of: what floating-point tensors become as they are read. read_bytes: is told how many have been read.
+    Args: dtype_of: what floating-point tensors become as they are read, but for float8, which stays.
+        read_bytes: is told how many have been read.
     """
     tensors: dict[str, Tensor] = {}
     for file in files:
         entries = sorted(read_header(file).items(), key=lambda item: item[1].start)
         with file.open("rb", buffering=0) as stream:
-            for name, entry in entries:
+            for name, entry in ((name, entry) for name, entry in entries if name in wanted):
                 tensor = _one(stream.readinto, stream.seek, entry)
-                tensors[name] = tensor.to(dtype_of(name)) if tensor.is_floating_point() else tensor
+                stays = not tensor.is_floating_point() or tensor.dtype in FLOAT8
+                tensors[name] = tensor if stays else tensor.to(dtype_of(name))
                 read_bytes(entry.stop - entry.start)
     return tensors
 

@@ -35,6 +35,8 @@ class ModelSpec:
         base: the checkpoint that brings this one along: it is there, on demand, wherever that one is served.
         native_pixels: width x height it draws best; larger pictures are worth two phases.
         picture_tokens: of a redux prior: tokens that it makes of one picture.
+        transformer: a single file that takes the place of the source's transformer.
+        folders: where a single file's companions are sought besides around it.
         keeps_reference_size: of a Kontext checkpoint: references are seen at the size of the output, as it was
             trained, instead of at the nearest of FLUX.1 Kontext's own sizes.
     """
@@ -55,6 +57,15 @@ class ModelSpec:
     native_pixels: int = 1024 * 1024
     picture_tokens: int = 729
     keeps_reference_size: bool = False
+    transformer: str | None = None
+    folders: tuple[str, ...] = ()
+
+    @property
+    def file(self) -> Path | None:
+        """The single file that it is drawn from; None for a folder, a repository or random weights."""
+        if self.transformer is not None:
+            return Path(self.transformer)
+        return Path(self.source) if Path(self.source).is_absolute() and Path(self.source).is_file() else None
 
     @property
     def draws(self) -> bool:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from models.checkpoint_files import LoadError
+from models.errors import LoadError
 
 FLUX1_PIPELINES = frozenset(
     f"Flux{kind}Pipeline"

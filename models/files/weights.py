@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from models.checkpoint_files import LoadError
+from models.errors import LoadError
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 _STEMS = ("diffusion_pytorch_model", "model")

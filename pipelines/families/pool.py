@@ -13,8 +13,8 @@ from torch import nn
 
 from models.accelerator import Accelerator
 from models.auxiliaries import Auxiliary, load_auxiliary
-from models.checkpoint_files import LoadError
 from models.components import weight_bytes
+from models.errors import LoadError
 from models.float8 import chosen_linears, share
 from models.loading import PartCache
 from models.memory import Offload

@@ -11,7 +11,7 @@ from torch import nn
 
 from models.accelerator import Accelerator
 from models.auxiliaries import Find
-from models.checkpoint_files import LoadError
+from models.errors import LoadError
 from models.loading import load
 from models.registry import ModelSpec
 from models.tuning import Tuning

@@ -35,7 +35,7 @@ import torch
 
 from models.accelerator import Accelerator, DeviceError, open_accelerator, pick_dtype
 from models.arguments import UnknownModelError, resolve_all
-from models.checkpoint_files import LoadError
+from models.errors import LoadError
 from models.loading import silence_libraries
 from models.memory import OFFLOADS
 from models.tuning import parse_tuning

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from models.checkpoint_files import LoadError
+from models.errors import LoadError
 from models.registry import ModelSpec
 from pipelines.engine.engine import Engine
 from pipelines.engine.runner import Limits

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from models.architectures import Architecture
-from models.checkpoint_files import LoadError
+from models.errors import LoadError
 from models.flops import architecture_of
 from models.registry import ModelSpec
 from server.bench import power

@@ -12,7 +12,7 @@ from typing import Any
 
 from models import host_memory
 from models.arguments import UnknownModelError, resolve, resolve_all
-from models.checkpoint_files import LoadError
+from models.errors import LoadError
 from models.fit import SIZES, need_together
 from models.memory import FP8_CAPABILITY, PRESETS, Preset
 from models.registry import ModelSpec

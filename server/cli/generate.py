@@ -105,7 +105,7 @@ def _generate(
     # These import torch: only this command pays for it.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads starve whoever else needs the cores
-    from models.checkpoint_files import LoadError
+    from models.errors import LoadError
     from pipelines.oneshot import GenerationError
     from pipelines.oneshot import generate as run
 

@@ -12,7 +12,7 @@ from PIL import Image
 from models.accelerator import CpuAccelerator
 from models.architectures import ARCHITECTURES
 from models.auxiliaries import ControlNet, DepthEstimator, ReduxPrior, load_auxiliary
-from models.checkpoint_files import LoadError
+from models.errors import LoadError
 from models.registry import ModelSpec
 from pipelines.pictures.depth import depth_of
 from pipelines.pictures.redux import picture_tokens, pixels_for

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from models.accelerator import CpuAccelerator
-from models.checkpoint_files import LoadError
 from models.components import weight_bytes
+from models.errors import LoadError
 from models.float8 import Float8Linear, _emulated, _kernel, chosen_linears, quantize_rows, share, to_float8
 from models.loading import load
 from models.quantization import is_insensitive, quantize

@@ -16,8 +16,9 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, Repo
 
 from models import checkpoint_files, host_memory
 from models.accelerator import CpuAccelerator, DeviceError, open_accelerator, pick_dtype
-from models.checkpoint_files import LoadError, locate
+from models.checkpoint_files import locate
 from models.components import FluxComponents, weight_bytes
+from models.errors import LoadError
 from models.loading import PartCache, load
 from models.memory import Offload
 from models.registry import REGISTRY, TINY

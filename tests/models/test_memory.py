@@ -19,8 +19,8 @@ from models import memory
 from models.accelerator import CpuAccelerator
 from models.architectures import ARCHITECTURES
 from models.arguments import resolve
-from models.checkpoint_files import LoadError
 from models.components import FluxComponents, weight_bytes
+from models.errors import LoadError
 from models.loading import load
 from models.memory import PRESETS, Preset, need, recommend
 from models.placement import stream_from_host

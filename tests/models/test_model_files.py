@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models.accelerator import CpuAccelerator
-from models.checkpoint_files import LoadError
+from models.errors import LoadError
 from models.files.headers import read_header
 from models.loading import load
+from models.packed import PackedLinear
 from tests.models.conftest import spec
 from tests.pipelines.pictures.test_safety import make_classifier, make_concepts
 
@@ -163,9 +164,9 @@ TABLE: dict[str, tuple[Callable[[Path], None], str]] = {
         "looks like a VAE in the layout of latent diffusion",
     ),
     "VAE with the decoder alone": (lambda f: tensors(f / VAE, without("encoder.")), r"vae: .* missing \(encoder\."),
-    "scaled float8": (
+    "scales beside weights that are not float8": (
         lambda f: tensors(f / TRANSFORMER, lambda t: t | {"proj_out.weight_scale": torch.ones(1)}),
-        "looks like float8 weights with scales",
+        "scales beside no float8",
     ),
     "an index that names a pickle": (pickle_index("transformer", "diffusion_pytorch_model"), "never loaded"),
     "an index that names a pickle, text": (pickle_index("text_encoder_2", "model"), "never loaded"),
@@ -333,11 +334,17 @@ def test_what_is_only_unusual_is_loaded(copy: Path, checkpoint: Path, kind: str)
         assert all(torch.equal(state[key], tensor) for key, tensor in module.state_dict().items()), name
 
 
-def test_weights_in_float8_are_read_as_their_values(copy: Path) -> None:
+def test_float8_weights_of_the_transformer_stay_so_and_mean_their_values(copy: Path) -> None:
     tensors(copy / TRANSFORMER, lambda t: {name: tensor.to(torch.float8_e4m3fn) for name, tensor in t.items()})
-    loaded = load(spec(copy), CpuAccelerator()).transformer.state_dict()
-    stored = load_file(copy / TRANSFORMER)
-    assert all(torch.equal(loaded[name], tensor.float()) for name, tensor in stored.items())
+    loaded, stored = load(spec(copy), CpuAccelerator()).transformer, load_file(copy / TRANSFORMER)
+    plain = loaded.state_dict()
+    for name, tensor in stored.items():
+        layer = loaded.get_submodule(name.rpartition(".")[0])
+        if isinstance(layer, PackedLinear) and name.endswith("weight"):
+            assert layer.weight.values.dtype == torch.float8_e4m3fn  # type: ignore[union-attr]
+            assert torch.equal(layer.weight.unpack(torch.float32), tensor.float())
+        else:
+            assert torch.equal(plain[name], tensor.float())
 
 
 def test_header_says_where_each_tensor_lies(checkpoint: Path) -> None:

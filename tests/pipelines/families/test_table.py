@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from models.accelerator import CpuAccelerator
-from models.checkpoint_files import LoadError
+from models.errors import LoadError
 from models.registry import TINY
 from pipelines.engine.engine import Engine
 from pipelines.families.pool import ModelPool

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from models.checkpoint_files import LoadError
 from models.components import FluxComponents
+from models.errors import LoadError
 from models.registry import TINY, Variant
 from pipelines.engine.request import Row
 from pipelines.families.flux1.limits import Flux1Limits

@@ -1,0 +1,149 @@
+"""One part of a checkpoint: a module's class, its configuration, and where its tensors lie."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import FluxTransformer2DModel
+from torch import nn
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel
+
+from models.building import build, kept_in_float32, on_meta
+from models.errors import LoadError
+from models.files.folder import config
+from models.files.headers import TensorEntry, read_header
+from models.files.weights import weight_files
+from models.packed import Stored
+from models.reading import mapped, read
+from models.single.gguf import KIND as GGUF
+from models.single.gguf import gguf_tensors
+from models.single.layout import SCALES, with_scales
+
+_OFFLINE = {"trust_remote_code": False, "local_files_only": True}
+
+Convert = Callable[[dict[str, Stored]], dict[str, Stored]]
+"""From the names of a file to those of the module."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part that was looked at, not read.
+
+    Args:
+        label: in words, for errors.
+        kind: a model class of diffusers or transformers.
+        config: what `kind` is made from.
+        header: its tensors as they lie in `files`; inside a larger file their names begin with `prefix`.
+        convert: gives them, without the prefix, the names that the module has.
+    """
+
+    label: str
+    kind: Any
+    config: Any
+    files: tuple[Path, ...]
+    header: Mapping[str, TensorEntry]
+    prefix: str = ""
+    convert: Convert = dict
+
+    @property
+    def stored_bytes(self) -> int:
+        return sum(entry.stop - entry.start for entry in self.header.values())
+
+    @property
+    def keeps_packed(self) -> bool:
+        """Whether weights stay in the form of the file: those of the transformer, which are most of a checkpoint."""
+        return self.kind is FluxTransformer2DModel
+
+    def loaded_bytes(self, dtype: torch.dtype) -> int:
+        """What it takes in memory, about: a few parameters may stay in float32."""
+        return sum(self._loaded_bytes(entry, dtype) for entry in self.header.values())
+
+    def check(self) -> None:
+        """Its tensors are those that its configuration announces. Raises: LoadError."""
+        made(self.label, lambda: self._build(on_meta(self.header), torch.float32))
+
+    def check_numbers(self) -> None:
+        """Reads every weight: for parts where one that is not a number makes every picture black. Raises: LoadError."""
+        for name, tensor in mapped(self.files).items():
+            if name in self.header and tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
+                raise LoadError(f"{self.label} holds weights that are not numbers ({name}); fetch it again.")
+
+    def load(
+        self, dtype: torch.dtype, in_memory: bool, read_bytes: Callable[[int], None] = lambda count: None
+    ) -> nn.Module:
+        """Its module on the host. Args: in_memory: read, else mapped (see `models.reading`). Raises: LoadError."""
+        return self._build(self._tensors(dtype, in_memory, read_bytes), dtype)
+
+    def _build(self, tensors: dict[str, Stored], dtype: torch.dtype) -> nn.Module:
+        own = {name.removeprefix(self.prefix): tensors.pop(name) for name in list(tensors)}
+        converted = self.convert(with_scales(own, self.label))
+        return build(self.label, self.kind, self.config, converted, dtype, self.keeps_packed)
+
+    def _tensors(self, dtype: torch.dtype, in_memory: bool, read_bytes: Callable[[int], None]) -> dict[str, Stored]:
+        if any(file.suffix == ".gguf" for file in self.files):
+            return {name: tensor for file in self.files for name, tensor in gguf_tensors(file, in_memory).items()}
+        if not in_memory:
+            return {name: tensor for name, tensor in mapped(self.files).items() if name in self.header}
+
+        def dtype_of(name: str) -> torch.dtype:
+            is_wide = name.endswith(SCALES) or kept_in_float32(self.kind, name, dtype)
+            return torch.float32 if is_wide else dtype
+
+        return dict(read(self.files, self.header, dtype_of, read_bytes))
+
+    def _loaded_bytes(self, entry: TensorEntry, dtype: torch.dtype) -> int:
+        is_packed = entry.dtype.startswith(("F8", GGUF)) and self.keeps_packed
+        return entry.stop - entry.start if is_packed else math.prod(entry.shape) * dtype.itemsize
+
+
+def open_part(folder: Path, kind: Any) -> Part:
+    """A folder of weights whose configuration and headers are sound.
+
+    Args: kind: a model class, or one of transformers' Auto classes, which the configuration then decides.
+    Raises: LoadError.
+    """
+    config(folder)
+    label = f"{folder.parent.name}: the config.json of the part {folder.name}"
+    if hasattr(kind, "_model_mapping"):
+        values = made(label, lambda: AutoConfig.from_pretrained(folder, **_OFFLINE))
+        kind = made(label, lambda: kind._model_mapping[type(values)])
+    elif issubclass(kind, PreTrainedModel):
+        values = made(label, lambda: kind.config_class.from_pretrained(folder, **_OFFLINE))
+    else:
+        values = made(label, lambda: kind.load_config(folder, local_files_only=True))
+    files = weight_files(folder)
+    header = {name: entry for file in files for name, entry in read_header(file).items()}
+    return Part(f"{folder.parent.name}/{folder.name}", kind, values, files, header)
+
+
+def image_processor(folder: Path) -> Any:
+    """What prepares pictures for a model. Raises: LoadError."""
+    label = f"{folder.parent.name}/{folder.name}"
+    if not (folder / "preprocessor_config.json").is_file():
+        raise LoadError(f"{label} has no preprocessor_config.json; fetch the checkpoint again.")
+    return made(label, lambda: AutoImageProcessor.from_pretrained(folder, **_OFFLINE))
+
+
+def tokenizer(folder: Path) -> Any:
+    """Raises: LoadError."""
+    label = f"{folder.parent.name}: the part {folder.name}"
+    return made(label, lambda: AutoTokenizer.from_pretrained(folder, **_OFFLINE))
+
+
+def made(label: str, make: Callable[[], Any]) -> Any:
+    """What a library makes of files that somebody else wrote: whatever it raises, they are at fault."""
+    try:
+        return make()
+    except LoadError:
+        raise
+    except Exception as exc:
+        reason = str(exc).strip() or type(exc).__name__
+        if "trust_remote_code" in reason or "custom code" in reason:
+            raise LoadError(f"{label} brings code of its own, which is never run.") from exc
+        first = reason.splitlines()[0][:300]
+        raise LoadError(f"{label} cannot be used ({first}); fetch the checkpoint again.") from exc

@@ -1,0 +1,78 @@
+"""Where the companions of a single file are: in its folder, in ComfyUI's tree around it, or where the operator says.
+
+No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+
+from models.errors import LoadError
+from models.files.headers import TensorEntry, read_header
+from models.single.contents import contents
+
+FOLDERS = ("checkpoints", "diffusion_models", "unet", "text_encoders", "clip", "vae")
+"""What ComfyUI calls them, inside its `models`."""
+_WEIGHTS = (".safetensors", ".sft")
+_TOKENIZERS = {
+    "tokenizer": ("tokenizer", "clip", "sd1_tokenizer", "comfy/sd1_tokenizer"),
+    "tokenizer_2": ("tokenizer_2", "t5", "t5_tokenizer", "comfy/text_encoders/t5_tokenizer"),
+}
+"""Folders that hold them: diffusers', two plain names, and where ComfyUI's own program keeps them."""
+_TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "vocab.json")
+
+
+def find_file(name: str, roots: Iterable[Path]) -> Path | None:
+    """A file by its name in these folders or ComfyUI's below them; None if it is in none."""
+    every = (folder / name for root in roots for folder in _folders(root))
+    return next((file for file in every if file.is_file()), None)
+
+
+def companion(part: str, file: Path, roots: Sequence[Path]) -> Path | None:
+    """The file that holds a part, sought near `file` and in `roots`; of several the largest, for it loses least."""
+    found = [
+        candidate
+        for root in (*_near(file), *roots)
+        for folder in _folders(root)
+        for candidate in sorted(folder.iterdir())
+        if candidate.suffix in _WEIGHTS and candidate != file and part in contents(_names(candidate))
+    ]
+    # An all-in-one holds every part, but for another transformer; a file of the part alone is what was meant.
+    alone = [candidate for candidate in found if "transformer" not in contents(_names(candidate))]
+    return max(alone or found, key=lambda candidate: candidate.stat().st_size, default=None)
+
+
+def tokenizer_folder(part: str, file: Path, roots: Sequence[Path]) -> Path | None:
+    """The folder of a tokenizer (`tokenizer` is CLIP's, `tokenizer_2` T5's); None if there is none."""
+    places = [place for root in (*roots, *_near(file)) for place in (root, *root.parents[:2])]
+    folders = (place / name for place in places for name in _TOKENIZERS[part])
+    return next((folder for folder in folders if any((folder / name).is_file() for name in _TOKENIZER_FILES)), None)
+
+
+def _near(file: Path) -> tuple[Path, ...]:
+    """The file's folder, and the tree that it is in if that is ComfyUI's."""
+    folder = file.parent
+    return (folder.parent, folder) if folder.name in FOLDERS else (folder,)
+
+
+def _folders(root: Path) -> list[Path]:
+    """A folder, and ComfyUI's below it, whether `root` is its `models` or what that is in."""
+    return [
+        folder for base in (root, root / "models") for folder in (base, *(base / n for n in FOLDERS)) if folder.is_dir()
+    ]
+
+
+@cache
+def _header(file: Path, size: int, modified_ns: int) -> dict[str, TensorEntry]:
+    try:
+        return read_header(file)
+    except LoadError:
+        return {}
+
+
+def _names(file: Path) -> Iterable[str]:
+    """Names in a file's header; none if it is damaged: it is then no companion."""
+    stat = file.stat()
+    return _header(file, stat.st_size, stat.st_mtime_ns)
