@@ -6,9 +6,11 @@ driver or library ends the child.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import diffusers
 import torch
@@ -45,14 +47,18 @@ def check(spec: ModelSpec) -> None:
         open_checkpoint(spec)
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> None:
     """Print what is found."""
+    parser = argparse.ArgumentParser(prog="python -m models.examine")
+    parser.add_argument("--model-dir", type=Path, action="append", default=[], help="where single files are sought")
+    parser.add_argument("model", nargs="*")
+    arguments = parser.parse_args(argv)
     silence_libraries()
     print(json.dumps(facts()), flush=True)
-    for argument in arguments:
+    for argument in arguments.model:
         error = None
         try:
-            check(resolve(argument))
+            check(resolve(argument, arguments.model_dir))
         except LoadError as exc:
             error = str(exc)
         print(json.dumps({"model": argument, "error": error}), flush=True)

@@ -10,6 +10,8 @@ from models.errors import LoadError
 from models.files.weights import identity, weight_files
 from models.memory import Need, Preset, need, part_bytes, presumed_architecture, working_bytes
 from models.registry import ModelSpec
+from models.single.contents import contents
+from models.single.header import header_of, loaded_bytes
 
 SIZES = ((1024, 1024), (2368, 1792))
 """Pictures to count for: what most ask for, and the largest of v1.1-ultra."""
@@ -26,14 +28,29 @@ def need_together(
     """
     architectures = {spec: presumed_architecture(spec) for spec in specs if spec.draws}
     parts: dict[object, int] = {}
+    alone = []
     for spec, arch in architectures.items():
-        parts |= {_key(spec, arch, name): size for name, size in part_bytes(arch, preset).items()}
-    alone = [need(arch, preset, width, height) for arch in architectures.values()]
+        sizes = part_bytes(arch, preset) | _stored_transformer(spec)
+        parts |= {_key(spec, arch, name): size for name, size in sizes.items()}
+        alone.append(sum(sizes.values()))
     weights = sum(parts.values())
     if held_bytes is not None:
-        weights = min(weights, max(held_bytes, *(each.weights for each in alone)))
+        weights = min(weights, max(held_bytes, *alone))
     working = max(working_bytes(arch, preset, width, height) for arch in architectures.values())
-    return Need(weights, working, max(each.host for each in alone))
+    host = max(need(arch, preset, width, height).host for arch in architectures.values())
+    return Need(weights, working, host)
+
+
+def _stored_transformer(spec: ModelSpec) -> dict[str, int]:
+    """What the transformer of a single file takes: packed weights stay as they are stored. Raises: LoadError."""
+    if spec.file is None:
+        return {}
+    header = header_of(spec.file)
+    held = contents(header).get("transformer")
+    if held is None:
+        raise LoadError(f"{spec.file.name} holds no transformer.")
+    own = [entry for name, entry in header.items() if name.startswith(held.prefix)]
+    return {"transformer": sum(loaded_bytes(entry) for entry in own)}
 
 
 def _key(spec: ModelSpec, arch: Architecture, part: str) -> object:

@@ -37,11 +37,15 @@ class RequestFlops:
 def architecture_of(spec: ModelSpec) -> Architecture:
     """The architecture behind a checkpoint: known by name for random weights, else read from its configs.
 
+    Single files are taken for FLUX.1's.
+
     Raises: LoadError if the checkpoint is not on this machine and cannot be fetched; KeyError for an unknown name.
     """
     if spec.source.startswith("random:"):
         return ARCHITECTURES[spec.source]
-    folder = locate(spec)
+    if spec.file is not None and spec.transformer is None:
+        return ARCHITECTURES["random:FLUX.1-schnell" if spec.variant == "schnell" else "random:FLUX.1-dev"]
+    folder = locate(spec, without="transformer" if spec.transformer else None)
     parts = ("transformer", "vae", "text_encoder", "text_encoder_2", "scheduler")
     return Architecture(*(_config(folder, part) for part in parts))
 

@@ -21,6 +21,7 @@ from models.errors import LoadError
 from models.files.weights import identity
 from models.fusion import fuse
 from models.memory import Offload
+from models.packed import is_packed
 from models.part import Part
 from models.placement import TEXT_PARTS, place
 from models.quantization import quantize
@@ -68,7 +69,8 @@ def load(
             ) from exc
         raise
     tuning = tuning.resolved(accelerator.kind)
-    fuse(components.transformer, qkv=bool(tuning.fuse_qkv), mlp=bool(tuning.fuse_mlp))
+    if not is_packed(components.transformer):  # their rows may be stored in different forms
+        fuse(components.transformer, qkv=bool(tuning.fuse_qkv), mlp=bool(tuning.fuse_mlp))
     if tuning.vae_channels_last:
         components.vae.to(memory_format=torch.channels_last)
     if tuning.compile_vae:

@@ -97,6 +97,11 @@ class PackedLinear(nn.Module):
         return nn.functional.linear(x, self.weight.unpack(x.dtype), self.bias)
 
 
+def is_packed(module: nn.Module) -> bool:
+    """Whether any of its layers keeps its weight in a stored form."""
+    return any(isinstance(layer, PackedLinear) for layer in module.modules())
+
+
 Stored = Tensor | PackedWeight
 
 

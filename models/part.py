@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,8 @@ from models.files.headers import TensorEntry, read_header
 from models.files.weights import weight_files
 from models.packed import Stored
 from models.reading import mapped, read
-from models.single.gguf import KIND as GGUF
 from models.single.gguf import gguf_tensors
+from models.single.header import loaded_bytes
 from models.single.layout import SCALES, with_scales
 
 _OFFLINE = {"trust_remote_code": False, "local_files_only": True}
@@ -61,7 +60,7 @@ class Part:
 
     def loaded_bytes(self, dtype: torch.dtype) -> int:
         """What it takes in memory, about: a few parameters may stay in float32."""
-        return sum(self._loaded_bytes(entry, dtype) for entry in self.header.values())
+        return sum(loaded_bytes(entry, dtype.itemsize, self.keeps_packed) for entry in self.header.values())
 
     def check(self) -> None:
         """Its tensors are those that its configuration announces. Raises: LoadError."""
@@ -95,10 +94,6 @@ class Part:
             return torch.float32 if is_wide else dtype
 
         return dict(read(self.files, self.header, dtype_of, read_bytes))
-
-    def _loaded_bytes(self, entry: TensorEntry, dtype: torch.dtype) -> int:
-        is_packed = entry.dtype.startswith(("F8", GGUF)) and self.keeps_packed
-        return entry.stop - entry.start if is_packed else math.prod(entry.shape) * dtype.itemsize
 
 
 def open_part(folder: Path, kind: Any) -> Part:

@@ -9,6 +9,7 @@ from torch import nn
 from models.accelerator import Accelerator
 from models.errors import LoadError
 from models.float8 import to_float8
+from models.packed import is_packed
 
 
 def _leave(transformer: nn.Module, accelerator: Accelerator) -> None:
@@ -26,6 +27,8 @@ def _fp8(transformer: nn.Module, accelerator: Accelerator) -> None:
             f"quantization fp8 needs a GPU of compute capability 8.9 or later, not {accelerator.name}; "
             "use --quantization none."
         )
+    if is_packed(transformer):
+        raise LoadError("the file's weights are packed already; use --quantization none.")
     to_float8(transformer, is_insensitive)
 
 

@@ -85,7 +85,7 @@ class Node:
 
         Raises: StoreError, UnknownModelError or ValueError with one sentence for the operator.
         """
-        specs = resolve_all(settings.models)
+        specs = resolve_all(settings.model_arguments, settings.model_folders)
         names = devices(settings.device, count_gpus())
         private_folder(settings.data_dir)
         clock = SteadyClock()
@@ -253,7 +253,8 @@ def key_ring(settings: Settings) -> KeyRing:
 
 def _worker_options(settings: Settings, command: Sequence[str]) -> WorkerOptions:
     return WorkerOptions(
-        models=settings.models,
+        models=settings.model_arguments,
+        model_dirs=settings.model_dirs,
         dtype=settings.dtype,
         quantization=settings.quantization,
         acceleration=settings.acceleration,

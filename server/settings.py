@@ -53,7 +53,9 @@ class Settings(BaseSettings):
         tls_port: where TLS listens on the same host; 0 turns it off.
         tls_cert, tls_key: an operator's own certificate chain and key (PEM), served in place of the local authority's.
         data_dir: holds the store, pictures and certificates of one node.
-        models: registry names, diffusers folders or Hugging Face ids; the first is the default.
+        models: registry names, folders, files or Hugging Face ids (see `models.arguments`); the first is the default.
+        transformer: a single file that takes the place of the transformer of the one model.
+        model_dirs: where single files and their companions are sought, for example ComfyUI's models.
         acceleration: the most that requests get of what they ask for in fal's field of that name.
         offload: what waits in the host's memory until it is used: none, or the text encoders.
         memory_gb: weights one worker holds at once, in GB; beyond it the model used least recently is unloaded.
@@ -84,6 +86,8 @@ class Settings(BaseSettings):
     tls_key: Path | None = None
     data_dir: Path = CHECKOUT / "data"
     models: Words = ("flux-shapes",)
+    transformer: str | None = None
+    model_dirs: Words = ()
     device: str = Field("auto", pattern=r"^(auto|cpu(,cpu)*|cuda(:\d+(,\d+)*)?)$")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     quantization: Literal["none", "fp8"] = "none"
@@ -109,7 +113,7 @@ class Settings(BaseSettings):
     hang_s: float = Field(120.0, gt=0)
     embed_parameters: bool = False
 
-    @field_validator("models", "api_keys", "allow_private_cidrs", mode="before")
+    @field_validator("models", "model_dirs", "api_keys", "allow_private_cidrs", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
         if not isinstance(value, str):
@@ -122,6 +126,14 @@ class Settings(BaseSettings):
         if not value:
             raise ValueError("needs at least one model")
         return value
+
+    @field_validator("model_dirs")
+    @classmethod
+    def _existing_folders(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        missing = [folder for folder in value if not Path(folder).expanduser().is_dir()]
+        if missing:
+            raise ValueError(f"there is no folder {missing[0]}")
+        return tuple(str(Path(folder).expanduser().absolute()) for folder in value)
 
     @field_validator("api_keys")
     @classmethod
@@ -157,6 +169,21 @@ class Settings(BaseSettings):
     @classmethod
     def _check_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(str(ipaddress.ip_network(word, strict=False)) for word in value)
+
+    @property
+    def model_arguments(self) -> tuple[str, ...]:
+        """What `models.arguments.resolve` takes."""
+        return self.models if self.transformer is None else (f"{self.models[0]}+{self.transformer}",)
+
+    @property
+    def model_folders(self) -> tuple[Path, ...]:
+        return tuple(Path(folder) for folder in self.model_dirs)
+
+    @model_validator(mode="after")
+    def _one_model_takes_a_transformer(self) -> Settings:
+        if self.transformer is not None and len(self.models) != 1:
+            raise ValueError("transformer belongs to one model: give several as --model MODEL+FILE")
+        return self
 
     @model_validator(mode="after")
     def _refuse_open_doors(self) -> Settings:
@@ -242,8 +269,8 @@ def _is_ours(name: str) -> bool:
 
 def flag_of(field: str) -> str:
     """The command-line flag of a field: `tls_port` is `--tls-port`, a list's flag is its singular."""
-    singular = {"models": "model", "api_keys": "api-key", "allow_private_cidrs": "allow-private-cidr"}
-    return "--" + singular.get(field, field.replace("_", "-"))
+    is_list = field in ("models", "model_dirs", "api_keys", "allow_private_cidrs")
+    return "--" + (field.removesuffix("s") if is_list else field).replace("_", "-")
 
 
 def _keys_of(word: str) -> list[str]:

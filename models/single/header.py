@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from models.errors import LoadError
-from models.files.headers import read_header
+from models.files.headers import TensorEntry, read_header
 from models.single.contents import Header
+
+PACKED = ("F8", "GGUF:")
+"""How the dtypes of weights begin that stay on the device as they are stored."""
+
+
+def loaded_bytes(entry: TensorEntry, itemsize: int = 2, keeps_packed: bool = True) -> int:
+    """What a tensor takes once it is loaded. Args: itemsize: bytes of a number that is not packed."""
+    if keeps_packed and entry.dtype.startswith(PACKED):
+        return entry.stop - entry.start
+    return math.prod(entry.shape) * itemsize
 
 
 def header_of(file: Path) -> Header:

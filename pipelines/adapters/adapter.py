@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from models.adapter_files import AdapterError, shown
 from models.float8 import Float8Linear
+from models.packed import PackedLinear
 from pipelines.adapters.reading import AdapterWeights, LowRank
 
 
@@ -87,9 +88,10 @@ _JOINED = {
 """What `models.fusion` makes one linear of, in the order of its columns."""
 
 
-def linears(module: nn.Module) -> dict[str, nn.Linear | Float8Linear]:
+def linears(module: nn.Module) -> dict[str, nn.Linear | Float8Linear | PackedLinear]:
     """Every linear by name."""
-    return {name: part for name, part in module.named_modules() if isinstance(part, nn.Linear | Float8Linear)}
+    kinds = nn.Linear | Float8Linear | PackedLinear
+    return {name: part for name, part in module.named_modules() if isinstance(part, kinds)}
 
 
 def targets(module: nn.Module) -> dict[str, Target]:

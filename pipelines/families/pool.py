@@ -18,6 +18,7 @@ from models.errors import LoadError
 from models.float8 import chosen_linears, share
 from models.loading import PartCache
 from models.memory import Offload
+from models.packed import is_packed
 from models.quantization import is_insensitive, quantize
 from models.registry import ModelSpec, siblings
 from models.tuning import AUTO, Tuning
@@ -176,7 +177,7 @@ class ModelPool:
             if part is None or not self._runners.keys() >= self.specs.keys():
                 continue
             module = exact.components.modules[part]
-            if self._has_room(module):
+            if not is_packed(module) and self._has_room(module):
                 self._on_loading(name, "float8 weights", 0.99)
                 self._float8[name] = self._float8_copy(exact, part)
 

@@ -154,6 +154,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--offload", choices=OFFLOADS, default="none", help="what stays on the host")
     parser.add_argument("--tuning", default="", help="switches of models.tuning, name=value, with commas between")
     parser.add_argument("--model", action="append", required=True, help="name, folder or owner/repo; repeatable")
+    parser.add_argument("--model-dir", type=Path, action="append", default=[], help="where single files are sought")
     parser.add_argument("--memory-gb", type=float, default=None, help="weights held at once; default: all")
     parser.add_argument("--adapters", type=Path, default=None, help="folder of the LoRAs that requests name")
     parser.add_argument("--warmup", choices=("auto", "none", "full"), default="auto")
@@ -191,7 +192,7 @@ def _adapter_bytes(memory_bytes: int | None) -> int:
 
 
 def _run(link: Link, arguments: argparse.Namespace) -> int:
-    specs = resolve_all(arguments.model)
+    specs = resolve_all(arguments.model, arguments.model_dir)
     accelerator = open_accelerator(arguments.device)
     memory_bytes = None if arguments.memory_gb is None else int(arguments.memory_gb * 1e9)
     pool = ModelPool(

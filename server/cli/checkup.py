@@ -27,9 +27,9 @@ _DTYPE_BYTES = {"float32": 4, "float64": 8}
 
 def devices_and_models(settings: Settings) -> list[Finding]:
     """Each model by itself, then all that can be served together on the device with the least memory."""
-    specs, findings = _specs(settings.models)
+    specs, findings = _specs(settings.model_arguments, settings.model_folders)
     here = [argument for argument, spec in specs.items() if is_here(spec)]
-    facts, errors, broken = _examine(here)
+    facts, errors, broken = _examine(here, settings.model_dirs)
     if broken is not None:
         return [broken, *findings]
     found = [_versions(facts), _device(settings.device, facts), *findings]
@@ -39,26 +39,33 @@ def devices_and_models(settings: Settings) -> list[Finding]:
     return found + (fits(settings, sound, gpus) if sound else [])
 
 
-def _specs(arguments: Sequence[str]) -> tuple[dict[str, ModelSpec], list[Finding]]:
+def _specs(arguments: Sequence[str], folders: Sequence[Path]) -> tuple[dict[str, ModelSpec], list[Finding]]:
     """What the arguments mean, and what is wrong with those that mean nothing."""
     specs: dict[str, ModelSpec] = {}
     findings = []
     for argument in arguments:
         try:
-            specs[argument] = resolve(argument)
+            specs[argument] = resolve(argument, folders)
         except UnknownModelError as exc:
             findings.append(Finding("model", "broken", str(exc)))
     try:
-        resolve_all(specs)
+        resolve_all(specs, folders)
     except UnknownModelError as exc:
         findings.append(Finding("model", "broken", str(exc)))
     return specs, findings
 
 
-def _examine(arguments: Sequence[str]) -> tuple[dict[str, Any], dict[str, str], Finding | None]:
+def _examine(arguments: Sequence[str], folders: Sequence[str]) -> tuple[dict[str, Any], dict[str, str], Finding | None]:
     """(facts, what is wrong with models by argument, what is wrong with the child). Nothing is fetched."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "PYTHONPATH": str(_ROOT)}
-    command = [sys.executable, "-m", "models.examine", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "models.examine",
+        *(f"--model-dir={folder}" for folder in folders),
+        "--",
+        *arguments,
+    ]
     try:
         child = subprocess.run(command, capture_output=True, text=True, timeout=CHILD_S, env=environment)
     except subprocess.TimeoutExpired:

@@ -29,7 +29,11 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 def generate(
     prompt: Annotated[str, typer.Argument(help="What the picture shows.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="A .png, .jpg or .webp file.")] = Path("out.png"),
-    model: Annotated[str, typer.Option(help="Name, diffusers folder or Hugging Face id.")] = "flux-shapes",
+    model: Annotated[str, typer.Option(help="Name, folder, file or Hugging Face id.")] = "flux-shapes",
+    transformer: Annotated[str | None, typer.Option(help="A single file in place of the model's transformer.")] = None,
+    model_dir: Annotated[
+        list[Path] | None, typer.Option(help="Folder of single files, such as ComfyUI's models; repeatable.")
+    ] = None,
     size: Annotated[str, typer.Option(help="A preset such as landscape_4_3, or WIDTHxHEIGHT.")] = "landscape_4_3",
     steps: Annotated[int | None, typer.Option(help="Denoising steps.", show_default="the model's")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale.", show_default="the model's")] = None,
@@ -57,7 +61,7 @@ def generate(
         raise CommandError(f"--output {output}: the name must end in {', '.join(FORMATS)}", USAGE)
     _check_writable(output)
     check_tuning(tuning)
-    spec = spec_of(model)
+    spec = spec_of(model if transformer is None else f"{model}+{transformer}", model_dir or ())
     width, height = pixels(size, "--size")
     with loras_of(lora or ()) as (adapters, folder):
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,10 +41,10 @@ def settings_from(config: Path | None, **flags: Any) -> Settings:
         raise CommandError(str(exc), USAGE) from exc
 
 
-def spec_of(model: str) -> ModelSpec:
-    """What `--model` means. Raises: CommandError with exit status 2."""
+def spec_of(model: str, folders: Sequence[Path] = ()) -> ModelSpec:
+    """What `--model` means. Args: folders: of `--model-dir`. Raises: CommandError with exit status 2."""
     try:
-        return resolve(model)
+        return resolve(model, folders)
     except UnknownModelError as exc:
         raise CommandError(str(exc), USAGE) from exc
 

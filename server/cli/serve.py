@@ -36,7 +36,11 @@ def serve(
     data_dir: DataDir = None,
     model: Annotated[
         list[str] | None,
-        typer.Option(help="Name, diffusers folder or Hugging Face id; repeatable.", show_default="flux-shapes"),
+        typer.Option(help="Name, folder, file or Hugging Face id; repeatable.", show_default="flux-shapes"),
+    ] = None,
+    transformer: Annotated[str | None, typer.Option(help="A single file in place of the model's transformer.")] = None,
+    model_dir: Annotated[
+        list[str] | None, typer.Option(help="Folder of single files, such as ComfyUI's models; repeatable.")
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="auto, cpu, cuda, or a list such as cuda:0,1.", show_default="auto")
@@ -108,6 +112,8 @@ def serve(
         tls_key=tls_key,
         data_dir=data_dir,
         models=model,
+        transformer=transformer,
+        model_dirs=model_dir,
         device=device,
         dtype=dtype,
         quantization=quantization,
@@ -153,7 +159,7 @@ def _log_to(stream: PatientWriter) -> None:
 
 def _check_models(settings: Settings) -> None:
     try:
-        resolve_all(settings.models)
+        resolve_all(settings.model_arguments, settings.model_folders)
     except UnknownModelError as exc:
         raise CommandError(str(exc), USAGE) from exc
 

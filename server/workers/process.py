@@ -79,6 +79,7 @@ class WorkerOptions:
         hang_s: a loaded worker silent for so long is killed.
         warmup: auto, none or full; warmup_sizes: (width, height) of what it draws before it is ready.
         adapters: the folder of the LoRAs that requests name; None has none.
+        model_dirs: where single files and their companions are sought.
         cache_dir: keeps what PyTorch and Triton compile over a restart; None leaves their own folders.
     """
 
@@ -94,12 +95,14 @@ class WorkerOptions:
     warmup_sizes: tuple[tuple[int, int], ...] = ()
     adapters: Path | None = None
     cache_dir: Path | None = None
+    model_dirs: tuple[str, ...] = ()
     command: Sequence[str] = WORKER_COMMAND
 
     def argv(self, descriptor: int, device: str) -> list[str]:
         """The child's command line."""
         fixed = ["--fd", str(descriptor), "--device", device, "--dtype", self.dtype]
         models = [part for model in self.models for part in ("--model", model)]
+        models += [part for folder in self.model_dirs for part in ("--model-dir", folder)]
         memory = [] if self.memory_gb is None else ["--memory-gb", str(self.memory_gb)]
         sizes = [part for width, height in self.warmup_sizes for part in ("--warmup-size", f"{width}x{height}")]
         warmup = ["--warmup", self.warmup, *sizes]

@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 
 from models.accelerator import CpuAccelerator
 from models.arguments import UnknownModelError, resolve
-from models.components import FluxComponents
+from models.components import FluxComponents, weight_bytes
 from models.errors import LoadError
+from models.fit import need_together
 from models.loading import load
+from models.memory import Preset
 from models.packed import PackedLinear
 from models.registry import ModelSpec
 from models.single.gguf import packed
+from pipelines.adapters.adapter import targets
 from pipelines.families.flux1.runner import FluxRunner
 from tests.models.single.writers import (
     all_in_one,
@@ -221,3 +224,44 @@ def test_a_transformer_with_a_tensor_too_few_is_refused(
     file = write(tmp_path / "short.safetensors", state)
     with pytest.raises(LoadError, match=r"1 that its config.* missing \(transformer_blocks.1.attn.to_out.0"):
         load(resolve(f"{narrow_folder}+{file}"), CpuAccelerator())
+
+
+def test_a_lora_finds_its_layers_among_packed_ones(narrow: FluxComponents, narrow_folder: Path, tmp_path: Path) -> None:
+    stored = write(tmp_path / "stored.safetensors", bfl(narrow.transformer.state_dict()), torch.float8_e4m3fn)
+    packed_layers = targets(load(resolve(f"{narrow_folder}+{stored}"), CpuAccelerator()).transformer)
+    assert packed_layers == targets(narrow.transformer)
+
+
+def test_packed_weights_are_counted_as_they_are_stored(
+    narrow: FluxComponents, narrow_folder: Path, tmp_path: Path
+) -> None:
+    state = bfl(narrow.transformer.state_dict())
+    wide = write(tmp_path / "wide.safetensors", state, torch.bfloat16)
+    small = write(tmp_path / "small.safetensors", state, torch.float8_e4m3fn)
+    preset, specs = Preset("none", "none"), [resolve(f"{narrow_folder}+{file}") for file in (wide, small)]
+    needs = [need_together([spec], preset, 64, 64).weights for spec in specs]
+    matrices = sum(tensor.numel() for tensor in state.values() if tensor.ndim >= 2)
+    assert needs[0] - needs[1] == matrices
+    loaded = load(resolve(f"{narrow_folder}+{small}"), CpuAccelerator(), torch.bfloat16)
+    plain = load(resolve(f"{narrow_folder}+{wide}"), CpuAccelerator(), torch.bfloat16)
+    held = weight_bytes(plain.transformer) - weight_bytes(loaded.transformer)
+    assert 0.95 * matrices < held <= matrices
+
+
+def test_packed_weights_are_not_packed_again(narrow: FluxComponents, narrow_folder: Path, tmp_path: Path) -> None:
+    stored = write(tmp_path / "stored.safetensors", bfl(narrow.transformer.state_dict()), torch.float8_e4m3fn)
+    with pytest.raises(LoadError, match="packed already"):
+        load(resolve(f"{narrow_folder}+{stored}"), CpuAccelerator(), quantization="fp8")
+
+
+def test_pictures_of_one_step_change_each_other_no_more_than_with_plain_weights(
+    narrow: FluxComponents, narrow_folder: Path, tmp_path: Path
+) -> None:
+    file = write_gguf(tmp_path / "mine.gguf", bfl(narrow.transformer.state_dict()), gguf.GGMLQuantizationType.Q8_0)
+    runner = FluxRunner(load(resolve(f"{narrow_folder}+{file}"), CpuAccelerator()), CpuAccelerator())
+    alone, together = make_engine(runner), make_engine(runner)
+    submit(alone, "a", make_params(width=64, height=48, max_sequence_length=16))
+    for job, seed in (("a", 7), ("b", 8), ("c", 9)):
+        submit(together, job, make_params(width=64, height=48, max_sequence_length=16, seed=seed))
+    difference = pictures(drain(alone), "a")[0].astype(int) - pictures(drain(together), "a")[0]
+    assert np.abs(difference).max() <= 1

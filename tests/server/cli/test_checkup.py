@@ -95,3 +95,14 @@ def test_models_of_one_name_are_broken(tmp_path: Path) -> None:
         settings(models=tuple(str(tmp_path / n / "mine") for n in "ab"), device="cpu")
     )
     assert any(f.verdict == "broken" and "two models have the name mine" in f.detail for f in findings)
+
+
+def test_single_files_are_judged_too(tmp_path: Path) -> None:
+    (tmp_path / "page.safetensors").write_bytes(b"<html>please log in</html>")
+    stored = (SHAPES / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()
+    (tmp_path / "mine.safetensors").write_bytes(stored)
+    models = (str(tmp_path / "page.safetensors"), str(tmp_path / "mine.safetensors"), f"{SHAPES}+mine.safetensors")
+    findings = checkup.devices_and_models(settings(models=models, model_dirs=(str(tmp_path),), device="cpu"))
+    told = [(finding.verdict, finding.detail) for finding in findings if finding.subject == "model"]
+    assert [verdict for verdict, _ in told] == ["broken", "broken", "ok"]
+    assert "mine.safetensors needs CLIP" in told[1][1]

@@ -297,6 +297,26 @@ def test_generate_takes_loras_with_their_scales(cli: Cli, tmp_path: Path) -> Non
     assert "missing.safetensors: No such file" in done.err
 
 
+def test_generate_takes_the_transformer_of_a_single_file(cli: Cli, tmp_path: Path) -> None:
+    shapes = Path(__file__).parents[3] / "models" / "shapes"
+    folder = tmp_path / "models" / "unet"
+    folder.mkdir(parents=True)
+    stored = shapes / "flux-shapes" / "transformer" / "diffusion_pytorch_model.safetensors"
+    (folder / "mine.safetensors").write_bytes(stored.read_bytes())
+    common = ["generate", "a red circle", "--size", "64x64", "--steps", "2", "--seed", "7", "--guidance", "3.5"]
+    file = ["--transformer", "mine.safetensors", "--model-dir", str(folder.parent)]
+    done = cli(*common, "--model", "flux-shapes", *file, "-o", str(tmp_path / "a.png"))
+    assert done.code == 0, done.err
+    cli(*common, "--model", "flux-shapes", "-o", str(tmp_path / "b.png"))
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_generate_says_what_is_wrong_with_a_file(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(b"<html>please log in</html>")
+    done = cli("generate", "x", "--model", str(tmp_path / "x.safetensors"), "-o", str(tmp_path / "x.png"), "--json")
+    assert (done.code, "is not a safetensors file" in done.err, "Traceback" in done.err) == (3, True, False)
+
+
 def test_generate_repeats_a_seed(cli: Cli, tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         cli(
