@@ -69,14 +69,14 @@ class Preparation:
             msg = f"At most {MAX_ADAPTERS} adapters can be used together"
             raise InputError([problem(needs[0].loc[:1], msg, "too_long", {"max_length": MAX_ADAPTERS})])
         self._live.log(job.id, "fetching the adapter" if len(needs) == 1 else f"fetching {len(needs)} adapters")
-        found = await asyncio.gather(*(self._resolve(need) for need in needs))
+        found = await asyncio.gather(*(self._resolve(need, job.tenant) for need in needs))
         if problems := [each for each in found if isinstance(each, dict)]:
             raise InputError(problems)
         return tuple(each for each in found if isinstance(each, Adapter))
 
-    async def _resolve(self, need: AdapterNeed) -> Adapter | Problem:
+    async def _resolve(self, need: AdapterNeed, tenant: str) -> Adapter | Problem:
         try:
-            return Adapter(await self._adapters.resolve(need.path), need.scale)
+            return Adapter(await self._adapters.resolve(need.path, tenant), need.scale)
         except AdapterRefusedError as exc:
             return problem(need.loc, exc.message, exc.kind, value=need.path)
 

@@ -54,6 +54,8 @@ class AdapterStore:
         """Take over a file made by `new_file`; returns its name here. Raises: AdapterError if it is no LoRA."""
         check_adapter_file(path)
         name = f"{_sha256(path)}.safetensors"
+        with path.open("rb") as file:
+            os.fsync(file.fileno())  # a power cut must not leave half a file under the name of the whole
         path.rename(self.folder / name)
         self._use(name)
         self._make_room()

@@ -15,6 +15,7 @@ import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -33,6 +34,8 @@ REMEMBERED_S = 3600.0
 """What an address led to is asked again after so long."""
 MAX_REMEMBERED = 10_000
 
+_Asked = tuple[str, str]
+"""(tenant, path): what one tenant may read, another may not."""
 _NAME = re.compile(r"[\w][\w .+-]{0,199}")
 _HUB_PAGE = re.compile(r"^(https://huggingface\.co/[\w.-]+/[\w.-]+)/blob/", re.ASCII)
 _HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}(?:/[\w .+/-]{1,400})?", re.ASCII)
@@ -44,6 +47,15 @@ class AdapterRefusedError(Exception):
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind, self.message = kind, message
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What a path led to. Args: since: on the clock. name: in the store. is_own: it was an upload of ours."""
+
+    since: float
+    name: str
+    is_own: bool
 
 
 class Adapters:
@@ -73,8 +85,8 @@ class Adapters:
         self._uses_hub = uses_hub
         self._max_bytes = max_bytes
         self._clock = clock
-        self._known: OrderedDict[str, tuple[float, str]] = OrderedDict()
-        self._under_way: dict[str, asyncio.Task[str]] = {}
+        self._known: OrderedDict[_Asked, _Known] = OrderedDict()
+        self._under_way: dict[_Asked, asyncio.Task[str]] = {}
         self._client = httpx.AsyncClient(
             transport=VettedTransport(allowed),
             trust_env=False,
@@ -85,15 +97,19 @@ class Adapters:
             headers={"accept-encoding": "identity", "user-agent": "fluxserve"},
         )
 
-    async def resolve(self, path: str) -> str:
-        """The name in the store of the LoRA that a request calls `path`. Raises: AdapterRefusedError."""
-        known = await asyncio.to_thread(self._remembered, path)
+    async def resolve(self, path: str, tenant: str = "") -> str:
+        """The name in the store of the LoRA that a request calls `path`.
+
+        Args: tenant: who asks, for uploads that are not for all. Raises: AdapterRefusedError.
+        """
+        asked = tenant, path
+        known = await asyncio.to_thread(self._remembered, asked)
         if known is not None:
             return known
-        task = self._under_way.get(path)
+        task = self._under_way.get(asked)
         if task is None:
-            task = self._under_way[path] = asyncio.ensure_future(self._find(path))
-            task.add_done_callback(lambda done: self._ended(path, done))
+            task = self._under_way[asked] = asyncio.ensure_future(self._find(asked))
+            task.add_done_callback(lambda done: self._ended(asked, done))
         return await asyncio.shield(task)  # a caller that goes away must not take the others' file along
 
     async def aclose(self) -> None:
@@ -103,32 +119,43 @@ class Adapters:
         await asyncio.gather(*self._under_way.values(), return_exceptions=True)
         await self._client.aclose()
 
-    def _ended(self, path: str, task: asyncio.Task[str]) -> None:
-        self._under_way.pop(path, None)
+    def _ended(self, asked: _Asked, task: asyncio.Task[str]) -> None:
+        self._under_way.pop(asked, None)
         if not task.cancelled():
             task.exception()  # all who asked may have gone away: then nobody looks at it
 
-    def _remembered(self, path: str) -> str | None:
-        since, name = self._known.get(path, (-REMEMBERED_S, ""))
-        return name if self._clock() - since < REMEMBERED_S and self._store.has(name) else None
+    def _remembered(self, asked: _Asked) -> str | None:
+        """What it led to lately, unless it was an upload that is gone since."""
+        known = self._known.get(asked)
+        if known is None or self._clock() - known.since >= REMEMBERED_S:
+            return None
+        if known.is_own and self._objects.file_of_url(asked[1], asked[0]) is None:
+            return None
+        return known.name if self._store.has(known.name) else None
 
-    async def _find(self, path: str) -> str:
+    async def _find(self, asked: _Asked) -> str:
+        tenant, path = asked
+        is_address = path.lower().startswith(("http://", "https://"))
         try:
-            if path.lower().startswith(("http://", "https://")):
-                name = await self._at_address(path)
-            elif (file := self._named(path)) is not None:
-                return await asyncio.to_thread(self._copied, file)  # not remembered: the operator may replace it
+            own = await asyncio.to_thread(self._objects.file_of_url, path, tenant) if is_address else None
+            if (file := own or self._named(path)) is not None:
+                name = await asyncio.to_thread(self._copied, file)
+                if own is None:  # the operator may replace it at any time
+                    return name
             else:
-                name = await self._on_hub(path)
+                name = await (self._at_address(path) if is_address else self._on_hub(path))
         except AdapterError as exc:
             raise AdapterRefusedError("value_error", f"The adapter cannot be used: {exc}") from exc
         except OSError as exc:
             raise _not_downloaded(f"the disk refuses ({exc.strerror or 'unknown reason'})") from exc
-        self._known[path] = self._clock(), name
-        self._known.move_to_end(path)
+        self._remember(asked, _Known(self._clock(), name, is_own=own is not None))
+        return name
+
+    def _remember(self, asked: _Asked, known: _Known) -> None:
+        self._known[asked] = known
+        self._known.move_to_end(asked)
         while len(self._known) > MAX_REMEMBERED:
             self._known.popitem(last=False)
-        return name
 
     def _named(self, path: str) -> Path | None:
         """The operator's file of this name. It cannot lead elsewhere: a name has no slash and begins with no dot."""
@@ -143,9 +170,6 @@ class Adapters:
         return self._store.copy(file)
 
     async def _at_address(self, url: str) -> str:
-        own = await asyncio.to_thread(self._objects.file_of_url, url)
-        if own is not None:
-            return await asyncio.to_thread(self._copied, own)
         path = await asyncio.to_thread(self._store.new_file)
         try:
             await self._fetch(downloadable(url), path)

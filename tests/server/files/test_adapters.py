@@ -123,6 +123,29 @@ def test_an_upload_of_ours_is_read_from_the_disk_whatever_host_its_address_names
     assert resolve(tmp_path, f"https://v3.fal.media/files/{key}") == [NAME]
 
 
+def test_an_upload_that_is_not_for_all_serves_its_tenant_alone(tmp_path: Path) -> None:
+    objects = Objects(tmp_path / "files")
+    key = objects.put(LORA, "application/octet-stream", "bin", access="hide", tenant="alice")
+
+    async def run() -> str:
+        store = AdapterStore(tmp_path / "adapters", 1 << 30)
+        adapters = Adapters(store, objects)
+        url = f"https://v3.fal.media.invalid/files/{key}"
+        try:
+            name = await adapters.resolve(url, "alice")
+            with pytest.raises(AdapterRefusedError):
+                await adapters.resolve(url, "bob")  # for whom it is an address like any other
+            assert await adapters.resolve(url, "alice") == name
+            objects.delete(key)
+            with pytest.raises(AdapterRefusedError):
+                await adapters.resolve(url, "alice")  # an upload that is deleted serves nobody any more
+            return name
+        finally:
+            await adapters.aclose()
+
+    assert asyncio.run(run()) == NAME
+
+
 def test_a_file_of_the_operators_folder_has_a_name_with_and_without_its_ending(tmp_path: Path) -> None:
     folder = tmp_path / "loras"
     folder.mkdir()
