@@ -44,8 +44,8 @@ from server.workers.process import WORKER_COMMAND, WorkerOptions, Workers, Worke
 logger = logging.getLogger("fluxserve.node")
 
 DRAIN_S = 5.0
-ANSWER_S = 8.0
-"""After a signal, how long requests on open connections may still run; connections are cut two seconds later."""
+ANSWER_S = 9.0
+"""After a signal, how long requests on open connections may still run; connections are cut a second later."""
 TAKE_UP_S = 1.0
 FILE_MARGIN_S = 3600.0
 """Files outlive the row that names them by this much, so that no result ever names a missing file."""

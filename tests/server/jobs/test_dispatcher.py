@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pipelines.protocol.frames import Finished, Picture
+from pipelines.protocol.frames import Failed, Finished, Picture
 from pipelines.protocol.params import GenerationParams
 from server.jobs.store.base import CancelOutcome, Job, JobStatus, StoreError
 from server.node import Node
@@ -280,6 +280,79 @@ def test_frames_of_an_earlier_claim_are_dropped(folder: Path) -> None:
     assert job.outcome is not None
     assert len(job.outcome.body["images"]) == 1
     assert job.outcome.metrics == {"inference_time": 0.25}
+
+
+@pytest.fixture
+def gates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder: a request "wait NAME" goes on after its first step when a file NAME is in it."""
+    folder = tmp_path / "gates"
+    folder.mkdir()
+    monkeypatch.setenv("SCRIPTED_GATES", str(folder))
+    return folder
+
+
+def test_an_end_of_an_earlier_claim_does_not_end_a_run_that_is_under_way(folder: Path, gates: Path) -> None:
+    async def main() -> Job:
+        async with running(folder) as node:
+            job_id = submit(node, "wait here")
+            await until(lambda: node.live.progress(job_id) is not None)
+            (worker,), job = node.workers, node.store.get(job_id)
+            assert job is not None
+            stale = job.epoch - 1
+            node.dispatcher.on_frame(worker, Picture(job_id, stale, 0, 99, 1, 1, bytes(3), False))
+            node.dispatcher.on_frame(worker, Finished(job_id, stale, {"inference": 99.0}))
+            node.dispatcher.on_frame(worker, Failed(job_id, stale, "model_error", "long ago"))
+            await asyncio.sleep(0.3)
+            job = node.store.get(job_id)
+            assert job is not None
+            assert job.status is JobStatus.RUNNING
+            (gates / "here").touch()
+            return await ended(node, job_id)
+
+    job = asyncio.run(main())
+    assert job.outcome is not None
+    assert (job.status, job.outcome.metrics) == (JobStatus.COMPLETED, {"inference_time": 0.25})
+    assert [image["width"] for image in job.outcome.body["images"]] == [16]
+
+
+def test_a_frame_of_another_worker_does_not_end_a_run(folder: Path, gates: Path) -> None:
+    async def main() -> JobStatus:
+        async with running(folder, device="cpu,cpu") as node:
+            await until(lambda: len(node.workers.ready) == 2)
+            job_id = submit(node, "wait here")
+            await until(lambda: node.live.progress(job_id) is not None)
+            job = node.store.get(job_id)
+            assert job is not None
+            (other,) = [worker for worker in node.workers if worker.owner != job.owner]
+            node.dispatcher.on_frame(other, Failed(job_id, job.epoch, "model_error", "not mine"))
+            await asyncio.sleep(0.2)
+            (gates / "here").touch()
+            return (await ended(node, job_id)).status
+
+    assert asyncio.run(main()) is JobStatus.COMPLETED
+
+
+def test_what_was_running_when_a_worker_died_runs_alone(folder: Path, gates: Path) -> None:
+    """Else two that are suspected of killing workers would hide each other, and an innocent one would die with them."""
+
+    async def main() -> list[Job]:
+        async with running(folder) as node:
+            suspect = submit(node, "wait suspect")
+            await until(lambda: node.live.progress(suspect) is not None)
+            (worker,) = node.workers
+            crashes(worker)
+            await until(lambda: (job := node.store.get(suspect)) is not None and job.attempt == 2)
+            innocent = submit(node)
+            await asyncio.sleep(0.5)
+            waiting = node.store.get(innocent)
+            assert waiting is not None
+            assert (waiting.status, waiting.attempt) == (JobStatus.QUEUED, 0)
+            (gates / "suspect").touch()
+            return [await ended(node, job_id) for job_id in (suspect, innocent)]
+
+    jobs = asyncio.run(main())
+    assert [job.status for job in jobs] == [JobStatus.COMPLETED] * 2
+    assert [job.deaths for job in jobs] == [1, 0]
 
 
 def test_low_priority_yields(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
