@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +21,8 @@ from server.gateway.areas import FAL_HOSTS
 from server.http import tls
 from server.settings import Settings
 from server.workers.devices import certainly_absent, count_gpus
+
+MAX_FILES = 65_536
 
 
 def serve(
@@ -142,6 +145,7 @@ def serve(
     _check_models(settings)
     _check_device(settings)
     check_tuning(settings.tuning)
+    _raise_file_limit()
     out, err = PatientWriter(sys.stdout), PatientWriter(sys.stderr)
     _log_to(err)
     try:
@@ -149,6 +153,14 @@ def serve(
     finally:
         out.finish()
         err.finish()
+
+
+def _raise_file_limit() -> None:
+    """Let this process have as many files and connections open as it may: the usual 1,024 are few callers."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _log_to(stream: PatientWriter) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, cast
 
-from server.http.upgrades import UpgradesIgnored
+from server.http.patience import PatientHttp
 
 LARGEST = 16384
 """Bytes held at most: a larger piece is worth a write of its own, and must feel the transport's flow control."""
@@ -45,7 +45,7 @@ class JoinedWrites:
         return getattr(self.inner, name)
 
 
-class Http(UpgradesIgnored):
+class Http(PatientHttp):
     """uvicorn's HTTP/1.1 over joined writes."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

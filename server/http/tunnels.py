@@ -159,6 +159,7 @@ class PlainHttp(Http):
             self._refuse(exc.status, str(exc))
             return
         self.connections.discard(self)
+        self.stop_watching()
         self._tunnels.open(cast("JoinedWrites", self.transport).inner)
 
     def _refuse(self, status: int, message: str) -> None:

@@ -23,6 +23,7 @@ _HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox",
     "cross-origin-resource-policy": "cross-origin",
 }
+_PASSIVE = frozenset({"text/plain", "application/json"})
 _CACHED_S = 365 * 86400
 
 
@@ -58,11 +59,14 @@ class FilesArea:
         headers = {**_HEADERS, "cache-control": _cache_control(stored), "etag": etag}
         if etag in asked.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)
+        shown = "inline" if _is_passive(stored.content_type) else "attachment"
+        if stored.file_name is None and shown == "attachment":
+            headers["content-disposition"] = shown
         return FileResponse(
             path,
             media_type=stored.content_type,
             filename=stored.file_name,
-            content_disposition_type="inline",
+            content_disposition_type=shown,
             headers=headers,
         )
 
@@ -76,6 +80,12 @@ class FilesArea:
             raise PlainError(404, "File not found")
         if not is_owner:
             raise PlainError(403, "The owner of this file shares it with nobody")
+
+
+def _is_passive(content_type: str) -> bool:
+    """Whether a browser may show it: anything that could hold a script is only saved."""
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind in _PASSIVE or (kind.startswith(("image/", "audio/", "video/")) and "+xml" not in kind)
 
 
 def _cache_control(stored: StoredObject) -> str:

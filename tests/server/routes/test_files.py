@@ -80,3 +80,25 @@ def test_other_names_are_404(api: Api, path: str) -> None:
 def test_files_cannot_be_written_by_name(api: Api, key: str) -> None:
     assert api.http.put(f"/files/{key}", content=b"x").status_code == 405
     assert api.http.delete(f"/files/{key}").status_code == 405
+
+
+@pytest.mark.parametrize(
+    ("content_type", "shown"),
+    [
+        ("image/png", None),
+        ("Image/JPEG; q=1", None),
+        ("text/plain; charset=utf-8", None),
+        ("image/svg+xml", "attachment"),
+        ("text/html", "attachment"),
+        ("TEXT/HTML; charset=utf-8", "attachment"),
+        ("application/xhtml+xml", "attachment"),
+        ("application/pdf", "attachment"),
+        ("application/octet-stream", "attachment"),
+        ("", "attachment"),
+    ],
+)
+def test_what_could_hold_a_script_is_saved_and_not_shown(api: Api, content_type: str, shown: str | None) -> None:
+    key = api.node.objects.put(b"<script>", content_type, "bin")
+    answer = api.http.get(f"/files/{key}")
+    assert answer.headers.get("content-disposition") == shown
+    assert answer.headers["x-content-type-options"] == "nosniff"

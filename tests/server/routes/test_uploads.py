@@ -191,7 +191,7 @@ def test_the_python_way_in_one_piece(locked: Api) -> None:
     assert answer.json()["uploaded"] is True
     page = locked.http.get(answer.json()["access_url"])
     assert "sandbox" in page.headers["content-security-policy"]
-    assert page.headers["content-disposition"] == 'inline; filename="a.html"'
+    assert page.headers["content-disposition"] == 'attachment; filename="a.html"'
     assert locked.http.post("/files/upload", content=b"x").status_code == 401
     assert locked.http.post("/files/upload", content=b"x", headers=key).status_code == 200
 

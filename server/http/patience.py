@@ -1,0 +1,96 @@
+"""Limits for callers that begin a request and do not go on: such connections would stay open for ever."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from server.http.upgrades import UpgradesIgnored
+
+HEAD_S = 15.0
+"""From the opening of a connection, or a request's first byte, to the end of its headers."""
+HEAD_BYTES = 64 << 10
+"""What request line and headers may measure."""
+BODY_S = 30.0
+"""How long nothing may come of a body that is not complete."""
+
+
+class PatientHttp(UpgradesIgnored):
+    """uvicorn's HTTP/1.1, in which heads are bounded in bytes and time, and bodies must go on."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._is_in_head = True
+        self._is_in_body = False
+        self._head_bytes = 0
+        self._since = self._heard_at = self.loop.time()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._look_later(HEAD_S)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.stop_watching()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._heard_at = self.loop.time()
+        if self._is_in_head:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._is_in_head and self._head_bytes > HEAD_BYTES:
+            self._hang_up(431)
+        elif self._timer is None and (self._is_in_head or self._is_in_body):
+            # Not for a request that came in one piece, as nearly all do.
+            self._look_later(HEAD_S if self._is_in_head else BODY_S)
+
+    def on_message_begin(self) -> None:
+        if not self._is_replaying:
+            # A first request's bytes are counted already; of a later one, at least this has come.
+            self._head_bytes = self._head_bytes if self._is_in_head else 1
+            self._is_in_head, self._since = True, self._heard_at
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._is_in_head, self._is_in_body = False, True
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._is_in_body = False
+        super().on_message_complete()
+
+    def handle_websocket_upgrade(self) -> None:
+        self.stop_watching()
+        super().handle_websocket_upgrade()
+
+    def stop_watching(self) -> None:
+        """Somebody else speaks on this connection from now on."""
+        self._is_in_head = self._is_in_body = False
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look_later(self, seconds: float) -> None:
+        self._timer = self.loop.call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        if self.transport.is_closing():
+            return
+        now = self.loop.time()
+        if self._is_in_body and self.flow.read_paused:
+            self._look_later(BODY_S)  # it is we who do not read
+        elif self._is_in_head or self._is_in_body:
+            left_s = self._since + HEAD_S - now if self._is_in_head else self._heard_at + BODY_S - now
+            if left_s > 0:
+                self._look_later(left_s)
+            else:
+                self._hang_up(408)
+
+    def _hang_up(self, status: int) -> None:
+        """Close the connection, with an answer where none is under way."""
+        if self._is_in_head and self._head_bytes and (self.cycle is None or self.cycle.response_complete):
+            self.transport.write(STATUS_LINE[status] + b"content-length: 0\r\nconnection: close\r\n\r\n")
+        self.transport.close()

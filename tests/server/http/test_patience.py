@@ -1,0 +1,124 @@
+"""Callers that begin a request and do not go on, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import uvicorn
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
+
+from server.http import patience
+from server.http.joined_writes import Http
+from tests.server.api_server import eventually
+
+
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers with the length of the body."""
+    body = await Request(scope, receive).body()
+    await PlainTextResponse(str(len(body)))(scope, receive, send)
+
+
+@pytest.fixture
+def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    monkeypatch.setattr(patience, "HEAD_S", 0.5)
+    monkeypatch.setattr(patience, "BODY_S", 0.5)
+    with serving() as number:
+        yield number
+
+
+@contextlib.contextmanager
+def serving() -> Iterator[int]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, http=Http, log_config=None, lifespan="off"))
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
+    thread.start()
+    try:
+        eventually(lambda: server.started, within_s=30)
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+
+
+@contextlib.contextmanager
+def connected(port: int) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
+        yield sock
+
+
+def rest(sock: socket.socket) -> bytes:
+    """All that comes until the server closes; fails after 20 s if it does not."""
+    data = b""
+    with contextlib.suppress(ConnectionResetError):
+        while piece := sock.recv(1 << 16):
+            data += piece
+    return data
+
+
+def test_a_connection_without_a_request_is_closed(port: int) -> None:
+    with connected(port) as sock:
+        assert rest(sock) == b""
+
+
+@pytest.mark.parametrize("begun", [b"G", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nhost: x\r\na: b"])
+def test_a_head_that_does_not_end_is_answered_408(port: int, begun: bytes) -> None:
+    with connected(port) as sock:
+        sock.sendall(begun)
+        assert rest(sock).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_head_that_comes_byte_by_byte_has_no_more_time(port: int) -> None:
+    with connected(port) as sock, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        sock.sendall(b"GET / HTTP/1.1\r\nx: ")
+        for _ in range(200):
+            sock.sendall(b"a")
+            time.sleep(0.02)
+        pytest.fail("it was read for four seconds")
+
+
+def test_a_body_that_does_not_go_on_ends_the_connection(port: int) -> None:
+    with connected(port) as sock:
+        sock.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nabc")
+        assert b" 200 " not in rest(sock)
+
+
+def test_a_slow_body_that_goes_on_arrives(port: int) -> None:
+    with connected(port) as sock:
+        sock.sendall(b"POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 6\r\n\r\n")
+        for _ in range(6):
+            time.sleep(0.2)
+            sock.sendall(b"a")
+        assert rest(sock).endswith(b"\r\n\r\n6")
+
+
+def test_a_second_request_that_does_not_end_is_closed_too(port: int) -> None:
+    with connected(port) as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert sock.recv(1 << 16).endswith(b"0")
+        sock.sendall(b"GET / HT")
+        assert rest(sock).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_kept_connection_may_rest_between_two_requests(port: int) -> None:
+    with connected(port) as sock:
+        for _ in range(2):
+            sock.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert sock.recv(1 << 16).endswith(b"0")
+            time.sleep(1.5)
+        sock.sendall(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        assert rest(sock).endswith(b"0")
+
+
+def test_a_head_has_a_size(port: int) -> None:
+    with connected(port) as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\nhost: x\r\nx: " + b"a" * (patience.HEAD_BYTES + 1))
+        assert rest(sock).startswith(b"HTTP/1.1 431 ")
