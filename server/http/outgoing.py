@@ -21,7 +21,22 @@ import httpx
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 RESOLVING_AT_ONCE = 16
+WEB_PORTS = (80, 443)
+"""Of the privileged ports, those at which web servers answer; the others belong to services that might misread HTTP."""
+
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_UNICAST = ipaddress.IPv6Network("2000::/3")
+"""All that has ever been given out as public IPv6."""
+
+_SPECIAL: tuple[Network, ...] = tuple(
+    ipaddress.ip_network(cidr)
+    for cidr in (
+        "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
+        "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24",
+        "224.0.0.0/4", "240.0.0.0/4", "2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20",
+    )
+)  # fmt: skip
+"""Private, shared, local, documentation, benchmarks, relays: RFC 6890 and its successors."""
 
 
 class ForbiddenAddressError(Exception):
@@ -46,7 +61,7 @@ def is_allowed(address: Address, allowed: Iterable[Network]) -> bool:
     """Whether a connection to it may be made: it is in an allowed network, or public in every reading."""
     if any(address in network for network in allowed):
         return True
-    return all(reading.is_global and not reading.is_multicast for reading in _readings(address))
+    return all(_is_public(reading) for reading in _readings(address))
 
 
 class VettedTransport(httpx.AsyncBaseTransport):
@@ -65,6 +80,8 @@ class VettedTransport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Raises: ForbiddenAddressError; httpx.ConnectError if the name is unknown, InvalidURL if it cannot be one."""
         host = request.url.host
+        if request.url.userinfo:
+            raise ForbiddenAddressError("an address with a user name or password is not called")
         address = await self._vet(host, request.url.port or (443 if request.url.scheme == "https" else 80))
         # Another request, since a redirect is read relative to the first one's name. The Host header was set from the
         # name; TLS checks the certificate against it, too.
@@ -92,9 +109,25 @@ class VettedTransport(httpx.AsyncBaseTransport):
             raise httpx.ConnectError(f"{host} cannot be resolved") from exc
         addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
         for address in addresses:
-            if is_allowed(address, self._allowed):
+            if any(address in network for network in self._allowed):
+                return address
+            if is_allowed(address, ()):
+                _check_port(port)
                 return address
         raise ForbiddenAddressError(f"{host} is not on the public internet; --allow-private-cidr allows more")
+
+
+def _check_port(port: int) -> None:
+    if port < 1024 and port not in WEB_PORTS:
+        raise ForbiddenAddressError(f"port {port} is not one at which web servers answer")
+
+
+def _is_public(address: Address) -> bool:
+    """By our own tables as well as by Python's, which were wrong in some releases."""
+    if isinstance(address, ipaddress.IPv6Address) and address not in _UNICAST and address not in _NAT64:
+        return False
+    is_special = any(address in network for network in _SPECIAL if network.version == address.version)
+    return not is_special and (address in _NAT64 or address.is_global) and not address.is_multicast
 
 
 def _readings(address: Address) -> list[Address]:
