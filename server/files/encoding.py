@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
 from io import BytesIO
 from typing import Any, Literal
 
@@ -43,21 +39,3 @@ def _metadata(image_format: ImageFormat, provenance: Provenance) -> dict[str, An
     chunks = PngInfo()
     chunks.add_itxt("XML:com.adobe.xmp", provenance.xmp().decode())
     return {"pnginfo": chunks}
-
-
-def end_with_parent() -> None:
-    """Make this pool process exit when the node does, even by kill -9: nothing else would wake it.
-
-    And not before: a Ctrl-C at the terminal reaches it too, as does systemd's stop, but the node may have pictures to
-    finish.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, name="parent-watch", daemon=True).start()

@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar, TypeVarTuple
 
-from server.files.encoding import end_with_parent
+from server.files.confinement import confine
 
 MAX_PROCESSES = 4
 TRIES = 3
@@ -81,7 +81,7 @@ class PicturePool:
                 self._executor = ProcessPoolExecutor(
                     max_workers=self._processes,
                     mp_context=multiprocessing.get_context("spawn"),
-                    initializer=end_with_parent,
+                    initializer=confine,
                 )
             except OSError as exc:
                 raise BrokenProcessPool(_no_semaphore(exc)) from exc

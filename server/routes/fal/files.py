@@ -20,7 +20,7 @@ _PREFIX = "/files/"
 _HEADERS = {
     "x-content-type-options": "nosniff",
     # Uploads may be HTML or SVG: nothing in them may run under our origin.
-    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox",
+    "content-security-policy": "default-src 'none'; sandbox",
     "cross-origin-resource-policy": "cross-origin",
 }
 _PASSIVE = frozenset({"text/plain", "application/json"})

@@ -26,6 +26,46 @@ def test_a_file_is_public_and_harmless(api: Api, key: str, prefix: str) -> None:
     assert answer.headers["content-disposition"].startswith("inline")
 
 
+ACTIVE = [
+    ("text/html", "html"),
+    ("image/svg+xml", "svg"),
+    ("text/xml", "xml"),
+    ("application/xhtml+xml", "xhtml"),
+    ("application/pdf", "pdf"),
+    ("text/javascript", "js"),
+    ("multipart/x-mixed-replace", "bin"),
+]
+
+
+@pytest.mark.parametrize("name", [None, "a.png"])
+@pytest.mark.parametrize(("kind", "suffix"), ACTIVE)
+def test_only_pictures_of_pixels_are_shown_by_a_browser(api: Api, kind: str, suffix: str, name: str | None) -> None:
+    key = api.node.objects.put(b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>", kind, suffix, name)
+    answer = api.http.get(f"/files/{key}")
+    assert answer.headers["content-disposition"].startswith("attachment")
+    assert answer.headers["content-type"] == kind + ("; charset=utf-8" if kind.startswith("text/") else "")
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["content-security-policy"] == "default-src 'none'; sandbox"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../jobs.db", "..%2fjobs.db", "%2e%2e/jobs.db", "..%5cjobs.db", "....//jobs.db", "%00", "/etc/passwd",
+        "%2fetc%2fpasswd",
+        "{key}%00.png", "{key}/", "{key}.json", "{key}.part", "{key}/../{key}", "{key}?x=../", "a" * 5000,
+        "\u202e{key}", "{KEY}",        "con", "{key}::$DATA", "~root", "*", "",
+    ],
+)  # fmt: skip
+def test_no_path_leads_out_of_the_folder_or_to_what_lies_beside_a_file(api: Api, key: str, path: str) -> None:
+    answer = api.http.get("/files/" + path.format(key=key, KEY=key.upper()))
+    is_the_file = path in ("{key}/", "{key}?x=../", "{key}/../{key}")
+    assert answer.status_code in ((200, 404) if is_the_file else (404,))
+    assert "root:" not in answer.text
+    if answer.status_code == 200:
+        assert answer.content == CONTENT
+
+
 def test_caches_keep_a_file_no_longer_than_it_lives(api: Api, key: str) -> None:
     def max_age(name: str) -> int:
         directives = api.http.get(f"/files/{name}").headers["cache-control"].split(", ")
