@@ -80,6 +80,9 @@ class Accelerator(Protocol):
     def to_host(self, tensor: Tensor) -> Tensor:
         """A host copy, complete once what was launched up to here is done."""
 
+    def to_device(self, tensor: Tensor) -> Tensor:
+        """A host tensor on the device, for the current stream; the caller does not wait for what was launched there."""
+
     def allow_split_k(self, allowed: bool) -> None:
         """Whether matrix products may be split along their inner side, by their number of rows."""
 
@@ -196,6 +199,9 @@ class CpuAccelerator:
     def to_host(self, tensor: Tensor) -> Tensor:
         return tensor
 
+    def to_device(self, tensor: Tensor) -> Tensor:
+        return tensor
+
     def allow_split_k(self, allowed: bool) -> None:
         return None
 
@@ -298,6 +304,10 @@ class CudaAccelerator:
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         host.copy_(tensor, non_blocking=True)
         return host
+
+    def to_device(self, tensor: Tensor) -> Tensor:
+        # From pageable memory the copy would wait for all that the stream has to do first.
+        return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def allow_split_k(self, allowed: bool) -> None:
         # (sums in half precision, split-K), both allowed by default; the second alone cannot be forbidden.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,8 +27,8 @@ class Overlay:
         weights = np.asarray(mask) if blends else np.where(np.asarray(mask) > 0, 255, 0)
         return cls(torch.from_numpy(np.array(picture)), torch.from_numpy(weights.astype(np.int32)[..., None]))
 
-    def to(self, device: torch.device) -> Overlay:
-        return Overlay(self.picture.to(device), self.weights.to(device))
+    def moved(self, move: Callable[[Tensor], Tensor]) -> Overlay:
+        return Overlay(move(self.picture), move(self.weights))
 
     def over(self, drawn: Tensor) -> Tensor:
         """(H, W, 3) uint8: exactly `drawn` under white, exactly the picture under black, rounded between."""

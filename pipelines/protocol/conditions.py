@@ -198,7 +198,7 @@ class Refine:
     """
 
     kind: ClassVar[str] = "refine"
-    strength: float = 0.3
+    strength: float = 0.2
 
     def __post_init__(self) -> None:
         if not 0 < self.strength < 1:

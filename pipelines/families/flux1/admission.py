@@ -36,6 +36,7 @@ from pipelines.families.flux1.sampling import (
     position_ids,
     unshifted,
 )
+from pipelines.pictures.latents import Encoded
 from pipelines.protocol.conditions import Redux
 from pipelines.protocol.params import GenerationParams
 
@@ -69,7 +70,7 @@ class Admitter:
 
     def admit(self, params: GenerationParams, helpers: Helpers, prepared: Prepared) -> Admission:
         """Raises: RequestError."""
-        inputs = encode(self._components, prepared, params.num_steps, helpers.depth)
+        inputs = encode(self._components, prepared, params.num_steps, helpers.depth, self._accelerator.to_device)
         conditioning = self._condition(params, helpers, prepared.seen, inputs)
         rows = [self._start(seed, conditioning.phases[0], inputs) for seed in params.seeds]
         tokens = conditioning.text_tokens + conditioning.phases[0].image_tokens + conditioning.reference_tokens
@@ -182,15 +183,15 @@ class Admitter:
     def _start(self, seed: int, phase: Phase, inputs: Inputs) -> tuple[Tensor, RowState]:
         """A row's first latents and what stands beside them. See this module's first lines for the order."""
         generator = torch.Generator().manual_seed(seed)
-        state = RowState(hints=tuple(_packed(guide.sample(generator)) for guide in inputs.guides))
-        control = None if inputs.control is None else _packed(inputs.control.sample(generator))
+        state = RowState(hints=tuple(self._sample(guide, generator) for guide in inputs.guides))
+        control = None if inputs.control is None else self._sample(inputs.control, generator)
         clean = self._clean(inputs, phase, generator)
         noise = self._noise(generator, phase)
         latents = noise if clean is None else add_noise(clean, noise, phase.levels[0])
         if inputs.hold is not None:
             state.clean, state.noise = clean, noise
         if inputs.masked is not None and inputs.cells is not None:
-            state.channels = torch.cat((_packed(inputs.masked.sample(generator)), inputs.cells), dim=-1)
+            state.channels = torch.cat((self._sample(inputs.masked, generator), inputs.cells), dim=-1)
         elif control is not None:
             state.channels = control
         return latents, state
@@ -202,12 +203,14 @@ class Admitter:
         if inputs.start is None:
             return None
         # Kontext's pipelines take the likeliest latents of every picture, all others a sample.
-        return _packed(inputs.start.mode() if inputs.references else inputs.start.sample(generator))
+        if inputs.references:
+            return pack_latents(inputs.start.mode())[0]
+        return self._sample(inputs.start, generator)
+
+    def _sample(self, encoded: Encoded, generator: torch.Generator) -> Tensor:
+        """(N, C) packed latents."""
+        return pack_latents(encoded.sample(self._accelerator.to_device(encoded.noise(generator))))[0]
 
     def _noise(self, generator: torch.Generator, phase: Phase) -> Tensor:
         channels, dtype = self._components.latent_channels, self._components.dtype
-        return initial_noise(generator, channels, phase.height, phase.width, dtype).to(self._components.device)
-
-
-def _packed(latents: Tensor) -> Tensor:
-    return pack_latents(latents)[0]
+        return self._accelerator.to_device(initial_noise(generator, channels, phase.height, phase.width, dtype))

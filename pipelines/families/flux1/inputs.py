@@ -36,18 +36,20 @@ class Inputs:
     overlay: Overlay | None
 
 
-def encode(components: FluxComponents, prepared: Prepared, steps: int, depth: Depth | None) -> Inputs:
-    """Args: steps: of the request. depth: None if nothing here can tell how near things are.
+def encode(
+    components: FluxComponents, prepared: Prepared, steps: int, depth: Depth | None, upload: Callable[[Tensor], Tensor]
+) -> Inputs:
+    """Args: steps: of the request. depth: None if nothing here can tell how near things are. upload: to the device.
 
     Raises: RequestError if a picture's depth is asked for and nothing here can tell it.
     """
-    device, dtype = components.device, components.dtype
+    dtype = components.dtype
 
     def encoded(pixels: Tensor | None) -> Encoded | None:
-        return None if pixels is None else Encoded(components.vae, pixels, dtype)
+        return None if pixels is None else Encoded(components.vae, upload(pixels), dtype)
 
     def guide(wanted: Guide, kind: str) -> Encoded:
-        pixels = wanted if isinstance(wanted, Tensor) else _depth(wanted, depth, kind)
+        pixels = upload(wanted) if isinstance(wanted, Tensor) else _depth(wanted, depth, kind)
         # Convolutions round differently by memory layout: diffusers repeats guides, so theirs is always this one.
         return Encoded(components.vae, pixels.contiguous(), dtype)
 
@@ -57,10 +59,10 @@ def encode(components: FluxComponents, prepared: Prepared, steps: int, depth: De
         guides=tuple(guide(each, "controlnet") for each in prepared.guides),
         control=None if prepared.control is None else guide(prepared.control, "control"),
         masked=encoded(prepared.masked),
-        cells=None if prepared.cells is None else prepared.cells.to(device, dtype),
-        references=tuple(Encoded(components.vae, pixels, dtype).mode() for pixels in prepared.references),
-        hold=None if mask is None else Hold(mask.to(device, dtype), steps, prepared.is_differential),
-        overlay=None if prepared.overlay is None else prepared.overlay.to(device),
+        cells=None if prepared.cells is None else upload(prepared.cells).to(dtype),
+        references=tuple(Encoded(components.vae, upload(pixels), dtype).mode() for pixels in prepared.references),
+        hold=None if mask is None else Hold(upload(mask).to(dtype), steps, prepared.is_differential),
+        overlay=None if prepared.overlay is None else prepared.overlay.moved(upload),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
@@ -21,17 +23,26 @@ def decoded(vae: AutoencoderKL, latents: Tensor, phase: Phase) -> Tensor:
     return picture
 
 
-def enlarged(components: FluxComponents, latents: Tensor, before: Phase, after: Phase, seed: int) -> Tensor:
+def enlarged(
+    components: FluxComponents,
+    latents: Tensor,
+    before: Phase,
+    after: Phase,
+    seed: int,
+    upload: Callable[[Tensor], Tensor],
+) -> Tensor:
     """(N, C) finished latents of one phase as the first (N', C) of the next.
 
     The picture is enlarged as pixels, encoded, and mixed with noise from the row's seed: the second phase is
-    FluxImg2ImgPipeline on the enlarged picture.
+    FluxImg2ImgPipeline on the enlarged picture. Args: upload: to the device.
     """
-    cell = components.vae_scale_factor
-    picture = decoded(components.vae, latents, before)[None].float().clamp(-1, 1)
+    vae, cell, channels = components.vae, components.vae_scale_factor, components.latent_channels
+    # All that the host makes comes first: the rest is only launched.
+    generator = torch.Generator().manual_seed(seed)
+    spread = upload(torch.randn((1, channels, after.height, after.width), generator=generator, dtype=vae.dtype))
+    noise = upload(initial_noise(generator, channels, after.height, after.width, components.dtype))
+    picture = decoded(vae, latents, before)[None].float().clamp(-1, 1)
     size = after.height * cell, after.width * cell
     larger = functional.interpolate(picture, size=size, mode="bicubic", align_corners=False).clamp(-1, 1)
-    generator = torch.Generator().manual_seed(seed)
-    clean = pack_latents(Encoded(components.vae, larger, components.dtype).sample(generator))[0]
-    noise = initial_noise(generator, components.latent_channels, after.height, after.width, components.dtype)
-    return add_noise(clean, noise.to(components.device), after.levels[0])
+    clean = pack_latents(Encoded(vae, larger, components.dtype).sample(spread))[0]
+    return add_noise(clean, noise, after.levels[0])

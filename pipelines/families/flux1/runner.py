@@ -132,7 +132,8 @@ class FluxRunner:
         state = state_of(row)
         state.cache = state.velocity = None
         row.tokens = conditioning.text_tokens + after.image_tokens + conditioning.reference_tokens
-        work = torch.inference_mode()(partial(enlarged, self.components, latents, before, after, row.seed))
+        upload = self._accelerator.to_device
+        work = torch.inference_mode()(partial(enlarged, self.components, latents, before, after, row.seed, upload))
         try:
             row.pending = self._accelerator.launch("vae", work)
         except Exception as exc:  # the others have stepped already: it fails this row alone, when it is asked for

@@ -22,10 +22,12 @@ from pipelines.families.flux1.runner import FluxRunner
 from pipelines.ops.attention import grouped_attention, varlen_attention
 from pipelines.ops.compute import choose_compute
 from pipelines.ops.kernel_check import checked_triton
+from pipelines.protocol.conditions import Condition, ImageToImage, Inpaint, InputPicture, Refine
 from pipelines.protocol.frames import Finished
 from tests.pipelines.conftest import amplify
 from tests.pipelines.driving import drain, make_params, of, pictures, submit
 from tests.pipelines.families.flux1.buckets import moved_by_company
+from tests.pipelines.families.flux1.families import mask, picture
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -61,6 +63,34 @@ def test_neighbours_do_not_change_a_picture_on_the_device(
     assert np.array_equal(alone, draw(runner, accelerator, 0)), "not even the same request repeats"
     difference = np.abs(alone.astype(int) - together.astype(int))
     assert difference.max() == 0, f"{(difference > 0).mean():.2%} of the values differ, by up to {difference.max()}"
+
+
+FAMILIES: dict[str, tuple[tuple[Condition, ...], list[InputPicture]]] = {
+    "text": ((), []),
+    "from a picture": ((ImageToImage(0, 0.7),), [picture(512, 384, 1)]),
+    "inpainted": ((Inpaint(0, 1, 0.8),), [picture(512, 384, 2), mask(512, 384, (100, 100, 300, 300), 9)]),
+    "large": ((Refine(0.5),), []),
+}
+
+
+def test_families_share_steps_on_the_device(runner: FluxRunner, accelerator: Accelerator) -> None:
+    """Alone and together, on streams: what is made beside the steps is there when they read it."""
+
+    def drawn(names: list[str]) -> dict[str, NDArray[np.uint8]]:
+        engine = Engine(lambda name: runner, accelerator)
+        for name in names:
+            conditions, given = FAMILIES[name]
+            side = {"width": 1536, "height": 1024} if name == "large" else {"width": 512, "height": 384}
+            params = make_params(model="flux-shapes", conditions=conditions, num_inference_steps=6, **side)
+            submit(engine, name, params, pictures=[each.to_dict() for each in given])
+        frames = drain(engine)
+        assert all(of(frames, name, Finished) for name in names)
+        return {name: pictures(frames, name)[0] for name in names}
+
+    together = drawn(list(FAMILIES))
+    for name in FAMILIES:
+        difference = np.abs(together[name].astype(int) - drawn([name])[name])
+        assert difference.max() == 0, f"{name}: {(difference > 0).mean():.2%} differ, by up to {difference.max()}"
 
 
 @pytest.fixture(scope="module")
