@@ -16,7 +16,6 @@ from server.api import wire
 from server.api.preparation import Preparation
 from server.api.schemas.sizes import PRESETS
 from server.api.served import Served
-from server.api.submission import input_fault
 from server.files.adapter_store import AdapterStore
 from server.files.adapters import Adapters
 from server.files.disk import Disk
@@ -95,14 +94,14 @@ class Node:
         keys = key_ring(settings)
         allowance = Allowance(keys.limits, objects.stored_bytes)
         outputs = Outputs(objects, ttl_s=settings.retention_s + FILE_MARGIN_S)
-        completion = Completion(
-            store, live, outputs, wire.result_body, input_fault, embed_parameters=settings.embed_parameters
-        )
         served = Served(specs)
         allowed = parse_networks(settings.allow_private_cidrs)
         inputs = Inputs(objects, outputs.pool, allowed)
         adapters = _adapters(settings, objects, allowed)
         preparation = Preparation(served, inputs, adapters, live)
+        completion = Completion(
+            store, live, outputs, wire.result_body, preparation.fault, embed_parameters=settings.embed_parameters
+        )
         dispatcher = Dispatcher(store, live, completion, Preparations(preparation), allowance)
         # Random, so that a claim of an earlier life of this node is never taken for one of ours.
         workers = Workers(secrets.token_hex(4), names, _worker_options(settings, worker_command), dispatcher)

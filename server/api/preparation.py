@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from models.registry import ModelSpec
 from pipelines.protocol.conditions import Adapter, InputPicture
 from server.api.endpoints import ENDPOINTS
 from server.api.errors import InputError, Problem, problem
 from server.api.pictures import read_pictures
+from server.api.schemas.base import Input
 from server.api.schemas.needs import AdapterNeed, PictureNeed
+from server.api.schemas.pictures import Loc
 from server.api.schemas.sizes import Size
 from server.api.served import NotServedError, Served
-from server.api.submission import decide, not_served, parse, rejection
+from server.api.submission import Wish, decide, not_served, parse, rejection
 from server.files.adapters import AdapterRefusedError, Adapters
 from server.files.decoding import Pixels
 from server.files.inputs import Inputs
@@ -42,12 +45,24 @@ class Preparation:
         except NotServedError as exc:
             return not_served(exc)
 
-    async def _prepare(self, job: Job) -> Prepared:
-        assert job.params is not None
+    def fault(self, job: Job, loc: Sequence[str | int], message: str) -> Outcome:
+        """How the job has ended whose worker found a fault in its input.
+
+        Args: loc: a field of one of its conditions, or of the body, as the worker knows it: ("inpaint", "mask").
+        """
+        _, _, wish = self._look_at(job)
+        return rejection(InputError([problem(_field(wish, loc), message, "value_error")]))
+
+    def _look_at(self, job: Job) -> tuple[Input, ModelSpec, Wish]:
+        """The input, checked again, and what it asks for, before any of it is read."""
         endpoint = ENDPOINTS[job.endpoint]
         parsed = parse(endpoint, job.input)
         spec = self._served.model_for(endpoint.variants)
-        wish = decide(parsed, spec, self._served)
+        return parsed, spec, decide(parsed, spec, self._served)
+
+    async def _prepare(self, job: Job) -> Prepared:
+        assert job.params is not None
+        parsed, spec, wish = self._look_at(job)
         adapters = await self._fetch(job, parsed.adapters())
         pictures = await self._read(job, wish.pictures)
         sizes: list[Size] = [(picture.width, picture.height) for picture in pictures]
@@ -85,6 +100,21 @@ class Preparation:
             return []
         self._live.log(job.id, "reading the picture" if len(needs) == 1 else f"reading {len(needs)} pictures")
         return await read_pictures(self._inputs, needs, tenant=job.tenant)
+
+
+def _field(wish: Wish, loc: Sequence[str | int]) -> Loc:
+    """The field of the endpoint that a worker's place means: workers know conditions, not endpoints."""
+    condition = next((each for each in wish.params.conditions if loc and each.kind == loc[0]), None)
+    if condition is None:
+        return tuple(loc) if loc and loc[0] == "loras" else ()
+    match tuple(loc[1:]):
+        case ("mask",):
+            index = condition.pictures[1]
+        case ("pictures", int(position)):
+            index = condition.pictures[position]
+        case _:  # its picture, or what the endpoint chose for it
+            index = condition.pictures[0]
+    return wish.pictures[index].loc
 
 
 def _as_frame(picture: Pixels) -> dict[str, object]:

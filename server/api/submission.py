@@ -214,11 +214,6 @@ def rejection(exc: InputError) -> Outcome:
     )
 
 
-def input_fault(loc: Sequence[str | int], message: str) -> Outcome:
-    """How a job has ended whose worker found a fault in the input, at that place below the body."""
-    return rejection(InputError([problem(loc, message, "value_error")]))
-
-
 def not_served(exc: NotServedError) -> Outcome:
     """How a job has ended for which no checkpoint is here any more."""
     return Outcome(

@@ -24,8 +24,8 @@ from server.settings import VERSION
 logger = logging.getLogger("fluxserve.dispatch")
 T = TypeVar("T")
 
-InputFault = Callable[[Sequence[str | int], str], Outcome]
-"""(place below the body, sentence) -> the end of a job whose input is at fault, as the API answers it."""
+InputFault = Callable[[Job, Sequence[str | int], str], Outcome]
+"""(job, place as the worker knows it, sentence) -> the end of a job whose input is at fault, as the API answers it."""
 
 ResultBody = Callable[
     [Sequence[Mapping[str, Any]], Sequence[bool], Mapping[str, Any], Mapping[str, float]], dict[str, Any]
@@ -142,7 +142,7 @@ class Completion:
         elif frame.kind == "out_of_memory":
             await self.end(run, platform_outcomes.server_error(frame.message))
         elif frame.kind == "input_error":
-            await self.end(run, self._input_fault(frame.loc, frame.message))
+            await self.end(run, self._input_fault(run.job, frame.loc, frame.message))
         else:
             await self.end(run, platform_outcomes.model_error(frame.message))
 
