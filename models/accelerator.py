@@ -342,6 +342,13 @@ def _open_cuda(index: int) -> Accelerator:
 KINDS: dict[str, Callable[[int], Accelerator]] = {"cpu": _open_cpu, "cuda": _open_cuda}
 
 
+def host_copy(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy in host memory of its own from which `device` reads fast (pinned, where there is such a thing)."""
+    if device.type == "cuda":
+        return tensor.to("cpu").pin_memory()
+    return tensor.to("cpu", copy=True)
+
+
 def gpu_facts() -> list[dict[str, str | int]]:
     """Name, bytes of memory and compute capability of every GPU that torch sees."""
     every = (torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count()))

@@ -53,7 +53,7 @@ def load(
     """Load one checkpoint onto the device.
 
     Args: dtype: None takes the device's own. cache: parts that other checkpoints brought along.
-        offload: "text" leaves the text encoders on the host (see `models.placement`).
+        offload: what waits on the host (see `models.placement`).
         tuning: what of it concerns the weights is done here.
     Raises: LoadError with one sentence that says what to do.
     """
@@ -179,7 +179,7 @@ class _Parts:
         )
 
     def _stays_on_host(self, name: str) -> bool:
-        waits = self._offload == "text" and name in TEXT_PARTS
+        waits = self._offload != "none" and name in TEXT_PARTS
         return waits or self._homes.get(name, self.device).type == "cpu"
 
     def _dtype(self, name: str) -> torch.dtype:

@@ -15,8 +15,11 @@ from models.architectures import ARCHITECTURES, FLUX_TRANSFORMER, Architecture
 from models.flops import architecture_of
 from models.registry import REGISTRY, ModelSpec
 
-Offload = Literal["none", "text"]
-"""What waits in the host's memory until it is used: nothing, or the text encoders."""
+Offload = Literal["none", "text", "text+modulation"]
+"""What waits in the host's memory until it is used: nothing, the text encoders, or the transformer's modulation too.
+
+Modulation is 27 % of FLUX.1's transformer and is read once a request, when it is admitted.
+"""
 OFFLOADS: tuple[Offload, ...] = get_args(Offload)
 
 _TIME_CHANNELS = 256
@@ -25,6 +28,8 @@ _STEP_VECTORS = 26
 """Vectors of the model's width that a joint token holds at a step's fullest moment, at two bytes a number."""
 _DECODE_PLANES = 5
 """Planes of the widest full-size activation that a decode holds at its fullest moment."""
+TILED_SIDE = 512
+"""Pixels along a side of what is decoded at once where the whole picture does not fit."""
 _RESERVE = 1_500_000_000
 """CUDA's own context and libraries, kept prompts, and what the allocator cannot use for being cut up."""
 
@@ -43,7 +48,7 @@ class Preset:
         return " ".join(f"{flag} {value}" for flag, value in given if value != "none")
 
 
-PRESETS = (Preset("none", "none"), Preset("none", "text"), Preset("fp8", "none"), Preset("fp8", "text"))
+PRESETS = tuple(Preset(quantization, offload) for quantization in ("none", "fp8") for offload in OFFLOADS)
 """From the roomiest to the tightest. Those that do not change pictures come before those that do."""
 
 FP8_CAPABILITY = (8, 9)
@@ -66,14 +71,17 @@ class Need:
 def need(arch: Architecture, preset: Preset, width: int = 1024, height: int = 1024, text_tokens: int = 512) -> Need:
     """What one checkpoint in half precision needs to draw one picture at a time of so many pixels."""
     held = part_bytes(arch, preset)
-    host = 2 * (clip_parameters(arch.clip) + t5_parameters(arch.t5)) if preset.offload == "text" else 0
+    whole = part_bytes(arch, Preset(preset.quantization, "none"))
+    host = sum(whole.values()) - sum(held.values())
     return Need(sum(held.values()), working_bytes(arch, preset, width, height, text_tokens), host)
 
 
 def part_bytes(arch: Architecture, preset: Preset) -> dict[str, int]:
     """What each part's weights take of the device, in half precision."""
     shrunk = fp8_parameters(arch.transformer) if preset.quantization == "fp8" else 0
-    is_offloaded = preset.offload == "text"
+    is_offloaded = preset.offload != "none"
+    if preset.offload == "text+modulation":
+        shrunk += 2 * modulation_parameters(arch.transformer)
     return {
         "text_encoder": 0 if is_offloaded else 2 * clip_parameters(arch.clip),
         "text_encoder_2": 0 if is_offloaded else 2 * t5_parameters(arch.t5),
@@ -84,8 +92,9 @@ def part_bytes(arch: Architecture, preset: Preset) -> dict[str, int]:
 
 def working_bytes(arch: Architecture, preset: Preset, width: int, height: int, text_tokens: int = 512) -> int:
     """What the device holds beside weights while one picture is drawn."""
-    # A text encoder that waits on the host comes in piece by piece; its largest piece is the embedding of its words.
-    piece = 2 * arch.t5["vocab_size"] * arch.t5["d_model"] if preset.offload == "text" else 0
+    # A text encoder that waits on the host comes in piece by piece; its largest piece is the embedding of its words,
+    # which is larger than any of modulation's.
+    piece = 2 * arch.t5["vocab_size"] * arch.t5["d_model"] if preset.offload != "none" else 0
     return piece + step_bytes(arch, width, height, text_tokens) + decode_bytes(arch.vae, width, height) + _RESERVE
 
 
@@ -151,6 +160,12 @@ def fp8_parameters(transformer: Mapping[str, Any]) -> int:
     width = _width(config)
     # Row-wise scales cost four bytes a row, which is below a thousandth of the row: left out.
     return int((config["num_layers"] * 24 + config["num_single_layers"] * 12) * width**2)
+
+
+def modulation_parameters(transformer: Mapping[str, Any]) -> int:
+    """Weights that make the AdaLN vectors of the blocks and of the last norm, without their biases."""
+    config = _full(transformer)
+    return int((12 * config["num_layers"] + 3 * config["num_single_layers"] + 2) * _width(config) ** 2)
 
 
 def t5_parameters(t5: Mapping[str, Any]) -> int:

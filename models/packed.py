@@ -21,8 +21,8 @@ class PackedWeight(nn.Module):
     shape: torch.Size
     """Of the matrix, whatever the form."""
 
-    def unpack(self, dtype: torch.dtype) -> Tensor:
-        """The matrix (rows, columns)."""
+    def unpack(self, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+        """The matrix (rows, columns). Args: device: None is where its tensors are."""
         raise NotImplementedError
 
     def rows(self, start: int, stop: int) -> PackedWeight:
@@ -45,10 +45,11 @@ class Float8Weight(PackedWeight):
         self.register_buffer("scale", None if scale is None else scale.float())
         self.shape = values.shape
 
-    def unpack(self, dtype: torch.dtype) -> Tensor:
+    def unpack(self, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+        values = self.values.to(device or self.values.device, non_blocking=True)
         if self.scale is None:
-            return self.values.to(dtype)
-        return (self.values.float() * self.scale).to(dtype)
+            return values.to(dtype)
+        return (values.float() * self.scale.to(values.device)).to(dtype)
 
     def rows(self, start: int, stop: int) -> Float8Weight:
         scale = self.scale
@@ -73,13 +74,38 @@ class GgufWeight(PackedWeight):
         block, block_bytes = sizes
         self.shape = torch.Size((blocks.shape[0], blocks.shape[1] // block_bytes * block))
 
-    def unpack(self, dtype: torch.dtype) -> Tensor:
+    def unpack(self, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
         block, block_bytes = self._sizes
-        values = self._dequantize(self.blocks.reshape(-1, block_bytes), block, block_bytes)
+        blocks = self.blocks.to(device or self.blocks.device, non_blocking=True)
+        values = self._dequantize(blocks.reshape(-1, block_bytes), block, block_bytes)
         return values.reshape(self.shape).to(dtype)
 
     def rows(self, start: int, stop: int) -> GgufWeight:
         return GgufWeight(self.blocks[start:stop], self._kind, self._sizes, self._dequantize)
+
+
+Stored = Tensor | PackedWeight
+
+
+class HostWeight(PackedWeight):
+    """A matrix that stays in host memory wherever its module goes, and passes to the device for each product.
+
+    Args: stored: on the host.
+    """
+
+    def __init__(self, stored: Stored) -> None:
+        super().__init__()
+        self._held = (stored,)  # neither buffer nor submodule: `module.to` must not find it
+        self.shape = stored.shape
+
+    def unpack(self, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+        (stored,) = self._held
+        if isinstance(stored, PackedWeight):
+            return stored.unpack(dtype, device)
+        return stored.to(device or stored.device, dtype, non_blocking=True)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> HostWeight:
+        return self  # what never changes is shared by copies of its module
 
 
 class PackedLinear(nn.Module):
@@ -94,15 +120,12 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., columns of W) -> (..., rows of W)."""
-        return nn.functional.linear(x, self.weight.unpack(x.dtype), self.bias)
+        return nn.functional.linear(x, self.weight.unpack(x.dtype, x.device), self.bias)
 
 
 def is_packed(module: nn.Module) -> bool:
-    """Whether any of its layers keeps its weight in a stored form."""
-    return any(isinstance(layer, PackedLinear) for layer in module.modules())
-
-
-Stored = Tensor | PackedWeight
+    """Whether any of its layers on the device keeps its weight in a stored form."""
+    return any(isinstance(weight, Float8Weight | GgufWeight) for weight in module.modules())
 
 
 def unpacked(stored: Stored, dtype: torch.dtype) -> Tensor:

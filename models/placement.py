@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from accelerate import cpu_offload
 from torch import nn
 
+from models.accelerator import host_copy
 from models.components import weight_bytes
 from models.memory import Offload
+from models.packed import HostWeight, PackedLinear, PackedWeight
 
 TEXT_PARTS = frozenset({"text_encoder", "text_encoder_2"})
+_MODULATION = re.compile(r"(transformer_blocks\.\d+\.norm(1|1_context)?|^norm_out)\.linear$")
 
 
 def place(
@@ -23,12 +28,25 @@ def place(
 ) -> nn.Module:
     """Freeze a part and put it where it belongs. Args: moved: is told the fraction of the weights that is there."""
     module.eval().requires_grad_(False)
-    if offload == "text" and part in TEXT_PARTS:
+    if part == "transformer" and offload == "text+modulation":
+        leave_modulation_on_host(module, device)
+    if offload != "none" and part in TEXT_PARTS:
         move(module, torch.device("cpu"), moved)
         stream_from_host(module, device)
     else:
         move(module, device, moved)
     return module
+
+
+def leave_modulation_on_host(transformer: nn.Module, device: torch.device) -> None:
+    """Put the linears that make AdaLN vectors on the host, pinned where that helps; each passes when it is needed."""
+    chosen = [name for name, _ in transformer.named_modules() if _MODULATION.search(name)]
+    for name in chosen:
+        layer: Any = transformer.get_submodule(name)
+        weight = layer.weight
+        stored = weight.to("cpu") if isinstance(weight, PackedWeight) else host_copy(weight.data, device)
+        bias = None if layer.bias is None else layer.bias.data
+        transformer.set_submodule(name, PackedLinear(HostWeight(stored), bias))
 
 
 def move(module: nn.Module, device: torch.device, moved: Callable[[float], None]) -> None:

@@ -57,7 +57,8 @@ class Settings(BaseSettings):
         transformer: a single file that takes the place of the transformer of the one model.
         model_dirs: where single files and their companions are sought, for example ComfyUI's models.
         acceleration: the most that requests get of what they ask for in fal's field of that name.
-        offload: what waits in the host's memory until it is used: none, or the text encoders.
+        offload: what waits in the host's memory until it is used: none, the text encoders, or
+            modulation too.
         memory_gb: weights one worker holds at once, in GB; beyond it the model used least recently is unloaded.
         tuning: switches for speed as `models.tuning.parse_tuning` reads them; empty leaves them to the device.
         device: auto, cpu, cuda, or a list (cuda:0,1 or cpu,cpu): one worker each.
@@ -92,7 +93,7 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     quantization: Literal["none", "fp8"] = "none"
     acceleration: Literal["none", "regular", "high"] = "high"
-    offload: Literal["none", "text"] = "none"
+    offload: Literal["none", "text", "text+modulation"] = "none"
     tuning: str = ""
     memory_gb: float | None = Field(None, gt=0)
     warmup: Literal["auto", "none", "full"] = "auto"

@@ -12,6 +12,7 @@ from typing import Any
 
 from models import host_memory
 from models.arguments import UnknownModelError, resolve, resolve_all
+from models.cards import best_fit
 from models.errors import LoadError
 from models.fit import SIZES, need_together
 from models.memory import FP8_CAPABILITY, PRESETS, Preset
@@ -137,11 +138,19 @@ def _fit_gpu(settings: Settings, specs: Sequence[ModelSpec], gpu: dict[str, Any]
     better = _recommended(settings, specs, memory, capability)
     what_fails = "" if needs[0] > memory else f"pictures of {_size(1)} may fail; "
     if better is None:
-        return Finding("fit", "warning", described, what_fails + "no setting makes it fit on this GPU")
+        return Finding("fit", "warning", described, what_fails + _smaller_file(memory))
     flags, smaller = better.flags or "no flags", _needs(settings, specs, better)
     return Finding(
         "fit", "warning", described, f"{what_fails}{flags} ({smaller[0] / 1e9:.1f} to {smaller[1] / 1e9:.1f} GB)"
     )
+
+
+def _smaller_file(memory: int) -> str:
+    """What would fit of FLUX.1-dev in another form."""
+    fit = best_fit(memory)
+    if fit is None:
+        return "no setting makes it fit on this GPU"
+    return f"no setting makes it fit on this GPU; {fit.file} with {fit.flags} would (docs/operations.md)"
 
 
 def _needs(settings: Settings, specs: Sequence[ModelSpec], preset: Preset) -> list[int]:

@@ -15,12 +15,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import CLIPTextModel, T5EncoderModel
 
-from models import memory
+from models import cards, memory
 from models.accelerator import CpuAccelerator
 from models.architectures import ARCHITECTURES
 from models.arguments import resolve
 from models.components import FluxComponents, weight_bytes
 from models.errors import LoadError
+from models.float8 import share
 from models.loading import load
 from models.memory import PRESETS, Preset, need, recommend
 from models.placement import stream_from_host
@@ -28,7 +29,7 @@ from models.quantization import is_insensitive
 from models.random_weights import _clip_config, _t5_config
 from models.registry import REGISTRY, TINY
 from pipelines.families.flux1.encode import encode_prompt
-from pipelines.families.flux1.packed import Compute, PackLayout, modulation_width, packed_forward
+from pipelines.families.flux1.packed import Compute, PackLayout, modulation_rows, modulation_width, packed_forward
 
 ROOT = Path(__file__).parents[2]
 DEV = ARCHITECTURES["random:FLUX.1-dev"]
@@ -126,9 +127,10 @@ def test_a_decode_stays_below_its_estimate_and_not_far_below() -> None:
         (139, (9, 0), Preset("none", "none")),
         (40, (8, 0), Preset("none", "none")),
         (32, (12, 0), Preset("none", "text")),
-        (24, (8, 9), Preset("fp8", "text")),
-        (24, (8, 6), None),
-        (16, (8, 9), None),
+        (24, (8, 9), Preset("none", "text+modulation")),
+        (24, (8, 6), Preset("none", "text+modulation")),
+        (16, (8, 9), Preset("fp8", "text+modulation")),
+        (16, (8, 6), None),
     ],
 )
 def test_the_roomiest_preset_that_fits_is_recommended(
@@ -147,6 +149,15 @@ def test_the_table_of_the_manual_is_what_is_counted() -> None:
         assert cells[1:4] == [f"{n / 1e9:.1f} GB" for n in (needs.weights, needs.device, needs.host)], row
 
 
+def test_the_table_of_cards_is_what_is_counted() -> None:
+    manual = (ROOT / "docs" / "operations.md").read_text()
+    assert "\n".join(cards.markdown()) in manual
+    best = cards.best_fit(24_000_000_000)
+    assert best is not None
+    assert best.device == need(DEV, Preset("none", "text+modulation")).device
+    assert cards.best_fit(4_000_000_000) is None
+
+
 def test_every_listed_model_has_an_architecture() -> None:
     assert all(need(memory.presumed_architecture(spec), PRESETS[0]).device > 0 for spec in REGISTRY.values())
     with pytest.raises(LoadError):
@@ -156,6 +167,20 @@ def test_every_listed_model_has_an_architecture() -> None:
 @pytest.fixture(scope="module")
 def resident() -> FluxComponents:
     return load(TINY, CpuAccelerator())
+
+
+def test_modulation_on_the_host_leaves_pictures_as_they_are_and_is_counted(resident: FluxComponents) -> None:
+    offloaded = load(TINY, CpuAccelerator(), offload="text+modulation")
+    arch, freed = ARCHITECTURES[TINY.source], weight_bytes(resident.transformer) - weight_bytes(offloaded.transformer)
+    assert freed == 4 * memory.modulation_parameters(arch.transformer)
+    offloaded.transformer.to("meta").to_empty(device="cpu")  # wherever the module goes, what waits does not
+    again = load(TINY, CpuAccelerator(), offload="text+modulation").transformer
+    temb = torch.randn(3, 32)
+    assert torch.equal(modulation_rows(again, temb), modulation_rows(resident.transformer, temb))
+    held = again.transformer_blocks[0].norm1.linear.weight
+    moved = offloaded.transformer.transformer_blocks[0].norm1.linear.weight
+    assert torch.equal(moved.unpack(torch.float32), held.unpack(torch.float32))
+    assert share(again).transformer_blocks[0].norm1.linear.weight is held
 
 
 def test_offloaded_text_encoders_hold_nothing_between_prompts_and_encode_the_same(resident: FluxComponents) -> None:

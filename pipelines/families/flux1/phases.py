@@ -2,46 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional
 
+from models.accelerator import Accelerator
 from models.components import FluxComponents
+from models.memory import TILED_SIDE
 from pipelines.families.flux1.conditioning import Phase
 from pipelines.families.flux1.sampling import add_noise, initial_noise, pack_latents, unpack_latents
 from pipelines.pictures.latents import Encoded
 
 
-def decoded(vae: AutoencoderKL, latents: Tensor, phase: Phase) -> Tensor:
-    """(N, C) finished latents as a picture (3, H, W), about in [-1, 1]."""
+def decoded(vae: AutoencoderKL, latents: Tensor, phase: Phase, accelerator: Accelerator) -> Tensor:
+    """(N, C) finished latents as a picture (3, H, W), about in [-1, 1].
+
+    Where memory does not suffice it is decoded in tiles that overlap and are blended: a little different, not refused.
+    """
     unpacked = unpack_latents(latents[None], phase.height, phase.width)
-    scaled = unpacked / vae.config.scaling_factor + vae.config.shift_factor
-    picture: Tensor = vae.decode(scaled.to(vae.dtype), return_dict=False)[0][0]
-    return picture
+    scaled = (unpacked / vae.config.scaling_factor + vae.config.shift_factor).to(vae.dtype)
+    try:
+        picture: Tensor = vae.decode(scaled, return_dict=False)[0][0]
+    except Exception as exc:
+        if not accelerator.is_out_of_memory(exc):
+            raise
+    else:
+        return picture
+    accelerator.release_cached_memory()
+    vae.tile_sample_min_size = TILED_SIDE
+    vae.tile_latent_min_size = TILED_SIDE // 2 ** (len(vae.config.block_out_channels) - 1)
+    tiled: Tensor = vae.tiled_decode(scaled, return_dict=False)[0][0]
+    return tiled
 
 
 def enlarged(
-    components: FluxComponents,
-    latents: Tensor,
-    before: Phase,
-    after: Phase,
-    seed: int,
-    upload: Callable[[Tensor], Tensor],
+    components: FluxComponents, latents: Tensor, before: Phase, after: Phase, seed: int, accelerator: Accelerator
 ) -> Tensor:
     """(N, C) finished latents of one phase as the first (N', C) of the next.
 
     The picture is enlarged as pixels, encoded, and mixed with noise from the row's seed: the second phase is
-    FluxImg2ImgPipeline on the enlarged picture. Args: upload: to the device.
+    FluxImg2ImgPipeline on the enlarged picture.
     """
     vae, cell, channels = components.vae, components.vae_scale_factor, components.latent_channels
     # All that the host makes comes first: the rest is only launched.
     generator = torch.Generator().manual_seed(seed)
-    spread = upload(torch.randn((1, channels, after.height, after.width), generator=generator, dtype=vae.dtype))
-    noise = upload(initial_noise(generator, channels, after.height, after.width, components.dtype))
-    picture = decoded(vae, latents, before)[None].float().clamp(-1, 1)
+    cells = torch.randn((1, channels, after.height, after.width), generator=generator, dtype=vae.dtype)
+    noise = initial_noise(generator, channels, after.height, after.width, components.dtype)
+    spread, noise = accelerator.to_device(cells), accelerator.to_device(noise)
+    picture = decoded(vae, latents, before, accelerator)[None].float().clamp(-1, 1)
     size = after.height * cell, after.width * cell
     larger = functional.interpolate(picture, size=size, mode="bicubic", align_corners=False).clamp(-1, 1)
     clean = pack_latents(Encoded(vae, larger, components.dtype).sample(spread))[0]

@@ -132,10 +132,9 @@ class FluxRunner:
         state = state_of(row)
         state.cache = state.velocity = None
         row.tokens = conditioning.text_tokens + after.image_tokens + conditioning.reference_tokens
-        upload = self._accelerator.to_device
-        work = torch.inference_mode()(partial(enlarged, self.components, latents, before, after, row.seed, upload))
+        work = partial(enlarged, self.components, latents, before, after, row.seed, self._accelerator)
         try:
-            row.pending = self._accelerator.launch("vae", work)
+            row.pending = self._accelerator.launch("vae", torch.inference_mode()(work))
         except Exception as exc:  # the others have stepped already: it fails this row alone, when it is asked for
             if self._accelerator.is_fatal(exc):
                 raise
@@ -164,7 +163,8 @@ class FluxRunner:
 
         @torch.inference_mode()
         def work() -> Decoded:
-            to_host, picture = self._accelerator.to_host, decoded(self.components.vae, latents, phase)
+            to_host = self._accelerator.to_host
+            picture = decoded(self.components.vae, latents, phase, self._accelerator)
             is_finite = torch.isfinite(picture).all() & torch.isfinite(latents).all()
             pixels = crop_centred(to_pixels(picture), params.height, params.width)
             pixels = pixels if overlay is None else overlay.over(pixels)

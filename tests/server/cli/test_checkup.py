@@ -30,8 +30,9 @@ def settings(**changes: Any) -> Settings:
 @pytest.mark.parametrize(
     ("offload", "gib", "verdict", "words"),
     [
-        ("none", 24, "warning", "--quantization fp8 --offload text"),
-        ("none", 32, "warning", "--quantization fp8 --offload text"),
+        ("none", 16, "warning", "--quantization fp8 --offload text+modulation"),
+        ("none", 24, "warning", "--offload text+modulation"),
+        ("none", 32, "warning", "--offload text+modulation"),
         ("text", 32, "warning", "pictures of 2368 x 1792 may fail"),
         ("none", 141, "ok", ""),
         ("none", 12, "warning", "no setting"),
