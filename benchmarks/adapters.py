@@ -1,4 +1,5 @@
-"""What LoRAs cost a step: the same packed forward without any, with one for all rows, and with another for every row.
+"""What LoRAs cost a step: the same packed forward without any, with one for all rows, and with another for every row,
+the last also as servers draw it that split their batches by adapter.
 
     python -m benchmarks.adapters --model random:FLUX.1-dev --device cuda:0 --pack 1024x1024*4
     python -m benchmarks.adapters --model random:FLUX.1-dev --blocks 1,2 --pack 256x256*2 --text-tokens 128   # a CPU
@@ -20,6 +21,7 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from statistics import median
 from typing import Any
 
@@ -82,26 +84,31 @@ def make_adapter(transformer: FluxTransformer2DModel, rank: int, seed: int, dtyp
 def make_forward(
     transformer: FluxTransformer2DModel, arguments: argparse.Namespace, accelerator: Accelerator, dtype: torch.dtype
 ) -> Callable[[FluxTransformer2DModel, Sequence[Uses]], Tensor]:
-    """One step over the pack by (transformer, adapters of each row)."""
-    size, _, count = arguments.pack.partition("*")
+    """One step over equal rows by (transformer, adapters of each row)."""
+    size = arguments.pack.partition("*")[0]
     width, height = (int(side) // CELL for side in size.split("x"))
-    rows, text_tokens, config = int(count or 1), arguments.text_tokens, transformer.config
+    tokens, text_tokens, config = width * height, arguments.text_tokens, transformer.config
     generator = torch.Generator().manual_seed(0)
 
     def noise(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(accelerator.device, dtype)
 
     cos, sin = transformer.pos_embed(position_ids(text_tokens, height, width, dtype).to(accelerator.device))
-    rope = torch.complex(cos[:, ::2].contiguous(), sin[:, ::2].contiguous())[:, None].repeat(rows, 1, 1)
-    layout = PackLayout((text_tokens,) * rows, (height * width,) * rows, rope)
-    latents = noise(rows * height * width, config.in_channels)
-    text = transformer.context_embedder(noise(rows * text_tokens, config.joint_attention_dim))
-    modulation = modulation_rows(transformer, noise(rows, config.attention_head_dim * config.num_attention_heads))
+    rope = torch.complex(cos[:, ::2].contiguous(), sin[:, ::2].contiguous())[:, None]
+    latents = noise(tokens, config.in_channels)
+    text = transformer.context_embedder(noise(text_tokens, config.joint_attention_dim))
+    modulation = modulation_rows(transformer, noise(1, config.attention_head_dim * config.num_attention_heads))
     compute = choose_compute(AUTO.resolved(accelerator.kind), *attention_shape(transformer), dtype, accelerator)
 
+    @lru_cache
+    def inputs(rows: int) -> tuple[PackLayout, Tensor, Tensor, Tensor]:
+        layout = PackLayout((text_tokens,) * rows, (tokens,) * rows, rope.repeat(rows, 1, 1))
+        return layout, latents.repeat(rows, 1), text.repeat(rows, 1), modulation.repeat(rows, 1)
+
     def forward(model: FluxTransformer2DModel, uses: Sequence[Uses]) -> Tensor:
+        layout, image, prompt, vectors = inputs(len(uses))
         own = replace(layout, uses=tuple(uses)) if any(uses) else layout
-        return packed_forward(model, own, latents, text, modulation, compute)
+        return packed_forward(model, own, image, prompt, vectors, compute)
 
     return forward
 
@@ -124,16 +131,18 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     forward = make_forward(transformer, arguments, accelerator, dtype)
     rows = int(arguments.pack.partition("*")[2] or 1)
     adapters = [make_adapter(transformer, arguments.rank, seed, dtype) for seed in range(rows)]
-    cases: dict[str, tuple[FluxTransformer2DModel, list[Uses]]] = {
-        "none": (transformer, [()] * rows),
-        "one for all rows": (twin, [((adapters[0], 0.8),)] * rows),
-        "another for every row": (twin, [((adapter, 0.8),) for adapter in adapters]),
-        "one row of the pack": (twin, [((adapters[0], 0.8),), *([()] * (rows - 1))]),
+    each: list[Uses] = [((adapter, 0.8),) for adapter in adapters]
+    cases: dict[str, Callable[[], object]] = {
+        "none": lambda: forward(transformer, [()] * rows),
+        "one for all rows": lambda: forward(twin, [each[0]] * rows),
+        "another for every row": lambda: forward(twin, each),
+        "one row of the pack": lambda: forward(twin, [each[0], *([()] * (rows - 1))]),
+        "another for every row, a step for each": lambda: [forward(twin, [own]) for own in each],
     }
     times: dict[str, list[float]] = {name: [] for name in cases}
     for round_ in range(arguments.repeats + 1):
-        for name, (model, uses) in cases.items():
-            ms = timed_ms(lambda model=model, uses=uses: forward(model, uses), accelerator)  # type: ignore[misc]
+        for name, work in cases.items():
+            ms = timed_ms(work, accelerator)
             if round_:  # the first one warms up
                 times[name].append(ms)
     # Rounds are compared one by one: what slows the machine for a while slows all cases of a round.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 
-_CGROUP, _MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+_CGROUP, _MEMBERSHIP, _VMSTAT = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"), Path("/proc/vmstat")
 
 
 def available(root: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> int:
@@ -17,6 +17,12 @@ def available(root: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> int:
 def total(root: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> int:
     """Bytes that the machine or the tightest limit allows in all."""
     return min([int(psutil.virtual_memory().total), *(limit for limit, _ in _limits(root, membership))])
+
+
+def kills(root: Path = _CGROUP, membership: Path = _MEMBERSHIP, vmstat: Path = _VMSTAT) -> int:
+    """How many processes the kernel has killed for want of memory, as far as it shows here: grows, never falls."""
+    files = [folder / name for folder in _groups(root, membership) for name in ("memory.events", "memory.oom_control")]
+    return max((_words(file).get("oom_kill", 0) for file in (*files, vmstat)), default=0)
 
 
 def _limits(root: Path, membership: Path) -> list[tuple[int, int]]:
@@ -48,11 +54,16 @@ def _groups(root: Path, membership: Path) -> list[Path]:
 
 
 def _droppable(folder: Path) -> int:
+    words = _words(folder / "memory.stat")
+    return words.get("inactive_file", words.get("total_inactive_file", 0))
+
+
+def _words(file: Path) -> dict[str, int]:
+    """Lines of a name and a number; nothing for what cannot be read."""
     try:
-        words = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return {name: int(number) for name, number in (line.split() for line in file.read_text().splitlines())}
     except (OSError, ValueError):
-        return 0
-    return int(words.get("inactive_file", words.get("total_inactive_file", 0)))
+        return {}
 
 
 def _number(file: Path) -> int | None:

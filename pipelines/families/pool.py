@@ -200,9 +200,14 @@ class ModelPool:
         memory = self._accelerator.memory()
         return memory["used"] + copy <= _FILL * memory["total"]
 
+    @property
+    def adapter_bytes(self) -> int:
+        """Of all adapters held."""
+        return self._adapters.nbytes
+
     def weights(self) -> int:
         """Bytes of all weights held, adapters too, shared parts counted once."""
-        return weight_bytes(*self._modules()) + self._adapters.nbytes
+        return weight_bytes(*self._modules()) + self.adapter_bytes
 
     def _modules(self) -> Iterator[nn.Module]:
         for held in (*self._held.values(), *self._float8.values()):

@@ -105,7 +105,8 @@ def serve(link: Link, pool: ModelPool, accelerator: Accelerator, warm_up_model: 
         if now - last_beat >= HEARTBEAT_S:
             last_beat = now
             load_ms = engine.scheduler.load_ms
-            link.send(Heartbeat(engine.steps, engine.running, engine.waiting, load_ms, accelerator.memory()))
+            memory = accelerator.memory() | {"adapters": pool.adapter_bytes}
+            link.send(Heartbeat(engine.steps, engine.running, engine.waiting, load_ms, memory))
 
 
 def _describe(pool: ModelPool, name: str) -> dict[str, Any]:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 import socket
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import UTC, datetime
 
 import psutil
 import typer
@@ -18,10 +16,10 @@ from server.cli.checkup import devices_and_models
 from server.cli.failures import ENVIRONMENT
 from server.cli.finding import Finding
 from server.cli.options import Config, DataDir, Json, settings_from
-from server.http import running, tls
+from server.cli.storage_checkup import certificate, storage
+from server.http import running
 from server.settings import Settings
 
-DISK_BROKEN, DISK_SCARCE = 200e6, 2e9
 MEMORY_SCARCE = 1.5e9
 
 
@@ -41,7 +39,7 @@ def doctor(data_dir: DataDir = None, config: Config = None, as_json: Json = Fals
 def examine(settings: Settings) -> list[Finding]:
     """Everything `serve` with these settings would need."""
     looks: list[Callable[[Settings], list[Finding]]] = [
-        _python, devices_and_models, _memory, _disk, _ports, _certificate,
+        _python, devices_and_models, _memory, storage, _ports, certificate,
     ]  # fmt: skip
     return [finding for look in looks for finding in _looked(look, settings)]
 
@@ -69,23 +67,6 @@ def _memory(_: Settings) -> list[Finding]:
     return [Finding("memory", "ok", detail)]
 
 
-def _disk(settings: Settings) -> list[Finding]:
-    folder = next(parent for parent in (settings.data_dir, *settings.data_dir.parents) if parent.exists())
-    try:
-        free = shutil.disk_usage(folder).free
-        probe = folder / ".fluxserve-doctor"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as exc:
-        return [Finding("data folder", "broken", f"{folder}: {exc.strerror}", "give another with --data-dir")]
-    detail = f"{settings.data_dir}, {free / 1e9:.1f} GB free"
-    if free < DISK_BROKEN:
-        return [Finding("data folder", "broken", detail, "free some space or give another --data-dir")]
-    if free < DISK_SCARCE:
-        return [Finding("data folder", "warning", detail, "pictures are kept for --retention-s seconds")]
-    return [Finding("data folder", "ok", detail)]
-
-
 def _ports(settings: Settings) -> list[Finding]:
     note = running.read(settings.data_dir)
     if note is not None:
@@ -105,21 +86,6 @@ def _why_not_bindable(host: str, port: int) -> str | None:
     except OSError as exc:
         return exc.strerror or str(exc)
     return None
-
-
-def _certificate(settings: Settings) -> list[Finding]:
-    if not settings.tls_port:
-        return [Finding("certificate", "warning", "TLS is off", "the Python clients need it: give a --tls-port")]
-    files = tls.files_of(settings.data_dir)
-    if not files.server.exists():
-        return [Finding("certificate", "ok", "made at the first start")]
-    try:
-        end = tls.read_certificate(files.server).not_valid_after_utc
-    except (OSError, ValueError):
-        return [Finding("certificate", "warning", f"{files.server} is damaged", "the next start makes a new one")]
-    if end < datetime.now(UTC):
-        return [Finding("certificate", "broken", f"expired on {end:%Y-%m-%d}", "restart the server: it renews it")]
-    return [Finding("certificate", "ok", f"valid until {end:%Y-%m-%d}")]
 
 
 def _show(findings: list[Finding]) -> None:

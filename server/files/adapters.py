@@ -33,6 +33,8 @@ MAX_REDIRECTS = 5
 REMEMBERED_S = 3600.0
 """What an address led to is asked again after so long."""
 MAX_REMEMBERED = 10_000
+AT_ONCE = 32
+"""Files under way from outside: a request may name many addresses, and each may send a gigabyte, slowly."""
 
 _Asked = tuple[str, str]
 """(tenant, path): what one tenant may read, another may not."""
@@ -87,6 +89,7 @@ class Adapters:
         self._clock = clock
         self._known: OrderedDict[_Asked, _Known] = OrderedDict()
         self._under_way: dict[_Asked, asyncio.Task[str]] = {}
+        self._turns = asyncio.Semaphore(AT_ONCE)
         self._client = httpx.AsyncClient(
             transport=VettedTransport(allowed),
             trust_env=False,
@@ -179,7 +182,7 @@ class Adapters:
 
     async def _fetch(self, url: str, path: Path) -> None:
         try:
-            async with asyncio.timeout(DEADLINE_S), self._client.stream("GET", url) as answer:
+            async with self._turns, asyncio.timeout(DEADLINE_S), self._client.stream("GET", url) as answer:
                 await self._receive(answer, path)
         except ForbiddenAddressError as exc:
             raise _not_downloaded(str(exc)) from exc
@@ -209,7 +212,8 @@ class Adapters:
         if not self._uses_hub:
             raise _unknown(path, self._folder is not None, self._uses_hub)
         try:
-            return await asyncio.to_thread(lambda: self._copied(adapter_hub.file_of(path, self._max_bytes)))
+            async with self._turns:
+                return await asyncio.to_thread(lambda: self._copied(adapter_hub.file_of(path, self._max_bytes)))
         except adapter_hub.HubError as exc:
             raise _not_downloaded(str(exc)) from exc
 

@@ -112,6 +112,23 @@ def own_files(data_dir: Path, certificate: Path, key: Path) -> TlsFiles:
     return files
 
 
+def examine(data_dir: Path) -> tuple[Path, datetime | None]:
+    """Where the certificate that a start would serve lies, and when it ends; None if it would be made. Writes nothing.
+
+    Raises: TlsError."""
+    files = files_of(data_dir)
+    served = _load_if_any(files.server, files.server_key)
+    if served is not None and not is_ours(served.certificate):
+        return files.server, served.certificate.not_valid_after_utc
+    _load_if_any(files.ca, files.ca_key)
+    return files.server, None if served is None else served.certificate.not_valid_after_utc
+
+
+def examine_own(certificate: Path, key: Path) -> tuple[Path, datetime | None]:
+    """The same of an operator's own."""
+    return certificate, _load(certificate, key).certificate.not_valid_after_utc
+
+
 def _make_folders(data_dir: Path) -> None:
     # Each on its own: mkdir gives its mode to the last of them alone.
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -16,6 +16,8 @@ from server.jobs.store.base import Store
 logger = logging.getLogger("fluxserve.node")
 
 SWEEP_S = 3600.0
+DOUBT_S = 86400.0
+"""After a rest longer than this a start sweeps only when it has lasted as long: a wrong clock is corrected before."""
 FORGET_S = 10.0
 PROBE_S = 1.0
 
@@ -70,6 +72,9 @@ class Upkeep:
 
     async def _sweep(self) -> None:
         """Hourly: drop what is past its retention, in the store and on the disk."""
+        if (gap_s := await asyncio.to_thread(self._gap_s)) > DOUBT_S:
+            logger.warning("the clock is %.0f days past the last request: nothing is swept for a day", gap_s / 86400)
+            await asyncio.sleep(DOUBT_S)
         while True:
             try:
                 rows = await asyncio.to_thread(self.store.sweep, self.retention_s)
@@ -78,6 +83,11 @@ class Upkeep:
             except Exception:
                 logger.exception("the sweep failed; it will be tried again")
             await asyncio.sleep(SWEEP_S)
+
+    def _gap_s(self) -> float:
+        """How long nobody has asked for anything: a long rest, or a clock that is ahead, as before it has been set."""
+        newest = self.store.newest_at()
+        return 0.0 if newest is None else self.store.now() - newest
 
     async def _probe_disk(self) -> None:
         """Find out that the disk is full before a request does, and that it no longer is."""

@@ -16,6 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
+from models import host_memory
 from pipelines.protocol.frames import (
     Finished,
     Frame,
@@ -142,6 +143,7 @@ class Worker:
         self._failures = 0
         self._is_stopping = False
         self._is_last = False
+        self._kills_before = 0
         self._ready_at = 0.0
         self._writer: asyncio.StreamWriter | None = None
         self._last_error_line: str | None = None
@@ -212,6 +214,7 @@ class Worker:
             self.state = WorkerState.RESTARTING
             return
         self.pid = process.pid
+        self._kills_before = host_memory.kills()
         lines = asyncio.create_task(self._keep_lines(process))
         frames = asyncio.create_task(self._read_frames(reader))
         try:
@@ -327,13 +330,16 @@ class Worker:
     def _note_death(self, status: int | None, reason: str) -> None:
         if self.is_ready and time.monotonic() - self._ready_at >= STEADY_S:
             self._failures = 0
-        how = reason or _describe_exit(status)
+        is_out_of_memory = not reason and status == -signal.SIGKILL and host_memory.kills() > self._kills_before
+        how = reason or (_out_of_memory() if is_out_of_memory else _describe_exit(status))
         # What it complained of explains an exit, but not a kill from outside.
         is_exit = not reason and status is not None and status >= 0
         self.last_error = self._last_error_line if is_exit and self._last_error_line else how
         logger.warning("%s: worker process %s ended: %s (%s)", self.device, self.pid, how, self.last_error)
+        # A model that does not fit will not fit a moment later.
+        is_in_vain = status == EXIT_BROKEN or (is_out_of_memory and not self.is_ready)
         self.state, self.ready, self.heartbeat, self.pid = WorkerState.RESTARTING, None, None, None
-        self._failures = max(self._failures + 1, 20) if status == EXIT_BROKEN else self._failures + 1
+        self._failures = max(self._failures + 1, 20) if is_in_vain else self._failures + 1
 
     def _close_socket(self) -> None:
         if self._writer is not None:
@@ -409,6 +415,13 @@ def _kill_group(pid: int) -> None:
     """Kill the process and whatever it started; it leads its own group."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
+
+
+def _out_of_memory() -> str:
+    return (
+        f"killed by the kernel: the memory ran out ({host_memory.total() / 1e9:.1f} GB may be used here); "
+        "raise the limit, or serve fewer or smaller models (fluxserve models)"
+    )
 
 
 def _describe_exit(status: int | None) -> str:

@@ -11,7 +11,8 @@ from benchmarks import adapters
 def test_every_case_has_a_ratio_to_the_step_without_adapters(more: list[str]) -> None:
     flags = ["--model", "random:tiny", "--device", "cpu", "--pack", "64x64*2", "--text-tokens", "4", "--rank", "2"]
     report = adapters.measure(adapters.parse([*flags, "--repeats", "2", *more]))
-    assert list(report["cases"]) == ["none", "one for all rows", "another for every row", "one row of the pack"]
+    packed = ["one for all rows", "another for every row", "one row of the pack"]
+    assert list(report["cases"]) == ["none", *packed, "another for every row, a step for each"]
     assert report["cases"]["none"]["ratio"] == 1
     assert all(case["step_ms"] > 0 and case["ratio"] > 0 for case in report["cases"].values())
     assert report["rank"] == 2

@@ -44,3 +44,15 @@ def test_without_limits_it_is_the_machine_s(tmp_path: Path) -> None:
     nowhere = tmp_path / "nothing"
     assert host_memory.total(nowhere, nowhere) == psutil.virtual_memory().total
     assert 0 < host_memory.available(nowhere, nowhere) <= psutil.virtual_memory().total
+
+
+def test_processes_that_the_kernel_killed_for_memory_are_counted(tmp_path: Path) -> None:
+    root, membership, vmstat = tmp_path / "cgroup", tmp_path / "membership", tmp_path / "vmstat"
+    membership.write_text("0::/a\n4:memory:/b\n")
+    assert host_memory.kills(root, membership, vmstat) == 0
+    vmstat.write_text("nr_free_pages 5\noom_kill 1\n")
+    assert host_memory.kills(root, membership, vmstat) == 1
+    group(root / "memory" / "b", memory__oom_control="oom_kill_disable 0\nunder_oom 0\noom_kill 2")
+    assert host_memory.kills(root, membership, vmstat) == 2
+    group(root / "a", memory__events="low 0\nmax 17\noom 4\noom_kill 3\noom_group_kill 0")
+    assert host_memory.kills(root, membership, vmstat) == 3

@@ -24,7 +24,7 @@ from server.jobs.store.base import CancelOutcome, JobStatus, QueueFullError, Sto
 from server.node import Node
 from server.settings import Settings
 from tests.server.jobs.test_dispatcher import ended, make_node, running, submit
-from tests.server.stores import DONE, new_job
+from tests.server.stores import DONE, REJECTED, new_job
 from tests.server.workers.test_process import until
 
 ROOT = Path(__file__).parents[2]
@@ -247,6 +247,27 @@ def test_a_restart_takes_up_what_was_left(tmp_path: Path) -> None:
             return [(await ended(node, job_id)).status for job_id in (claimed, waiting, run)]
 
     assert asyncio.run(main()) == [JobStatus.COMPLETED, JobStatus.COMPLETED, JobStatus.CANCELLED]
+
+
+def test_a_clock_that_is_ahead_at_a_start_sweeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = make_node(tmp_path)
+    job_id = left.jobs.submit(new_job(params=None, outcome=REJECTED)).id
+    key = left.objects.put(b"x", "image/png", "png", ttl_s=60)
+    left.store.close()
+    ahead = time.time() + 30 * 86400
+
+    async def main() -> None:
+        with monkeypatch.context() as wrong:
+            wrong.setattr(time, "time", lambda: ahead)
+            node = make_node(tmp_path)
+        await node.start()
+        await until(lambda: node.ready)
+        await asyncio.sleep(0.3)
+        assert node.store.get(job_id) is not None
+        await node.stop(0.0)
+
+    asyncio.run(main())
+    assert (tmp_path / "files" / key).exists()
 
 
 def test_a_second_signal_ends_a_drain(tmp_path: Path) -> None:

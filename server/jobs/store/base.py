@@ -330,6 +330,9 @@ class Store(Protocol):
 
         Trims the delivery log, too."""
 
+    def newest_at(self) -> float | None:
+        """When the last job was stored; None if there is none."""
+
     def due_webhooks(self, limit: int, per_receiver: int | None = None) -> list[WebhookDelivery]:
         """Deliveries whose time has come, oldest first.
 

@@ -202,6 +202,10 @@ class MemoryStore:
             self._trim_log(now)
             return [job.id for job in old]
 
+    def newest_at(self) -> float | None:
+        with self._open():
+            return max(self._jobs.values(), key=lambda job: job.seq).created_at if self._jobs else None
+
     def due_webhooks(self, limit: int, per_receiver: int | None = None) -> list[WebhookDelivery]:
         with self._open():
             now = self._clock()

@@ -146,10 +146,14 @@ def order_again(execute: Execute, job_id: str, now: float) -> Redelivery:
     return Redelivery.ORDERED
 
 
-def sweep(execute: Execute, now: float) -> None:
-    """Drop from the log what is too old, and the oldest of what is too much."""
-    execute("DELETE FROM webhook_try WHERE began_at <= ?", (now - LOG_KEPT_S,))
-    execute("DELETE FROM webhook_try WHERE number <= (SELECT max(number) FROM webhook_try) - ?", (LOG_ROWS,))
+def sweep(execute: Execute, now: float, limit: int) -> bool:
+    """Drop from the log what is too old, and the oldest of what is too much, at most so many; whether any was."""
+    gone = execute(
+        "DELETE FROM webhook_try WHERE number IN (SELECT number FROM webhook_try WHERE began_at <= ? "
+        "OR number <= (SELECT max(number) FROM webhook_try) - ? ORDER BY number LIMIT ?) RETURNING 1",
+        (now - LOG_KEPT_S, LOG_ROWS, limit),
+    )
+    return bool(list(gone))
 
 
 @contextmanager

@@ -55,6 +55,12 @@ class QueueIndex:
         with self._lock:
             self._counts[status] += number
 
+    def forget(self, job_id: str, status: JobStatus) -> None:
+        """A job that had ended is deleted."""
+        with self._lock:
+            self._counts[status] -= 1
+            self._recent.pop(job_id, None)
+
     def state(self, job_id: str, tenant: str | None = None) -> JobState | None:
         """Where a job stands that has not ended, or only just, if it is that tenant's; None for any other."""
         with self._lock:

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ from server.jobs.store.opening import become_owner, connect, migrate
 from server.jobs.store.queue_index import QueueIndex, state_of
 from server.jobs.store.rows import CONSTANT_COLUMNS, DERIVED_COLUMNS, READ_COLUMNS, STATE_COLUMNS, from_row, to_row
 from server.jobs.store.writer import Change, GroupCommit, Transaction
+
+SWEPT_AT_ONCE = 200
+"""Rows that one transaction of a sweep deletes."""
 
 _SELECT = f"SELECT {', '.join(READ_COLUMNS)} FROM job"
 _INSERT_COLUMNS = (*CONSTANT_COLUMNS, *STATE_COLUMNS, *DERIVED_COLUMNS)
@@ -205,21 +209,31 @@ class SqliteStore:
         return self._writer.run(end)
 
     def sweep(self, retention_s: float) -> list[str]:
-        def sweep(tx: Transaction) -> list[str]:
-            now = self._clock()
-            private_s = min(retention_s, PRIVATE_RETENTION_S)
-            old = _jobs(
-                tx,
-                "WHERE finished_at <= ? AND finished_at <= CASE store_io WHEN 1 THEN ? ELSE ? END",
-                (now - private_s, now - retention_s, now - private_s),
-            )
-            for job in old:
-                tx.connection.execute("DELETE FROM job WHERE seq = ?", (job.seq,))
-                tx.changes.append((job, None))
-            outbox.sweep(tx.execute, now)
-            return [job.id for job in old]
+        # In small transactions: one for all would hold up submits for seconds, and every row would be read for it.
+        swept: list[str] = []
+        while rows := self._writer.run(partial(self._sweep_some, retention_s), is_promise=False):
+            for job_id, status in rows:
+                self._line.forget(job_id, JobStatus(status))
+                swept.append(job_id)
+        while self._writer.run(lambda tx: outbox.sweep(tx.execute, self._clock(), SWEPT_AT_ONCE), is_promise=False):
+            pass
+        return swept
 
-        return self._writer.run(sweep)
+    def _sweep_some(self, retention_s: float, tx: Transaction) -> list[tuple[str, str]]:
+        """Delete a few that have ended long enough ago; (id, status) of each."""
+        now = self._clock()
+        private_s = min(retention_s, PRIVATE_RETENTION_S)
+        query = (
+            "DELETE FROM job WHERE seq IN (SELECT seq FROM job WHERE finished_at <= ? "
+            "AND finished_at <= CASE store_io WHEN 1 THEN ? ELSE ? END LIMIT ?) RETURNING id, status"
+        )
+        rows = tx.execute(query, (now - private_s, now - retention_s, now - private_s, SWEPT_AT_ONCE))
+        return [(job_id, status) for job_id, status in rows]
+
+    def newest_at(self) -> float | None:
+        for (created_at,) in self._read("SELECT created_at FROM job ORDER BY seq DESC LIMIT 1", ()):
+            return float(created_at)
+        return None
 
     def due_webhooks(self, limit: int, per_receiver: int | None = None) -> list[WebhookDelivery]:
         if per_receiver is None:

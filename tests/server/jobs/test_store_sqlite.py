@@ -399,3 +399,22 @@ def test_a_store_opens_on_a_full_disk_and_serves_what_it_has(path: Path) -> None
         ["unshare", "-rm", sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert (done.stdout, done.returncode) == ("served\n", 0), done.stderr
+
+
+def test_a_large_sweep_lets_others_in_between(store: SqliteStore) -> None:
+    """As one transaction, 60,000 rows held up a submit for 12 s."""
+    for _ in range(1000):
+        store.enqueue(new_job(params=None, outcome=REJECTED))
+    sweep_some, in_between = store._sweep_some, []
+
+    def sweep_and_submit(retention_s: float, tx: Transaction) -> list[tuple[str, str]]:
+        in_between.append(pool.submit(store.enqueue, new_job()))
+        return sweep_some(retention_s, tx)
+
+    with ThreadPoolExecutor(4) as pool:
+        store._sweep_some = sweep_and_submit  # type: ignore[method-assign]
+        assert len(store.sweep(-1.0)) == 1000
+        assert len(in_between) >= 5
+        assert all(submitted.done() for submitted in in_between[:-2])
+    assert store.counts()[JobStatus.FAILED] == 0
+    assert store.counts()[JobStatus.QUEUED] == len(in_between)

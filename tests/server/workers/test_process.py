@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from models import host_memory
 from pipelines.protocol.frames import Finished, Frame, Progress, Submit
 from pipelines.worker.__main__ import parse_arguments
 from server.workers.process import MAX_BACKOFF_S, WORKER_COMMAND, Worker, WorkerOptions, Workers, WorkerState
@@ -116,6 +117,27 @@ def test_a_node_that_stood_still_does_not_take_its_worker_for_dead() -> None:
             return worker.restarts
 
     assert (asyncio.run(main()), witness.deaths) == (0, [])
+
+
+def test_a_worker_that_the_kernel_killed_for_memory_is_told_from_another_kill(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's counter is the only trace: the process itself ends by the same signal."""
+    monkeypatch.setenv("SCRIPTED_LOAD_S", "60")
+    kills = [0]
+    monkeypatch.setattr(host_memory, "kills", lambda: kills[0])
+
+    async def main() -> tuple[str | None, bool]:
+        async with one_worker(Witness()) as worker:
+            await until(lambda: worker.state is WorkerState.LOADING)
+            kills[0] += 1
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGKILL)
+            await until(lambda: worker.state is WorkerState.RESTARTING)
+            await asyncio.sleep(1.0)
+            return worker.last_error, worker.state is WorkerState.RESTARTING
+
+    told, waits = asyncio.run(main())
+    assert "killed by the kernel: the memory ran out" in str(told)
+    assert waits, "a model that does not fit will not fit a moment later"
 
 
 def test_a_worker_that_dies_in_a_stop_is_not_replaced() -> None:
