@@ -18,7 +18,10 @@ from server.files.uploads import StorageRefusedError, TooLargeError, UploadError
 from server.http.errors import PlainError, WireError
 from server.jobs.limits import RateLimitedError, StorageFullError
 from server.jobs.service import JobLostError, ServerStoppingError
-from server.jobs.store.base import QueueFullError, StoreError
+from server.jobs.store.base import DiskRefusedError, QueueFullError, StoreError
+
+RETRY_AFTER_S = 10
+"""When to come again after the disk has refused: it is looked at once a second."""
 
 DOCS_URL = "https://docs.fal.ai/errors/#"
 
@@ -29,9 +32,12 @@ Problem = dict[str, Any]
 class RequestError(WireError):
     """The platform's refusal of one request, with a machine-readable `error_type`."""
 
-    def __init__(self, status: int, error_type: str, detail: str, retryable: bool = False) -> None:
+    def __init__(
+        self, status: int, error_type: str, detail: str, retryable: bool = False, retry_after_s: int | None = None
+    ) -> None:
         body = {"detail": detail, "error_type": error_type}
-        super().__init__(status, body, request_error_headers(error_type, retryable))
+        wait = {} if retry_after_s is None else {"retry-after": str(retry_after_s)}
+        super().__init__(status, body, request_error_headers(error_type, retryable) | wait)
 
 
 class InputError(WireError):
@@ -98,15 +104,20 @@ def to_wire(exc: Exception) -> WireError:
         return error
     if isinstance(exc, StorageFullError):
         return RequestError(403, "storage_limit_exceeded", str(exc))
+    if isinstance(exc, DiskRefusedError):
+        detail = "The server has no room to store requests now"
+        return RequestError(507, "runner_scheduling_failure", detail, True, RETRY_AFTER_S)
     if isinstance(exc, StoreError):
         # Raised before anything was stored, so a client that repeats the call makes no second job.
-        return RequestError(503, "runner_scheduling_failure", "The server cannot store requests now", retryable=True)
+        return RequestError(
+            503, "runner_scheduling_failure", "The server cannot store requests now", True, RETRY_AFTER_S
+        )
     if isinstance(exc, TooLargeError):
         return PlainError(413, str(exc))
     if isinstance(exc, UploadError):
         return PlainError(400, str(exc))
     if isinstance(exc, StorageRefusedError):
-        return RequestError(503, "runner_scheduling_failure", str(exc), retryable=True)
+        return RequestError(503, "runner_scheduling_failure", str(exc), True, RETRY_AFTER_S)
     if isinstance(exc, ServerStoppingError):
         return RequestError(503, "runner_disconnected", "The server is stopping", retryable=True)
     if isinstance(exc, JobLostError):

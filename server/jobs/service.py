@@ -10,7 +10,16 @@ from typing import Any
 
 from server.jobs.limits import Allowance
 from server.jobs.live import LiveJobs
-from server.jobs.store.base import CancelOutcome, Job, NewJob, Outcome, QueueFullError, Store, StoreError
+from server.jobs.store.base import (
+    CancelOutcome,
+    DiskRefusedError,
+    Job,
+    NewJob,
+    Outcome,
+    QueueFullError,
+    Store,
+    StoreError,
+)
 
 LOOK_AGAIN_S = 10.0
 """A waiter asks the store this often, whatever it has heard: another node may have ended the job."""
@@ -33,6 +42,7 @@ class JobService:
         wake: tells the dispatcher that a job waits.
         forward_cancel: tells the worker of a running job to drop it.
         note_refused_write: told when the store could not write.
+        storage_problem: why what is submitted or drawn now could not be stored; None if it could.
         stopping: set when open connections must have their answer now.
         allowance: what each tenant may take.
     """
@@ -43,6 +53,7 @@ class JobService:
     wake: Callable[[], None]
     forward_cancel: Callable[[str], None]
     note_refused_write: Callable[[], None]
+    storage_problem: Callable[[], str | None] = lambda: None
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     allowance: Allowance = field(default_factory=Allowance)
 
@@ -50,8 +61,11 @@ class JobService:
         """Store a job durably and wake the dispatcher. Any thread.
 
         Args: max_queued: the caller's own limit on waiting jobs; the server's holds too.
-        Raises: RateLimitedError, StorageFullError, QueueFullError, StoreError.
+        Raises: DiskRefusedError before anything is accepted that could not be finished; RateLimitedError,
+            StorageFullError, QueueFullError, StoreError.
         """
+        if (problem := self.storage_problem()) is not None:
+            raise DiskRefusedError(problem)
         self.allowance.count_submit(new.tenant)
         limit = self.max_queue if max_queued is None else min(max_queued, self.max_queue)
         try:

@@ -17,16 +17,18 @@ import pytest
 import server.files.disk
 from models.arguments import UnknownModelError
 from models.registry import REGISTRY
+from pipelines.protocol.params import GenerationParams
 from server.api.endpoints import ENDPOINTS
 from server.files import picture_pool
 from server.jobs.service import ServerStoppingError
-from server.jobs.store.base import CancelOutcome, JobStatus, QueueFullError, StoreError
+from server.jobs.store.base import CancelOutcome, DiskRefusedError, JobStatus, QueueFullError, StoreError
 from server.node import Node
 from server.settings import Settings
 from tests.server.jobs.test_dispatcher import ended, make_node, running, submit
 from tests.server.stores import DONE, REJECTED, new_job
 from tests.server.workers.test_process import until
 
+SMALL = GenerationParams("flux-shapes", "a circle", 16, 8, num_inference_steps=3, guidance_scale=1.0, seed=1).to_dict()
 ROOT = Path(__file__).parents[2]
 
 
@@ -99,7 +101,10 @@ def test_a_folder_of_pictures_that_refuses_is_told_and_nothing_is_drawn_meanwhil
             await until(lambda: not node.ready)
             assert node.health()["state"] == "unwritable"
             assert node.health()["problems"] == [f"{files} takes no writes: the folder is missing"]
-            waiting = submit(node)
+            with pytest.raises(DiskRefusedError, match="the folder is missing"):
+                node.jobs.submit(new_job())
+            waiting = node.store.enqueue(new_job(params=SMALL)).id  # as one that was accepted just before
+            node.dispatcher.wake()
             await asyncio.sleep(0.5)
             job = node.store.get(waiting)
             assert job is not None

@@ -223,6 +223,10 @@ class StoreError(Exception):
     """The store cannot do what was asked (disk full, file damaged); nothing was half done."""
 
 
+class DiskRefusedError(StoreError):
+    """There is no room, or no right to write; nothing was stored."""
+
+
 class QueueFullError(StoreError):
     """More jobs wait than the caller or the server allows; nothing was stored."""
 

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 import apsw
 
-from server.jobs.store.base import Job, StoreError
+from server.jobs.store.base import DiskRefusedError, Job, StoreError
 
 T = TypeVar("T")
 Change = tuple[Job | None, Job | None]
@@ -146,7 +146,9 @@ class GroupCommit:
 def _as_store_error(cause: Exception) -> Exception:
     if not isinstance(cause, apsw.Error):
         return cause
-    reason = "the disk is full" if isinstance(cause, apsw.FullError) else "the database refused"
-    error = StoreError(f"{reason} ({cause})")
+    is_full = isinstance(cause, apsw.FullError)
+    error = (
+        DiskRefusedError(f"the disk is full ({cause})") if is_full else StoreError(f"the database refused ({cause})")
+    )
     error.__cause__ = cause
     return error

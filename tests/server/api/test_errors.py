@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from server.api.errors import InputError, RequestError, problem, to_wire
+from server.files.uploads import StorageRefusedError
 from server.http.errors import PlainError
-from server.jobs.store.base import QueueFullError, StoreError
+from server.jobs.store.base import DiskRefusedError, QueueFullError, StoreError
 
 
 def test_a_request_error_says_its_type_in_body_and_header() -> None:
@@ -21,6 +22,7 @@ def test_a_request_error_says_its_type_in_body_and_header() -> None:
     ("exc", "status", "kind"),
     [
         (QueueFullError("9 wait"), 429, "concurrent_requests_limit"),
+        (DiskRefusedError("/var/lib/fluxserve takes no writes"), 507, "runner_scheduling_failure"),
         (StoreError("/var/lib/fluxserve/jobs.db: disk full"), 503, "runner_scheduling_failure"),
         (ZeroDivisionError("/secret/path"), 500, "internal_error"),
     ],
@@ -29,6 +31,12 @@ def test_foreign_exceptions_say_nothing_of_our_insides(exc: Exception, status: i
     wire = to_wire(exc)
     assert (wire.status, wire.body["error_type"]) == (status, kind)
     assert "/" not in wire.body["detail"]
+
+
+@pytest.mark.parametrize("exc", [DiskRefusedError(""), StoreError(""), StorageRefusedError("no room")])
+def test_a_disk_that_refuses_says_when_to_come_again(exc: Exception) -> None:
+    wire = to_wire(exc)
+    assert (wire.headers["retry-after"], wire.headers["x-fal-retryable"]) == ("10", "true")
 
 
 def test_wire_errors_pass_unchanged() -> None:
