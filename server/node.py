@@ -126,6 +126,7 @@ class Node:
                 dispatcher.wake,
                 dispatcher.cancel,
                 disk.note_refused_write,
+                lambda: disk.problem or objects.disk.problem,
                 allowance=allowance,
             ),
             keys=keys,
