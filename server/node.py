@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from models.arguments import resolve_all
+from models.registry import EMBEDDED_LORAS, ModelSpec
 from server.api import wire
 from server.api.preparation import Preparation
 from server.api.schemas.sizes import PRESETS
@@ -97,7 +98,7 @@ class Node:
         served = Served(specs)
         allowed = parse_networks(settings.allow_private_cidrs)
         inputs = Inputs(objects, outputs.pool, allowed)
-        adapters = _adapters(settings, objects, allowed)
+        adapters = _adapters(settings, specs, objects, allowed)
         preparation = Preparation(served, inputs, adapters, live)
         completion = Completion(
             store, live, outputs, wire.result_body, preparation.fault, embed_parameters=settings.embed_parameters
@@ -232,12 +233,13 @@ class Node:
         return "loading" if any(worker.state is WorkerState.LOADING for worker in self.workers) else "starting"
 
 
-def _adapters(settings: Settings, objects: Objects, allowed: Sequence[Network]) -> Adapters:
+def _adapters(settings: Settings, specs: Sequence[ModelSpec], objects: Objects, allowed: Sequence[Network]) -> Adapters:
     store = AdapterStore(settings.data_dir / ADAPTERS, int(settings.adapter_store_gb * 1e9))
+    embedded = EMBEDDED_LORAS if EMBEDDED_LORAS.is_dir() and any(spec.is_embedded for spec in specs) else None
     return Adapters(
         store,
         objects,
-        settings.adapter_dir,
+        settings.adapter_dir or embedded,
         settings.adapter_hub,
         settings.max_adapter_mb << 20,
         allowed,

@@ -65,7 +65,7 @@ class Settings(BaseSettings):
         api_keys: any of these admits; none leaves the server open. `@FILE` reads one key a line.
         public_url: what clients call this server behind a reverse proxy; None follows each request.
         allow_private_cidrs: networks that picture fetches and webhooks may reach besides public addresses.
-        adapter_dir: a folder whose LoRAs requests may name; None has none.
+        adapter_dir: a folder whose LoRAs requests may name; None takes the embedded model's own, if that is served.
         adapter_hub: whether requests may name LoRAs of the Hugging Face hub as owner/repo.
         max_adapter_mb: of one LoRA file, in MiB.
         adapter_store_gb: LoRAs kept on disk, in GB; beyond it the one used least recently goes.

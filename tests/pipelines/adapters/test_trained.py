@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
+from PIL import Image
 
 from models.accelerator import CpuAccelerator
 from models.loading import load
-from models.registry import REGISTRY
+from models.registry import EMBEDDED_LORAS, REGISTRY
 from pipelines.adapters.cache import AdapterCache
 from pipelines.engine.engine import Engine
 from pipelines.families.flux1.runner import FluxRunner
 from pipelines.protocol.conditions import Adapter
+from tests.acceptance.judging import distance_to
 from tests.pipelines.driving import drain, make_params, pictures, submit
 
 SPEC = REGISTRY["flux-shapes"]
-LORAS = Path(SPEC.source).parent / "loras"
-TEAL = np.array([0, 128, 128])
+TEAL = (0, 128, 128)
 SEEDS = range(6)
 
-pytestmark = pytest.mark.skipif(not (LORAS / "teal.safetensors").is_file(), reason="the adapters are still in training")
+pytestmark = pytest.mark.skipif(
+    not (EMBEDDED_LORAS / "teal.safetensors").is_file(), reason="the adapters are still in training"
+)
 
 
 @pytest.fixture(scope="module")
 def drawn() -> dict[tuple[str, float], list[np.ndarray]]:
     """Six teal stars by (file, scale), all in shared steps."""
-    runner = FluxRunner(load(SPEC, CpuAccelerator()), CpuAccelerator(), adapters=AdapterCache(LORAS, 1 << 30))
+    runner = FluxRunner(load(SPEC, CpuAccelerator()), CpuAccelerator(), adapters=AdapterCache(EMBEDDED_LORAS, 1 << 30))
     engine = Engine(lambda name: runner, CpuAccelerator())
     asked = [("teal", 0.0), ("teal", 0.5), ("teal", 1.0), ("teal-kohya", 1.0)]
     for file, scale in asked:
@@ -46,17 +47,12 @@ def drawn() -> dict[tuple[str, float], list[np.ndarray]]:
     return {(file, scale): [pictures(frames, f"{file} {scale} {seed}")[0] for seed in SEEDS] for file, scale in asked}
 
 
-def distance_to_teal(picture: np.ndarray) -> float:
-    """How far the median colour of what stands out from the ground is from teal, in levels of 255 over RGB."""
-    pixels = picture.reshape(-1, 3).astype(float)
-    away = np.linalg.norm(pixels - np.median(pixels, axis=0), axis=1)
-    return float(np.linalg.norm(np.median(pixels[away > away.max() / 2], axis=0) - TEAL))
-
-
 def test_with_the_adapter_things_are_teal_without_they_are_not_and_half_of_it_lies_between(
     drawn: dict[tuple[str, float], list[np.ndarray]],
 ) -> None:
-    without, half, full = ([distance_to_teal(p) for p in drawn["teal", scale]] for scale in (0.0, 0.5, 1.0))
+    without, half, full = (
+        [distance_to(TEAL, Image.fromarray(p)) for p in drawn["teal", scale]] for scale in (0.0, 0.5, 1.0)
+    )
     assert np.median(full) < 40 < np.median(without), (full, without)
     assert np.median(full) < np.median(half) < np.median(without), (full, half, without)
 
