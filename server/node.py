@@ -257,6 +257,7 @@ def _worker_options(settings: Settings, command: Sequence[str]) -> WorkerOptions
     return WorkerOptions(
         models=settings.model_arguments,
         model_dirs=settings.model_dirs,
+        unload_after_s=settings.unload_after,
         dtype=settings.dtype,
         quantization=settings.quantization,
         acceleration=settings.acceleration,

@@ -60,6 +60,7 @@ class Settings(BaseSettings):
         offload: what waits in the host's memory until it is used: none, the text encoders, or
             modulation too.
         memory_gb: weights one worker holds at once, in GB; beyond it the model used least recently is unloaded.
+        unload_after: seconds without a request after which a worker frees its device; None never does.
         tuning: switches for speed as `models.tuning.parse_tuning` reads them; empty leaves them to the device.
         device: auto, cpu, cuda, or a list (cuda:0,1 or cpu,cpu): one worker each.
         api_keys: any of these admits; none leaves the server open. `@FILE` reads one key a line.
@@ -96,6 +97,7 @@ class Settings(BaseSettings):
     offload: Literal["none", "text", "text+modulation"] = "none"
     tuning: str = ""
     memory_gb: float | None = Field(None, gt=0)
+    unload_after: float | None = Field(None, gt=0)
     warmup: Literal["auto", "none", "full"] = "auto"
     api_keys: Words = Field((), repr=False)
     public_url: str | None = None

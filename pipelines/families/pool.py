@@ -82,6 +82,8 @@ class ModelPool:
         self._parts = PartCache()
         self._held: OrderedDict[str, Held] = OrderedDict()
         self._float8: dict[str, CheckpointRunner] = {}
+        self._copies = False
+        """Whether `hold_float8` was asked for."""
 
     @property
     def on_demand(self) -> list[str]:
@@ -136,6 +138,8 @@ class ModelPool:
             self._note(str(exc))
             raise RequestError(f"the model {name} cannot be loaded here") from exc
         self._unload_over_budget()
+        if self._copies:  # loaded again after an unload
+            self.hold_float8()
         return self._held[name]
 
     def _load_runner(self, spec: ModelSpec) -> CheckpointRunner:
@@ -170,11 +174,12 @@ class ModelPool:
 
         A copy shares whatever stays exact with its original.
         """
+        self._copies = True
         if self._acceleration == "none" or self._quantization != "none" or not self._accelerator.has_float8:
             return
         for name, exact in self._runners.items():
             part = family_of(exact.components.spec).float8_part
-            if part is None or not self._runners.keys() >= self.specs.keys():
+            if part is None or name in self._float8 or not self._runners.keys() >= self.specs.keys():
                 continue
             module = exact.components.modules[part]
             if not is_packed(module) and self._has_room(module):
@@ -212,6 +217,15 @@ class ModelPool:
     def _modules(self) -> Iterator[nn.Module]:
         for held in (*self._held.values(), *self._float8.values()):
             yield from (held if isinstance(held, Auxiliary) else held.components).modules.values()
+
+    def unload(self) -> None:
+        """Free the device; what is asked for next is loaded again. Nothing may be under way."""
+        self._held.clear()
+        self._float8.clear()
+        for name in (*self.specs, *self._on_demand):
+            self._adapters.forget(name)
+        self._parts.keep_only(set())
+        self._accelerator.release_cached_memory()
 
     def _unload_over_budget(self) -> None:
         while self._memory_bytes is not None and len(self._held) > 1 and self.weights() > self._memory_bytes:

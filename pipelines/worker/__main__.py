@@ -70,8 +70,17 @@ WarmUp = Callable[[str, Engine], None]
 """Draws what has to be drawn before the model of this name is ready on this engine."""
 
 
-def serve(link: Link, pool: ModelPool, accelerator: Accelerator, warm_up_model: WarmUp) -> int:
-    """Load every model, warm it up, then step until told to stop. Returns the exit status."""
+def serve(
+    link: Link,
+    pool: ModelPool,
+    accelerator: Accelerator,
+    warm_up_model: WarmUp,
+    unload_after_s: float | None = None,
+) -> int:
+    """Load every model, warm it up, then step until told to stop. Returns the exit status.
+
+    Args: unload_after_s: idle for so long, it frees the device; the next request loads what it needs.
+    """
     models = [_describe(pool, name) for name in pool.specs]
     for name in pool.helpers:
         pool.auxiliary(name)
@@ -86,7 +95,7 @@ def serve(link: Link, pool: ModelPool, accelerator: Accelerator, warm_up_model: 
         warm_up_model(name, engine)
     link.send(Ready(str(accelerator.device), accelerator.name, models, pool.on_demand))
     poll_s = HEARTBEAT_S if accelerator.notifies else POLL_S
-    last_beat, pause_s = 0.0, 0.0
+    last_beat, pause_s, last_work = 0.0, 0.0, time.monotonic()
     while True:
         for frame in link.receive(pause_s):
             if isinstance(frame, Submit):
@@ -102,6 +111,11 @@ def serve(link: Link, pool: ModelPool, accelerator: Accelerator, warm_up_model: 
         has_moved = bool(events) or engine.steps > steps_before
         pause_s = 0.0 if has_moved else poll_s if engine.has_work else HEARTBEAT_S
         now = time.monotonic()
+        if engine.has_work or has_moved:
+            last_work = now
+        elif unload_after_s is not None and now - last_work >= unload_after_s and pool.loaded:
+            pool.unload()
+            link.send(Log("info", f"idle for {unload_after_s:g} s: the device is free until the next request"))
         if now - last_beat >= HEARTBEAT_S:
             last_beat = now
             load_ms = engine.scheduler.load_ms
@@ -156,6 +170,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tuning", default="", help="switches of models.tuning, name=value, with commas between")
     parser.add_argument("--model", action="append", required=True, help="name, folder or owner/repo; repeatable")
     parser.add_argument("--model-dir", type=Path, action="append", default=[], help="where single files are sought")
+    parser.add_argument("--unload-after", type=float, default=None, help="idle seconds after which weights go")
     parser.add_argument("--memory-gb", type=float, default=None, help="weights held at once; default: all")
     parser.add_argument("--adapters", type=Path, default=None, help="folder of the LoRAs that requests name")
     parser.add_argument("--warmup", choices=("auto", "none", "full"), default="auto")
@@ -223,7 +238,7 @@ def _run(link: Link, arguments: argparse.Namespace) -> int:
         for sentence in warm_up(engines, pool.specs[name], sizes, progress, _levels_with_weights(pool, name)):
             link.send(Log("warning", f"warming up {sentence}"))
 
-    return serve(link, pool, accelerator, warm_up_model)
+    return serve(link, pool, accelerator, warm_up_model, arguments.unload_after)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,9 @@ def serve(
         float | None,
         typer.Option(help="Weights a worker holds at once; beyond it the least recently used model is unloaded."),
     ] = None,
+    unload_after: Annotated[
+        float | None, typer.Option(help="Seconds without a request after which weights leave the device.")
+    ] = None,
     warmup: Annotated[
         str | None,
         typer.Option(
@@ -124,6 +127,7 @@ def serve(
         offload=offload,
         tuning=tuning,
         memory_gb=memory_gb,
+        unload_after=unload_after,
         warmup=warmup,
         api_keys=api_key,
         public_url=public_url,

@@ -80,6 +80,7 @@ class WorkerOptions:
         hang_s: a loaded worker silent for so long is killed.
         warmup: auto, none or full; warmup_sizes: (width, height) of what it draws before it is ready.
         adapters: the folder of the LoRAs that requests name; None has none.
+        unload_after_s: idle for so long, a worker frees its device; None keeps it.
         model_dirs: where single files and their companions are sought.
         cache_dir: keeps what PyTorch and Triton compile over a restart; None leaves their own folders.
     """
@@ -97,6 +98,7 @@ class WorkerOptions:
     adapters: Path | None = None
     cache_dir: Path | None = None
     model_dirs: tuple[str, ...] = ()
+    unload_after_s: float | None = None
     command: Sequence[str] = WORKER_COMMAND
 
     def argv(self, descriptor: int, device: str) -> list[str]:
@@ -105,6 +107,7 @@ class WorkerOptions:
         models = [part for model in self.models for part in ("--model", model)]
         models += [part for folder in self.model_dirs for part in ("--model-dir", folder)]
         memory = [] if self.memory_gb is None else ["--memory-gb", str(self.memory_gb)]
+        memory += [] if self.unload_after_s is None else ["--unload-after", str(self.unload_after_s)]
         sizes = [part for width, height in self.warmup_sizes for part in ("--warmup-size", f"{width}x{height}")]
         warmup = ["--warmup", self.warmup, *sizes]
         weights = ["--quantization", self.quantization, "--offload", self.offload]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -185,3 +187,14 @@ def test_a_sibling_that_cannot_be_loaded_fails_its_request_and_tells_the_operato
     assert failed.message == "the model broken cannot be loaded here"
     assert "model_index.json" in notes[0]
     assert len(pictures(frames, "b")) == 1
+
+
+def test_an_unloaded_pool_holds_nothing_and_loads_what_is_asked_for_again() -> None:
+    pool = make_pool()
+    transformer = weakref.ref(pool.runner(NAME).components.transformer)
+    pool.unload()
+    gc.collect()
+    assert transformer() is None
+    assert (pool.loaded, pool.weights()) == ([], 0)
+    assert rounded(pool, NAME) == 0
+    assert rounded(pool, NAME + FLOAT8) == 44

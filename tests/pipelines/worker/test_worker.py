@@ -182,3 +182,17 @@ def test_a_model_that_is_not_there_is_one_clear_sentence() -> None:
         assert log.level == "error"
         assert "/no/such/folder" in log.message
         assert peer.process.wait(START_S) == 3
+
+
+def test_an_idle_worker_frees_its_device_and_loads_again_when_it_is_asked() -> None:
+    with worker("--device", "cpu", "--model", "random:tiny", "--unload-after", "0.2") as peer:
+        peer.until(protocol.Ready)
+        drawn = []
+        for job in ("a", "b"):
+            peer.send(protocol.Submit(job, 1, make_params().to_dict()))
+            frames = peer.until(protocol.Finished, job)
+            drawn.append(next(frame.pixels for frame in frames if isinstance(frame, protocol.Picture)))
+            (freed,) = [frame for frame in peer.until(protocol.Log) if isinstance(frame, protocol.Log)]
+            assert freed.message.startswith("idle for 0.2 s")
+        assert any(isinstance(frame, protocol.Loading) for frame in frames)
+        assert drawn[0] == drawn[1]
