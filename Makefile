@@ -8,7 +8,7 @@ JS := tests/acceptance/js tests/compatibility/js
 NPM := $(shell command -v npm 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow test-gpu compatibility lint lint-docker format check dev bench bench-load lock clean
+.PHONY: help serve test test-slow test-gpu compatibility lint lint-docker format check dev bench bench-load fuzz sbom audit lock clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -52,6 +52,15 @@ bench: $(VENV)/.dev ## the API's share of a request's time; others are in benchm
 
 bench-load: $(VENV)/.dev ## the API under 1,000 pollers and 500 status streams
 	$(BIN)/python -m benchmarks.load $(ARGS)
+
+fuzz: $(VENV)/.dev ## 10,000 malformed requests against a whole server: none may crash it, hang, or be answered 5xx
+	$(BIN)/python -m benchmarks.fuzz $(ARGS)
+
+sbom: $(VENV)/.dev ## what a release is made of, from the lock, as CycloneDX: sbom.json
+	$(BIN)/python .ci/bill_of_materials.py sbom.json
+
+audit: $(VENV)/.dev ## installed packages are the locked ones, unchanged, and none with a hole that we know of; offline
+	$(BIN)/python .ci/audit.py
 
 clean: ## remove what make made, except data/
 	rm -rf $(VENV) $(VENV)-hadolint $(JS:%=%/node_modules) .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis

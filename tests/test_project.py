@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import subprocess
+import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
+from types import ModuleType
+
+import pytest
 
 from server.cli.main import app
 from server.settings import VERSION
@@ -85,3 +91,48 @@ def test_the_image_runs_the_command_that_is_installed_as_nobody_special() -> Non
     python, _, code = json.loads(instructions["HEALTHCHECK"].partition("CMD ")[2])
     assert python == "python3"
     compile(code, "HEALTHCHECK", "exec")
+
+
+def test_the_image_needs_to_write_nowhere_but_in_its_volumes_and_tmp() -> None:
+    (environment,) = [rest for name, rest in dockerfile() if name == "ENV"]
+    values = dict(word.split("=", 1) for word in environment.split())
+    volumes = json.loads(dict(dockerfile())["VOLUME"])
+    assert {values["FLUXSERVE_DATA_DIR"], values["HF_HOME"]} == set(volumes)
+    assert values["PYTHONDONTWRITEBYTECODE"] == "1"
+    head = (ROOT / "Dockerfile.cuda").read_text().partition("FROM")[0]
+    for flag in ("--read-only", "--tmpfs /tmp", "--cap-drop ALL", "no-new-privileges"):
+        assert flag in head
+
+
+def script(name: str) -> ModuleType:
+    """A script of CI as a module."""
+    sys.path.insert(0, str(ROOT / ".ci"))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.pop(0)
+
+
+def test_the_bill_of_materials_names_every_locked_package() -> None:
+    bill = script("bill_of_materials").bill()
+    assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
+    named = {entry["name"]: entry for entry in bill["components"]}
+    runtime = script("bill_of_materials").pins(ROOT / "requirements.lock")
+    assert {name: entry["version"] for name, entry in named.items()} == runtime
+    assert named["fastapi"]["purl"] == f"pkg:pypi/fastapi@{runtime['fastapi']}"
+    assert named["fastapi"]["licenses"] == [{"license": {"name": "MIT"}}]
+
+
+def test_the_audit_finds_what_is_not_as_locked_old_or_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    audit = script("audit")
+    lock = tmp_path / "a.lock"
+    lock.write_text(f"typer==0.0.1\nno-such-package==1.0\nfastapi=={metadata.version('fastapi')}\n")
+    wrong, absent = audit.pinned_elsewhere(lock)
+    assert "0.0.1 is locked" in wrong
+    assert "not installed" in absent
+    assert list(audit.too_old()) == []
+    monkeypatch.setitem(audit.FLOORS, "fastapi", ("999", "a hole"))
+    assert [fault.endswith("a hole") for fault in audit.too_old()] == [True]
+    assert list(audit.changed_files("annotated-types")) == []
+    monkeypatch.setattr(audit, "_digest", lambda *_: "another")
+    assert list(audit.changed_files("annotated-types"))
