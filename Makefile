@@ -8,7 +8,7 @@ JS := tests/acceptance/js tests/compatibility/js
 NPM := $(shell command -v npm 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow test-gpu compatibility lint lint-docker format check dev bench bench-load fuzz sbom audit lock clean
+.PHONY: help serve test test-slow chaos test-gpu compatibility lint lint-docker format check dev bench bench-load fuzz sbom audit lock clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -22,6 +22,9 @@ test: $(VENV)/.dev js clients ## the whole suite: no GPU, no weights to download
 
 test-slow: $(VENV)/.dev js clients clients-slow ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+chaos: $(VENV)/.dev ## 1,000 requests while node and workers are killed at random; takes minutes
+	$(BIN)/python -m pytest -m slow tests/server/jobs/test_chaos.py $(ARGS)
 
 test-gpu: $(VENV)/.dev ## the tests that need an accelerator
 	$(BIN)/python -m pytest -m gpu $(ARGS)
