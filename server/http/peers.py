@@ -8,6 +8,12 @@ from functools import lru_cache
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
+_OF_A_PROXY = (
+    "forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip",
+    "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-forwarded-port", "x-forwarded-server",
+)  # fmt: skip
+"""What reverse proxies add to a request; not all of them say for whom it is."""
+
 
 def is_loopback_peer(scope: Scope) -> bool:
     """Whether the connection itself comes from this machine (a reverse proxy's does, too)."""
@@ -27,4 +33,4 @@ def _is_loopback(address: str) -> bool:
 
 def is_local_caller(scope: Scope, headers: Headers) -> bool:
     """Whether the caller itself, not merely a reverse proxy in front of us, is on this machine."""
-    return is_loopback_peer(scope) and "x-forwarded-for" not in headers and "forwarded" not in headers
+    return is_loopback_peer(scope) and not any(name in headers for name in _OF_A_PROXY)
