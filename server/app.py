@@ -33,6 +33,7 @@ from server.routes.fal.run import RunArea
 from server.routes.fal.uploads import UploadArea
 from server.routes.mcp.area import McpArea
 from server.routes.openai import openai_router
+from server.routes.openai_pictures import openai_pictures_router
 from server.routes.system.metrics import Metrics
 from server.routes.system.pages import system_router
 from server.settings import VERSION
@@ -64,6 +65,7 @@ def create_app(node: Node) -> Gateway:
     )
     pages.include_router(system_router(lambda: node.health(), node.served, metrics, VERSION, keys))
     pages.include_router(openai_router(node.jobs, node.served))
+    pages.include_router(openai_pictures_router(node.jobs, node.served, node.inputs))
     pages.router.routes.append(Route("/mcp", mcp))
     for kind in (WireError, Exception):
         pages.add_exception_handler(kind, _error)

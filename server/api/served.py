@@ -14,7 +14,11 @@ from server.http.errors import PlainError
 
 
 class NotServedError(PlainError):
-    """No checkpoint here can do it; the answer is a 404 that names the flag to add."""
+    """No checkpoint here can do it; the answer is a 404 that names the flag to add, which is also `missing`."""
+
+    def __init__(self, flag: str) -> None:
+        super().__init__(404, f"No checkpoint of this server can do that: it must be started with {flag}")
+        self.missing = flag
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,4 +65,4 @@ def _are_kin(spec: ModelSpec, other: ModelSpec) -> bool:
 def _missing(variant: Variant) -> NotServedError:
     known = next((spec.name for spec in REGISTRY.values() if spec.variant == variant and not spec.is_embedded), None)
     flag = f"--model {known}" if known else f"--model with a folder or a Hugging Face id of a {variant} checkpoint"
-    return NotServedError(404, f"No checkpoint of this server can do that: it must be started with {flag}")
+    return NotServedError(flag)

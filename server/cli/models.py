@@ -1,19 +1,35 @@
-"""`fluxserve models`: the checkpoints known by name."""
+"""`fluxserve models`: the checkpoints known by name, and which of them answers which endpoint."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+
+from models.arguments import UnknownModelError, resolve_all
 from models.memory import PRESETS, need, presumed_architecture
 from models.registry import REGISTRY, ModelSpec
+from server.cli.failures import USAGE, CommandError
 from server.cli.options import Json
 
 
-def models(as_json: Json = False) -> None:
+def models(
+    as_json: Json = False,
+    endpoints: Annotated[
+        bool, typer.Option("--endpoints", help="Which checkpoint answers which endpoint, or what is missing.")
+    ] = False,
+    model: Annotated[
+        list[str] | None, typer.Option(help="With --endpoints: as given to serve.", show_default="flux-shapes")
+    ] = None,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="With --endpoints: the page of the docs.")] = False,
+) -> None:
     """List the models that --model knows by name; folders and Hugging Face ids work as well."""
+    if endpoints:
+        _endpoints(model or ["flux-shapes"], as_json, as_markdown)
+        return
     if as_json:
         rows = [asdict(spec) | {"is_here": is_here(spec), "memory": memory_needs(spec)} for spec in REGISTRY.values()]
         print(json.dumps({"models": rows}))
@@ -32,6 +48,30 @@ def models(as_json: Json = False) -> None:
     console = Console()
     console.print(table)
     console.print("`fluxserve doctor` says which flags fit a model to the GPUs of this machine.")
+
+
+def _endpoints(arguments: list[str], as_json: bool, as_markdown: bool) -> None:
+    from server.api import endpoint_table
+    from server.api.served import Served
+
+    if as_markdown:
+        print(endpoint_table.markdown(), end="")
+        return
+    try:
+        served = Served(resolve_all(arguments))
+    except UnknownModelError as exc:
+        raise CommandError(str(exc), USAGE) from exc
+    rows = list(endpoint_table.rows(served))
+    if as_json:
+        print(json.dumps({"endpoints": [{"id": name, "answer": answer} for name, answer in rows]}))
+        return
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    table = Table(Column("endpoint", no_wrap=True), "answered by", box=None, header_style="bold")
+    for name, answer in rows:
+        table.add_row(name, answer)
+    Console().print(table)
 
 
 def memory_needs(spec: ModelSpec) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from PIL import Image, ImageOps
 
-from server.files.masks import grown, mask_of
+from server.files.masks import grown, holes_of, mask_of
 
 FORMATS = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n", "WEBP": b"RIFF"}
 """What is read, by the bytes that it begins with."""
@@ -24,8 +24,8 @@ _OTHER_PICTURES = (b"GIF8", b"BM", b"II*\x00", b"MM\x00*", b"<svg", b"\x00\x00\x
 """How formats begin that are pictures, but none of ours. AVIF and HEIC name themselves at byte 4."""
 
 
-Reading = Literal["colours", "mask"]
-"""How a picture is understood: as what it shows, or as shades that say where to draw."""
+Reading = Literal["colours", "mask", "holes"]
+"""How a picture is understood: as what it shows, as shades that say where to draw, or as holes to draw in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def decode(data: bytes, limits: Limits, reading: Reading = "colours", grow: int 
         with Image.open(BytesIO(data), formats=[name]) as image:
             _check(*image.size, limits)
             shades = _eight_bits(image)
-            upright = ImageOps.exif_transpose(shades.convert("RGB") if reading == "colours" else mask_of(shades))
+            upright = ImageOps.exif_transpose(_understood(shades, reading))
             assert upright is not None
             upright = grown(upright, grow) if grow else upright
             return Pixels(upright.tobytes(), *upright.size, channels=len(upright.getbands()))
@@ -106,6 +106,12 @@ def _check(width: int, height: int, limits: Limits) -> None:
 def _sides(limits: Limits) -> dict[str, int]:
     side = min(limits.max_side, math.isqrt(limits.max_area))
     return {"max_height": side, "max_width": side}
+
+
+def _understood(image: Image.Image, reading: Reading) -> Image.Image:
+    if reading == "colours":
+        return image.convert("RGB")
+    return mask_of(image) if reading == "mask" else holes_of(image)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -5,15 +5,26 @@ from __future__ import annotations
 from PIL import Image, ImageChops
 
 
+def holes_of(image: Image.Image) -> Image.Image:
+    """White where a picture is transparent, mode L; one without transparency is a mask like any other."""
+    if not _has_alpha(image) or (alpha := image.convert("RGBA").getchannel("A")).getextrema() == (255, 255):
+        return mask_of(image)
+    return ImageChops.invert(alpha)
+
+
 def mask_of(image: Image.Image) -> Image.Image:
     """A picture of any mode as a mask, mode L.
 
     What is transparent is kept as if it were black: people paint masks with a white brush on an empty layer.
     """
-    if "A" in image.getbands() or "a" in image.getbands():
+    if _has_alpha(image):
         rgba = image.convert("RGBA")
         return ImageChops.multiply(rgba.convert("RGB").convert("L"), rgba.getchannel("A"))
     return image.convert("L")
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return "A" in image.getbands() or "a" in image.getbands()
 
 
 def grown(mask: Image.Image, pixels: int) -> Image.Image:

@@ -26,7 +26,7 @@ from server.jobs.service import JobService
 from server.jobs.store.base import StoreError
 
 _TYPES = {401: "authentication_error", 404: "invalid_request_error", 429: "rate_limit_error"}
-_RESPONSES: dict[int | str, dict[str, Any]] = {
+RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"description": "An error in OpenAI's shape"} for status in (400, 401, 404, 413, 429, 499, 500, 503)
 }
 
@@ -35,33 +35,38 @@ def openai_router(jobs: JobService, served: Served) -> APIRouter:
     """The facade's one route; the model list is in `system`."""
     router = APIRouter()
 
-    @router.post("/v1/images/generations", responses=_RESPONSES, openapi_extra=_openapi_extra())
+    @router.post("/v1/images/generations", responses=RESPONSES, openapi_extra=_openapi_extra())
     async def generate(request: Request) -> Response:
         """Draw now and answer as OpenAI does."""
         try:
             return json_response(await _generate(jobs, served, request))
         except (WireError, StoreError) as exc:
-            return _error(to_wire(exc))
+            return error_answer(to_wire(exc))
 
     return router
 
 
 async def _generate(jobs: JobService, served: Served, request: Request) -> dict[str, Any]:
-    target: Target = request.scope["target"]
-    caller: Caller = request.scope["caller"]
     try:
         wish = ImageRequest.model_validate(await read_object(request))
     except ValidationError as exc:
         raise input_error(exc) from exc
-    endpoint, rest = endpoints.find(wish.model)
+    return await draw(jobs, served, request, wish.model, wish.as_fal())
+
+
+async def draw(jobs: JobService, served: Served, request: Request, model: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Run an input of fal's endpoint `model` on this connection; OpenAI's answer. Raises: WireError, StoreError."""
+    target: Target = request.scope["target"]
+    caller: Caller = request.scope["caller"]
+    endpoint, rest = endpoints.find(model)
     if rest:
         raise endpoints.path_not_found(rest)
     options = RequestOptions(caller.tenant)
-    new = new_job(endpoint, str(uuid.uuid4()), wish.as_fal(), options, served, is_ephemeral=True)
-    status, body, headers = wire.result(await while_connected(request.receive, jobs.run(new)), target.origin)
+    new = new_job(endpoint, str(uuid.uuid4()), body, options, served, is_ephemeral=True)
+    status, answer, headers = wire.result(await while_connected(request.receive, jobs.run(new)), target.origin)
     if status != 200:
-        raise WireError(status, body, headers)
-    return {"created": int(time.time()), "data": [_entry(image) for image in body["images"]]}
+        raise WireError(status, answer, headers)
+    return {"created": int(time.time()), "data": [_entry(image) for image in answer["images"]]}
 
 
 def _entry(image: dict[str, Any]) -> dict[str, str]:
@@ -70,7 +75,7 @@ def _entry(image: dict[str, Any]) -> dict[str, str]:
     return {"b64_json": url.partition(",")[2]} if url.startswith("data:") else {"url": url}
 
 
-def _error(exc: WireError) -> Response:
+def error_answer(exc: WireError) -> Response:
     """OpenAI's error shape; a wrong input is its 400, not fal's 422."""
     detail = exc.body.get("detail")
     first = detail[0] if isinstance(detail, list) and detail else {}

@@ -8,7 +8,9 @@ from typing import Any
 from models.registry import REGISTRY
 from pipelines.protocol.frames import Preview, Progress
 from server.api.served import Served
+from server.files.inputs import Inputs
 from server.files.objects import Objects
+from server.files.picture_pool import PicturePool
 from server.jobs.limits import Allowance
 from server.jobs.live import LiveJobs
 from server.jobs.service import JobService
@@ -28,6 +30,8 @@ class ApiNode:
         self.store: Store = store or MemoryStore()
         self.live = LiveJobs()
         self.objects = Objects(folder / "files")
+        self.pool = PicturePool()
+        self.inputs = Inputs(self.objects, self.pool)
         self.ready = True
         self.served = Served((REGISTRY["FLUX.1-dev"],))
         self.keys = key_ring(self.settings)
@@ -40,7 +44,9 @@ class ApiNode:
         """Nothing to start."""
 
     async def stop(self, drain_s: float = 5.0) -> None:
-        """Nothing to stop."""
+        """Close what the routes opened."""
+        await self.inputs.aclose()
+        self.pool.close()
 
     def health(self) -> dict[str, Any]:
         worker = {"device": "cpu", "state": "ready", "running": 0, "memory": {"rss": 1}}

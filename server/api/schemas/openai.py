@@ -57,6 +57,32 @@ class ImageRequest(BaseModel):
         return body
 
 
+class PictureRequest(ImageRequest):
+    """`POST /v1/images/edits` and `/v1/images/variations`, the fields of the form beside its files.
+
+    Without a model, an endpoint is chosen by what is sent: an instruction for one picture or several, a mask to draw
+    in, or nothing but a picture to vary.
+    """
+
+    prompt: str = Field("", max_length=MAX_PROMPT_CHARACTERS)
+    model: str = Field("", description="An endpoint id from /v1/models; empty chooses one.")
+
+    def endpoint(self, pictures: int, has_mask: bool, is_variation: bool) -> str:
+        """The endpoint that is meant."""
+        if self.model:
+            return self.model
+        if is_variation:
+            return "fal-ai/flux/dev/redux"
+        if has_mask:
+            return "fal-ai/flux-lora/inpainting"
+        return "fal-ai/flux-kontext/dev" if pictures == 1 else "fal-ai/flux-pro/kontext/multi"
+
+    def with_pictures(self, urls: list[str], mask: str | None) -> dict[str, Any]:
+        """As an input of fal's endpoints, which call a picture by one of three names and ignore the others."""
+        body = self.as_fal() | {"image_url": urls[0], "control_image_url": urls[0], "image_urls": urls}
+        return body if mask is None else body | {"mask_url": mask}
+
+
 def _ratio(width: int, height: int) -> str:
     shared = math.gcd(width, height) or 1
     return f"{width // shared}:{height // shared}"

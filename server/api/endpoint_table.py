@@ -1,0 +1,64 @@
+"""Every endpoint of fal's FLUX catalogue with the checkpoints that answer for it, or why none does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from models.registry import REGISTRY, Variant
+from server.api.endpoints import ENDPOINTS, Endpoint
+from server.api.served import NotServedError, Served
+from server.api.unserved import UNSERVED
+
+Row = tuple[str, str]
+"""An endpoint's id, and the checkpoints or the reason in words."""
+
+
+def rows(served: Served) -> Iterator[Row]:
+    """As one server answers."""
+    for row in ENDPOINTS.values():
+        yield row.id, _answered(row, served)
+    for name, reason in UNSERVED.items():
+        yield name, f"not served: {reason}"
+
+
+def markdown() -> str:
+    """As any server may answer: the page docs/endpoints.md."""
+    lines = [
+        "# Endpoints",
+        "",
+        "Every endpoint of fal's FLUX catalogue, made by `fluxserve models --endpoints --markdown`. The checkpoint",
+        "after *or* stands in where the first is not served; an embedded one answers where no `--model` is named and",
+        "its weights are in `models/shapes/`. What one server answers: `fluxserve models --endpoints` and",
+        "`GET /v1/models`.",
+        "",
+        "| endpoint | answered by | embedded |",
+        "|---|---|---|",
+    ]
+    lines += [f"| `{row.id}` | {_known(row, False)} | {_known(row, True)} |" for row in ENDPOINTS.values()]
+    lines += ["", "Not served, and answered with 404 and the reason:", "", "| endpoint | why |", "|---|---|"]
+    lines += [f"| `{name}` | {reason} |" for name, reason in UNSERVED.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _answered(row: Endpoint, served: Served) -> str:
+    try:
+        spec = served.model_for(row.variants)
+        beside = "" if row.beside is None else f" with {served.beside(spec, row.beside).name}"
+    except NotServedError as exc:
+        return f"missing: {exc.missing}"
+    return f"{spec.name}{beside}"
+
+
+def _known(row: Endpoint, is_embedded: bool) -> str:
+    """The checkpoints of the registry that may answer, best first."""
+    drawing = [name for variant in row.variants for name in _names(variant, is_embedded)]
+    beside = _names(row.beside, is_embedded)[:1] if row.beside else []
+    return " with ".join([" or ".join(drawing), *beside])
+
+
+def _names(variant: Variant, is_embedded: bool) -> list[str]:
+    return [
+        spec.name
+        for spec in REGISTRY.values()
+        if spec.variant == variant and spec.is_embedded == is_embedded and not spec.source.startswith("random:")
+    ]

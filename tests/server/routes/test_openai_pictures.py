@@ -1,0 +1,108 @@
+"""OpenAI's edits and variations: what a form with files becomes, and how wrong ones are answered."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from io import BytesIO
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.registry import REGISTRY
+from server.jobs.store.base import Job, JobStatus
+from tests.server.api_server import Api, eventually
+from tests.server.files.test_decoding import packed, quarters
+
+PNG = packed(quarters(), "PNG")
+FLUX_1 = tuple(spec for name, spec in REGISTRY.items() if name.startswith("FLUX.1-"))
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1) as threads:
+        yield threads
+
+
+@pytest.fixture
+def everything(api: Api) -> Api:
+    object.__setattr__(api.node.served, "specs", FLUX_1)
+    return api
+
+
+def begun(
+    api: Api, pool: ThreadPoolExecutor, path: str, files: Any, **fields: Any
+) -> tuple[Job, Future[httpx.Response]]:
+    answer = pool.submit(api.http.post, f"/v1/images/{path}", files=files, data=fields)
+    eventually(lambda: api.node.store.counts().get(JobStatus.QUEUED) or answer.done())
+    assert not answer.done(), answer.result().text
+    return api.node.claim(), answer
+
+
+def picture(name: str = "image", data: bytes = PNG) -> tuple[str, tuple[str, bytes, str]]:
+    return name, ("a.png", data, "image/png")
+
+
+def test_one_picture_and_an_instruction_is_a_kontext_edit(everything: Api, pool: ThreadPoolExecutor) -> None:
+    job, answer = begun(everything, pool, "edits", [picture()], prompt="make it green", n="2", size="1024x1024")
+    assert (job.endpoint, job.needs_inputs) == ("fal-ai/flux-kontext/dev", True)
+    assert base64.b64decode(job.input["image_url"].partition(",")[2]) == PNG
+    assert job.params is not None
+    assert (job.params["prompt"], job.params["num_images"]) == ("make it green", 2)
+    everything.node.finish(job)
+    assert "url" in answer.result().json()["data"][0]
+
+
+@pytest.mark.parametrize("name", ["image", "image[]"])
+def test_several_pictures_are_composed(everything: Api, pool: ThreadPoolExecutor, name: str) -> None:
+    job, answer = begun(everything, pool, "edits", [picture(name), picture(name)], prompt="both")
+    assert (job.endpoint, len(job.input["image_urls"])) == ("fal-ai/flux-pro/kontext/multi", 2)
+    everything.node.finish(job)
+    assert answer.result().status_code == 200
+
+
+def test_the_transparent_part_of_a_mask_is_drawn_anew(everything: Api, pool: ThreadPoolExecutor) -> None:
+    mask = quarters().convert("RGBA")
+    mask.putalpha(Image.new("L", mask.size, 255))
+    mask.paste((9, 9, 9, 0), (0, 0, 16, 16))
+    files = [picture(), picture("mask", packed(mask, "PNG"))]
+    job, answer = begun(everything, pool, "edits", files, prompt="a star", model="fal-ai/flux-pro/v1/fill")
+    assert job.endpoint == "fal-ai/flux-pro/v1/fill"
+    with Image.open(BytesIO(base64.b64decode(job.input["mask_url"].partition(",")[2]))) as sent:
+        shades = np.asarray(sent)
+    assert (shades[:, :16].min(), shades[:, 16:].max()) == (255, 0)
+    everything.node.finish(job)
+    assert answer.result().status_code == 200
+
+
+def test_a_variation_needs_no_prompt(everything: Api, pool: ThreadPoolExecutor) -> None:
+    job, answer = begun(everything, pool, "variations", [picture()], response_format="b64_json")
+    assert (job.endpoint, job.output["sync_mode"]) == ("fal-ai/flux/dev/redux", True)
+    everything.node.finish(job)
+    assert answer.result().status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "param"),
+    [
+        ({"data": {"prompt": "x"}, "files": [("other", ("a", b"b"))]}, 400, "image"),
+        ({"data": {"n": "9"}, "files": [picture()]}, 400, "n"),
+        ({"json": {"prompt": "x"}}, 400, None),
+        ({"files": [picture(), picture("mask", b"no picture")]}, 400, "mask"),
+    ],
+)
+def test_what_is_wrong_is_told_in_openais_shape(
+    everything: Api, content: dict[str, Any], status: int, param: str | None
+) -> None:
+    answer = everything.http.post("/v1/images/edits", **content)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
+
+
+def test_an_edit_without_its_checkpoint_names_the_flag(api: Api) -> None:
+    answer = api.http.post("/v1/images/edits", files=[picture()], data={"prompt": "x"})
+    assert answer.status_code == 404
+    assert "--model FLUX.1-Kontext-dev" in answer.json()["error"]["message"]
