@@ -61,15 +61,14 @@ def excluded(case: Case) -> list[Any]:
     if case.path.startswith("/queue/") and case.method.upper() == "POST":
         # Any object is taken at submit; what the model rejects answers at the result.
         return [negative_data_rejection]
-    if any(has_object(value) for value in (case.query or {}).values()):
-        # An object in place of a word is written as names that no parameter has, and such are ignored.
+    if any(isinstance(value, dict | list) for value in (case.query or {}).values()):
+        # In place of a word, an object is written as names that no parameter has, which are ignored, and a list as
+        # the word repeated, of which the last counts.
         return [negative_data_rejection]
+    if case.path in ("/v1/images/edits", "/v1/images/variations") or "'loras'" in str(case.body):
+        # That bytes are a picture, or that an address leads to an adapter, is no pattern either.
+        return [positive_data_acceptance]
     if "aspect_ratio" in str(case.body):
         # That a ratio lies between two others is no pattern.
         return [positive_data_acceptance]
     return []
-
-
-def has_object(value: object) -> bool:
-    """Whether a query's value is an object, or a list that holds one."""
-    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict) for item in value))
