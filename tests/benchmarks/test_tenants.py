@@ -1,0 +1,13 @@
+"""The benchmark of one key beside a greedy one, in short: both are served."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.tenants import run
+
+
+def test_a_modest_key_is_served_beside_a_backlog(tmp_path: Path) -> None:
+    figures = run(tmp_path / "node", seconds=0.5, backlog=30, pollers=3)
+    assert figures["requests"] > 0
+    assert set(figures["ratio"]) == {"submit", "poll", "request"}
