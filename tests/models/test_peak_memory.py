@@ -48,7 +48,7 @@ def large(tiny: FluxComponents, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="counted by Linux")
-@pytest.mark.parametrize("form", ["folder", "file"])
+@pytest.mark.parametrize("form", [pytest.param("folder", marks=pytest.mark.slow), "file"])
 def test_loading_takes_at_most_a_fifth_more_than_the_weights(large: Path, form: str) -> None:
     stored = (large / "transformer" / "diffusion_pytorch_model.safetensors").stat().st_size
     argument = str(large) if form == "folder" else f"{large}+{large.parent / 'large.safetensors'}"
