@@ -13,12 +13,11 @@ import asyncio
 import json
 import tempfile
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-
-import uvloop
 
 from benchmarks.load import ENDPOINT, Served, body, scripted_server
 from benchmarks.raw_http import Connection, request
@@ -105,19 +104,18 @@ async def fill_queue(client: Client, backlog: int) -> list[str]:
 
 
 async def poll_for_ever(client: Client, path: str) -> None:
-    connection = await client.open()
-    while True:
-        await connection.fetch(client.ask("GET", path))
-        await asyncio.sleep(0.1)
+    with closing(await client.open()) as connection:
+        while True:
+            await connection.fetch(client.ask("GET", path))
+            await asyncio.sleep(0.1)
 
 
 async def guess_for_ever(served: Served) -> None:
     number = 0
     while True:
         guess = Client(served, f"guess-{(number := number + 1)}")
-        connection = await guess.open()
-        await connection.fetch(guess.ask("GET", "/v1/models"))
-        connection.close()
+        with closing(await guess.open()) as connection:
+            await connection.fetch(guess.ask("GET", "/v1/models"))
         await asyncio.sleep(GUESS_EVERY_S)
 
 
@@ -143,7 +141,7 @@ def run(folder: Path, seconds: float, backlog: int, pollers: int) -> dict[str, A
     file = KeyFile(folder / "keys.json")
     keys = file.issue("modest")[0], file.issue("greedy")[0]
     with scripted_server(folder, STEP_S) as served:
-        return uvloop.run(measure(served, keys, seconds, backlog, pollers))
+        return asyncio.run(measure(served, keys, seconds, backlog, pollers))
 
 
 def main() -> None:
