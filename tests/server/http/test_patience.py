@@ -21,7 +21,9 @@ from tests.server.api_server import eventually
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers with the length of the body."""
+    """Answers with the length of the body; below /late it begins to read after a while."""
+    if scope["path"] == "/late":
+        await asyncio.sleep(2.0)
     body = await Request(scope, receive).body()
     await PlainTextResponse(str(len(body)))(scope, receive, send)
 
@@ -98,6 +100,16 @@ def test_a_slow_body_that_goes_on_arrives(port: int) -> None:
             time.sleep(0.2)
             sock.sendall(b"a")
         assert rest(sock).endswith(b"\r\n\r\n6")
+
+
+def test_a_body_that_the_server_itself_does_not_read_yet_is_waited_for(port: int) -> None:
+    length = 8 << 20
+    with connected(port) as sock:
+        sock.sendall(
+            f"POST /late HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n".encode()
+        )
+        sock.sendall(bytes(length))
+        assert rest(sock).endswith(f"\r\n\r\n{length}".encode())
 
 
 def test_a_second_request_that_does_not_end_is_closed_too(port: int) -> None:
