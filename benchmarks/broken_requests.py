@@ -81,7 +81,7 @@ def _flip_bytes(dice: random.Random, data: bytes) -> bytes:
 
 
 def _cut(dice: random.Random, data: bytes) -> bytes:
-    return data[: dice.randrange(1, len(data))] or b"G"
+    return data[: dice.randint(1, len(data))]
 
 
 def _double(dice: random.Random, data: bytes) -> bytes:
