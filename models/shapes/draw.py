@@ -56,10 +56,11 @@ def thumbnails(latent: Tensor) -> Tensor:
     return torch.nn.functional.pixel_shuffle(latent, 2) * scale + shift
 
 
-def fields(layouts: Sequence[Layout], step: float) -> tuple[Tensor, Tensor]:
+def fields(layouts: Sequence[Layout], step: float, *, line: float | None = None) -> tuple[Tensor, Tensor]:
     """Colour in 0..1 (B, 3, rows, columns) and signed distance in pixels (B, 1, rows, columns), negative inside.
 
     Sampled every `step` pixels, edges one step wide; steps of less than LATENT_STEP are interpolated.
+    Args: line: draw every thing as an outline of so many pixels, half of it inside.
     """
     columns, rows = int(layouts[0].width / step), int(layouts[0].height / step)
     count = max(1, *(len(layout.poses) for layout in layouts))
@@ -67,6 +68,8 @@ def fields(layouts: Sequence[Layout], step: float) -> tuple[Tensor, Tensor]:
         [[_numbers(pose) for pose in layout.poses] + [_ABSENT] * (count - len(layout.poses)) for layout in layouts]
     )
     distance = _distances(pose, columns, rows, step, fine=step < LATENT_STEP)
+    if line is not None:
+        distance = distance.abs() - line / 2
     cover = (0.5 - distance / step).clamp(0, 1)
     ground = torch.tensor([layout.ground for layout in layouts]).view(len(layouts), 3, 1, 1)
     colour = ground * (1 - cover.sum(1, keepdim=True).clamp(max=1))

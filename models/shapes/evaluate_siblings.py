@@ -8,18 +8,33 @@ import argparse
 import json
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, FluxKontextPipeline
+from diffusers import (
+    DiffusionPipeline,
+    FluxControlPipeline,
+    FluxFillPipeline,
+    FluxKontextPipeline,
+    FluxPipeline,
+    FluxPriorReduxPipeline,
+)
 from PIL import Image
 
+from models.shapes.captions import plain_caption
+from models.shapes.conditions import depth_layout, edge_fields
 from models.shapes.draw import pictures
-from models.shapes.layout import Layout
+from models.shapes.evaluate import rates
+from models.shapes.layout import Layout, lay_out
+from models.shapes.scenes import Scene, random_scene
 from models.shapes.scorer import Pixels, read
+from models.shapes.siblings.control import ControlKind, judge_controlled, random_controlled
 from models.shapes.siblings.edits import Edit, judge_edit, random_edit
+from models.shapes.siblings.fill import hole_mask, judge_filling, random_filling
+from models.shapes.siblings.lora import SOLID_SHAPES, is_outlined, is_teal, teal_prompt
 from models.shapes.text import SERVED_LENGTH
 
 FOLDER = Path(__file__).parent
@@ -95,11 +110,125 @@ def kontext_rates(count: int, side: int, steps: int, pipeline: Any = None) -> Fi
     return {"done": _percent(d for d, _ in verdicts), "all else kept": _percent(k for _, k in verdicts)} | by_kind
 
 
+def fill_rates(count: int, side: int, steps: int, pipeline: Any = None) -> Figures:
+    """Percent of held-out holes that hold what was asked, and after which all outside is read as before.
+
+    Outside the mask the given picture is put back, as a server does.
+    """
+    rng = random.Random(43)
+    cases = [random_filling(side, side, rng, held_out=True) for _ in range(count)]
+    pipeline = pipeline or open_pipeline(FluxFillPipeline, FOLDER / "flux-shapes-fill")
+    given = [np.asarray(drawn(case.layout)) for case in cases]
+    masks = [hole_mask(case.hole, side, side).numpy() for case in cases]
+    made = generated(
+        pipeline,
+        [case.prompt for case in cases],
+        side=side,
+        steps=steps,
+        guidance_scale=3.5,
+        image=[
+            Image.fromarray(np.where(mask[..., None], 128, picture).astype(np.uint8))
+            for picture, mask in zip(given, masks, strict=True)
+        ],
+        mask_image=[Image.fromarray(mask) for mask in masks],
+    )
+    whole = [np.where(mask[..., None], new, old) for mask, new, old in zip(masks, made, given, strict=True)]
+    verdicts = [judge_filling(case, read(picture)) for case, picture in zip(cases, whole, strict=True)]
+    alone = [judge_filling(case, read(picture)) for case, picture in zip(cases, made, strict=True)]
+    return {
+        "asked-for thing in the hole": _percent(filled for filled, _ in verdicts),
+        "rest as it was": _percent(as_was for _, as_was in verdicts),
+        "rest as it was, before it is put back": _percent(as_was for _, as_was in alone),
+    }
+
+
+def control_rates(kind: ControlKind, count: int, side: int, steps: int, pipeline: Any = None) -> Figures:
+    """Percent of held-out cases with all shapes at their spots, and with all colours as asked."""
+    rng = random.Random(47)
+    cases = [random_controlled(side, side, rng, held_out=True) for _ in range(count)]
+    pipeline = pipeline or open_pipeline(FluxControlPipeline, FOLDER / f"flux-shapes-{kind}")
+    made = generated(
+        pipeline,
+        [case.prompt for case in cases],
+        side=side,
+        steps=steps,
+        guidance_scale=3.5,
+        control_image=[control_picture(kind, case.layout, rng) for case in cases],
+    )
+    verdicts = [judge_controlled(case, read(picture)) for case, picture in zip(cases, made, strict=True)]
+    return {"shape and place": _percent(s for s, _ in verdicts), "colours": _percent(c for _, c in verdicts)}
+
+
+def control_picture(kind: ControlKind, layout: Layout, rng: random.Random) -> Image.Image:
+    """A layout's edges, white on black and one pixel wide, or its depth, near is bright."""
+    if kind == "depth":
+        return drawn(depth_layout(layout, rng))
+    colour, _ = edge_fields([layout], 1.0, 1)
+    return as_image(colour[0].round() * 2 - 1)
+
+
+def redux_rates(count: int, side: int, steps: int) -> Figures:
+    """Percent right in variations of held-out drawings, and in what the base draws of the same scenes' captions."""
+    rng = random.Random(53)
+    scenes = [random_scene(rng, held_out=True) for _ in range(count)]
+    prior = open_pipeline(FluxPriorReduxPipeline, FOLDER / "flux-shapes-redux")
+    base = open_pipeline(FluxPipeline, FOLDER / "flux-shapes")
+    captions = [plain_caption(scene) for scene in scenes]
+    plain = generated(base, captions, side=side, steps=steps, guidance_scale=3.5)
+    made = []
+    for i, scene in enumerate(scenes):
+        tokens = prior(drawn(lay_out(scene, side, side, rng)), prompt="")
+        output = base(
+            **tokens,
+            width=side,
+            height=side,
+            num_inference_steps=steps,
+            guidance_scale=3.5,
+            generator=torch.Generator().manual_seed(i),
+            output_type="np",
+        )
+        made.append((output.images[0] * 255).round().astype(np.uint8))
+    asked = {f"{name} of the caption": value for name, value in rates(scenes, plain).items()}
+    return rates(scenes, made) | asked
+
+
+def adapter_rates(name: str, count: int, side: int, steps: int) -> Figures:
+    """Percent of pictures that show what an adapter adds, at three scales in either layout."""
+    rng = random.Random(59)
+    scenes = [_one_solid_thing(rng) for _ in range(count)]
+    prompts = [teal_prompt(scene) if name == "teal" else plain_caption(scene) for scene in scenes]
+    shows = is_teal if name == "teal" else is_outlined
+    pipeline = open_pipeline(FluxPipeline, FOLDER / "flux-shapes")
+    found: Figures = {}
+    for label, suffix, scale in (("1", "", 1.0), ("0.5", "", 0.5), ("0", "", 0.0), ("1, kohya", "-kohya", 1.0)):
+        pipeline.load_lora_weights(FOLDER / "loras", weight_name=f"{name}{suffix}.safetensors", adapter_name=name)
+        pipeline.set_adapters([name], [scale])
+        made = generated(pipeline, prompts, side=side, steps=steps, guidance_scale=3.5)
+        found[f"at scale {label}"] = _percent(shows(picture) for picture in made)
+        pipeline.unload_lora_weights()
+    return found
+
+
+def _one_solid_thing(rng: random.Random) -> Scene:
+    while True:
+        scene = random_scene(rng, {"centred": 1.0}, held_out=True)
+        if scene.things[0].shape in SOLID_SHAPES and scene.ground not in ("green", "cyan"):  # too near to teal
+            return scene
+
+
 def _percent(facts: Any) -> float:
     return 100 * float(np.mean(list(facts)))
 
 
-RATES: dict[str, Callable[[int, int, int], Figures]] = {"kontext": kontext_rates}
+RATES: dict[str, Callable[..., Figures]] = {
+    "kontext": kontext_rates,
+    "fill": fill_rates,
+    "redux": redux_rates,
+    "canny": partial(control_rates, "canny"),
+    "depth": partial(control_rates, "depth"),
+    "teal": partial(adapter_rates, "teal"),
+    "outline": partial(adapter_rates, "outline"),
+}
 
 
 def main() -> None:

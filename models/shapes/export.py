@@ -10,13 +10,15 @@ from typing import TypeVar
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
+from diffusers import AutoencoderKL, FluxControlNetModel, FluxPipeline, FluxTransformer2DModel
 
 from models.shapes.flow import new_scheduler
+from models.shapes.siblings.redux import ReduxModel, new_processor
 from models.shapes.text import Encoders
 
 Module = TypeVar("Module", bound=torch.nn.Module)
-_SHARED_PARTS = ("scheduler", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "safety_checker")
+_TEXT_PARTS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+_SHARED_PARTS = ("scheduler", "vae", *_TEXT_PARTS, "safety_checker")
 
 
 def export(folder: Path, transformer: FluxTransformer2DModel, vae: AutoencoderKL, encoders: Encoders) -> int:
@@ -40,19 +42,55 @@ def export(folder: Path, transformer: FluxTransformer2DModel, vae: AutoencoderKL
 
 
 def export_sibling(
-    folder: Path, transformer: FluxTransformer2DModel, shared: Path, pipeline: str = "FluxPipeline"
+    folder: Path,
+    transformer: FluxTransformer2DModel,
+    shared: Path,
+    pipeline: str = "FluxPipeline",
+    *,
+    like: Path | None = None,
 ) -> int:
     """A second pipeline that differs from `shared` in its transformer only: the other parts are links to it.
 
     A worker that serves both recognises linked parts and holds them once.
-    Args: pipeline: the diffusers class that opens the folder.
+    Args: pipeline: the diffusers class that opens the folder. like: a sibling with the same transformer, to link to.
     """
     link_parts(folder, shared, _SHARED_PARTS)
     index = json.loads((shared / "model_index.json").read_text()) | {"_class_name": pipeline}
     known = inspect.signature(getattr(diffusers, pipeline).__init__).parameters
     kept = {name: value for name, value in index.items() if name.startswith("_") or name in known}
     (folder / "model_index.json").write_text(json.dumps(kept, indent=2) + "\n")
-    _halved(transformer).save_pretrained(folder / "transformer")
+    if like is None:
+        _halved(transformer).save_pretrained(folder / "transformer")
+    else:
+        link_parts(folder, like, ("transformer",))
+    _forget_paths(folder)
+    return size_of(folder)
+
+
+def export_controlnet(folder: Path, controlnet: FluxControlNetModel) -> None:
+    """A ControlNet as FluxControlNetModel.from_pretrained opens it, in bfloat16."""
+    _halved(controlnet).save_pretrained(folder)
+    _forget_paths(folder)
+
+
+def export_redux(folder: Path, model: ReduxModel, shared: Path) -> int:
+    """What FluxPriorReduxPipeline opens: image encoder, embedder and processor; the text parts are links.
+
+    In float32, as the text encoders and for their reason.
+    """
+    link_parts(folder, shared, _TEXT_PARTS)
+    model.image_encoder.save_pretrained(folder / "image_encoder")
+    model.image_embedder.save_pretrained(folder / "image_embedder")
+    new_processor().save_pretrained(folder / "feature_extractor")
+    index = json.loads((shared / "model_index.json").read_text())
+    kept = {name: index[name] for name in ("_diffusers_version", *_TEXT_PARTS)}
+    own = {
+        "image_encoder": ["transformers", "SiglipVisionModel"],
+        "image_embedder": ["flux", "ReduxImageEncoder"],
+        "feature_extractor": ["transformers", "SiglipImageProcessor"],
+    }
+    index = {"_class_name": "FluxPriorReduxPipeline"} | kept | own
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     _forget_paths(folder)
     return size_of(folder)
 

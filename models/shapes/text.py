@@ -109,10 +109,13 @@ class Probe(nn.Module):
 
     def forward(self, pooled: Tensor, sequence: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Per answer, logits (B, classes) from the pooled vector and from the sequence."""
+        return list(zip(self.from_pooled(pooled).split(_CLASSES, dim=1), self.read_sequence(sequence), strict=True))
+
+    def read_sequence(self, sequence: Tensor) -> list[Tensor]:
+        """Per answer, logits (B, classes) from a sequence (B, S, T5_WIDTH)."""
         queries = self.queries.expand(len(sequence), -1, -1)
         read, _ = self.attention(queries, sequence, sequence, need_weights=False)
-        guesses = [head(read[:, i]) for i, head in enumerate(self.from_sequence)]
-        return list(zip(self.from_pooled(pooled).split(_CLASSES, dim=1), guesses, strict=True))
+        return [head(read[:, i]) for i, head in enumerate(self.from_sequence)]
 
 
 def random_length(rng: random.Random) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.shapes.attention import make_lean
 from models.shapes.captions import caption
@@ -135,6 +135,7 @@ class FlowTraining:
         draw: Draw = draw_scenes,
         guided_from: float = GUIDED_FROM,
         peak: float = 1.0,
+        lr_muon: float = 0.02,
         memory: float = 0.999,
     ) -> None:
         self.together = Together()
@@ -145,7 +146,7 @@ class FlowTraining:
         self.average = Average(self.model, memory)
         make_lean(self.model)
         make_lean(self.average.module)
-        self.optimisers = Optimisers(self.model, lr_muon=0.02, lr_adam=2e-3, keep_adam=("embed", "proj_out."))
+        self.optimisers = Optimisers(self.model, lr_muon=lr_muon, lr_adam=2e-3, keep_adam=("embed", "proj_out."))
         self.rng = random.Random(seed)
         self.seconds, self.steps = 0.0, 0
         self.history: list[dict[str, float]] = []
@@ -189,18 +190,21 @@ class FlowTraining:
 
     def step(self, done: float) -> float:
         """One update; returns its loss."""
-        batch = self.draw(self.encoders, self.rng, done, self.tokens // self.together.count)
-        with torch.autocast(self.device.type, torch.bfloat16):
-            if done < self.guided_from:
-                loss = flow_loss(self.model, batch, most_guidance=self.most_guidance)
-            else:
-                loss = guided_loss(self.model, self.average.module, batch, self._nothing(batch))
+        loss = self.loss(done)
         loss.backward()
         self.together.average_gradients(self.model)
         self.optimisers.step(self.peak * warm_cosine(done))
         self.average.update(self.model)
         self.steps += 1
         return float(loss.detach())
+
+    def loss(self, done: float) -> Tensor:
+        """The loss of a fresh batch at the fraction `done` of the run."""
+        batch = self.draw(self.encoders, self.rng, done, self.tokens // self.together.count)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            if done < self.guided_from:
+                return flow_loss(self.model, batch, most_guidance=self.most_guidance)
+            return guided_loss(self.model, self.average.module, batch, self._nothing(batch))
 
     def _nothing(self, like: Batch) -> Batch:
         """The empty caption for every row of a batch, at its text length."""

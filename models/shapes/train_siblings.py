@@ -4,7 +4,7 @@ Writes the sibling's folder beside the one that it starts from; resumes from `--
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,8 +15,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 from transformers import CLIPTextModel, T5EncoderModel
 
-from models.shapes.export import export_sibling
+from models.shapes.export import export_controlnet, export_redux, export_sibling
+from models.shapes.siblings.control import CHANNELS as CONTROL_CHANNELS
+from models.shapes.siblings.control import WithControlNet, draw_controlled, draw_edges, new_controlnet
 from models.shapes.siblings.edits import draw_edits
+from models.shapes.siblings.fill import CHANNELS as FILL_CHANNELS
+from models.shapes.siblings.fill import draw_fillings, spread_mask
+from models.shapes.siblings.lora import DRAWS, adapted, save_adapter
+from models.shapes.siblings.redux import ReduxModel, ReduxTraining
 from models.shapes.siblings.widen import widened
 from models.shapes.text import Encoders
 from models.shapes.tokens import load_tokenizers
@@ -24,21 +30,33 @@ from models.shapes.train_flow import Draw, FlowTraining
 
 BASE = Path(__file__).parent / "flux-shapes"
 PEAK = 0.4  # of the learning rates that a transformer starts with from nothing
+# Short runs at the base's own 0.02 blur the shapes that it draws; new input columns and norms are AdamW's and go on.
+LR_MUON = 0.005
 MEMORY = 0.995  # of the averaged weights: these runs are short
 Report = Callable[[float, dict[str, float]], None]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A sibling whose transformer is trained: what it is shown, and the diffusers class that opens its folder."""
+    """A sibling whose transformer is trained: what it is shown, and its folders with the classes that open them.
 
-    pipeline: str
+    Of several folders all but the first link to its transformer.
+    """
+
+    folders: Mapping[str, str]
     draw: Draw
     channels: int = 0  # more than the base's
     guided_from: float = 1.01  # of the run
+    finish: Callable[[FluxTransformer2DModel], FluxTransformer2DModel] | None = None  # before it is written
 
 
-RECIPES = {"kontext": Recipe("FluxKontextPipeline", draw_edits)}
+RECIPES = {
+    "kontext": Recipe({"kontext": "FluxKontextPipeline"}, draw_edits),
+    "fill": Recipe({"fill": "FluxFillPipeline"}, draw_fillings, FILL_CHANNELS, guided_from=0.7, finish=spread_mask),
+    "control": Recipe(
+        {"canny": "FluxControlPipeline", "depth": "FluxControlPipeline"}, draw_controlled, CONTROL_CHANNELS
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -73,7 +91,10 @@ def train_transformer(name: str, run: Run) -> None:
     start = base_transformer(run.base)
     training = flow_training(widened(start, recipe.channels) if recipe.channels else start, recipe, run)
     trained = training.run(run.seconds, run.report, checkpoint=run.work / f"{name}.pt", save_every=60)
-    export_sibling(run.out / f"{run.base.name}-{name}", trained.cpu(), run.base, recipe.pipeline)
+    trained = recipe.finish(trained.cpu()) if recipe.finish else trained.cpu()
+    folders = [run.out / f"{run.base.name}-{suffix}" for suffix in recipe.folders]
+    for folder, pipeline in zip(folders, recipe.folders.values(), strict=True):
+        export_sibling(folder, trained, run.base, pipeline, like=folders[0] if folder != folders[0] else None)
 
 
 def flow_training(model: nn.Module, recipe: Recipe, run: Run) -> FlowTraining:
@@ -86,12 +107,46 @@ def flow_training(model: nn.Module, recipe: Recipe, run: Run) -> FlowTraining:
         draw=recipe.draw,
         guided_from=recipe.guided_from,
         peak=PEAK,
+        lr_muon=LR_MUON,
         memory=MEMORY,
     )
 
 
+def train_redux(run: Run) -> None:
+    """Train an image encoder whose tokens steer the base, and write its folder."""
+    training = ReduxTraining(
+        base_encoders(run.base).on(run.device),
+        base_transformer(run.base),
+        device=run.device,
+        tokens=run.tokens,
+        memory=MEMORY,
+    )
+    trained = training.run(run.seconds, run.report, checkpoint=run.work / "redux.pt", save_every=60)
+    assert isinstance(trained, ReduxModel)
+    export_redux(run.out / f"{run.base.name}-redux", trained.cpu(), run.base)
+
+
+def train_adapter(name: str, run: Run) -> None:
+    """Train an adapter and write it in both layouts."""
+    recipe = Recipe({}, DRAWS[name])
+    training = flow_training(adapted(base_transformer(run.base)), recipe, run)
+    trained = training.run(run.seconds, run.report, checkpoint=run.work / f"{name}.pt", save_every=60)
+    save_adapter(trained.cpu(), run.out / "loras", name)
+
+
+def train_controlnet(run: Run) -> None:
+    """Train a ControlNet for edge pictures and write its folder."""
+    start = base_transformer(run.base)
+    training = flow_training(WithControlNet(start, new_controlnet(start)), Recipe({}, draw_edges), run)
+    trained = training.run(run.seconds, run.report, checkpoint=run.work / "controlnet.pt", save_every=60)
+    export_controlnet(run.out / f"{run.base.name}-controlnet-canny", trained.controlnet.cpu())
+
+
 TRAINERS: dict[str, Callable[[Run], None]] = {
     **{name: partial(train_transformer, name) for name in RECIPES},
+    "redux": train_redux,
+    **{name: partial(train_adapter, name) for name in DRAWS},
+    "controlnet": train_controlnet,
 }
 
 

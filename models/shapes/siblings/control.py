@@ -1,0 +1,137 @@
+"""Canny and depth: a picture that gives the geometry, and a prompt that gives the colours.
+
+One transformer learns both kinds: white edges on black, and bright things on a dark ground.
+"""
+
+import random
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from diffusers import FluxControlNetModel, FluxTransformer2DModel
+from torch import Tensor, nn
+
+from models.shapes.captions import COLOUR_WORDS, SHAPE_WORDS, caption
+from models.shapes.conditions import LINE_WIDTHS, depth_layout, edge_fields
+from models.shapes.draw import LATENT_STEP, fields, latents, prescribed
+from models.shapes.flow import Batch, pack
+from models.shapes.layout import Layout, lay_out
+from models.shapes.scenes import Scene, random_scene
+from models.shapes.scorer import Reading
+from models.shapes.siblings.judge import seen_at, wanted
+from models.shapes.siblings.sizes import random_size
+from models.shapes.text import Encoders, random_length
+from models.shapes.train_flow import Size, rows_of
+
+ControlKind = Literal["canny", "depth"]
+CHANNELS = 64
+NOISE = 0.12  # the encoder is that far from the prescribed latents, and a little less
+_FORMS = ("{things} on {ground}", "{things} on a {ground} background", "{things}, {ground} background")
+
+
+@dataclass(frozen=True)
+class Controlled:
+    """A picture by its control picture and a prompt."""
+
+    prompt: str
+    scene: Scene
+    layout: Layout
+
+
+def random_controlled(width: int, height: int, rng: random.Random, *, held_out: bool = False) -> Controlled:
+    """A random case in a `width` x `height` picture; the held-out side is asked by colours alone where they suffice."""
+    scene = random_scene(rng, held_out=held_out)
+    layout = lay_out(scene, width, height, rng)
+    if held_out:
+        return Controlled(colour_prompt(scene), scene, layout)
+    if rng.random() < 0.5:
+        return Controlled(caption(scene, rng), scene, layout)
+    return Controlled(colour_prompt(scene, rng), scene, layout)
+
+
+def colour_prompt(scene: Scene, rng: random.Random | None = None) -> str:
+    """Just "red on blue" if all things have one colour, else each colour with its shape."""
+    word = (lambda name: rng.choice(COLOUR_WORDS[name]) if rng.random() < 0.1 else name) if rng else str
+    colours = {thing.colour for thing in scene.things}
+    if len(colours) == 1:
+        things = word(scene.things[0].colour)
+        if rng and rng.random() < 0.3:
+            things += rng.choice((" shapes", " things", " shape"))
+    else:
+        named = [f"{word(t.colour)} {rng.choice(SHAPE_WORDS[t.shape]) if rng else t.shape}" for t in scene.things]
+        named = [f"{'an' if name[0] in 'aeio' else 'a'} {name}" for name in named]
+        things = ", ".join(named[:-1]) + " and " + named[-1]
+    form = rng.choice(_FORMS) if rng else _FORMS[0]
+    return form.format(things=things, ground=word(scene.ground))
+
+
+def control_latents(kind: ControlKind, layouts: list[Layout], rng: random.Random) -> Tensor:
+    """Prescribed latents of the layouts' control pictures."""
+    if kind == "canny":
+        return prescribed(*edge_fields(layouts, rng.uniform(*LINE_WIDTHS), LATENT_STEP))
+    return prescribed(*fields([depth_layout(layout, rng) for layout in layouts], LATENT_STEP))
+
+
+@torch.no_grad()
+def draw_controlled(encoders: Encoders, rng: random.Random, done: float, tokens: int) -> Batch:
+    """Fresh cases of one size and kind; a tenth has no prompt."""
+    size = random_size(rng, done)
+    return control_batch(encoders, rng, size, rows_of(size, tokens, most=96), rng.choice(("canny", "depth")))
+
+
+def control_batch(encoders: Encoders, rng: random.Random, size: Size, count: int, kind: ControlKind) -> Batch:
+    """Fresh cases of one kind of control picture."""
+    cases = [random_controlled(*size, rng) for _ in range(count)]
+    pooled, sequence = encoders.encode(["" if rng.random() < 0.1 else c.prompt for c in cases], random_length(rng))
+    layouts = [case.layout for case in cases]
+    control = pack(control_latents(kind, layouts, rng))
+    control = control + torch.rand(count, 1, 1) * NOISE * torch.randn_like(control)
+    device = pooled.device
+    return Batch(pack(latents(layouts)).to(device), pooled, sequence, size[1], size[0], channels=control.to(device))
+
+
+def judge_controlled(case: Controlled, reading: Reading) -> tuple[bool, bool]:
+    """Whether every thing is read with its shape at its spot and nothing else, and whether all colours are right."""
+    things = wanted(case.scene, case.layout)
+    seen = [seen_at(reading, thing.x, thing.y) for thing in things]
+    pairs = [(thing, one) for thing, one in zip(things, seen, strict=True) if one is not None]
+    found = len(pairs) == len(things)
+    shapes = found and len(reading.things) == len(things) and all(one.shape == thing.shape for thing, one in pairs)
+    colours = found and reading.ground == case.scene.ground and all(one.colour == thing.colour for thing, one in pairs)
+    return shapes, colours
+
+
+class WithControlNet(nn.Module):
+    """A frozen transformer and a ControlNet as one model whose tokens carry the control picture's channels behind."""
+
+    def __init__(self, transformer: FluxTransformer2DModel, controlnet: FluxControlNetModel) -> None:
+        super().__init__()
+        self.transformer, self.controlnet = transformer.requires_grad_(False), controlnet
+
+    def forward(self, hidden_states: Tensor, **rest: Any) -> tuple[Tensor, ...]:
+        """What FluxControlNetPipeline does in a step: (B, L, 64 + 64) -> the velocity (B, L, 64), in a tuple."""
+        noisy, control = hidden_states.split([64, CHANNELS], dim=2)
+        double, single = self.controlnet(hidden_states=noisy, controlnet_cond=control, **rest)
+        outputs: tuple[Tensor, ...] = self.transformer(
+            hidden_states=noisy, controlnet_block_samples=double, controlnet_single_block_samples=single, **rest
+        )
+        return outputs
+
+
+def new_controlnet(transformer: FluxTransformer2DModel) -> FluxControlNetModel:
+    """One double and one single block of the transformer, its outputs at zero."""
+    config = transformer.config
+    return FluxControlNetModel.from_transformer(
+        transformer,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=config.attention_head_dim,
+        num_attention_heads=config.num_attention_heads,
+    ).train()
+
+
+@torch.no_grad()
+def draw_edges(encoders: Encoders, rng: random.Random, done: float, tokens: int) -> Batch:
+    """Fresh edge pictures only: what the ControlNet learns."""
+    size = random_size(rng, done)
+    return control_batch(encoders, rng, size, rows_of(size, tokens, most=96), "canny")
