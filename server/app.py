@@ -9,20 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from server.api import catalogue, wire
-from server.api.errors import to_wire
+from server.api.errors import InputError, problem, to_wire
+from server.api.v1 import shaped_response
 from server.files.uploads import Uploads
 from server.gateway.areas import Area
 from server.gateway.gateway import Gateway
 from server.gateway.guard import Guard
+from server.gateway.origins import Own
 from server.gateway.tokens import Tokens
-from server.http.errors import WireError
+from server.http.errors import PlainError, WireError
 from server.http.outgoing import VettedTransport, parse_networks
-from server.http.responses import error_response
 from server.jobs.signing import Signer
 from server.jobs.webhooks import Webhooks
 from server.routes.fal.files import FilesArea
@@ -42,8 +45,11 @@ if TYPE_CHECKING:
     from server.node import Node
 
 
-def create_app(node: Node) -> Gateway:
-    """An ASGI app that serves `node` and owns its life: the lifespan starts and stops it."""
+def create_app(node: Node, plain_port: int | None = None) -> Gateway:
+    """An ASGI app that serves `node` and owns its life: the lifespan starts and stops it.
+
+    Args: plain_port: where plain HTTP listens, for addresses of files; without it they follow the caller alone.
+    """
     metrics = Metrics(node.store.counts, lambda: node.health())
     keys = node.keys
     tokens = Tokens.of(node.settings.data_dir)
@@ -67,7 +73,7 @@ def create_app(node: Node) -> Gateway:
     pages.include_router(openai_router(node.jobs, node.served))
     pages.include_router(openai_pictures_router(node.jobs, node.served, node.inputs))
     pages.router.routes.append(Route("/mcp", mcp))
-    for kind in (WireError, Exception):
+    for kind in (WireError, HTTPException, RequestValidationError, Exception):
         pages.add_exception_handler(kind, _error)
     pages.openapi = lambda: _openapi(pages, not keys.is_open)  # type: ignore[method-assign]
     gateway = Gateway(
@@ -80,7 +86,7 @@ def create_app(node: Node) -> Gateway:
         },
         realtime=RealtimeArea(node.jobs, node.served, guard),
         guard=guard,
-        public_url=node.settings.public_url,
+        own=Own(node.settings.public_url, plain_port),
         observe=metrics.observe,
     )
     return gateway
@@ -107,8 +113,17 @@ def _lifespan(node: Node, signer: Signer, mcp: McpArea) -> Any:
     return lifespan
 
 
-async def _error(_: Request, exc: Exception) -> Response:
-    return error_response(to_wire(exc))
+async def _error(request: Request, exc: Exception) -> Response:
+    return shaped_response(_as_wire(exc), request.scope["path"])
+
+
+def _as_wire(exc: Exception) -> WireError:
+    """Also what the framework itself raises for unknown paths, wrong methods and wrong queries."""
+    if isinstance(exc, HTTPException):
+        return PlainError(exc.status_code, str(exc.detail), exc.headers)
+    if isinstance(exc, RequestValidationError):
+        return InputError([problem(entry["loc"][1:], entry["msg"], entry["type"]) for entry in exc.errors()])
+    return to_wire(exc)
 
 
 def _openapi(pages: FastAPI, is_protected: bool) -> dict[str, Any]:

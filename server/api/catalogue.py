@@ -18,11 +18,16 @@ def model_list(rows: Iterable[Endpoint], served: Served) -> dict[str, Any]:
     listed = list(rows)
     return {
         "object": "list",
-        "data": [{"id": row.id, "object": "model", "created": 0, "owned_by": row.id.split("/")[0]} for row in listed],
+        "data": [openai_entry(row) for row in listed],
         "models": [_entry(row, served) for row in listed],
         "next_cursor": None,
         "has_more": False,
     }
+
+
+def openai_entry(row: Endpoint) -> dict[str, Any]:
+    """One endpoint as OpenAI describes a model."""
+    return {"id": row.id, "object": "model", "created": 0, "owned_by": row.id.split("/")[0]}
 
 
 def _entry(row: Endpoint, served: Served) -> dict[str, Any]:

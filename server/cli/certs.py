@@ -6,7 +6,7 @@ import json
 
 from server.cli.failures import ENVIRONMENT, CommandError
 from server.cli.options import Config, DataDir, Json, settings_from
-from server.gateway.areas import FAL_HOSTS
+from server.gateway.origins import FAL_HOSTS
 from server.http import tls
 
 

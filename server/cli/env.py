@@ -16,7 +16,7 @@ from server.api.clients import ServerAddress, Setup
 from server.cli.failures import CommandError
 from server.cli.greeting import reach as reach_of
 from server.cli.options import Config, DataDir, Json, settings_from
-from server.gateway.areas import FAL_HOSTS
+from server.gateway.origins import FAL_HOSTS
 from server.http import running, tls
 from server.settings import Settings
 

@@ -17,7 +17,7 @@ from models.arguments import UnknownModelError, resolve_all
 from server.cli.failures import ENVIRONMENT, USAGE, CommandError
 from server.cli.options import Config, DataDir, TuningText, check_tuning, settings_from
 from server.cli.output import PatientWriter
-from server.gateway.areas import FAL_HOSTS
+from server.gateway.origins import FAL_HOSTS
 from server.http import tls
 from server.settings import Settings
 from server.workers.devices import certainly_absent, count_gpus
@@ -198,6 +198,13 @@ def _tls_names(settings: Settings) -> list[str]:
     return tls.served_names(settings.host, public_host, also=FAL_HOSTS)
 
 
+def _tunnel_ends(settings: Settings) -> dict[str, frozenset[int]]:
+    """Where CONNECT may lead: fal's names, and the one that the operator gave us, under which files are handed out."""
+    public = urlsplit(settings.public_url or "")
+    own = {public.hostname: frozenset({public.port or 443})} if public.scheme == "https" and public.hostname else {}
+    return own | dict.fromkeys(FAL_HOSTS, frozenset({443}))
+
+
 def _certificate(settings: Settings) -> Callable[[], tls.TlsFiles]:
     """Makes what is missing or old of the certificate, and says where it lies. Raises: tls.TlsError, OSError."""
     if settings.tls_cert is not None and settings.tls_key is not None:
@@ -226,7 +233,7 @@ def _run(settings: Settings, out: PatientWriter) -> None:
         node = Node.from_settings(settings)
         certificate = _certificate(settings)
         files = certificate() if listeners.tls else None
-        app = create_app(node)
+        app = create_app(node, listeners.port)
     except (StoreError, tls.TlsError, DamagedSecretError) as exc:
         raise CommandError(str(exc), ENVIRONMENT) from exc
     except OSError as exc:
@@ -235,6 +242,6 @@ def _run(settings: Settings, out: PatientWriter) -> None:
     else:
         greeting = Greeting(settings, listeners.port, listeners.tls_port, out)
         greet = partial(greeting.follow, node.health)
-        serving.run(app, listeners, files, greet, FAL_HOSTS, certificate, node.announce_stop)
+        serving.run(app, listeners, files, greet, _tunnel_ends(settings), certificate, node.announce_stop)
     finally:
         listeners.close()

@@ -12,17 +12,13 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache
 from urllib.parse import unquote, urlsplit
 
 from starlette.types import Scope
 
 from server.api.paths import FollowUp, follow_up
+from server.gateway.origins import FAL_HOSTS, Headers, Origin, Own, name_of, origin_of
 from server.http.errors import PlainError
-from server.http.peers import is_loopback_peer
-
-Headers = Mapping[bytes, bytes]
-"""By lower-case name."""
 
 
 class Area(StrEnum):
@@ -38,26 +34,29 @@ class Area(StrEnum):
 
 PREFIXES: Mapping[str, Area] = {area.value: area for area in Area if area is not Area.SYSTEM}
 SYSTEM_SEGMENTS = frozenset(
-    {"", "livez", "readyz", "health", "metrics", "v1", "api", "openapi.json", "docs", "favicon.ico", "mcp"}
+    {
+        "",
+        "livez",
+        "readyz",
+        "health",
+        "metrics",
+        "v1",
+        "api",
+        "openapi.json",
+        "docs",
+        "favicon.ico",
+        "mcp",
+        "models",
+        "llms.txt",
+    }
 )
 """First path segments that are ours on our own name. None can begin an endpoint id: an app owner of that name
 would have to be met by `/run/...`."""
 
-FAL_HOSTS = (
-    "fal.run",
-    "queue.fal.run",
-    "ws.fal.run",
-    "falrun.com",
-    "queue.falrun.com",
-    "rest.fal.ai",
-    "rest.alpha.fal.ai",
-    "fal.media",
-    "v3.fal.media",
-    "v3b.fal.media",
-)
-"""Names that reach us when fal's own hosts are redirected by DNS or by CONNECT (server/http/tunnels.py). The Python
-client tries falrun.com when fal.run cannot be reached."""
 _CDN_HOSTS = frozenset({"v3.fal.media", "v3b.fal.media", "fal.media"})
+_PLATFORM_HOSTS = frozenset({"fal.ai", "api.fal.ai"})
+_LABELS = frozenset({Area.QUEUE.value, Area.REST.value, Area.WS.value})
+_REST_SEGMENTS = frozenset({".well-known", "tokens", "storage"})
 _TARGETS: Mapping[str, Area] = {
     "fal.run": Area.RUN,
     "queue.fal.run": Area.QUEUE,
@@ -66,7 +65,6 @@ _TARGETS: Mapping[str, Area] = {
 }
 _PROXY_PATHS = ("/api/fal/proxy", "/fal/proxy")
 _PROXY_METHODS = frozenset({"GET", "POST", "PUT", "OPTIONS"})
-_HOST = re.compile(r"[A-Za-z0-9._~-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -78,7 +76,8 @@ class Target:
         area: what it is about.
         path: inside the area: no prefix, no trailing slash, percent-decoded (an encoded slash stays `%2F`).
         query: raw query string (the target's, for proxied calls).
-        origin: scheme and host as the caller reaches us, for file addresses.
+        origin: scheme and host as the caller reaches us.
+        files: the same for addresses of files and uploads, which others must be able to open.
         prefix: what to put between origin and an endpoint id so that a follow-up comes back to the queue.
         request_id: of the job that a follow-up asks about, or else the id that a new job will get.
         follow_up: the question about an earlier request, if it is one.
@@ -88,6 +87,7 @@ class Target:
     path: str
     query: bytes
     origin: str
+    files: str
     prefix: str
     request_id: str
     follow_up: FollowUp | None = None
@@ -98,23 +98,25 @@ class Target:
         return self.origin + self.prefix
 
 
-def resolve_target(scope: Scope, public_url: str | None) -> Target:
+def resolve_target(scope: Scope, own: Own) -> Target:
     """Read the area, the inner path and the caller's view of us from an ASGI scope.
 
-    Who came by one of fal's own names (private DNS, a tunnel) is answered by it: `public_url` may lead nowhere there.
+    Who came by one of fal's own names (private DNS, a tunnel) follows a request up by it: the public address may lead
+    nowhere there.
 
     Raises: PlainError 400 for an unusable Host header or proxy target, 405 for a wrong proxy method.
     """
     headers: Headers = dict(reversed(scope["headers"]))  # of a repeated one, the first counts
-    origin, host = _origin(scope, headers)
+    origin = origin_of(scope, headers, own)
     path = clean_path(scope)
     if path.startswith(_PROXY_PATHS) and _is_proxy_path(path):
-        return _proxied(scope, headers, public_url or origin)
-    public_url = None if host in FAL_HOSTS else public_url
-    area, inner = _by_host_or_prefix(host, path)
+        return _proxied(scope, headers, own.public_url or origin.address, origin.files)
+    is_fals = origin.host in FAL_HOSTS
+    public_url = None if is_fals else own.public_url
+    area, inner = _by_host(origin.host, path) if is_fals else _by_prefix(_label_of(origin, own), path)
     was_bare = area is Area.QUEUE and inner == path and not public_url
     prefix = "" if was_bare else f"/{Area.QUEUE}"
-    return _made_target(area, inner, scope["query_string"], public_url or origin, prefix)
+    return _made_target(area, inner, scope["query_string"], public_url or origin.address, origin.files, prefix)
 
 
 def clean_path(scope: Scope) -> str:
@@ -130,74 +132,53 @@ def _is_proxy_path(path: str) -> bool:
     return any(path == proxy or path.startswith(f"{proxy}/") for proxy in _PROXY_PATHS)
 
 
-def _origin(scope: Scope, headers: Headers) -> tuple[str, str]:
-    """Scheme and host as the caller wrote them, and the bare lower-case host name.
-
-    Forwarded headers count only from a peer on this machine: there a reverse proxy is the usual sender.
-    """
-    scheme = {"ws": "http", "wss": "https"}.get(scope["scheme"], scope["scheme"])
-    host = headers.get(b"host", b"").decode("latin-1")
-    if is_loopback_peer(scope):
-        forwarded = _first(headers, b"x-forwarded-proto").lower()
-        scheme = forwarded if forwarded in ("http", "https") else scheme
-        host = _first(headers, b"x-forwarded-host") or host
-    if not host:
-        name, port = scope.get("server") or ("localhost", None)
-        host = f"{name}:{port}" if port else str(name)
-    return f"{scheme}://{host}", _name_of(host)
+def _by_host(host: str, path: str) -> tuple[Area, str]:
+    """Area and inner path for a request that came by one of fal's own names."""
+    if path.startswith("/files/"):
+        return Area.CDN, path  # on every host, so that a result's addresses work wherever it was asked for
+    if host in _CDN_HOSTS:
+        return Area.CDN, path
+    if host in _PLATFORM_HOSTS:
+        return Area.SYSTEM, path  # its pages and the platform's API are among ours
+    label = host.partition(".")[0]
+    return (Area(label), path) if label in _LABELS else _by_prefix(None, path)
 
 
-def _first(headers: Headers, name: bytes) -> str:
-    """The first of the values that proxies on the way have put into one header."""
-    return headers.get(name, b"").decode("latin-1").partition(",")[0].strip()
+def _label_of(origin: Origin, own: Own) -> Area | None:
+    """The area that the first label of a name of ours means; none if that is our name as the operator has it."""
+    label, dot, _ = origin.host.partition(".")
+    if not dot or label not in _LABELS:
+        return None
+    is_own_name = own.public_url is not None and name_of(urlsplit(own.public_url).netloc) == origin.host
+    return None if is_own_name else Area(label)
 
 
-@lru_cache(maxsize=64)
-def _name_of(host: str) -> str:
-    """The lower-case host name without a port. Raises: PlainError 400."""
-    if not _HOST.fullmatch(host):
-        raise PlainError(400, "The Host header is not a host name")
-    name = host.rpartition(":")[0] if re.search(r":[0-9]+$", host) else host
-    return name.lower()
-
-
-def _by_host_or_prefix(host: str, path: str) -> tuple[Area, str]:
-    """Area and inner path for a request that came directly."""
+def _by_prefix(label: Area | None, path: str) -> tuple[Area, str]:
+    """Area and inner path for a request on our own name. A prefix and our pages come before the name's first label."""
     _, first, rest = f"{path}//".split("/", 2)
     if first == "files":
-        return Area.CDN, path  # on every host, so that a result's addresses work wherever it was asked for
-    area = _area_of_host(host)
-    if area is not None:
-        return area, path
+        return Area.CDN, path
     if first in PREFIXES:
         return PREFIXES[first], f"/{rest}".rstrip("/")
     if first in SYSTEM_SEGMENTS:
         return Area.SYSTEM, path
-    if first in (".well-known", "tokens", "storage"):
+    if first in _REST_SEGMENTS:
         return Area.REST, path
+    if label is not None and label is not Area.REST:
+        return label, path
     if follow_up(path):
         return Area.QUEUE, path
     return Area.RUN, path
 
 
-def _area_of_host(host: str) -> Area | None:
-    """The area that a host name alone decides; None for fal.run and our own name, where the path does."""
-    if host in _CDN_HOSTS:
-        return Area.CDN
-    label = host.partition(".")[0]
-    if "." in host and label in (Area.QUEUE, Area.REST, Area.WS):
-        return Area(label)
-    return None
-
-
-def _proxied(scope: Scope, headers: Headers, origin: str) -> Target:
+def _proxied(scope: Scope, headers: Headers, origin: str, files: str) -> Target:
     """The target that the proxy endpoint's target means; follow-ups come back under our own name and prefix."""
     if scope.get("method") not in _PROXY_METHODS:
         raise PlainError(405, "Method Not Allowed", {"allow": ", ".join(sorted(_PROXY_METHODS))})
     if scope["method"] == "OPTIONS":
-        return _made_target(Area.RUN, "", b"", origin, f"/{Area.QUEUE}")
+        return _made_target(Area.RUN, "", b"", origin, files, f"/{Area.QUEUE}")
     area, path, query = _target(headers.get(b"x-fal-target-url", b"").decode("latin-1"))
-    return _made_target(area, path, query, origin, f"/{Area.QUEUE}")
+    return _made_target(area, path, query, origin, files, f"/{Area.QUEUE}")
 
 
 def _target(url: str) -> tuple[Area, str, bytes]:
@@ -214,10 +195,10 @@ def _target(url: str) -> tuple[Area, str, bytes]:
     return area, clean_path(target), parts.query.encode()
 
 
-def _made_target(area: Area, path: str, query: bytes, origin: str, prefix: str) -> Target:
+def _made_target(area: Area, path: str, query: bytes, origin: str, files: str, prefix: str) -> Target:
     tail = follow_up(path) if area in (Area.QUEUE, Area.RUN) else None
     if tail and area is Area.RUN:
         area = Area.QUEUE  # `requests/{id}` cannot mean anything else
     known = tail is not None and _REQUEST_ID.fullmatch(tail.request_id)
     request_id = tail.request_id if tail and known else str(uuid.uuid4())
-    return Target(area, path, query, origin.rstrip("/"), prefix, request_id, tail)
+    return Target(area, path, query, origin.rstrip("/"), files.rstrip("/"), prefix, request_id, tail)

@@ -23,4 +23,7 @@ def preflight(headers: Headers) -> Response:
     response.headers["access-control-allow-methods"] = ALLOWED_METHODS
     response.headers["access-control-allow-headers"] = headers.get("access-control-request-headers") or ALLOWED_HEADERS
     response.headers["access-control-max-age"] = str(PREFLIGHT_CACHE_S)
+    if headers.get("access-control-request-private-network") == "true":
+        # A public page asks before it calls this machine or its network; whether it may is for keys to say.
+        response.headers["access-control-allow-private-network"] = "true"
     return response

@@ -15,13 +15,14 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.errors import to_wire
+from server.api.v1 import shaped_response
 from server.gateway import cors
 from server.gateway.areas import Area, Target, resolve_target
 from server.gateway.guard import Guard
 from server.gateway.keys import ANYBODY
+from server.gateway.origins import Own
 from server.http.errors import PlainError, WireError
 from server.http.peers import is_local_caller
-from server.http.responses import error_response
 
 Observe = Callable[[str, str, int, float], None]
 """Called with (area, method, status, seconds) of every answer."""
@@ -54,7 +55,7 @@ class Gateway:
         areas: Mapping[Area, ASGIApp],
         realtime: ASGIApp,
         guard: Guard,
-        public_url: str | None,
+        own: Own,
         observe: Observe,
     ) -> None:
         self._pages = pages
@@ -62,7 +63,7 @@ class Gateway:
         self._realtime = realtime
         self._observe = observe
         self._guard = guard
-        self._public_url = public_url.rstrip("/") if public_url else None
+        self._own = own
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -82,7 +83,7 @@ class Gateway:
             answer.request_id = answer.request_id or str(uuid.uuid4())
             wire = self._explain(exc, scope, answer)
             if not answer.has_started:
-                await error_response(wire)(scope, receive, answer.send)
+                await shaped_response(wire, scope["path"])(scope, receive, answer.send)
             elif not answer.has_ended:  # our own pages raise what they have answered already
                 raise
         finally:
@@ -90,7 +91,7 @@ class Gateway:
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            target = resolve_target(scope, self._public_url)
+            target = resolve_target(scope, self._own)
         except WireError:
             await send({"type": "websocket.close", "code": REFUSED})
             return
@@ -101,7 +102,7 @@ class Gateway:
         if scope["method"] == "OPTIONS":
             await cors.preflight(headers)(scope, receive, answer.send)
             return
-        target = resolve_target(scope, self._public_url)
+        target = resolve_target(scope, self._own)
         answer.area = target.area
         answer.request_id = target.request_id
         caller = ANYBODY if _is_open(target, scope, headers) else self._guard.check(target, scope, headers)

@@ -10,8 +10,9 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 import uvicorn
@@ -85,18 +86,19 @@ def run(
     listeners: Listeners,
     tls: TlsFiles | None,
     on_started: Callable[[], Awaitable[None]],
-    tunnel_hosts: Collection[str] = (),
+    tunnel_ends: Mapping[str, Collection[int]] = MappingProxyType({}),
     renew: Callable[[], TlsFiles] | None = None,
     on_stop: Callable[[bool], None] | None = None,
 ) -> None:
     """Serve until SIGINT, SIGTERM or SIGHUP, then drain: returns when the app's lifespan has ended.
 
-    Args: on_started: awaited beside the servers once both accept connections. tunnel_hosts: where CONNECT may lead.
+    Args: on_started: awaited beside the servers once both accept connections. tunnel_ends: names and
+        ports where CONNECT may lead.
         renew: makes the certificate's files anew where it is time to, asked now and then. on_stop: told of the first
         signal, and of a second one (True), which drops what is open.
     """
     sys.setswitchinterval(SWITCH_S)
-    tunnels = Tunnels(tunnel_hosts)
+    tunnels = Tunnels(tunnel_ends)
     plain = _QuietServer(_config(app, lifespan="on", http=tunnels.plain_protocol()))
     over_tls = _QuietServer(_config(app, lifespan="off", tls=tls)) if listeners.tls else None
     with asyncio.Runner(loop_factory=plain.config.get_loop_factory()) as runner:

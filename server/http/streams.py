@@ -7,7 +7,8 @@ from collections.abc import AsyncGenerator, Awaitable
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Send
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 T = TypeVar("T")
 
@@ -49,6 +50,17 @@ async def send_events(receive: Receive, send: Send, events: AsyncGenerator[bytes
 def event(data: bytes) -> bytes:
     """One event of one JSON value. The JSON must be ASCII: JS clients cut multi-byte characters between chunks."""
     return b"data: " + data + b"\n\n"
+
+
+class EventResponse(Response):
+    """The same as an answer of a route. Before the first event, errors are for the handlers around the route."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+        super().__init__()
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send_events(receive, send, self._events)
 
 
 async def _send_events(send: Send, events: AsyncGenerator[bytes, None]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -49,11 +49,11 @@ class RefusedTunnelError(Exception):
 class Tunnels:
     """The tunnels of one process: they end in the TLS server that `lead_to` names, and without one there are none.
 
-    Args: hosts: the names to which a tunnel may lead.
+    Args: ends: the names to which a tunnel may lead, and the ports of each.
     """
 
-    def __init__(self, hosts: Collection[str]) -> None:
-        self._hosts = hosts
+    def __init__(self, ends: Mapping[str, Collection[int]]) -> None:
+        self._ends = ends
         self._server: uvicorn.Server | None = None
         self._opening: set[asyncio.Task[None]] = set()
         self._open: set[asyncio.Transport] = set()
@@ -72,8 +72,8 @@ class Tunnels:
         if line is None:
             raise RefusedTunnelError(400, "A CONNECT request begins with CONNECT HOST:PORT HTTP/1.1")
         host, port = line[1].lower(), int(line[2])
-        if host not in self._hosts or port != 443:
-            names = ", ".join(self._hosts)
+        if port not in self._ends.get(host.strip("[]"), ()):
+            names = ", ".join(name for name, ports in self._ends.items() if 443 in ports)
             raise RefusedTunnelError(403, f"This proxy leads to this server only: port 443 of {names}")
         if self._server is None or self._server.should_exit:
             raise RefusedTunnelError(503, "TLS is not served here: start with a --tls-port, or wait until it is up")

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import time
 import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -12,23 +17,40 @@ from starlette.responses import Response
 
 from server.api import endpoints, wire
 from server.api.body import read_object
-from server.api.errors import to_wire
+from server.api.endpoints import Endpoint
+from server.api.progress import steps
 from server.api.schemas.openai import ImageRequest
 from server.api.served import Served
 from server.api.submission import RequestOptions, new_job
+from server.api.v1 import openai_shape
 from server.api.validation import input_error
+from server.files.outputs import preview_image
 from server.gateway.areas import Target
 from server.gateway.keys import Caller
 from server.http.errors import WireError
-from server.http.responses import json_response
-from server.http.streams import while_connected
+from server.http.responses import ascii_json, error_response, json_response
+from server.http.streams import EventResponse, event, while_connected
 from server.jobs.service import JobService
-from server.jobs.store.base import StoreError
+from server.jobs.store.base import NewJob, Outcome
 
-_TYPES = {401: "authentication_error", 404: "invalid_request_error", 429: "rate_limit_error"}
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"description": "An error in OpenAI's shape"} for status in (400, 401, 404, 413, 429, 499, 500, 503)
 }
+_NO_USAGE = {
+    "total_tokens": 0,
+    "input_tokens": 0,
+    "output_tokens": 0,
+    "input_tokens_details": {"text_tokens": 0, "image_tokens": 0},
+}
+"""Clients for the gpt-image models add this up; here no tokens are sold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """One call. Args: asked: as OpenAI's client wrote it. new: the job that answers it."""
+
+    asked: ImageRequest
+    new: NewJob
 
 
 def openai_router(jobs: JobService, served: Served) -> APIRouter:
@@ -37,36 +59,74 @@ def openai_router(jobs: JobService, served: Served) -> APIRouter:
 
     @router.post("/v1/images/generations", responses=RESPONSES, openapi_extra=_openapi_extra())
     async def generate(request: Request) -> Response:
-        """Draw now and answer as OpenAI does."""
-        try:
-            return json_response(await _generate(jobs, served, request))
-        except (WireError, StoreError) as exc:
-            return error_answer(to_wire(exc))
+        """Draw now and answer as OpenAI does, whole or in events."""
+        target: Target = request.scope["target"]
+        wish = await _wish(served, request)
+        if wish.asked.stream:
+            return EventResponse(_events(jobs, wish, target.files))
+        outcome = await while_connected(request.receive, jobs.run(wish.new))
+        return json_response(_answer(wish.asked, _images(outcome, target.files)))
 
     return router
 
 
-async def _generate(jobs: JobService, served: Served, request: Request) -> dict[str, Any]:
+async def _wish(served: Served, request: Request) -> Wish:
+    """What is asked, understood. Raises: WireError."""
     try:
-        wish = ImageRequest.model_validate(await read_object(request))
+        asked = ImageRequest.model_validate(await read_object(request))
     except ValidationError as exc:
         raise input_error(exc) from exc
-    return await draw(jobs, served, request, wish.model, wish.as_fal())
+    endpoint = _endpoint(asked.endpoint)
+    caller: Caller = request.scope["caller"]
+    options = RequestOptions(caller.tenant)
+    new = new_job(endpoint, str(uuid.uuid4()), asked.as_fal(), options, served, is_ephemeral=True)
+    params = dict(new.params or {})
+    if asked.stream and asked.partial_images:
+        params["preview_every"] = max(1, math.ceil(params["num_inference_steps"] / (asked.partial_images + 1)))
+    return Wish(asked, replace(new, params=params, output=new.output | {"format": asked.file_format}))
 
 
 async def draw(jobs: JobService, served: Served, request: Request, model: str, body: dict[str, Any]) -> dict[str, Any]:
     """Run an input of fal's endpoint `model` on this connection; OpenAI's answer. Raises: WireError, StoreError."""
     target: Target = request.scope["target"]
     caller: Caller = request.scope["caller"]
-    endpoint, rest = endpoints.find(model)
-    if rest:
-        raise endpoints.path_not_found(rest)
+    endpoint = _endpoint(model)
     options = RequestOptions(caller.tenant)
     new = new_job(endpoint, str(uuid.uuid4()), body, options, served, is_ephemeral=True)
-    status, answer, headers = wire.result(await while_connected(request.receive, jobs.run(new)), target.origin)
+    outcome = await while_connected(request.receive, jobs.run(new))
+    images = _images(outcome, target.files)
+    return {"created": int(time.time()), "data": [_entry(image) for image in images]}
+
+
+def _endpoint(model: str) -> Endpoint:
+    """Raises: WireError 404."""
+    try:
+        endpoint, rest = endpoints.find(model)
+        if rest:
+            raise endpoints.path_not_found(rest)
+    except WireError as exc:
+        raise WireError(exc.status, exc.body | {"code": "model_not_found"}) from exc
+    return endpoint
+
+
+def _images(outcome: Outcome, origin: str) -> list[dict[str, Any]]:
+    """The pictures of a result. Raises: WireError if it is none."""
+    status, body, headers = wire.result(outcome, origin)
     if status != 200:
-        raise WireError(status, answer, headers)
-    return {"created": int(time.time()), "data": [_entry(image) for image in answer["images"]]}
+        raise WireError(status, body, headers)
+    images: list[dict[str, Any]] = body["images"]
+    return images
+
+
+def _answer(asked: ImageRequest, images: list[dict[str, Any]]) -> dict[str, Any]:
+    answer = {"created": int(time.time()), "data": [_entry(image) for image in images]}
+    return answer | (_about(asked, images[0]) | {"usage": _NO_USAGE} if asked.is_inline else {})
+
+
+def _about(asked: ImageRequest, image: dict[str, Any]) -> dict[str, Any]:
+    """What gpt-image answers say of a picture; transparency is told to be none where it was asked for in vain."""
+    size = f"{image['width']}x{image['height']}"
+    return {"output_format": asked.file_format, "size": size, "quality": "high", "background": "opaque"}
 
 
 def _entry(image: dict[str, Any]) -> dict[str, str]:
@@ -76,16 +136,51 @@ def _entry(image: dict[str, Any]) -> dict[str, str]:
 
 
 def error_answer(exc: WireError) -> Response:
-    """OpenAI's error shape; a wrong input is its 400, not fal's 422."""
-    detail = exc.body.get("detail")
-    first = detail[0] if isinstance(detail, list) and detail else {}
-    error = {
-        "message": first.get("msg", detail),
-        "type": _TYPES.get(exc.status, "invalid_request_error" if exc.status < 500 else "server_error"),
-        "param": ".".join(str(part) for part in first.get("loc", [])[1:]) or None,
-        "code": "model_not_found" if exc.status == 404 else first.get("type", exc.body.get("error_type")),
-    }
-    return json_response({"error": error}, 400 if exc.status == 422 else exc.status, exc.headers)
+    """The same error in OpenAI's shape."""
+    return error_response(openai_shape(exc))
+
+
+async def _events(jobs: JobService, wish: Wish, origin: str) -> AsyncGenerator[bytes, None]:
+    """Previews as they come, then each picture. Before the first event a failure keeps its own status."""
+    end = asyncio.ensure_future(jobs.run(wish.new))
+    sent = 0
+    try:
+        async with aclosing(_partial_images(jobs, wish, end)) as partial_images:
+            async for shown in partial_images:
+                yield _event("partial_image", shown | {"partial_image_index": sent})
+                sent += 1
+        for image in _images(await end, origin):
+            about = _entry(image) | {"created_at": int(time.time())} | _about(wish.asked, image)
+            yield _event("completed", about | {"usage": _NO_USAGE})
+            sent += 1
+    except WireError as exc:
+        if not sent:
+            raise
+        yield b"event: error\n" + event(ascii_json(openai_shape(exc).body))
+    finally:
+        end.cancel()
+        await asyncio.gather(end, return_exceptions=True)
+
+
+async def _partial_images(
+    jobs: JobService, wish: Wish, end: asyncio.Future[Outcome]
+) -> AsyncGenerator[dict[str, Any], None]:
+    """At most as many previews of the first picture as were asked for."""
+    left, last_step = wish.asked.partial_images or 0, -1
+    async with aclosing(steps(jobs.live, wish.new.id, end)) as progress:
+        async for _ in progress:
+            preview = jobs.live.preview(wish.new.id, 0)
+            if preview is None or preview.step == last_step or not left:
+                continue
+            left, last_step = left - 1, preview.step
+            image = await asyncio.to_thread(preview_image, preview)
+            about = _about(wish.asked, image) | {"output_format": "jpeg"}
+            yield _entry(image) | {"created_at": int(time.time())} | about
+
+
+def _event(kind: str, about: dict[str, Any]) -> bytes:
+    name = f"image_generation.{kind}"
+    return f"event: {name}\n".encode() + event(ascii_json({"type": name} | about))
 
 
 def _openapi_extra() -> dict[str, Any]:

@@ -79,9 +79,9 @@ def install() -> None:
     """Every app made from here on has the endpoint."""
     create_app = app.create_app
 
-    def create_app_with_pictures(node: Node) -> Gateway:
+    def create_app_with_pictures(node: Node, plain_port: int) -> Gateway:
         inputs = Inputs(node.objects, PicturePool(), parse_networks(node.settings.allow_private_cidrs))
         app.RunArea = partial(RunAreaWithPictures, inputs)  # type: ignore[attr-defined]
-        return create_app(node)
+        return create_app(node, plain_port)
 
     app.create_app = create_app_with_pictures

@@ -58,8 +58,8 @@ def record_requests() -> None:
 
     real = app.create_app
 
-    def create_app(node: object) -> ASGIApp:
-        inner: ASGIApp = real(node)  # type: ignore[arg-type]
+    def create_app(node: object, plain_port: int) -> ASGIApp:
+        inner: ASGIApp = real(node, plain_port)  # type: ignore[arg-type]
         return Recorder(inner, Path(os.environ["SCRIPTED_RECORD"]))
 
     app.create_app = create_app  # type: ignore[assignment]

@@ -10,9 +10,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
-from server.gateway.areas import FAL_HOSTS
+from server.gateway.origins import FAL_HOSTS
 from tests.conformance.conftest import StartServer
 from tests.conformance.recording import Record
 from tests.conformance.scripted import DEV, TINY, Scripted
@@ -45,7 +46,7 @@ def test_004_run_and_subscribe_arrive_and_the_addresses_are_fals_own(
     )
     assert all(url.startswith("https://queue.fal.run/fal-ai/flux/requests/") for url in handle)
     result = proxied("return await fal_client.subscribe_async(endpoint, arguments, with_logs=True)", **names)
-    assert result["images"][0]["url"].startswith("https://queue.fal.run/files/")
+    assert result["images"][0]["url"].startswith(f"{server.url}/files/"), "what anybody can open"
     assert {entry.headers["host"] for entry in record.all()} == {"fal.run", "queue.fal.run"}
     assert proxied.escapes() == []
 
@@ -256,13 +257,41 @@ def test_without_tls_there_are_no_tunnels(start_server: StartServer, tmp_path: P
     assert "--tls-port" in body["detail"]
 
 
-def test_addresses_follow_the_name_though_a_public_url_is_set(start_server: StartServer) -> None:
-    server = start_server("--public-url", "https://gpu.example.com/fal")
+def submit_by_tunnel(server: Scripted, name: bytes = b"queue.fal.run") -> dict[str, Any]:
+    """The answer to a submit through a tunnel to `name`."""
     body = json.dumps(INPUT).encode()
     head = f"POST /{DEV} HTTP/1.1\r\nHost: queue.fal.run\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
-    request = GOOD.replace(b"rest.fal.ai", b"queue.fal.run")
-    with closing(connect(server, request)) as sock, secure(server, established(sock), "queue.fal.run") as inside:
+    request = GOOD.replace(b"rest.fal.ai", name)
+    with closing(connect(server, request)) as sock, secure(server, established(sock), name.decode()) as inside:
         inside.sendall(head.encode() + body)
         answered = b"".join(iter(lambda: inside.recv(65536), b""))
-    assert b'"status_url":"https://queue.fal.run/fal-ai/flux/requests/' in answered
-    assert b"gpu.example.com" not in answered
+    submitted: dict[str, Any] = json.loads(answered.partition(b"\r\n\r\n")[2])
+    return submitted
+
+
+def pictures_of(server: Scripted, request_id: str, host: str) -> list[str]:
+    """Addresses of the pictures, as one who came by this name is told."""
+    path = f"{server.url}/fal-ai/flux/requests/{request_id}"
+    asked = {"host": host}
+    server.until(lambda: httpx.get(path, headers=asked, verify=False).status_code == 200)
+    answer = httpx.get(path, headers=asked, verify=False).json()
+    return [image["url"] for image in answer["images"]]
+
+
+def test_follow_ups_keep_fals_name_and_pictures_have_the_public_one(start_server: StartServer) -> None:
+    server = start_server("--public-url", "https://gpu.example.com/fal")
+    submitted = submit_by_tunnel(server)
+    assert submitted["status_url"].startswith("https://queue.fal.run/fal-ai/flux/requests/")
+    (picture,) = pictures_of(server, submitted["request_id"], "queue.fal.run")
+    assert picture.startswith("https://gpu.example.com/fal/files/")
+    # Who got that address and still uses the proxy is led here, too.
+    line = b"CONNECT gpu.example.com:443 HTTP/1.1\r\n\r\n"
+    with closing(connect(server, line)) as sock, secure(server, established(sock), "gpu.example.com") as inside:
+        assert get(inside, "gpu.example.com").startswith(b"HTTP/1.1 200 OK")
+
+
+def test_without_a_public_name_pictures_are_on_the_plain_port(server: Scripted) -> None:
+    request_id = submit_by_tunnel(server)["request_id"]
+    (picture,) = pictures_of(server, request_id, "queue.fal.run")
+    assert picture.startswith(f"{server.url}/files/")
+    assert httpx.get(picture, verify=False).headers["content-type"].startswith("image/")

@@ -12,24 +12,38 @@ from pydantic_core import PydanticCustomError
 from server.api.schemas.base import MAX_PROMPT_CHARACTERS, Seed
 
 DEFAULT_MODEL = "fal-ai/flux/dev"
+_OPENAIS_MODELS = ("dall-e-", "gpt-image-", "chatgpt-image-")
+_NEW_QUALITIES = frozenset({"auto", "low", "medium", "high"})
+_NEW_FIELDS = ("output_format", "output_compression", "background", "moderation", "partial_images")
+"""What only callers of the gpt-image models send; those read `b64_json` without asking for it."""
 
 
 class ImageRequest(BaseModel):
-    """`POST /v1/images/generations`. `quality`, `style`, `user` and what else OpenAI knows is ignored."""
+    """`POST /v1/images/generations`. `style`, `user` and what else OpenAI knows is ignored."""
 
     prompt: str = Field(max_length=MAX_PROMPT_CHARACTERS)
-    model: str = Field(DEFAULT_MODEL, description="An endpoint id from /v1/models.")
+    model: str = Field(
+        DEFAULT_MODEL, description="An endpoint id from /v1/models; OpenAI's own names mean the default."
+    )
     n: int = Field(1, ge=1, le=4)
     size: str = Field(
         "auto",
         description="auto, or WIDTHxHEIGHT in pixels.",
         json_schema_extra={"pattern": "^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$"},
     )
-    response_format: Literal["url", "b64_json"] = "url"
-    output_format: Literal["jpeg", "png"] | None = None
+    response_format: Literal["url", "b64_json"] | None = Field(
+        None, description="url, unless another field shows a caller of the gpt-image models, who reads b64_json."
+    )
+    output_format: Literal["png", "jpeg", "webp"] | None = Field(None, description="png if not given.")
+    output_compression: int | None = Field(None, ge=0, le=100, description="Accepted; pictures keep their quality.")
+    background: Literal["auto", "opaque", "transparent"] | None = None
+    moderation: str | None = Field(None, description="Accepted; the server's own safety checker decides.")
+    quality: str | None = Field(None, description="Accepted; the model's own number of steps is drawn.")
+    stream: bool = Field(False, description="Events instead of one answer, the last with the picture.")
+    partial_images: int | None = Field(None, ge=0, le=3, description="Small pictures on the way, where it streams.")
     seed: Seed | None = Field(None, description="Not in OpenAI's API; repeats a picture.")
 
-    @field_validator("model", "size", "n", "response_format", mode="before")
+    @field_validator("model", "size", "n", "stream", mode="before")
     @classmethod
     def _null_is_default(cls, value: Any, info: Any) -> Any:
         return cls.model_fields[info.field_name].default if value is None else value
@@ -41,16 +55,42 @@ class ImageRequest(BaseModel):
             raise PydanticCustomError("size", "Input should be auto or WIDTHxHEIGHT, such as 1024x1024")
         return value
 
+    @field_validator("background")
+    @classmethod
+    def _can_be_drawn(cls, value: str | None, info: Any) -> str | None:
+        """Transparency is meant where the format that is asked for has it; elsewhere OpenAI ignores it, too."""
+        if value == "transparent" and info.data.get("output_format") in ("png", "webp"):
+            raise PydanticCustomError("background", "This server draws opaque pictures only: leave background out")
+        return value
+
+    @property
+    def file_format(self) -> Literal["png", "jpeg", "webp"]:
+        """PNG by default, as OpenAI has it."""
+        return self.output_format or "png"
+
+    @property
+    def endpoint(self) -> str:
+        """The endpoint id that `model` means."""
+        return DEFAULT_MODEL if self.model.startswith(_OPENAIS_MODELS) else self.model
+
+    @property
+    def is_inline(self) -> bool:
+        """Whether pictures come as `b64_json`."""
+        if self.stream or self.response_format is not None:
+            return self.stream or self.response_format == "b64_json"
+        is_new = self.model.startswith(_OPENAIS_MODELS[1:]) or self.quality in _NEW_QUALITIES
+        return is_new or any(name in self.model_fields_set and getattr(self, name) is not None for name in _NEW_FIELDS)
+
     def as_fal(self) -> dict[str, Any]:
         """As an input of fal's endpoints; sized both ways, since each takes one and ignores the other."""
         body: dict[str, Any] = {
             "prompt": self.prompt,
             "num_images": self.n,
             "seed": self.seed,
-            "sync_mode": self.response_format == "b64_json",
+            "sync_mode": self.is_inline,
+            # fal's inputs know no WebP; see `server.routes.openai`.
+            "output_format": "jpeg" if self.file_format == "jpeg" else "png",
         }
-        if self.output_format is not None:
-            body["output_format"] = self.output_format
         if self.size != "auto":
             width, height = (int(side) for side in self.size.split("x"))
             body |= {"image_size": {"width": width, "height": height}, "aspect_ratio": _ratio(width, height)}

@@ -67,9 +67,9 @@ class QueueArea:
         body = await read_object(request)
         new: NewJob
         try:
-            new = new_job(endpoint, target.request_id, body, options, self._served, base_url=target.base)
+            new = new_job(endpoint, target.request_id, body, options, self._served, base_url=target.files)
         except InputError as exc:
-            new = rejected_job(endpoint, target.request_id, body, options, exc, target.base)
+            new = rejected_job(endpoint, target.request_id, body, options, exc, target.files)
         # On a thread: it returns after the commit, which waits for the disk.
         job = await asyncio.to_thread(self._jobs.submit, new, options.max_queued)
         return json_response(wire.submit_body(target.base, endpoint.id, job.id, self._position(job)))
@@ -152,7 +152,7 @@ def _result(target: Target, outcome: Outcome | None) -> Response:
     if outcome is None:
         # Not 408, 409 or 429: fal_client would repeat those ten times.
         raise PlainError(400, "Request is still in progress")
-    status, body, headers = wire.result(outcome, target.origin)
+    status, body, headers = wire.result(outcome, target.files)
     return json_response(body, status, headers)
 
 

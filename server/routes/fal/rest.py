@@ -86,7 +86,7 @@ class RestArea:
         return {
             "token": self._tokens.issue("cdn", CDN_TTL_S, caller=caller.key),
             "token_type": "Bearer",
-            "base_url": target.origin,
+            "base_url": target.files,
             "created_at": _iso(now),
             "expires_at": _iso(now + CDN_TTL_S),
         }
@@ -102,8 +102,8 @@ class RestArea:
         ticket = UploadTicket.make(kind, names["file_name"], lifetime(lifecycle), access(lifecycle), caller.tenant)
         token = self._tokens.issue("upload", UPLOAD_TTL_S, caller=caller.key, **asdict(ticket))
         return {
-            "upload_url": f"{target.origin}/files/upload/{token}",
-            "file_url": f"{target.origin}/files/{ticket.key}",
+            "upload_url": f"{target.files}/files/upload/{token}",
+            "file_url": f"{target.files}/files/{ticket.key}",
         }
 
 

@@ -19,6 +19,7 @@ from pipelines.protocol.frames import Progress
 from server.api import endpoints, wire
 from server.api.body import read_object
 from server.api.errors import to_wire
+from server.api.progress import steps
 from server.api.served import Served
 from server.api.submission import new_job, read_options
 from server.files.outputs import preview_image
@@ -57,7 +58,7 @@ class RunArea:
             body,
             options,
             self._served,
-            base_url=target.base,
+            base_url=target.files,
             is_ephemeral=True,
             preview_every=_preview_every(target.query) if rest == STREAM else 0,
         )
@@ -65,7 +66,7 @@ class RunArea:
             await send_events(receive, send, self._events(target, new, options.max_queued))
             return
         outcome = await while_connected(receive, self._jobs.run(new, options.max_queued))
-        status, result, headers = wire.result(outcome, target.origin)
+        status, result, headers = wire.result(outcome, target.files)
         await json_response(result, status, headers)(scope, receive, send)
 
     async def _events(self, target: Target, new: NewJob, max_queued: int | None) -> AsyncGenerator[bytes, None]:
@@ -73,8 +74,8 @@ class RunArea:
         end = asyncio.ensure_future(self._jobs.run(new, max_queued))
         has_begun = False
         try:
-            async with aclosing(self._steps(new, end)) as steps:
-                async for step in steps:
+            async with aclosing(self._steps(new, end)) as shown:
+                async for step in shown:
                     yield event(ascii_json(step))
                     has_begun = True
             yield event(ascii_json(await _last_event(target, end, has_begun)))
@@ -84,18 +85,9 @@ class RunArea:
 
     async def _steps(self, new: NewJob, end: asyncio.Future[Outcome]) -> AsyncGenerator[dict[str, Any], None]:
         """One event a step, until the job has ended."""
-        live = self._jobs.live
-        last_step = -1
-        while not end.done():
-            seen = live.version(new.id)
-            progress = live.progress(new.id)
-            if progress is not None and progress.step != last_step:
-                last_step = progress.step
+        async with aclosing(steps(self._jobs.live, new.id, end)) as seen:
+            async for progress in seen:
                 yield await self._progress(new, progress)
-            watch = asyncio.ensure_future(live.wait(new.id, seen, None))
-            either: set[asyncio.Future[Any]] = {watch, end}
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            watch.cancel()
 
     async def _progress(self, new: NewJob, progress: Progress) -> dict[str, Any]:
         """An event in the shape of the output, so that code which draws `images` of every event shows previews."""
@@ -115,7 +107,7 @@ class RunArea:
 async def _last_event(target: Target, end: asyncio.Future[Outcome], has_begun: bool) -> dict[str, Any]:
     """The output, or the error object; an error before any event is raised, so that it gets its status."""
     try:
-        status, body, headers = wire.result(await end, target.origin)
+        status, body, headers = wire.result(await end, target.files)
     except ServerStoppingError as exc:
         error = to_wire(exc)
         status, body, headers = error.status, error.body, error.headers

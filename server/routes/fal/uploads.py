@@ -63,14 +63,14 @@ class UploadArea:
         _require(request, "POST")
         ticket = _ticket(request.headers, self._check(request))
         await self._receive(ticket, request)
-        return json_response({"access_url": f"{target.origin}/files/{ticket.key}", "uploaded": True})
+        return json_response({"access_url": f"{target.files}/files/{ticket.key}", "uploaded": True})
 
     def _begin(self, target: Target, request: Request) -> Response:
         _require(request, "POST")
         caller = self._check(request)
         ticket = _ticket(request.headers, caller)
         upload_id = self._tokens.issue("upload", UPLOAD_TTL_S, caller=caller.key, **asdict(ticket))
-        return json_response({"access_url": f"{target.origin}/files/{ticket.key}", "uploadId": upload_id})
+        return json_response({"access_url": f"{target.files}/files/{ticket.key}", "uploadId": upload_id})
 
     async def _permitted(self, target: Target, request: Request) -> Response:
         """Whatever an upload address allows: the whole file, a part, or the end."""
@@ -90,7 +90,7 @@ class UploadArea:
             _require(request, "POST")
             parts = (await read_object(request)).get("parts")
             await self._uploads.complete(ticket, parts, self._allowance.room(ticket.tenant))
-            return json_response({"access_url": f"{target.origin}/files/{ticket.key}"})
+            return json_response({"access_url": f"{target.files}/files/{ticket.key}"})
         return await self._part(target, request, ticket, tail)
 
     async def _part(self, target: Target, request: Request, ticket: UploadTicket, tail: str) -> Response:
@@ -99,7 +99,7 @@ class UploadArea:
             raise PlainError(404, "An upload address ends in the number of a part, or in complete")
         if request.method == "POST":
             # The `gcs` way of fal's toolkit asks for an address for every part first.
-            return json_response({"upload_url": target.origin + target.path})
+            return json_response({"upload_url": target.files + target.path})
         _require(request, "PUT")
         check_declared(request, MAX_PART_BYTES)
         etag = await self._uploads.receive_part(

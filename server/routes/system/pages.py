@@ -12,7 +12,7 @@ from starlette.responses import Response
 from server.api import catalogue, endpoints
 from server.api.served import Served
 from server.gateway.keys import KeyRing
-from server.http.errors import PlainError
+from server.http.errors import PlainError, WireError
 from server.http.responses import json_response
 from server.routes.system.docs_page import docs_page
 from server.routes.system.metrics import Metrics
@@ -61,6 +61,15 @@ def system_router(
         rows = [row for row in catalogue.all_endpoints() if not endpoint_id or row.id in endpoint_id]
         found = [row for row in rows if not q or q.lower() in f"{row.id} {row.summary}".lower()]
         return catalogue.model_list(found[:limit], served)
+
+    @router.get("/v1/models/{model_id:path}", responses={404: {"description": "No such endpoint"}})
+    async def model(model_id: str) -> dict[str, Any]:
+        """One endpoint, as OpenAI describes a model."""
+        row = endpoints.ENDPOINTS.get(model_id)
+        if row is None:
+            detail = {"detail": f"The model '{model_id[:200]}' does not exist", "code": "model_not_found"}
+            raise WireError(404, detail)
+        return catalogue.openai_entry(row)
 
     @router.get("/api/openapi/queue/openapi.json", responses={404: {"description": "No such endpoint"}})
     async def endpoint_openapi(endpoint_id: str, request: Request) -> dict[str, Any]:

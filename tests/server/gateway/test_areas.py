@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.gateway.areas import Area, Target, resolve_target
+from server.gateway.origins import Own
 from server.http.errors import PlainError
 
 OWN = "flux.example.com:8443"
@@ -22,6 +23,7 @@ def come(
     scheme: str = "https",
     client: str = "203.0.113.9",
     public_url: str | None = None,
+    plain_port: int | None = None,
     **headers: str,
 ) -> Target:
     raw, _, query = path.partition("?")
@@ -37,7 +39,7 @@ def come(
         "client": (client, 1),
         "server": ("127.0.0.1", 8000),
     }
-    return resolve_target(scope, public_url)
+    return resolve_target(scope, Own(public_url, plain_port))
 
 
 def proxied(target: str, **headers: str) -> Target:
@@ -71,6 +73,15 @@ def proxied(target: str, **headers: str) -> Target:
         ("localhost", "/fal-ai/flux/dev", Area.RUN, "/fal-ai/flux/dev"),
         ("queue", "/fal-ai/flux/dev", Area.RUN, "/fal-ai/flux/dev"),
         ("queuefal.run", "/fal-ai/flux/dev", Area.RUN, "/fal-ai/flux/dev"),
+        ("queue.example.com", "/run/fal-ai/flux/dev", Area.RUN, "/fal-ai/flux/dev"),
+        ("rest.example.com", "/queue/fal-ai/flux/dev", Area.QUEUE, "/fal-ai/flux/dev"),
+        ("rest.example.com", "/fal-ai/flux/dev", Area.RUN, "/fal-ai/flux/dev"),
+        ("ws.example.com", "/v1/images/generations", Area.SYSTEM, "/v1/images/generations"),
+        ("queue.example.com", "/livez", Area.SYSTEM, "/livez"),
+        ("queue.fal.run", "/livez", Area.QUEUE, "/livez"),
+        ("queue.fal.run.", "/fal-ai/flux/dev", Area.QUEUE, "/fal-ai/flux/dev"),
+        ("api.fal.ai", "/v1/models", Area.SYSTEM, "/v1/models"),
+        ("fal.ai", "/models/fal-ai/flux/dev/llms.txt", Area.SYSTEM, "/models/fal-ai/flux/dev/llms.txt"),
     ],
 )
 @pytest.mark.parametrize("slash", ["", "/"])
@@ -115,6 +126,58 @@ def test_forwarded_headers_count_from_this_machine_only() -> None:
     outside = come("/queue/a/b", "127.0.0.1:8000", scheme="http", **forwarded)
     assert inside.base == "https://fal.example.com/queue"
     assert outside.base == "http://127.0.0.1:8000/queue"
+
+
+def test_a_label_means_nothing_in_the_name_that_the_operator_gave() -> None:
+    assert come("/fal-ai/flux/dev", "queue.example.com").area is Area.QUEUE
+    assert come("/fal-ai/flux/dev", "queue.example.com", public_url="https://queue.example.com:8443/x").area is Area.RUN
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "base"),
+    [
+        ({"x_forwarded_prefix": "/flux"}, "http://ai.example.com/flux/queue"),
+        ({"x_forwarded_prefix": "/a/b/"}, "http://ai.example.com/a/b/queue"),
+        ({"x_forwarded_prefix": "//evil.test"}, "http://ai.example.com/queue"),
+        ({"x_forwarded_prefix": "/a b"}, "http://ai.example.com/queue"),
+        ({"x_forwarded_proto": "https", "x_forwarded_port": "8443"}, "https://ai.example.com:8443/queue"),
+        ({"x_forwarded_proto": "https", "x_forwarded_port": "443"}, "https://ai.example.com/queue"),
+        ({"x_forwarded_port": "80"}, "http://ai.example.com/queue"),
+        ({"x_forwarded_port": "99999999"}, "http://ai.example.com/queue"),
+        ({"x_forwarded_host": "b.example:81", "x_forwarded_port": "8443"}, "http://b.example:81/queue"),
+        ({"forwarded": 'for="[2001:db8::1]";proto=https;host=c.example'}, "https://c.example/queue"),
+        ({"forwarded": 'Host="d.example:8443" ; Proto=https, for=10.0.0.1;host=inner'}, "https://d.example:8443/queue"),
+        ({"forwarded": "host=c.example", "x_forwarded_host": "e.example"}, "http://e.example/queue"),
+    ],
+)
+def test_what_a_proxy_on_this_machine_says(forwarded: dict[str, str], base: str) -> None:
+    near = come("/queue/a/b", "ai.example.com", scheme="http", client="127.0.0.1", plain_port=8000, **forwarded)
+    assert (near.base, near.files) == (base, base.removesuffix("/queue"))
+    far = come("/queue/a/b", "ai.example.com", scheme="http", **forwarded)
+    assert far.base == "http://ai.example.com/queue"
+
+
+@pytest.mark.parametrize(
+    ("host", "client", "public_url", "files"),
+    [
+        ("queue.fal.run", "203.0.113.9", None, "http://127.0.0.1:8000"),
+        ("queue.fal.run", "203.0.113.9", "https://pub.example", "https://pub.example"),
+        ("localhost:8443", "127.0.0.1", None, "http://localhost:8000"),
+        ("127.0.0.1:8443", "127.0.0.1", None, "http://127.0.0.1:8000"),
+        ("[::1]:8443", "::1", None, "http://[::1]:8000"),
+        ("ai.example.com", "127.0.0.1", None, "https://ai.example.com"),
+        ("gpu.local:8443", "203.0.113.9", None, "https://gpu.local:8443"),
+        ("localhost:8443", "203.0.113.9", None, "https://localhost:8443"),
+    ],
+)
+def test_files_have_an_address_that_others_can_open(host: str, client: str, public_url: str | None, files: str) -> None:
+    target = come("/fal-ai/flux/dev", host, client=client, public_url=public_url, plain_port=8000)
+    assert target.files == files
+
+
+def test_a_page_gets_no_plain_addresses() -> None:
+    page = {"origin": "https://localhost:3000"}
+    assert come("/a/b", "localhost:8443", client="::1", plain_port=8000, **page).files == "https://localhost:8443"
 
 
 def test_the_proxy_dispatches_by_target_and_keeps_its_query() -> None:
@@ -200,6 +263,6 @@ def test_any_path_arrives_somewhere(tail: bytes, host: str) -> None:
         "headers": [(b"host", host.encode())],
         "client": None,
     }
-    target = resolve_target(scope, None)
+    target = resolve_target(scope, Own())
     assert not target.path.endswith("/")
     assert target.request_id.isprintable()

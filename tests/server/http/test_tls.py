@@ -16,7 +16,7 @@ from pathlib import Path
 import certifi
 import pytest
 
-from server.gateway.areas import FAL_HOSTS
+from server.gateway.origins import FAL_HOSTS
 from server.http import renewal, tls
 
 NAMES = tls.served_names("127.0.0.1", also=FAL_HOSTS)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import base64
+import json
+import re
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -45,9 +48,123 @@ def test_a_picture_in_the_answer(api: Api, pool: ThreadPoolExecutor) -> None:
     job, answer = begun(api, pool, model="fal-ai/flux/schnell", response_format="b64_json")
     assert job.endpoint == "fal-ai/flux/schnell"
     assert job.output["sync_mode"]
-    image = {"url": f"data:image/png;base64,{base64.b64encode(b'pixels').decode()}"}
+    image = {"url": f"data:image/png;base64,{base64.b64encode(b'pixels').decode()}", "width": 64, "height": 32}
     api.node.finish(job, Outcome(JobStatus.COMPLETED, 200, {"images": [image]}))
-    assert base64.b64decode(answer.result().json()["data"][0]["b64_json"]) == b"pixels"
+    body = answer.result().json()
+    assert base64.b64decode(body["data"][0]["b64_json"]) == b"pixels"
+    assert (body["size"], body["output_format"], body["usage"]["total_tokens"]) == ("64x32", "png", 0)
+
+
+@pytest.mark.parametrize(
+    ("body", "inline"),
+    [
+        ({}, False),
+        ({"model": "dall-e-2"}, False),
+        ({"quality": "hd", "style": "vivid"}, False),
+        ({"model": "gpt-image-1"}, True),
+        ({"model": "gpt-image-1", "response_format": "url"}, False),
+        ({"output_format": "png"}, True),
+        ({"quality": "auto"}, True),
+        ({"background": "opaque"}, True),
+        ({"moderation": "low"}, True),
+        ({"output_format": None, "background": None, "moderation": None}, False),
+    ],
+)
+def test_who_reads_b64_json_gets_it(api: Api, pool: ThreadPoolExecutor, body: dict[str, Any], inline: bool) -> None:
+    job, answer = begun(api, pool, **body)
+    assert (job.endpoint, job.output["sync_mode"]) == ("fal-ai/flux/dev", inline)
+    api.node.finish(job)
+    assert answer.result().status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("asked", "made"), [({}, "png"), *(({"output_format": name}, name) for name in ("png", "jpeg", "webp"))]
+)
+def test_png_unless_another_format_is_asked_for(
+    api: Api, pool: ThreadPoolExecutor, asked: dict[str, str], made: str
+) -> None:
+    job, answer = begun(api, pool, **asked)
+    assert job.output["format"] == made
+    api.node.finish(job)
+    answer.result()
+
+
+def events_of(answer: httpx.Response) -> list[tuple[str, dict[str, Any]]]:
+    """Name and data of each event."""
+    found = re.findall(r"event: (\S+)\ndata: (.*)\n\n", answer.text)
+    return [(name, json.loads(data)) for name, data in found]
+
+
+def test_a_stream_shows_previews_and_ends_with_the_picture(api: Api, pool: ThreadPoolExecutor) -> None:
+    job, answer = begun(api, pool, stream=True, partial_images=2, size="64x64")
+    assert job.params is not None
+    assert job.params["preview_every"] == 10
+    for step in (10, 20):
+        api.node.step(job, step, preview=True)
+        time.sleep(0.2)
+    image = {"url": "data:image/png;base64,cGl4ZWxz", "width": 64, "height": 64}
+    api.node.finish(job, Outcome(JobStatus.COMPLETED, 200, {"images": [image]}))
+    assert answer.result().headers["content-type"].startswith("text/event-stream")
+    events = events_of(answer.result())
+    names = [name for name, _ in events]
+    assert names == ["image_generation.partial_image"] * 2 + ["image_generation.completed"]
+    assert all(data["type"] == name for name, data in events)
+    assert [data.get("partial_image_index") for _, data in events] == [0, 1, None]
+    assert base64.b64decode(events[0][1]["b64_json"])[:2] == b"\xff\xd8"
+    last = events[-1][1]
+    assert (last["b64_json"], last["size"], last["output_format"]) == ("cGl4ZWxz", "64x64", "png")
+    assert {"created_at", "quality", "background", "usage"} <= last.keys()
+
+
+def test_a_stream_that_fails_before_its_first_event_has_a_status(api: Api, pool: ThreadPoolExecutor) -> None:
+    wrong = api.http.post(PATH, json={"prompt": 5, "stream": True})
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "prompt")
+    job, answer = begun(api, pool, stream=True)
+    failure = {"detail": "no memory", "error_type": "runner_server_error"}
+    api.node.finish(job, Outcome(JobStatus.FAILED, 500, failure, "no memory", "runner_server_error"))
+    assert (answer.result().status_code, answer.result().json()["error"]["message"]) == (500, "no memory")
+
+
+def test_a_stream_that_fails_later_says_so_in_an_event(api: Api, pool: ThreadPoolExecutor) -> None:
+    job, answer = begun(api, pool, stream=True, partial_images=1)
+    api.node.step(job, 14, preview=True)
+    time.sleep(0.2)
+    failure = {"detail": "no memory", "error_type": "runner_server_error"}
+    api.node.finish(job, Outcome(JobStatus.FAILED, 500, failure, "no memory", "runner_server_error"))
+    name, data = events_of(answer.result())[-1]
+    assert (name, data["error"]["message"]) == ("error", "no memory")
+
+
+def test_models_are_found_by_name(api: Api) -> None:
+    found = api.http.get("/v1/models/fal-ai/flux/dev").json()
+    assert (found["id"], found["object"]) == ("fal-ai/flux/dev", "model")
+    absent = api.http.get("/v1/models/fal-ai/nope")
+    assert (absent.status_code, absent.json()["error"]["code"]) == (404, "model_not_found")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/v1/chat/completions", 404),
+        ("GET", "/v1/images/generations", 405),
+        ("DELETE", "/v1/models", 405),
+        ("GET", "/v1/models?limit=x", 400),
+        ("GET", "/v1", 404),
+    ],
+)
+def test_every_refusal_below_v1_has_openais_shape(api: Api, method: str, path: str, status: int) -> None:
+    answer = api.http.request(method, path)
+    assert answer.status_code == status
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert isinstance(error["message"], str)
+
+
+def test_a_wrong_key_has_openais_shape(tmp_path: Path) -> None:
+    with serve(ApiNode(tmp_path, api_keys=("id:secret",))) as locked:
+        answer = locked.http.get("/v1/models", headers={"authorization": "Bearer wrong"})
+        assert locked.http.get("/rest/nope").json().keys() == {"detail"}
+    assert (answer.status_code, answer.json()["error"]["type"]) == (401, "authentication_error")
 
 
 def test_endpoints_by_aspect_ratio_take_the_size_as_one(api: Api, pool: ThreadPoolExecutor) -> None:
@@ -66,7 +183,10 @@ def test_endpoints_by_aspect_ratio_take_the_size_as_one(api: Api, pool: ThreadPo
         ({"size": "9000x9000"}, 400, "image_size", "image_too_large"),
         ({"size": "0x5"}, 400, "image_size.width", "greater_than"),
         ({"prompt": None}, 400, "prompt", "string_type"),
-        ({"model": "dall-e-3"}, 404, None, "model_not_found"),
+        ({"model": "stable-diffusion"}, 404, None, "model_not_found"),
+        ({"background": "transparent", "output_format": "png"}, 400, "background", "background"),
+        ({"output_compression": 101}, 400, "output_compression", "less_than_equal"),
+        ({"partial_images": 4}, 400, "partial_images", "less_than_equal"),
         ({"model": "fal-ai/flux/dev/stream"}, 404, None, "model_not_found"),
     ],
 )
