@@ -6,8 +6,8 @@ import json
 
 from server.cli.failures import ENVIRONMENT, CommandError
 from server.cli.options import Config, DataDir, Json, settings_from
-from server.gateway.origins import FAL_HOSTS
 from server.http import tls
+from server.http.names import FAL_HOSTS
 
 
 def certs(data_dir: DataDir = None, config: Config = None, as_json: Json = False) -> None:

@@ -16,8 +16,8 @@ from server.api.clients import ServerAddress, Setup
 from server.cli.failures import CommandError
 from server.cli.greeting import reach as reach_of
 from server.cli.options import Config, DataDir, Json, settings_from
-from server.gateway.origins import FAL_HOSTS
 from server.http import running, tls
+from server.http.names import FAL_HOSTS
 from server.settings import Settings
 
 
@@ -33,6 +33,11 @@ class Client(StrEnum):
     BROWSER = "browser"
     SERVER_PROXY = "server-proxy"
     CURL = "curl"
+    NODE_PROXY = "node-proxy"
+    HOSTS = "hosts"
+    HUGGINGFACE = "huggingface"
+    OPEN_WEBUI = "open-webui"
+    COMFYUI_FAL = "comfyui-fal"
     AI_SDK = "ai-sdk"
     LITELLM = "litellm"
     OPENAI = "openai"
@@ -67,7 +72,7 @@ def _for_another_machine(settings: Settings, reach: ServerAddress, host: str) ->
     """What else a client elsewhere needs."""
     if reach.tls_url is None or reach.ca_bundle is None:
         return []
-    lines = [f"copy {reach.ca_bundle} to that machine and let SSL_CERT_FILE name the copy"]
+    lines = [f"copy {reach.ca_bundle} to that machine and let SSL_CERT_FILE and REQUESTS_CA_BUNDLE name the copy"]
     try:
         names = tls.names_in(tls.read_certificate(tls.files_of(settings.data_dir).server))
     except (OSError, ValueError):

@@ -17,8 +17,8 @@ from models.arguments import UnknownModelError, resolve_all
 from server.cli.failures import ENVIRONMENT, USAGE, CommandError
 from server.cli.options import Config, DataDir, TuningText, check_tuning, settings_from
 from server.cli.output import PatientWriter
-from server.gateway.origins import FAL_HOSTS
 from server.http import tls
+from server.http.names import FAL_HOSTS
 from server.settings import Settings
 from server.workers.devices import certainly_absent, count_gpus
 

@@ -17,8 +17,9 @@ from urllib.parse import unquote, urlsplit
 from starlette.types import Scope
 
 from server.api.paths import FollowUp, follow_up
-from server.gateway.origins import FAL_HOSTS, Headers, Origin, Own, name_of, origin_of
+from server.gateway.origins import Headers, Origin, Own, name_of, origin_of
 from server.http.errors import PlainError
+from server.http.names import FAL_HOSTS
 
 
 class Area(StrEnum):

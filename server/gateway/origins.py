@@ -10,27 +10,11 @@ from functools import lru_cache
 from starlette.types import Scope
 
 from server.http.errors import PlainError
+from server.http.names import FAL_HOSTS
 from server.http.peers import is_loopback_peer
 
 Headers = Mapping[bytes, bytes]
 """By lower-case name."""
-
-FAL_HOSTS = (
-    "fal.run",
-    "queue.fal.run",
-    "ws.fal.run",
-    "falrun.com",
-    "queue.falrun.com",
-    "rest.fal.ai",
-    "rest.alpha.fal.ai",
-    "api.fal.ai",
-    "fal.ai",
-    "fal.media",
-    "v3.fal.media",
-    "v3b.fal.media",
-)
-"""Names that reach us when fal's own hosts are redirected by DNS or by CONNECT (server/http/tunnels.py). The Python
-client tries falrun.com when fal.run cannot be reached."""
 
 _SCHEMES = {"ws": "http", "wss": "https"}
 _DEFAULT_PORTS = {"http": "80", "https": "443"}

@@ -16,7 +16,20 @@ from server.api.clients import OPEN_KEY, ServerAddress
 HERE = ServerAddress("http://127.0.0.1:8000", "https://127.0.0.1:8443", Path("/data dir/ca-bundle.pem"), OPEN_KEY)
 
 
-@pytest.mark.parametrize("client", ["python", "python-proxy", "fal-apps", "litellm", "openai"])
+@pytest.mark.parametrize(
+    "client",
+    [
+        "python",
+        "python-proxy",
+        "fal-apps",
+        "litellm",
+        "openai",
+        "node-proxy",
+        "huggingface",
+        "open-webui",
+        "comfyui-fal",
+    ],
+)
 def test_a_shell_takes_the_lines_as_they_are(client: str) -> None:
     setup = clients.CLIENTS[client](HERE)
     script = "\n".join([*setup.lines, "env -0"])
@@ -31,6 +44,7 @@ def test_python_needs_exactly_these() -> None:
         "FAL_QUEUE_RUN_HOST": "127.0.0.1:8443/queue",
         "FAL_KEY": OPEN_KEY,
         "SSL_CERT_FILE": "/data dir/ca-bundle.pem",
+        "REQUESTS_CA_BUNDLE": "/data dir/ca-bundle.pem",
     }
 
 
@@ -61,6 +75,23 @@ def test_the_proxy_is_the_plain_port_and_nothing_left_in_the_shell_beats_it() ->
 def test_a_reverse_proxy_passes_no_connect_and_the_setup_says_so(url: str) -> None:
     with pytest.raises(clients.ClientSetupError, match="HTTPS_PROXY"):
         clients.python_proxy(ServerAddress(url, "https://fal.example.com", None, OPEN_KEY))
+
+
+@pytest.mark.parametrize("client", ["node-proxy", "huggingface", "comfyui-fal"])
+def test_what_needs_the_proxy_needs_our_plain_port_and_tls(client: str) -> None:
+    for reach in (
+        ServerAddress("https://fal.example.com", "https://fal.example.com", None, OPEN_KEY),
+        ServerAddress("http://127.0.0.1:8000", None, None, OPEN_KEY),
+    ):
+        with pytest.raises(clients.ClientSetupError, match="tls-port"):
+            clients.CLIENTS[client](reach)
+
+
+def test_the_hosts_file_gets_every_name_of_fal() -> None:
+    setup = clients.hosts(HERE)
+    assert {line.split()[1] for line in setup.lines} >= {"fal.run", "queue.fal.run", "api.fal.ai", "v3.fal.media"}
+    assert {line.split()[0] for line in setup.lines} == {"127.0.0.1"}
+    assert any("443" in note for note in setup.notes)
 
 
 def test_the_upload_leak_is_named() -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 import certifi
 import pytest
 
-from server.gateway.origins import FAL_HOSTS
 from server.http import renewal, tls
+from server.http.names import FAL_HOSTS
 
 NAMES = tls.served_names("127.0.0.1", also=FAL_HOSTS)
 
