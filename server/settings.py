@@ -65,6 +65,7 @@ class Settings(BaseSettings):
         device: auto, cpu, cuda, or a list (cuda:0,1 or cpu,cpu): one worker each.
         api_keys: any of these admits; none leaves the server open. `@FILE` reads one key a line.
         public_url: what clients call this server behind a reverse proxy; None follows each request.
+        aliases: endpoint ids under which others answer, each as ID=ID; shown as substitutes.
         allow_private_cidrs: networks that picture fetches and webhooks may reach besides public addresses.
         adapter_dir: a folder whose LoRAs requests may name; None takes the embedded model's own, if that is served.
         adapter_hub: whether requests may name LoRAs of the Hugging Face hub as owner/repo.
@@ -101,6 +102,7 @@ class Settings(BaseSettings):
     warmup: Literal["auto", "none", "full"] = "auto"
     api_keys: Words = Field((), repr=False)
     public_url: str | None = None
+    aliases: Words = ()
     allow_private_cidrs: Words = ()
     allow_insecure_bind: bool = False
     adapter_dir: Path | None = None
@@ -116,7 +118,7 @@ class Settings(BaseSettings):
     hang_s: float = Field(120.0, gt=0)
     embed_parameters: bool = False
 
-    @field_validator("models", "model_dirs", "api_keys", "allow_private_cidrs", mode="before")
+    @field_validator("models", "aliases", "model_dirs", "api_keys", "allow_private_cidrs", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
         if not isinstance(value, str):
@@ -272,6 +274,8 @@ def _is_ours(name: str) -> bool:
 
 def flag_of(field: str) -> str:
     """The command-line flag of a field: `tls_port` is `--tls-port`, a list's flag is its singular."""
+    if field == "aliases":
+        return "--alias"
     is_list = field in ("models", "model_dirs", "api_keys", "allow_private_cidrs")
     return "--" + (field.removesuffix("s") if is_list else field).replace("_", "-")
 

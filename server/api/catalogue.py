@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from models.registry import ModelSpec
 from server.api.endpoints import ENDPOINTS, Endpoint
 from server.api.paths import app_root
 from server.api.schemas import answers
@@ -32,6 +33,7 @@ def openai_entry(row: Endpoint) -> dict[str, Any]:
 
 def _entry(row: Endpoint, served: Served) -> dict[str, Any]:
     metadata: dict[str, Any] = {"display_name": row.summary, "category": row.category}
+    metadata |= {"alias_of": row.alias_of} if row.alias_of else {}
     try:
         spec = served.model_for(row.variants)
         beside = None if row.beside is None else served.beside(spec, row.beside).name
@@ -42,10 +44,16 @@ def _entry(row: Endpoint, served: Served) -> dict[str, Any]:
         "status": "active",
         "served_by": spec.name,
         "with": beside,
-        "is_substitute": row.variants[0] != spec.variant or row.id.startswith("fal-ai/flux-pro"),
+        "is_substitute": _is_substitute(row, spec),
         "licence": spec.licence,
     }
     return {"endpoint_id": row.id, "metadata": metadata}
+
+
+def _is_substitute(row: Endpoint, spec: ModelSpec) -> bool:
+    """Whether other weights answer than the id says: an operator's alias, another kind, or pro, which is closed."""
+    is_closed = row.id.startswith("fal-ai/flux-pro")
+    return row.alias_of is not None or row.variants[0] != spec.variant or is_closed
 
 
 def openapi(
@@ -93,7 +101,7 @@ def all_endpoints() -> list[Endpoint]:
 
 def _name(row: Endpoint) -> str:
     """`fal-ai/flux-pro/v1.1` -> `FluxProV11`."""
-    words = row.id.partition("/")[2].replace("/", "-").replace(".", "").split("-")
+    words = row.id.removeprefix("fal-ai/").replace("/", "-").replace(".", "").split("-")
     return "".join(word.capitalize() for word in words)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from models.registry import Variant
@@ -37,6 +39,7 @@ class Endpoint:
         summary: one line for the catalogue.
         category: fal's.
         beside: a checkpoint that every request needs besides.
+        alias_of: the endpoint that the operator lets answer under this id.
     """
 
     id: str
@@ -45,6 +48,7 @@ class Endpoint:
     summary: str
     category: Category = "text-to-image"
     beside: Variant | None = None
+    alias_of: str | None = None
 
 
 def _reworked(id_: str, schema: type[Input], variants: tuple[Variant, ...], name: str) -> Endpoint:
@@ -196,7 +200,29 @@ _KONTEXT_ROWS = (
 _ROWS = (*_PRO, *_open("fal-ai/flux"), *_open("fal-ai/flux-1"), *_LORA, *_GENERAL, *_KONTEXT_ROWS)
 
 ENDPOINTS: dict[str, Endpoint] = {row.id: row for row in _ROWS}
-_ROOTS = frozenset(app_root(name) for name in (*ENDPOINTS, *UNSERVED))
+_ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}(/[A-Za-z0-9][A-Za-z0-9._-]{0,99}){1,7}")
+
+
+class AliasError(ValueError):
+    """An alias that cannot be; the message is one sentence for the operator."""
+
+
+def add_aliases(aliases: Iterable[str]) -> None:
+    """Let endpoints answer under more ids, each given as ID=ID: once, at the start of the process.
+
+    Raises: AliasError for an id that is none or is taken, and for a target that is not served.
+    """
+    for alias in aliases:
+        name, given, target = alias.partition("=")
+        if not given or not _ALIAS.fullmatch(name) or "requests" in name.split("/"):
+            raise AliasError(f"{alias}: give ID=ID, such as fal-ai/flux-2/klein/9b=fal-ai/flux/schnell")
+        if name in ENDPOINTS:
+            raise AliasError(f"{name} is served already")
+        if target not in ENDPOINTS:
+            raise AliasError(f"{target or alias} is not an endpoint of this server; GET /v1/models lists them")
+        row = ENDPOINTS[target]
+        summary = f"{row.id} under another name: {row.summary}"
+        ENDPOINTS[name] = replace(row, id=name, summary=summary, alias_of=row.alias_of or row.id)
 
 
 def find(path: str) -> tuple[Endpoint, str]:
@@ -209,12 +235,12 @@ def find(path: str) -> tuple[Endpoint, str]:
     segments = name.split("/")
     for length in range(len(segments), 1, -1):
         known = "/".join(segments[:length])
-        if known in UNSERVED:
-            raise PlainError(404, f"{known} is not served: {UNSERVED[known]}")
         if (row := ENDPOINTS.get(known)) is not None:
             return row, "/".join(segments[length:])
+        if known in UNSERVED:
+            raise PlainError(404, f"{known} is not served: {UNSERVED[known]}")
     root = app_root(name)
-    if root in _ROOTS:
+    if any(app_root(known) == root for known in (*ENDPOINTS, *UNSERVED)):
         raise path_not_found(name.removeprefix(root).strip("/"))
     raise PlainError(404, f"Application '{root[:200]}' not found")
 

@@ -74,6 +74,10 @@ def serve(
         list[str] | None, typer.Option(help="A key that admits, or @FILE with one a line; repeatable.")
     ] = None,
     public_url: Annotated[str | None, typer.Option(help="What clients call this server behind a proxy.")] = None,
+    alias: Annotated[
+        list[str] | None,
+        typer.Option(help="ID=ID: the second endpoint answers under the first id, too; repeatable."),
+    ] = None,
     allow_private_cidr: Annotated[
         list[str] | None, typer.Option(help="Network that fetches and webhooks may reach; repeatable.")
     ] = None,
@@ -131,6 +135,7 @@ def serve(
         warmup=warmup,
         api_keys=api_key,
         public_url=public_url,
+        aliases=alias,
         allow_private_cidrs=allow_private_cidr,
         allow_insecure_bind=allow_insecure_bind,
         adapter_dir=adapter_dir,
@@ -222,6 +227,7 @@ def _run(settings: Settings, out: PatientWriter) -> None:
     except OSError as exc:
         raise CommandError(f"cannot listen on --host {settings.host}: {exc.strerror or exc}", ENVIRONMENT) from exc
     # These import FastAPI and the whole node: only the command that serves pays for them, once it has its ports.
+    from server.api.endpoints import AliasError, add_aliases
     from server.app import create_app
     from server.cli.greeting import Greeting
     from server.files.private import DamagedSecretError
@@ -229,6 +235,7 @@ def _run(settings: Settings, out: PatientWriter) -> None:
     from server.node import Node
 
     try:
+        add_aliases(settings.aliases)
         # First of all the node, which takes the data folder for itself: another's files are not touched.
         node = Node.from_settings(settings)
         certificate = _certificate(settings)
@@ -236,6 +243,8 @@ def _run(settings: Settings, out: PatientWriter) -> None:
         app = create_app(node, listeners.port)
     except (StoreError, tls.TlsError, DamagedSecretError) as exc:
         raise CommandError(str(exc), ENVIRONMENT) from exc
+    except AliasError as exc:
+        raise CommandError(f"--alias {exc}", USAGE) from exc
     except OSError as exc:
         reason = f"{exc.filename}: {exc.strerror}" if exc.filename else exc.strerror or str(exc)
         raise CommandError(f"cannot use --data-dir {settings.data_dir}: {reason}", ENVIRONMENT) from exc

@@ -38,7 +38,9 @@ REFUSED = 1008
 LOGGED_PATH = 120
 """Characters of a path in the log: no address of a request is longer, and the permission in an upload's is cut."""
 
-_OPEN_SYSTEM_PATHS = frozenset({"", "/livez", "/readyz", "/docs", "/openapi.json", "/favicon.ico"})
+_OPEN_SYSTEM_PATHS = frozenset({"", "/livez", "/readyz", "/docs", "/openapi.json", "/favicon.ico", "/llms.txt"})
+_OPEN_SYSTEM_FOLDERS = ("/models/", "/api/models/")
+"""What /docs says anyway: clients ask fal's site and Hugging Face's hub for it, and bring those no key of ours."""
 _OPEN_TO_LOCAL_CALLERS = frozenset({"/health", "/metrics"})
 
 
@@ -172,5 +174,5 @@ def _is_open(target: Target, scope: Scope, headers: Headers) -> bool:
         return target.path == "/.well-known/jwks.json"
     if target.area is Area.SYSTEM:
         is_for_local = target.path in _OPEN_TO_LOCAL_CALLERS and is_local_caller(scope, headers)
-        return target.path in _OPEN_SYSTEM_PATHS or is_for_local
+        return is_for_local or target.path in _OPEN_SYSTEM_PATHS or target.path.startswith(_OPEN_SYSTEM_FOLDERS)
     return False

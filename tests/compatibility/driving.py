@@ -64,7 +64,16 @@ class Seen:
 
 def why_not(row: Row) -> str | None:
     """Why this row cannot run here, or None."""
-    if row.setup in ("python", "python-proxy", "fal-apps", "litellm", "openai"):
+    if row.setup in (
+        "python",
+        "python-proxy",
+        "fal-apps",
+        "litellm",
+        "openai",
+        "comfyui-fal",
+        "huggingface",
+        "open-webui",
+    ):
         is_here = not row.package or (CLIENTS / row.package / ".installed").exists()
         return None if is_here else f"{row.package} is not installed: make clients"
     if shutil.which("node") is None:

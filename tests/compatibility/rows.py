@@ -100,13 +100,31 @@ OPENAI = Row(
     "openai",
 )
 CURL = Row("curl", "", "curl", ("run",))
+COMFYUI = Row(
+    "fal_client with requests 2.34.2, as in ComfyUI-fal-API",
+    "1.0.3",
+    "comfyui-fal",
+    ("submit, get, requests.get", "requests over TLS"),
+)
+HUGGINGFACE = Row("huggingface_hub, provider fal-ai", "2.4.0", "huggingface", ("text_to_image",))
+OPEN_WEBUI = Row("the request of Open WebUI", "", "open-webui", ("images/generations",))
+NODE_PROXY = Row(
+    "@fal-ai/client unconfigured, in Node 24 or 22.21 and later",
+    "1.10.1",
+    "node-proxy",
+    (*QUEUE, "stream", "upload"),
+    "fal-1.10",
+)
+HOSTS = Row("curl at fal's own names", "", "hosts", ("run",))
+JAVA = Row("java.net.http of a JDK", "", "curl", ("run", "run again", "submit"))
+OTHERS = (COMFYUI, HUGGINGFACE, OPEN_WEBUI, NODE_PROXY, HOSTS, JAVA)
 EMBEDDED = (
     Row("fal_client with the embedded model", "1.0.3", "python", ("subscribe",)),
     Row("@fal-ai/client with the embedded model", "1.10.1", "js", ("subscribe",), "fal-1.10"),
     Row("curl with the embedded model", "", "curl", ("run",)),
 )
 
-ROWS = (*PYTHON, FAL_APPS, *JAVASCRIPT, BROWSER, SERVER_PROXY, AI_SDK, LITELLM, OPENAI, CURL, *EMBEDDED)
+ROWS = (*PYTHON, FAL_APPS, *JAVASCRIPT, BROWSER, SERVER_PROXY, AI_SDK, LITELLM, OPENAI, CURL, *OTHERS, *EMBEDDED)
 """All of them, in the order of the table."""
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from server.api import catalogue, endpoints
 from server.api.endpoints import ENDPOINTS
 from server.api.schemas import answers
 from tests.server.api_node import ApiNode
@@ -177,6 +178,89 @@ def test_the_model_list_speaks_fal_and_openai(api: Api) -> None:
     assert (pro["metadata"]["served_by"], pro["metadata"]["is_substitute"]) == ("FLUX.1-dev", True)
     assert len(api.http.get("/v1/models", params={"q": "schnell", "limit": 1}).json()["models"]) == 1
     assert api.http.get("/v1/models", params={"limit": 0}).status_code == 400
+
+
+def test_the_model_list_has_pages(api: Api) -> None:
+    seen, cursor = [], None
+    for _ in range(len(ENDPOINTS)):
+        page = api.http.get("/v1/models", params={"limit": 7} | ({"cursor": cursor} if cursor else {})).json()
+        seen += [entry["endpoint_id"] for entry in page["models"]]
+        assert page["has_more"] == (page["next_cursor"] is not None)
+        if (cursor := page["next_cursor"]) is None:
+            break
+    assert seen == list(ENDPOINTS)
+    assert api.http.get("/v1/models", params={"cursor": "nonsense"}).status_code == 400
+
+
+def test_the_model_list_says_what_programs_choose_by(api: Api) -> None:
+    asked = {"category": "text-to-image", "endpoint_id": "fal-ai/flux/dev", "expand": "openapi-3.0"}
+    (entry,) = api.http.get("/v1/models", params=asked).json()["models"]
+    assert {"display_name", "category", "description", "status", "tags", "thumbnail_url"} <= entry["metadata"].keys()
+    assert entry["openapi"]["info"]["x-fal-metadata"]["endpointId"] == "fal-ai/flux/dev"
+    picture = api.http.get(entry["metadata"]["thumbnail_url"])
+    assert picture.headers["content-type"] == "image/svg+xml"
+    assert api.http.get("/v1/models", params=asked | {"category": "control"}).json()["models"] == []
+
+
+def test_nothing_costs_anything(api: Api) -> None:
+    (price,) = api.http.get("/v1/models/pricing", params={"endpoint_id": "fal-ai/flux/dev"}).json()["prices"]
+    assert price == {"endpoint_id": "fal-ai/flux/dev", "unit_price": 0.0, "unit": "megapixels", "currency": "USD"}
+    asked = {"estimate_type": "unit_price", "endpoints": {"fal-ai/flux/dev": {"unit_quantity": 9}}}
+    assert api.http.post("/v1/models/pricing/estimate", json=asked).json()["total_cost"] == 0
+    assert api.http.get("/v1/models/usage").json()["has_more"] is False
+    unknown = api.http.get("/v1/models/pricing", params={"endpoint_id": "fal-ai/flux/dev,a/b"})
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "not_found")
+    assert api.http.get("/v1/models/requests/by-endpoint").status_code == 501
+
+
+def test_language_models_read_of_every_endpoint(locked: Api) -> None:
+    index = locked.http.get("/llms.txt")
+    assert index.headers["content-type"].startswith("text/markdown")
+    for endpoint in ENDPOINTS:
+        assert f"/models/{endpoint}/llms.txt" in index.text
+    one = locked.http.get("/models/fal-ai/flux/dev/llms.txt").text
+    assert "**`prompt`** (`string`, required)" in one
+    assert "num_inference_steps" in one
+    assert locked.http.get("/models/a/b/llms.txt").status_code == 404
+
+
+def test_the_hubs_question_about_a_repository(locked: Api) -> None:
+    asked = "/api/models/black-forest-labs/FLUX.1-schnell?expand=inferenceProviderMapping"
+    mapping = locked.http.get(asked).json()["inferenceProviderMapping"]["fal-ai"]
+    assert mapping == {"status": "live", "providerId": "fal-ai/flux/schnell", "task": "text-to-image"}
+    assert locked.http.get("/api/models/a/b").status_code == 404
+
+
+def test_an_alias_answers_as_the_other_and_is_called_a_substitute(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoints, "ENDPOINTS", dict(ENDPOINTS))
+    monkeypatch.setattr(catalogue, "ENDPOINTS", endpoints.ENDPOINTS)
+    endpoints.add_aliases(["fal-ai/flux-2/klein/9b=fal-ai/flux/schnell", "rundiffusion-fal/juggernaut=fal-ai/flux/dev"])
+    entries = {entry["endpoint_id"]: entry["metadata"] for entry in api.http.get("/v1/models").json()["models"]}
+    assert entries["fal-ai/flux-2/klein/9b"]["alias_of"] == "fal-ai/flux/schnell"
+    assert entries["rundiffusion-fal/juggernaut"]["is_substitute"]
+    job_id = api.submit("fal-ai/flux-2/klein/9b", prompt="a")
+    assert api.http.get(f"/queue/fal-ai/flux-2/requests/{job_id}/status").status_code == 202
+    names = [
+        operation["operationId"]
+        for path in api.http.get("/openapi.json").json()["paths"].values()
+        for operation in path.values()
+    ]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("alias", "says"),
+    [
+        ("fal-ai/x", "give ID=ID"),
+        ("x=fal-ai/flux/dev", "give ID=ID"),
+        ("a/requests/b=fal-ai/flux/dev", "give ID=ID"),
+        ("a/b=fal-ai/nope", "not an endpoint"),
+        ("fal-ai/flux/dev=fal-ai/flux/schnell", "served already"),
+    ],
+)
+def test_an_alias_that_cannot_be_is_refused(alias: str, says: str) -> None:
+    with pytest.raises(endpoints.AliasError, match=says):
+        endpoints.add_aliases([alias])
 
 
 def test_openapi_describes_every_endpoint(api: Api) -> None:

@@ -121,7 +121,7 @@ class NewJob:
         max_attempts: runs allowed for infrastructure faults (1 with no-retry).
         is_ephemeral: a synchronous run: it belongs to one open connection, so a node that restarts ends it.
         webhook_url: where to post the end.
-        base_url: scheme, host and prefix the caller used, for addresses in the webhook.
+        base_url: where files are found, for addresses in the webhook.
         store_io: False keeps no payloads: input and result body are erased after the retention the caller needs.
         hint_bucket: jobs of one bucket go to the same worker while it lives; None goes to any.
         tenant: whose it is; nobody else ever reads it, unless it is SHARED.

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse
 from starlette.responses import Response
 
 from server.api import catalogue, endpoints
 from server.api.served import Served
 from server.gateway.keys import KeyRing
-from server.http.errors import PlainError, WireError
+from server.http.errors import PlainError
 from server.http.responses import json_response
 from server.routes.system.docs_page import docs_page
 from server.routes.system.metrics import Metrics
@@ -50,26 +50,6 @@ def system_router(
     async def prometheus() -> Response:
         """Prometheus' text format."""
         return Response(metrics.text(), media_type=PROMETHEUS)
-
-    @router.get("/v1/models")
-    async def models(
-        q: str | None = None,
-        endpoint_id: Annotated[list[str] | None, Query()] = None,
-        limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
-    ) -> dict[str, Any]:
-        """The endpoints, as fal and as OpenAI list them."""
-        rows = [row for row in catalogue.all_endpoints() if not endpoint_id or row.id in endpoint_id]
-        found = [row for row in rows if not q or q.lower() in f"{row.id} {row.summary}".lower()]
-        return catalogue.model_list(found[:limit], served)
-
-    @router.get("/v1/models/{model_id:path}", responses={404: {"description": "No such endpoint"}})
-    async def model(model_id: str) -> dict[str, Any]:
-        """One endpoint, as OpenAI describes a model."""
-        row = endpoints.ENDPOINTS.get(model_id)
-        if row is None:
-            detail = {"detail": f"The model '{model_id[:200]}' does not exist", "code": "model_not_found"}
-            raise WireError(404, detail)
-        return catalogue.openai_entry(row)
 
     @router.get("/api/openapi/queue/openapi.json", responses={404: {"description": "No such endpoint"}})
     async def endpoint_openapi(endpoint_id: str, request: Request) -> dict[str, Any]:

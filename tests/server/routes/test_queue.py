@@ -75,7 +75,7 @@ def test_headers_and_query_reach_the_store(api: Api) -> None:
     assert job is not None
     assert (job.priority, job.max_attempts, job.store_io) == (1, 1, False)
     assert job.webhook_url == "https://x.test/h"
-    assert job.base_url == f"{api.url}/queue"
+    assert job.base_url == api.url
     assert job.start_deadline == pytest.approx(job.created_at + 30)
 
 

@@ -1,0 +1,122 @@
+"""What fal's platform API and pages say of endpoints, for the programs that choose one there before they draw."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from server.api.endpoints import ENDPOINTS, Endpoint
+from server.http.errors import WireError
+
+CURRENCY = "USD"
+HUB_MODELS: Mapping[str, str] = {
+    "black-forest-labs/FLUX.1-dev": "fal-ai/flux/dev",
+    "black-forest-labs/FLUX.1-schnell": "fal-ai/flux/schnell",
+    "black-forest-labs/FLUX.1-Krea-dev": "fal-ai/flux/krea",
+    "black-forest-labs/FLUX.1-Kontext-dev": "fal-ai/flux-kontext/dev",
+}
+"""Repositories of the Hugging Face hub and the endpoint that draws with them."""
+
+
+def page_of(rows: Sequence[Endpoint], limit: int, cursor: str | None) -> tuple[Sequence[Endpoint], str | None]:
+    """One page of a list and the cursor of the next, None at the end. Raises: WireError 400 for a foreign cursor."""
+    start = 0 if cursor is None else _position(cursor)
+    end = start + limit
+    return rows[start:end], _cursor(end) if end < len(rows) else None
+
+
+def prices(rows: Iterable[Endpoint]) -> dict[str, Any]:
+    """What a unit costs: nothing, as nobody is billed here. A unit is a megapixel."""
+    listed = [{"endpoint_id": row.id, "unit_price": 0.0, "unit": "megapixels", "currency": CURRENCY} for row in rows]
+    return {"prices": listed, "next_cursor": None, "has_more": False}
+
+
+def estimate(body: Mapping[str, Any]) -> dict[str, Any]:
+    """What calls would cost. Raises: WireError 404 for endpoints that are not here."""
+    asked = body.get("endpoints")
+    find_all(list(asked) if isinstance(asked, dict) else [])
+    return {"estimate_type": body.get("estimate_type"), "total_cost": 0.0, "currency": CURRENCY}
+
+
+def find_all(ids: Iterable[str]) -> list[Endpoint]:
+    """The rows of these endpoints. Raises: WireError 404 that names the first that is not here."""
+    names = list(ids)
+    if unknown := next((name for name in names if name not in ENDPOINTS), None):
+        detail = f"Endpoint '{unknown[:200]}' not found; GET /v1/models lists those of this server"
+        raise WireError(404, {"detail": detail, "code": "not_found"})
+    return [ENDPOINTS[name] for name in names]
+
+
+def details(row: Endpoint, origin: str) -> dict[str, Any]:
+    """What fal's model list says besides what answers here."""
+    words = [word for word in row.id.replace("/", "-").split("-") if word not in ("fal", "ai")]
+    return {
+        "description": row.summary,
+        "tags": list(dict.fromkeys([row.category, "flux", *words])),
+        "model_url": f"{origin}/docs",
+        "thumbnail_url": f"{origin}/models/{row.id}/thumbnail.svg",
+    }
+
+
+def thumbnail(row: Endpoint) -> str:
+    """The name of an endpoint as a small picture: lists show one, and ours has no example pictures."""
+    text = f'<text x="16" y="96" font-family="sans-serif" font-size="20" fill="#fff">{row.id}</text>'
+    sizes = 'width="640" height="180" viewBox="0 0 640 180"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {sizes}><rect width="640" height="180" fill="#234"/>{text}</svg>'
+
+
+def for_language_models(row: Endpoint, origin: str) -> str:
+    """llms.txt of one endpoint: how to call it and its fields, as Markdown."""
+    schema = row.schema.model_json_schema()
+    required = set(schema.get("required", ()))
+    fields = "\n".join(_field(name, about, name in required) for name, about in schema["properties"].items())
+    return (
+        f"# {row.id}\n\n> {row.summary}\n\n- **Endpoint**: `{origin}/run/{row.id}`\n"
+        f"- **Queue**: `{origin}/queue/{row.id}`\n"
+        f"- **Category**: {row.category}\n- **Price**: none\n\n## Input\n\n{fields}\n\n"
+        "## Output\n\n- **`images`** (`list`): `url`, `content_type`, `width`, `height` of each\n"
+        "- **`seed`** (`integer`)\n- **`has_nsfw_concepts`** (`list<boolean>`)\n- **`prompt`** (`string`)\n"
+        "- **`timings`** (`object`)\n"
+    )
+
+
+def index_for_language_models(rows: Iterable[Endpoint], origin: str) -> str:
+    """llms.txt of the server: every endpoint with the address of its own."""
+    lines = (f"- [{row.id}]({origin}/models/{row.id}/llms.txt): {row.summary}" for row in rows)
+    return "# fluxserve\n\n> fal's model API for FLUX, on this machine.\n\n## Endpoints\n\n" + "\n".join(lines) + "\n"
+
+
+def hub_model(repo: str) -> dict[str, Any] | None:
+    """The hub's answer about which provider serves a repository; None for one that nothing here draws with."""
+    endpoint = HUB_MODELS.get(repo)
+    if endpoint is None:
+        return None
+    task = "text-to-image" if ENDPOINTS[endpoint].category == "text-to-image" else "image-to-image"
+    mapping = {"status": "live", "providerId": endpoint, "task": task}
+    return {"_id": repo, "id": repo, "inferenceProviderMapping": {"fal-ai": mapping}}
+
+
+def _field(name: str, about: Mapping[str, Any], is_required: bool) -> str:
+    kind = (
+        about.get("type") or " or ".join(str(way.get("type", "object")) for way in about.get("anyOf", ())) or "object"
+    )
+    default = f", default `{json.dumps(about['default'])}`" if "default" in about else ""
+    need = "required" if is_required else "optional"
+    return f"- **`{name}`** (`{kind}`, {need}{default}): {about.get('description', '')}".rstrip(": ")
+
+
+def _cursor(position: int) -> str:
+    return base64.urlsafe_b64encode(str(position).encode()).decode().rstrip("=")
+
+
+def _position(cursor: str) -> int:
+    try:
+        text = base64.urlsafe_b64decode(cursor.encode() + b"=" * (-len(cursor) % 4)).decode()
+    except (binascii.Error, ValueError):
+        text = ""
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise WireError(400, {"detail": "cursor must be the next_cursor of an earlier answer", "code": "bad_cursor"})
+    return int(text)

@@ -1,0 +1,115 @@
+"""fal's platform API below /v1/models and the pages of fal.ai that programs read: lists, prices, llms.txt."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import PlainTextResponse
+from starlette.responses import Response
+
+from server.api import catalogue, platform
+from server.api.body import read_object
+from server.api.served import Served
+from server.gateway.keys import KeyRing
+from server.http.errors import PlainError, WireError
+
+MARKDOWN = "text/markdown; charset=utf-8"
+EXPAND_OPENAPI = "openapi-3.0"
+_NO_LIST = "This server lists no requests; ask for one by its id: GET /queue/{app}/requests/{id}"
+Ids = Annotated[list[str] | None, Query()]
+
+
+def platform_router(served: Served, version: str, keys: KeyRing) -> APIRouter:
+    """The routes; the most general path comes last."""
+    router = APIRouter()
+
+    @router.get("/v1/models")
+    async def models(
+        request: Request,
+        q: str | None = None,
+        category: str | None = None,
+        status: str | None = None,
+        endpoint_id: Ids = None,
+        expand: Ids = None,
+        cursor: str | None = None,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
+    ) -> dict[str, Any]:
+        """The endpoints, as fal and as OpenAI list them."""
+        origin = request.scope["target"].origin
+        rows = [row for row in catalogue.all_endpoints() if not endpoint_id or row.id in endpoint_id]
+        found = [row for row in rows if not q or q.lower() in f"{row.id} {row.summary}".lower()]
+        found = [row for row in found if category in (None, row.category)]
+        page, following = platform.page_of(found, limit, cursor)
+        listed = catalogue.model_list(page, served)
+        for row, entry in zip(page, listed["models"], strict=True):
+            entry["metadata"] |= platform.details(row, origin)
+            if expand and EXPAND_OPENAPI in expand:
+                entry["openapi"] = catalogue.queue_openapi(row, version, not keys.is_open, origin)
+        if status is not None:
+            listed["models"] = [entry for entry in listed["models"] if entry["metadata"]["status"] == status]
+        return listed | {"next_cursor": following, "has_more": following is not None}
+
+    @router.get("/v1/models/pricing")
+    async def pricing(endpoint_id: Ids = None) -> dict[str, Any]:
+        """Zero for every endpoint: nobody is billed here."""
+        return platform.prices(platform.find_all(_split(endpoint_id)) or catalogue.all_endpoints())
+
+    @router.post("/v1/models/pricing/estimate")
+    async def estimate(request: Request) -> dict[str, Any]:
+        """Zero, however much is asked for."""
+        return platform.estimate(await read_object(request))
+
+    @router.get("/v1/models/usage")
+    async def usage(endpoint_id: Ids = None) -> dict[str, Any]:
+        """No billed usage, ever; how much is drawn is in /metrics."""
+        platform.find_all(_split(endpoint_id))
+        return {"time_series": [], "summary": [], "next_cursor": None, "has_more": False}
+
+    @router.get("/v1/models/requests/by-endpoint")
+    async def requests_by_endpoint() -> Response:
+        """Requests are found by id alone, so that nobody sees another's."""
+        raise WireError(501, {"detail": _NO_LIST, "code": "not_implemented"})
+
+    @router.get("/v1/models/{model_id:path}", responses={404: {"description": "No such endpoint"}})
+    async def model(model_id: str) -> dict[str, Any]:
+        """One endpoint, as OpenAI describes a model."""
+        try:
+            (row,) = platform.find_all([model_id])
+        except WireError as exc:
+            detail = {"detail": f"The model '{model_id[:200]}' does not exist", "code": "model_not_found"}
+            raise WireError(404, detail) from exc
+        return catalogue.openai_entry(row)
+
+    @router.get("/llms.txt", response_class=PlainTextResponse)
+    async def llms(request: Request) -> Response:
+        """Every endpoint, for language models."""
+        text = platform.index_for_language_models(catalogue.all_endpoints(), request.scope["target"].origin)
+        return Response(text, media_type=MARKDOWN)
+
+    @router.get("/models/{endpoint_id:path}/llms.txt", response_class=PlainTextResponse)
+    async def llms_of_one(endpoint_id: str, request: Request) -> Response:
+        """One endpoint, for language models."""
+        (row,) = platform.find_all([endpoint_id])
+        return Response(platform.for_language_models(row, request.scope["target"].origin), media_type=MARKDOWN)
+
+    @router.get("/models/{endpoint_id:path}/thumbnail.svg")
+    async def thumbnail(endpoint_id: str) -> Response:
+        """The name of one endpoint as a picture."""
+        (row,) = platform.find_all([endpoint_id])
+        return Response(platform.thumbnail(row), media_type="image/svg+xml")
+
+    @router.get("/api/models/{repo:path}", responses={404: {"description": "Nothing here draws with it"}})
+    async def hub_model(repo: str) -> dict[str, Any]:
+        """What Hugging Face's clients ask the hub before they call the provider fal-ai."""
+        answer = platform.hub_model(repo)
+        if answer is None:
+            raise PlainError(404, f"No endpoint of this server draws with the repository '{repo[:200]}'")
+        return answer
+
+    return router
+
+
+def _split(ids: list[str] | None) -> list[str]:
+    """fal takes several ids repeated or with commas between."""
+    return [name for text in ids or () for name in text.split(",") if name]
