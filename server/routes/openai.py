@@ -76,7 +76,7 @@ async def _wish(served: Served, request: Request) -> Wish:
         asked = ImageRequest.model_validate(await read_object(request))
     except ValidationError as exc:
         raise input_error(exc) from exc
-    endpoint = _endpoint(asked.endpoint)
+    endpoint = _endpoint(asked.endpoint_id)
     caller: Caller = request.scope["caller"]
     options = RequestOptions(caller.tenant)
     new = new_job(endpoint, str(uuid.uuid4()), asked.as_fal(), options, served, is_ephemeral=True)

@@ -69,7 +69,7 @@ class ImageRequest(BaseModel):
         return self.output_format or "png"
 
     @property
-    def endpoint(self) -> str:
+    def endpoint_id(self) -> str:
         """The endpoint id that `model` means."""
         return DEFAULT_MODEL if self.model.startswith(_OPENAIS_MODELS) else self.model
 
@@ -109,7 +109,7 @@ class PictureRequest(ImageRequest):
 
     def endpoint(self, pictures: int, has_mask: bool, is_variation: bool) -> str:
         """The endpoint that is meant."""
-        if self.model:
+        if self.model and not self.model.startswith(_OPENAIS_MODELS):
             return self.model
         if is_variation:
             return "fal-ai/flux/dev/redux"
