@@ -62,10 +62,28 @@ def cancel(endpoint: str, arguments: dict[str, Any]) -> None:
     tell("result", result=handle.get())
 
 
+def pictures(_: str, arguments: dict[str, Any]) -> None:
+    """Many endpoints in turn; `@upload PATH` and `@inline PATH` in an input become addresses of that file."""
+
+    def named(value: Any) -> Any:
+        if isinstance(value, list):
+            return [named(each) for each in value]
+        how, _, path = value.partition(" ") if isinstance(value, str) else ("", "", "")
+        return {"@upload": fal_client.upload_file, "@inline": fal_client.encode_file}.get(how, lambda _: value)(path)
+
+    for endpoint, fields in arguments["calls"]:
+        try:
+            result = fal_client.subscribe(endpoint, {name: named(value) for name, value in fields.items()})
+            tell("result", endpoint=endpoint, result=result)
+        except FalClientHTTPError as exc:
+            tell("error", endpoint=endpoint, status=exc.status_code, detail=exc.response.json().get("detail"))
+
+
 def main() -> None:
     scenario, endpoint, arguments = json.loads(sys.argv[1])
+    scenarios = {"subscribe": subscribe, "run": run, "queue": queue, "cancel": cancel, "pictures": pictures}
     try:
-        {"subscribe": subscribe, "run": run, "queue": queue, "cancel": cancel}[scenario](endpoint, arguments)
+        scenarios[scenario](endpoint, arguments)
     except FalClientHTTPError as exc:
         tell("error", status=exc.status_code, detail=exc.response.json().get("detail"), message=str(exc))
 

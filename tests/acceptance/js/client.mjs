@@ -1,5 +1,6 @@
 // Drives the unmodified @fal-ai/client through one scenario: JSON in argv, JSON lines out.
 // The only thing it is told about the server is fal.config's argument, as `fluxserve env --client js` prints it.
+import { readFileSync } from "node:fs"
 import { ApiError, fal, ValidationError } from "@fal-ai/client"
 
 const [scenario, endpoint, input] = JSON.parse(process.argv[2])
@@ -54,6 +55,24 @@ const scenarios = {
     await follow(requestId, cancelOnce, 10)
     const { data } = await fal.queue.result(endpoint, { requestId })
     tell("result", { result: data })
+  },
+  // Many endpoints in turn; `@upload PATH` in an input becomes a Blob, which the client uploads by itself.
+  async pictures() {
+    const named = (value) => {
+      if (Array.isArray(value)) return value.map(named)
+      const path = typeof value === "string" && value.match(/^@(?:upload|inline) (.*)$/)?.[1]
+      return path ? new Blob([readFileSync(path)], { type: "image/png" }) : value
+    }
+    for (const [endpoint, fields] of input.calls) {
+      const filled = Object.fromEntries(Object.entries(fields).map(([name, value]) => [name, named(value)]))
+      try {
+        const { data } = await fal.subscribe(endpoint, { input: filled, pollInterval: 100 })
+        tell("result", { endpoint, result: data })
+      } catch (error) {
+        if (!(error instanceof ApiError)) throw error
+        tell("error", { endpoint, status: error.status, detail: error.body?.detail })
+      }
+    }
   },
 }
 
