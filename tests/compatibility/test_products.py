@@ -22,11 +22,11 @@ def need(row: Row) -> None:
         pytest.skip(reason)
 
 
-def assert_served(server: Scripted, urls: list[str]) -> None:
+def assert_served(server: Scripted, urls: list[str], kind: str = "image/jpeg") -> None:
     """Fail unless each address is a picture of this server."""
     for url in urls:
         assert url.startswith(server.url)
-        assert httpx.get(url, timeout=60).headers["content-type"] == "image/jpeg"
+        assert httpx.get(url, timeout=60).headers["content-type"] == kind
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +86,8 @@ def test_the_openai_client_draws(row: Row, server: Scripted, tmp_path: Path) -> 
     assert seen.value("models.list") == {"listed": True}
     urls = seen.value("images.generate")["pictures"]
     assert len(urls) == 2
-    assert_served(server, urls)
-    assert seen.value("images.generate inline") == {"magic": "ffd8"}
+    assert_served(server, urls, "image/png")
+    assert seen.value("images.generate inline") == {"magic": "8950"}
     assert seen.value("a wrong field")["status"] == 400
     assert "WIDTHxHEIGHT" in seen.value("a wrong field")["says"]
     assert seen.escapes == set()
