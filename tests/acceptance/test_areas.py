@@ -60,7 +60,8 @@ def test_both_slash_forms_answer_without_redirect(server: Server, http: httpx.Cl
     answer = http.post(f"{server.tls_url}/run/fal-ai/flux/dev{slash}", json=TINY)
     assert answer.status_code == 200, answer.text
     (image,) = answer.json()["images"]
-    assert image["url"].startswith(server.tls_url)
+    # Plain, as the caller is local: some clients read addresses with a library that knows nothing of our authority.
+    assert image["url"].startswith(f"{server.url}/files/")
     assert http.get(image["url"]).status_code == 200
 
 
