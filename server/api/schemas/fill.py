@@ -60,8 +60,8 @@ class FluxProErase(Filled, LikePicture):
         return self.output_format
 
     def conditions(self, needs: Needs) -> tuple[Condition, ...]:
-        mask = needs.mask(self.mask_url, "mask_url", grow=self.dilate_pixels)
-        return (Fill(needs.picture(self.image_url, "image_url"), mask),)
+        picture = needs.picture(self.image_url, "image_url")  # first: it decides the size
+        return (Fill(picture, needs.mask(self.mask_url, "mask_url", grow=self.dilate_pixels)),)
 
 
 class PicturePrompt(BaseModel):
