@@ -44,7 +44,7 @@ def estimate(body: Mapping[str, Any]) -> dict[str, Any]:
 def find_all(ids: Iterable[str]) -> list[Endpoint]:
     """The rows of these endpoints. Raises: WireError 404 that names the first that is not here."""
     names = list(ids)
-    if unknown := next((name for name in names if name not in ENDPOINTS), None):
+    if (unknown := next((name for name in names if name not in ENDPOINTS), None)) is not None:
         detail = f"Endpoint '{unknown[:200]}' not found; GET /v1/models lists those of this server"
         raise WireError(404, {"detail": detail, "code": "not_found"})
     return [ENDPOINTS[name] for name in names]

@@ -57,6 +57,8 @@ def test_the_page_names_the_versions_that_are_pinned() -> None:
     for row in ROWS:
         if row.setup == "server-proxy":
             assert pinned["@fal-ai/server-proxy"] == row.version
+        elif row.setup == "huggingface":
+            assert f"huggingface-hub=={row.version}\n" in (ROOT / "requirements.lock").read_text()
         elif row.package.startswith("fal_client-"):
             assert row.package == f"fal_client-{row.version}"
         elif row.package in pins:

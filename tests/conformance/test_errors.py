@@ -110,7 +110,10 @@ TABLE: dict[str, tuple[int, set[str]]] = {
 
 WRONG: dict[str, tuple[str, Any]] = {
     "internal_server_error": (DEV, {"prompt": "model error"}),
-    "feature_not_supported": ("fal-ai/flux-lora", {"prompt": "x", "loras": [{"path": "https://a.test/x"}]}),
+    "feature_not_supported": (
+        "fal-ai/flux-control-lora-canny",
+        {"prompt": "x", "control_lora_image_url": "https://a.test/x.png", "control_lora_strength": 0.5},
+    ),
     "image_too_large": (DEV, {"prompt": "x", "image_size": {"width": 14000, "height": 14000}}),
     "greater_than": (DEV, {"prompt": "x", "image_size": {"width": 0, "height": 64}}),
     "greater_than_equal": (DEV, {"prompt": "x", "num_inference_steps": 0}),

@@ -18,6 +18,7 @@ from websockets.sync.client import connect
 
 from tests.conformance.child import Child, js_child
 from tests.conformance.conftest import KEY, need_node
+from tests.conformance.drawn import drawn
 from tests.conformance.scripted import DEV, TINY, Scripted
 
 FOX = {"prompt": "a fox", "seed": 1, "sync_mode": True, **TINY}
@@ -89,13 +90,14 @@ PYTHON_ASK = """
 def test_076_python_with_its_key_speaks_msgpack(server: Scripted, python: Child) -> None:
     result, kinds = python(PYTHON_ASK, endpoint=DEV, arguments=FOX, options={"use_jwt": False})
     assert kinds == ["bytes"], "the answer came as msgpack"
-    assert result == python("return fal_client.run(endpoint, arguments)", endpoint=DEV, arguments=FOX)
+    run = python("return fal_client.run(endpoint, arguments)", endpoint=DEV, arguments=FOX)
+    assert drawn(result) == drawn(run)
     code = """
         async with fal_client.AsyncClient().realtime(endpoint, use_jwt=False) as connection:
             await connection.send(arguments)
             return await connection.recv()
     """
-    assert python(code, endpoint=DEV, arguments=FOX) == result
+    assert drawn(python(code, endpoint=DEV, arguments=FOX)) == drawn(result)
 
 
 @pytest.mark.case(77)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-from io import BytesIO
-from typing import Any
-
 import httpx
 import pytest
-from PIL import Image
 
 from tests.conformance.child import Child
 from tests.conformance.conftest import StartServer
+from tests.conformance.drawn import drawn
 from tests.conformance.recording import Record
 from tests.conformance.scripted import DEV, TINY, Scripted
 
@@ -35,16 +31,6 @@ def test_056_a_result_asked_for_too_early_is_400_once(server: Scripted, js: Chil
     assert results(record, request_id) == [400]
 
 
-def pixels_of(body: dict[str, Any]) -> list[bytes]:
-    """Of every picture; its file also says which request it is of."""
-    files = (base64.b64decode(image["url"].partition(",")[2]) for image in body["images"])
-    return [Image.open(BytesIO(file)).tobytes() for file in files]
-
-
-def without_url(body: dict[str, Any]) -> dict[str, Any]:
-    return body | {"images": [image | {"url": ""} for image in body["images"]]}
-
-
 @pytest.mark.case(57)
 def test_057_a_result_is_what_a_run_answers(server: Scripted, python: Child, js: Child, record: Record) -> None:
     arguments = {"prompt": "a fox", "seed": 5, "sync_mode": True, **TINY}
@@ -53,8 +39,7 @@ def test_057_a_result_is_what_a_run_answers(server: Scripted, python: Child, js:
         return fal_client.run(endpoint, arguments), handle.get(), handle.request_id
     """
     run, result, request_id = python(code, endpoint=DEV, arguments=arguments)
-    assert pixels_of(result) == pixels_of(run)
-    assert without_url(result) == without_url(run)
+    assert drawn(result) == drawn(run)
     by_js = js(JS_RESULT, endpoint=DEV, requestId=request_id)
     assert by_js == {"data": result, "requestId": request_id}
     answers = [seen for seen in record.of("GET", f"/requests/{request_id}") if not seen.path.endswith("/status")]

@@ -9,6 +9,7 @@ import pytest
 
 from tests.conformance.child import Child
 from tests.conformance.conftest import NewChild
+from tests.conformance.drawn import drawn
 from tests.conformance.recording import Record
 from tests.conformance.scripted import DEV, TINY, Scripted
 
@@ -28,11 +29,13 @@ def test_069_both_clients_see_the_same_events(server: Scripted, python: Child, j
     for _ in range(10):
         by_python = python(PYTHON_STREAM, endpoint=DEV, arguments=arguments)
         by_js = js(JS_STREAM, endpoint=DEV, input=arguments)
-        assert by_js["last"] == by_js["events"][-1] == by_python[-1]
-        assert by_python[-1] == python("return fal_client.run(endpoint, arguments)", endpoint=DEV, arguments=arguments)
+        assert by_js["last"] == by_js["events"][-1]
+        assert drawn(by_js["last"]) == drawn(by_python[-1])
+        run = python("return fal_client.run(endpoint, arguments)", endpoint=DEV, arguments=arguments)
+        assert drawn(by_python[-1]) == drawn(run)
         # On a busy machine two steps may be told in one event; then this try compares nothing else.
         if steps(by_python) == steps(by_js["events"]) == [1, 2]:
-            assert by_python == by_js["events"]
+            assert by_python[:-1] == by_js["events"][:-1]
             return
     raise AssertionError("steps were never told one by one")
 

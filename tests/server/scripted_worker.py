@@ -21,6 +21,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from models.registry import REGISTRY, siblings
 from pipelines.protocol.frames import (
     Cancel,
     Cancelled,
@@ -91,7 +92,9 @@ class ScriptedWorker:
             for model in self.models
         ]
         print("scripted worker is loaded", file=sys.stderr)
-        self.send(Ready(self.device, "a script", described), Log("WARNING", "I am only a script"))
+        known = [REGISTRY[model["name"]] for model in described if model["name"] in REGISTRY]
+        on_demand = [spec.name for spec in siblings(known) if spec.draws]
+        self.send(Ready(self.device, "a script", described, on_demand), Log("WARNING", "I am only a script"))
         # As when a request wants another model: a worker that loads beside its work stays ready.
         self.send(Loading("another", "weights", 0.5))
 

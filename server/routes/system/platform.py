@@ -18,13 +18,14 @@ MARKDOWN = "text/markdown; charset=utf-8"
 EXPAND_OPENAPI = "openapi-3.0"
 _NO_LIST = "This server lists no requests; ask for one by its id: GET /queue/{app}/requests/{id}"
 Ids = Annotated[list[str] | None, Query()]
+_NO_SUCH: dict[int | str, dict[str, Any]] = {404: {"description": "No such endpoint"}}
 
 
 def platform_router(served: Served, version: str, keys: KeyRing) -> APIRouter:
     """The routes; the most general path comes last."""
     router = APIRouter()
 
-    @router.get("/v1/models")
+    @router.get("/v1/models", responses={400: {"description": "The cursor is none that was given"}})
     async def models(
         request: Request,
         q: str | None = None,
@@ -50,7 +51,7 @@ def platform_router(served: Served, version: str, keys: KeyRing) -> APIRouter:
             listed["models"] = [entry for entry in listed["models"] if entry["metadata"]["status"] == status]
         return listed | {"next_cursor": following, "has_more": following is not None}
 
-    @router.get("/v1/models/pricing")
+    @router.get("/v1/models/pricing", responses=_NO_SUCH)
     async def pricing(endpoint_id: Ids = None) -> dict[str, Any]:
         """Zero for every endpoint: nobody is billed here."""
         return platform.prices(platform.find_all(_split(endpoint_id)) or catalogue.all_endpoints())
@@ -60,16 +61,16 @@ def platform_router(served: Served, version: str, keys: KeyRing) -> APIRouter:
         """Zero, however much is asked for."""
         return platform.estimate(await read_object(request))
 
-    @router.get("/v1/models/usage")
+    @router.get("/v1/models/usage", responses=_NO_SUCH)
     async def usage(endpoint_id: Ids = None) -> dict[str, Any]:
         """No billed usage, ever; how much is drawn is in /metrics."""
         platform.find_all(_split(endpoint_id))
         return {"time_series": [], "summary": [], "next_cursor": None, "has_more": False}
 
-    @router.get("/v1/models/requests/by-endpoint")
+    @router.get("/v1/models/requests/by-endpoint", responses={404: {"description": "Never listed"}})
     async def requests_by_endpoint() -> Response:
         """Requests are found by id alone, so that nobody sees another's."""
-        raise WireError(501, {"detail": _NO_LIST, "code": "not_implemented"})
+        raise WireError(404, {"detail": _NO_LIST, "code": "not_listed"})
 
     @router.get("/v1/models/{model_id:path}", responses={404: {"description": "No such endpoint"}})
     async def model(model_id: str) -> dict[str, Any]:
