@@ -177,7 +177,8 @@ def test_env_for_python_without_tls_fails_with_advice(
     done = cli("env", "--client", "python", "--data-dir", str(tmp_path))
     assert (done.code, "--tls-port" in done.err) == (1, True)
     everything = json.loads(cli("env", "--data-dir", str(tmp_path), "--json").out)
-    assert set(everything) == set(CLIENTS) - {"python", "python-proxy", "fal-apps"}
+    need_tls = {"python", "python-proxy", "fal-apps", "node-proxy", "hosts", "huggingface", "comfyui-fal"}
+    assert set(everything) == set(CLIENTS) - need_tls
 
 
 def test_a_note_of_a_dead_process_is_ignored(tmp_path: Path) -> None:
