@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from server.http.upgrades import UpgradesIgnored
@@ -17,6 +18,19 @@ BODY_S = 30.0
 """How long nothing may come of a body that is not complete."""
 
 
+class _Flow(FlowControl):
+    """uvicorn's flow control, which remembers when reading went on."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(transport)
+        self._loop, self.resumed_at = loop, 0.0
+
+    def resume_reading(self) -> None:
+        if self.read_paused:
+            self.resumed_at = self._loop.time()
+        super().resume_reading()
+
+
 class PatientHttp(UpgradesIgnored):
     """uvicorn's HTTP/1.1, in which heads are bounded in bytes and time, and bodies must go on."""
 
@@ -27,9 +41,11 @@ class PatientHttp(UpgradesIgnored):
         self._head_bytes = 0
         self._since = self._heard_at = self.loop.time()
         self._timer: asyncio.TimerHandle | None = None
+        self._our_flow: _Flow
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = self._our_flow = _Flow(transport, self.loop)
         self._look_later(HEAD_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -83,7 +99,8 @@ class PatientHttp(UpgradesIgnored):
         if self._is_in_body and self.flow.read_paused:
             self._look_later(BODY_S)  # it is we who do not read
         elif self._is_in_head or self._is_in_body:
-            left_s = self._since + HEAD_S - now if self._is_in_head else self._heard_at + BODY_S - now
+            heard_at = max(self._heard_at, self._our_flow.resumed_at)
+            left_s = self._since + HEAD_S - now if self._is_in_head else heard_at + BODY_S - now
             if left_s > 0:
                 self._look_later(left_s)
             else:

@@ -21,9 +21,14 @@ from tests.server.api_server import eventually
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers with the length of the body; below /late it begins to read after a while."""
+    """Answers with the length of the body; below /late it begins to read after a while.
+
+    The loop stands still just before, so that the reading and the look at the connection fall together.
+    """
     if scope["path"] == "/late":
-        await asyncio.sleep(2.0)
+        await asyncio.sleep(1.2)
+        time.sleep(0.7)  # noqa: ASYNC251 - on purpose
+        await asyncio.sleep(0)
     body = await Request(scope, receive).body()
     await PlainTextResponse(str(len(body)))(scope, receive, send)
 
