@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -153,34 +154,9 @@ def _refined(pixels: NDArray[np.float32], mask: Mask, level: NDArray[np.float32]
 
 
 def _regions(mask: Mask, smallest: int) -> list[Mask]:
-    """Connected regions (eight neighbours) of at least `smallest` pixels, by union of row runs."""
-    parent: list[int] = []
-    runs: list[tuple[int, int, int, int]] = []  # row, start, stop, label
-    above: list[tuple[int, int, int]] = []
-    for row in range(mask.shape[0]):
-        edges = np.flatnonzero(np.diff(mask[row].astype(np.int8), prepend=0, append=0))
-        here = []
-        for start, stop in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
-            label = len(parent)
-            parent.append(label)
-            for other_start, other_stop, other in above:
-                if other_start <= stop and start <= other_stop:
-                    parent[_root(parent, other)] = _root(parent, label)
-            here.append((start, stop, label))
-            runs.append((row, start, stop, label))
-        above = here
-    regions: dict[int, Mask] = {}
-    for row, start, stop, label in runs:
-        region = regions.setdefault(_root(parent, label), np.zeros_like(mask))
-        region[row, start:stop] = True
-    return [region for region in regions.values() if region.sum() >= smallest]
-
-
-def _root(parent: list[int], label: int) -> int:
-    while parent[label] != label:
-        parent[label] = parent[parent[label]]
-        label = parent[label]
-    return label
+    """Connected regions (eight neighbours) of at least `smallest` pixels, from the top down."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    return [labels == label for label in range(1, count) if stats[label, cv2.CC_STAT_AREA] >= smallest]
 
 
 def _shape(mask: Mask) -> tuple[str | None, float]:
