@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from models.arguments import resolve_all
@@ -26,7 +27,7 @@ from server.files.outputs import Outputs
 from server.files.private import private_folder
 from server.gateway.key_file import KeyFile
 from server.gateway.keys import KeyRing
-from server.http.outgoing import Network, parse_networks
+from server.http.outgoing import Network, parse_networks, refuse_at_sight
 from server.jobs.completion import Completion
 from server.jobs.dispatcher import Dispatcher
 from server.jobs.limits import Allowance, Limits
@@ -129,6 +130,7 @@ class Node:
                 disk.note_refused_write,
                 lambda: disk.problem or objects.disk.problem,
                 allowance=allowance,
+                check_webhook=partial(refuse_at_sight, allowed=allowed),
             ),
             keys=keys,
             upkeep=Upkeep(store, objects, outputs, live, disk, settings.retention_s, dispatcher.first_ready),

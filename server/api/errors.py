@@ -17,7 +17,7 @@ from typing import Any
 from server.files.uploads import StorageRefusedError, TooLargeError, UploadError
 from server.http.errors import PlainError, WireError
 from server.jobs.limits import RateLimitedError, StorageFullError
-from server.jobs.service import JobLostError, ServerStoppingError
+from server.jobs.service import JobLostError, ServerStoppingError, WebhookRefusedError
 from server.jobs.store.base import DiskRefusedError, QueueFullError, StoreError
 
 RETRY_AFTER_S = 10
@@ -96,6 +96,9 @@ def to_wire(exc: Exception) -> WireError:
     """The one table from exceptions to answers."""
     if isinstance(exc, WireError):
         return exc
+    if isinstance(exc, WebhookRefusedError):
+        kind = "webhook_not_allowed"
+        return InputError([{"loc": ["query", "fal_webhook"], "msg": str(exc), "type": kind, "url": DOCS_URL + kind}])
     if isinstance(exc, QueueFullError):
         return RequestError(429, "concurrent_requests_limit", "Too many requests are waiting", retryable=True)
     if isinstance(exc, RateLimitedError):

@@ -12,9 +12,11 @@ import asyncio
 import encodings.idna  # noqa: F401
 import ipaddress
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from contextlib import suppress
+from functools import cache, partial
+from pathlib import Path
 
 import httpx
 
@@ -37,6 +39,8 @@ _SPECIAL: tuple[Network, ...] = tuple(
     )
 )  # fmt: skip
 """Private, shared, local, documentation, benchmarks, relays: RFC 6890 and its successors."""
+
+HOSTS_FILE = Path("/etc/hosts")
 
 
 class ForbiddenAddressError(Exception):
@@ -64,6 +68,19 @@ def is_allowed(address: Address, allowed: Iterable[Network]) -> bool:
     return all(_is_public(reading) for reading in _readings(address))
 
 
+def refuse_at_sight(url: str, allowed: Iterable[Network] = ()) -> None:
+    """Refuse what can be known to be forbidden without asking a name server: literal addresses in every spelling,
+    localhost, names of the hosts file, user names, ports. Other names are vetted when they are called.
+
+    Raises: ForbiddenAddressError. What is no address at all is let pass."""
+    try:
+        parts = httpx.URL(url)
+        if (known := _known_addresses(parts.host)) or parts.userinfo:
+            _vetted(parts, known, tuple(allowed))
+    except (httpx.InvalidURL, ValueError):
+        return
+
+
 class VettedTransport(httpx.AsyncBaseTransport):
     """Sends requests to allowed addresses only; environment proxies are not used.
 
@@ -80,9 +97,7 @@ class VettedTransport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Raises: ForbiddenAddressError; httpx.ConnectError if the name is unknown, InvalidURL if it cannot be one."""
         host = request.url.host
-        if request.url.userinfo:
-            raise ForbiddenAddressError("an address with a user name or password is not called")
-        address = await self._vet(host, request.url.port or (443 if request.url.scheme == "https" else 80))
+        address = _vetted(request.url, await self._resolve(host), self._allowed)
         # Another request, since a redirect is read relative to the first one's name. The Host header was set from the
         # name; TLS checks the certificate against it, too.
         pinned = httpx.Request(
@@ -98,23 +113,61 @@ class VettedTransport(httpx.AsyncBaseTransport):
         self._resolver.shutdown(wait=False, cancel_futures=True)
         await self._inner.aclose()
 
-    async def _vet(self, host: str, port: int) -> Address:
-        """The first allowed address of a host."""
+    async def _resolve(self, host: str) -> list[Address]:
         try:
-            resolve = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+            resolve = partial(socket.getaddrinfo, host, None, type=socket.SOCK_STREAM)
             found = await asyncio.get_running_loop().run_in_executor(self._resolver, resolve)
         except UnicodeError as exc:
             raise httpx.InvalidURL(f"{host[:100]} is no host name") from exc
         except OSError as exc:
             raise httpx.ConnectError(f"{host} cannot be resolved") from exc
-        addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
-        for address in addresses:
-            if any(address in network for network in self._allowed):
-                return address
-            if is_allowed(address, ()):
-                _check_port(port)
-                return address
-        raise ForbiddenAddressError(f"{host} is not on the public internet; --allow-private-cidr allows more")
+        return _addresses(found)
+
+
+def _vetted(url: httpx.URL, addresses: Sequence[Address], allowed: Sequence[Network]) -> Address:
+    """The first of a host's addresses that may be called. Raises: ForbiddenAddressError."""
+    if url.userinfo:
+        raise ForbiddenAddressError("an address with a user name or password is not called")
+    for address in addresses:
+        if any(address in network for network in allowed):
+            return address
+        if is_allowed(address, ()):
+            _check_port(url.port or (443 if url.scheme == "https" else 80))
+            return address
+    raise ForbiddenAddressError(f"{url.host} is not on the public internet; --allow-private-cidr allows more")
+
+
+def _known_addresses(host: str) -> list[Address]:
+    """Of a name, as far as this machine knows them by itself."""
+    name = host.rstrip(".").lower()
+    if name == "localhost" or name.endswith(".localhost"):
+        return [ipaddress.ip_address("127.0.0.1")]
+    if found := _hosts().get(name):
+        return found
+    try:
+        # Without a look-up, and with the resolver's own idea of what is a number: 0x7f.1 is one.
+        return _addresses(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST))
+    except (OSError, UnicodeError):
+        return []
+
+
+@cache
+def _hosts() -> dict[str, list[Address]]:
+    """The hosts file, as it was when it was first needed."""
+    found: dict[str, list[Address]] = {}
+    try:
+        lines = HOSTS_FILE.read_text(errors="replace").splitlines()
+    except OSError:
+        return found
+    for words in (line.partition("#")[0].split() for line in lines):
+        for name in words[1:]:
+            with suppress(ValueError):
+                found.setdefault(name.lower(), []).append(ipaddress.ip_address(words[0].partition("%")[0]))
+    return found
+
+
+def _addresses(found: Iterable[tuple[object, object, object, object, tuple[object, ...]]]) -> list[Address]:
+    return [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
 
 
 def _check_port(port: int) -> None:

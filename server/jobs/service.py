@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from server.http.outgoing import ForbiddenAddressError
 from server.jobs.limits import Allowance
 from server.jobs.live import LiveJobs
 from server.jobs.store.base import (
@@ -29,6 +30,10 @@ class JobLostError(Exception):
     """The row of a job that was being waited for is gone."""
 
 
+class WebhookRefusedError(Exception):
+    """The webhook's address is one that would never be called; the sentence says why."""
+
+
 class ServerStoppingError(Exception):
     """The server stops before the job of an open connection has ended; the job is cancelled."""
 
@@ -45,6 +50,7 @@ class JobService:
         storage_problem: why what is submitted or drawn now could not be stored; None if it could.
         stopping: set when open connections must have their answer now.
         allowance: what each tenant may take.
+        check_webhook: raises ForbiddenAddressError for an address that is known to be out of bounds; takes no time.
     """
 
     store: Store
@@ -56,14 +62,20 @@ class JobService:
     storage_problem: Callable[[], str | None] = lambda: None
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     allowance: Allowance = field(default_factory=Allowance)
+    check_webhook: Callable[[str], None] = lambda url: None
 
     def submit(self, new: NewJob, max_queued: int | None = None) -> Job:
         """Store a job durably and wake the dispatcher. Any thread.
 
         Args: max_queued: the caller's own limit on waiting jobs; the server's holds too.
-        Raises: DiskRefusedError before anything is accepted that could not be finished; RateLimitedError,
-            StorageFullError, QueueFullError, StoreError.
+        Raises: WebhookRefusedError, DiskRefusedError before anything is accepted that could not be finished;
+            RateLimitedError, StorageFullError, QueueFullError, StoreError.
         """
+        if new.webhook_url is not None:
+            try:
+                self.check_webhook(new.webhook_url)
+            except ForbiddenAddressError as exc:
+                raise WebhookRefusedError(str(exc)) from exc
         if (problem := self.storage_problem()) is not None:
             raise DiskRefusedError(problem)
         self.allowance.count_submit(new.tenant)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from server.api.served import Served
 from server.files.inputs import Inputs
 from server.files.objects import Objects
 from server.files.picture_pool import PicturePool
+from server.http.outgoing import parse_networks, refuse_at_sight
 from server.jobs.limits import Allowance
 from server.jobs.live import LiveJobs
 from server.jobs.service import JobService
@@ -37,7 +39,14 @@ class ApiNode:
         self.keys = key_ring(self.settings)
         allowance = Allowance(self.keys.limits, self.objects.stored_bytes)
         self.jobs = JobService(
-            self.store, self.live, self.settings.max_queue, _nothing, _nothing, _nothing, allowance=allowance
+            self.store,
+            self.live,
+            self.settings.max_queue,
+            _nothing,
+            _nothing,
+            _nothing,
+            allowance=allowance,
+            check_webhook=partial(refuse_at_sight, allowed=parse_networks(self.settings.allow_private_cidrs)),
         )
 
     async def start(self) -> None:

@@ -7,12 +7,14 @@ import ipaddress
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from server.http.outgoing import ForbiddenAddressError, VettedTransport, is_allowed, parse_networks
+from server.http import outgoing
+from server.http.outgoing import ForbiddenAddressError, VettedTransport, is_allowed, parse_networks, refuse_at_sight
 
 FORBIDDEN = [
     "127.0.0.1",
@@ -111,3 +113,47 @@ def test_a_name_server_that_hangs_takes_no_thread_that_others_need(monkeypatch: 
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "10.0.0.7",
+        "localhost",
+        "x.localhost.",
+        "[::1]",
+        "0x7f.1",
+        "2130706433",
+        "[::ffff:10.0.0.1]",
+        "inside",
+    ],
+)
+def test_what_is_known_to_be_inside_is_refused_at_sight(
+    host: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text("# ours\n10.0.0.9\tinside other # a machine\nnonsense inside\n")
+    monkeypatch.setattr(outgoing, "HOSTS_FILE", hosts)
+    outgoing._hosts.cache_clear()
+    with pytest.raises(ForbiddenAddressError, match="--allow-private-cidr"):
+        refuse_at_sight(f"http://{host}:8080/hook")
+    refuse_at_sight(
+        f"http://{host}:8080/hook", parse_networks(["127.0.0.0/8", "10.0.0.0/8", "::1/128", "::ffff:0:0/96"])
+    )
+    outgoing._hosts.cache_clear()
+
+
+def test_a_name_is_not_looked_up_to_refuse_it_at_sight(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = socket.getaddrinfo
+
+    def getaddrinfo(host: str, port: object, *_: Any, flags: int = 0, **__: Any) -> Any:
+        assert flags & socket.AI_NUMERICHOST
+        return real(host, None, flags=flags)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    for url in ("https://public.test/x", "http://93.184.215.14/x", "http://", "http://xn--a/", "\udc80"):
+        refuse_at_sight(url)
+    for url in ("http://public@93.184.215.14/", "http://93.184.215.14:22/"):
+        with pytest.raises(ForbiddenAddressError):
+            refuse_at_sight(url)

@@ -79,6 +79,18 @@ def test_headers_and_query_reach_the_store(api: Api) -> None:
     assert job.start_deadline == pytest.approx(job.created_at + 30)
 
 
+def test_a_webhook_inside_is_refused_before_anything_is_stored(api: Api) -> None:
+    for hook in ("http://127.0.0.1:9/x", "http://localhost/x", "http://10.1:8000/"):
+        for input_ in ({"prompt": "x"}, {"num_inference_steps": 99}):
+            answer = api.http.post("/queue/fal-ai/flux/dev", params={"fal_webhook": hook}, json=input_)
+            assert answer.status_code == 422
+            (problem,) = answer.json()["detail"]
+            assert problem["loc"] == ["query", "fal_webhook"]
+            assert "--allow-private-cidr" in problem["msg"]
+            assert answer.headers["x-fal-retryable"] == "false"
+    assert sum(api.node.store.counts().values()) == 0
+
+
 def test_a_rejected_input_is_accepted_and_answers_at_the_result(api: Api) -> None:
     job_id = api.submit(num_inference_steps=99)
     answer = status(api, job_id)
