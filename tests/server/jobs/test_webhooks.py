@@ -6,6 +6,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
