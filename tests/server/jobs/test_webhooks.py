@@ -325,7 +325,8 @@ def test_this_machine_is_not_called_by_default(
     real = socket.getaddrinfo
 
     def getaddrinfo(host: str, *rest: Any, **more: Any) -> Any:
-        return real("127.0.0.1" if host == "inside.test" else host, *rest, **more)
+        is_asked = host == "inside.test" and "flags" not in more
+        return real("127.0.0.1" if is_asked else host, *rest, **more)
 
     monkeypatch.setattr(webhooks, "POLL_S", 0.01)
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
