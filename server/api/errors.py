@@ -18,7 +18,7 @@ from server.files.uploads import StorageRefusedError, TooLargeError, UploadError
 from server.http.errors import PlainError, WireError
 from server.jobs.limits import RateLimitedError, StorageFullError
 from server.jobs.service import JobLostError, ServerStoppingError, WebhookRefusedError
-from server.jobs.store.base import DiskRefusedError, QueueFullError, StoreError
+from server.jobs.store.base import DiskRefusedError, QueueFullError, RepeatMismatchError, StoreError
 
 RETRY_AFTER_S = 10
 """When to come again after the disk has refused: it is looked at once a second."""
@@ -101,6 +101,11 @@ def to_wire(exc: Exception) -> WireError:
         return InputError([{"loc": ["query", "fal_webhook"], "msg": str(exc), "type": kind, "url": DOCS_URL + kind}])
     if isinstance(exc, QueueFullError):
         return RequestError(429, "concurrent_requests_limit", "Too many requests are waiting", retryable=True)
+    if isinstance(exc, RepeatMismatchError):
+        detail = (
+            "This Idempotency-Key has been used for a request with another body: give every request a key of its own"
+        )
+        return RequestError(422, "idempotency_key_reused", detail)
     if isinstance(exc, RateLimitedError):
         error = RequestError(429, "rate_limit_exceeded", str(exc), retryable=True)
         error.headers["retry-after"] = str(exc.retry_after_s)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import secrets
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -29,7 +30,7 @@ from server.api.served import NotServedError, Served
 from server.api.validation import input_error
 from server.files.objects import Access
 from server.http.outgoing import is_host_name
-from server.jobs.store.base import HINT_BUCKETS, JobStatus, NewJob, Outcome
+from server.jobs.store.base import HINT_BUCKETS, JobStatus, NewJob, Outcome, Repeat
 
 MIN_TIMEOUT_S = 0.1
 MAX_TIMEOUT_S = 7 * 86400.0
@@ -43,7 +44,8 @@ class RequestOptions:
 
     Args: as in NewJob; `max_queued` refuses the request when so many jobs wait already; `ttl_s` is how
         long its pictures are kept, None for the server's default; `access` is who may read them; `retries` limits
-        single causes; `embed_parameters` puts prompt and seed into picture files, None as the operator decided.
+        single causes; `embed_parameters` puts prompt and seed into picture files, None as the operator decided;
+        `idempotency_key` names this submit, so that a repeated one is the same request.
     """
 
     tenant: str
@@ -58,6 +60,7 @@ class RequestOptions:
     hint_bucket: int | None = None
     retries: dict[str, int] = field(default_factory=dict)
     embed_parameters: bool | None = None
+    idempotency_key: str | None = None
 
 
 def read_options(headers: Headers, query: bytes, tenant: str) -> RequestOptions:
@@ -78,6 +81,7 @@ def read_options(headers: Headers, query: bytes, tenant: str) -> RequestOptions:
         hint_bucket=_bucket(headers.get("x-fal-runner-hint", "")),
         retries=retry_limits(headers.get("x-fal-retry-config")),
         embed_parameters=_flag(headers.get("x-fluxserve-embed-parameters", "")),
+        idempotency_key=_idempotency_key(headers.get("idempotency-key")),
     )
 
 
@@ -133,6 +137,12 @@ def rejected_job(
         tenant=options.tenant,
         outcome=rejection(exc),
     )
+
+
+def known_by(new: NewJob, name: str | None, query: bytes, body: bytes) -> NewJob:
+    """The same job, with what a repetition of its submit would be known by: everything that it asks for."""
+    digest = hashlib.sha256(query + b"\n" + body).digest()
+    return replace(new, repeat=Repeat(name, digest))
 
 
 def parse(endpoint: Endpoint, body: dict[str, Any]) -> Input:
@@ -255,6 +265,12 @@ def _bucket(hint: str) -> int | None:
 def _flag(value: str) -> bool | None:
     """1 or 0, true or false; None for anything else."""
     return {"1": True, "true": True, "0": False, "false": False}.get(value.strip().lower())
+
+
+def _idempotency_key(text: str | None) -> str | None:
+    if text is not None and not (0 < len(text) <= 255 and text.isascii() and text.isprintable()):
+        raise RequestError(400, "bad_request", "Idempotency-Key must be 1 to 255 printable ASCII characters")
+    return text
 
 
 def _is_yes(text: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from server.jobs.store.base import (
     NewJob,
     Outcome,
     QueueFullError,
+    RepeatMismatchError,
     Store,
     StoreError,
 )
@@ -65,11 +67,11 @@ class JobService:
     check_webhook: Callable[[str], None] = lambda url: None
 
     def submit(self, new: NewJob, max_queued: int | None = None) -> Job:
-        """Store a job durably and wake the dispatcher. Any thread.
+        """Store a job durably and wake the dispatcher, or find the one that this submit repeats. Any thread.
 
         Args: max_queued: the caller's own limit on waiting jobs; the server's holds too.
         Raises: WebhookRefusedError, DiskRefusedError before anything is accepted that could not be finished;
-            RateLimitedError, StorageFullError, QueueFullError, StoreError.
+            RateLimitedError, StorageFullError, QueueFullError, RepeatMismatchError, StoreError.
         """
         if new.webhook_url is not None:
             try:
@@ -82,7 +84,7 @@ class JobService:
         limit = self.max_queue if max_queued is None else min(max_queued, self.max_queue)
         try:
             job = self.store.enqueue(new, limit, self.allowance.waiting(new.tenant))
-        except QueueFullError:
+        except (QueueFullError, RepeatMismatchError):
             raise
         except StoreError:
             self.note_refused_write()
@@ -90,6 +92,11 @@ class JobService:
         self.live.changed(job.id)
         self.wake()
         return job
+
+    def note_answer(self, job_id: str, is_delivered: bool) -> None:
+        """Whether the answer to its submit could be written: if not, the same submit gets the same answer again."""
+        with suppress(StoreError):
+            self.store.note_answer(job_id, is_delivered)
 
     def cancel(self, job_id: str) -> CancelOutcome:
         """Cancel a waiting job, or tell its worker to drop it before the next step. Any thread. Raises: StoreError."""

@@ -26,6 +26,12 @@ MAX_LONE_DEATHS = 2
 """The same, for deaths at which nothing else was running: then the job itself is the likely cause."""
 
 
+NAMED_KEPT_S = 86400.0
+"""How long a submit with an idempotency key is known by it."""
+
+UNDELIVERED_KEPT_S = 120.0
+"""How long a submit whose answer could not be delivered is known by what it asks for."""
+
 TRIES_KEPT = 50
 """So many tries of one webhook stay in the delivery log, the newest."""
 
@@ -106,6 +112,17 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Repeat:
+    """What a repeated submit is known by, within one tenant and endpoint.
+
+    Args: name: the idempotency key its caller gave it, if any. digest: of everything it asks for.
+    """
+
+    name: str | None
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class NewJob:
     """What a client submitted.
 
@@ -125,6 +142,7 @@ class NewJob:
         store_io: False keeps no payloads: input and result body are erased after the retention the caller needs.
         hint_bucket: jobs of one bucket go to the same worker while it lives; None goes to any.
         tenant: whose it is; nobody else ever reads it, unless it is SHARED.
+        repeat: what it would be known by if it came again; None if each is a job of its own.
         outcome: set when the job ends in the moment it is stored (input the model rejects).
     """
 
@@ -142,6 +160,7 @@ class NewJob:
     store_io: bool = True
     hint_bucket: int | None = None
     tenant: str = SHARED
+    repeat: Repeat | None = None
     outcome: Outcome | None = None
 
 
@@ -231,6 +250,10 @@ class QueueFullError(StoreError):
     """More jobs wait than the caller or the server allows; nothing was stored."""
 
 
+class RepeatMismatchError(StoreError):
+    """The idempotency key has been given to a submit that asks for something else; nothing was stored."""
+
+
 class Store(Protocol):
     """Every method is one atomic decision, synchronous and short, and may be called from any thread.
 
@@ -241,8 +264,17 @@ class Store(Protocol):
     def enqueue(self, new: NewJob, max_queued: int | None = None, max_own: int | None = None) -> Job:
         """Store a job durably; returns after the commit.
 
-        Raises: QueueFullError when `max_queued` jobs or more wait already, or `max_own` of its tenant. StoreError.
+        A submit that repeats an earlier one (`Repeat`: the same name within NAMED_KEPT_S; without one the same
+        digest within UNDELIVERED_KEPT_S, if the answer to the first could not be delivered) stores nothing and
+        returns that one's row, in any state.
+
+        Raises: RepeatMismatchError; QueueFullError when `max_queued` jobs or more wait already, or `max_own` of its
+            tenant; StoreError.
         """
+
+    def note_answer(self, job_id: str, is_delivered: bool) -> None:
+        """The answer to its submit was written to the connection, or could not be. Returns at once; survives kill -9
+        soon after. A node that dies before counts as one that could not answer."""
 
     def get(self, job_id: str) -> Job | None:
         """The row, or None."""

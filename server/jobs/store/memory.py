@@ -13,8 +13,10 @@ from server.jobs.store.base import (
     LOG_KEPT_S,
     LOG_ROWS,
     LONGEST_PAUSE_S,
+    NAMED_KEPT_S,
     PRIVATE_RETENTION_S,
     TRIES_KEPT,
+    UNDELIVERED_KEPT_S,
     CancelOutcome,
     Job,
     JobState,
@@ -23,6 +25,7 @@ from server.jobs.store.base import (
     Outcome,
     QueueFullError,
     Redelivery,
+    RepeatMismatchError,
     StoreError,
     WebhookAnswer,
     WebhookDelivery,
@@ -50,12 +53,16 @@ class MemoryStore:
         self._jobs: dict[str, Job] = {}
         self._webhooks: dict[str, _Delivery] = {}
         self._log: dict[str, list[WebhookTry]] = {}
+        self._repeats: dict[str, NewJob] = {}
+        self._undelivered: set[str] = set()
         self._line = QueueIndex()
         self._last_seq = 0
         self._is_closed = False
 
     def enqueue(self, new: NewJob, max_queued: int | None = None, max_own: int | None = None) -> Job:
         with self._open():
+            if (earlier := self._earlier(new)) is not None:
+                return earlier
             if new.id in self._jobs:
                 raise StoreError(f"request id {new.id} is taken")
             if new.outcome is None and max_queued is not None and self._line.length >= max_queued:
@@ -63,7 +70,19 @@ class MemoryStore:
             if new.outcome is None and max_own is not None and self._line.length_of(new.tenant) >= max_own:
                 raise QueueFullError(f"{max_own} requests of this key wait already")
             self._last_seq += 1
+            if new.repeat is not None:
+                self._repeats[new.id] = new
             return self._save(None, transitions.created(new, self._last_seq, self._clock()))
+
+    def note_answer(self, job_id: str, is_delivered: bool) -> None:
+        with self._open():
+            new = self._repeats.get(job_id)
+            if new is None or new.repeat is None or new.repeat.name is not None:
+                return
+            if is_delivered:
+                del self._repeats[job_id]
+            else:
+                self._undelivered.add(job_id)
 
     def get(self, job_id: str) -> Job | None:
         with self._open():
@@ -177,6 +196,7 @@ class MemoryStore:
     def recover(self) -> list[Job]:
         with self._open():
             now = self._clock()
+            self._undelivered = set(self._repeats)
             for delivery in self._webhooks.values():
                 if delivery.due_at is not None and (not delivery.tries or delivery.due_at > now + LONGEST_PAUSE_S):
                     delivery.due_at = min(delivery.due_at, now)
@@ -260,6 +280,26 @@ class MemoryStore:
 
     def close(self) -> None:
         self._is_closed = True
+
+    def _earlier(self, new: NewJob) -> Job | None:
+        """The job that this submit repeats. Raises: RepeatMismatchError."""
+        repeat, now = new.repeat, self._clock()
+        if repeat is None:
+            return None
+        for job_id, old in reversed(self._repeats.items()):
+            job = self._jobs.get(job_id)
+            if old.repeat is None or job is None or (old.tenant, old.endpoint) != (new.tenant, new.endpoint):
+                continue
+            if old.repeat.name != repeat.name or (repeat.name is None and job_id not in self._undelivered):
+                continue
+            age_s = now - job.created_at
+            if repeat.name is None and old.repeat.digest == repeat.digest and age_s < UNDELIVERED_KEPT_S:
+                return job
+            if repeat.name is not None and age_s < NAMED_KEPT_S:
+                if old.repeat.digest != repeat.digest:
+                    raise RepeatMismatchError
+                return job
+        return None
 
     def _open(self) -> threading.RLock:
         if self._is_closed:

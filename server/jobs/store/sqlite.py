@@ -12,7 +12,7 @@ from typing import Any
 
 import apsw
 
-from server.jobs.store import outbox, platform_outcomes, transitions
+from server.jobs.store import outbox, platform_outcomes, repeats, transitions
 from server.jobs.store.base import (
     PRIVATE_RETENTION_S,
     SHARED,
@@ -77,6 +77,9 @@ class SqliteStore:
 
     def enqueue(self, new: NewJob, max_queued: int | None = None, max_own: int | None = None) -> Job:
         return self._writer.run(lambda tx: self._insert(tx, new, max_queued, max_own))
+
+    def note_answer(self, job_id: str, is_delivered: bool) -> None:
+        self._writer.post(lambda tx: repeats.note_answer(tx.execute, job_id, is_delivered))
 
     def get(self, job_id: str) -> Job | None:
         return self._get(job_id, None)
@@ -189,6 +192,7 @@ class SqliteStore:
         def recover(tx: Transaction) -> list[Job]:
             now = self._clock()
             outbox.mend_times(tx.execute, now)
+            repeats.doubt_all(tx.execute)
             for seq in self._damaged:
                 self._end_damaged(tx, seq)
             running = _jobs(tx, "WHERE status = 'running'")
@@ -215,8 +219,9 @@ class SqliteStore:
             for job_id, status in rows:
                 self._line.forget(job_id, JobStatus(status))
                 swept.append(job_id)
-        while self._writer.run(lambda tx: outbox.sweep(tx.execute, self._clock(), SWEPT_AT_ONCE), is_promise=False):
-            pass
+        for sweep in (outbox.sweep, repeats.sweep):
+            while self._writer.run(lambda tx: sweep(tx.execute, self._clock(), SWEPT_AT_ONCE), is_promise=False):  # noqa: B023
+                pass
         return swept
 
     def _sweep_some(self, retention_s: float, tx: Transaction) -> list[tuple[str, str]]:
@@ -277,15 +282,19 @@ class SqliteStore:
         return None
 
     def _insert(self, tx: Transaction, new: NewJob, max_queued: int | None, max_own: int | None) -> Job:
+        now = self._clock()
+        if (earlier := repeats.earlier(tx.execute, new, now)) is not None:
+            return _jobs(tx, "WHERE seq = ?", (earlier,))[0]
         if new.outcome is None and max_queued is not None and self._waiting_in(tx) >= max_queued:
             raise QueueFullError(f"{max_queued} requests wait already")
         if new.outcome is None and max_own is not None and self._waiting_in(tx, new.tenant) >= max_own:
             raise QueueFullError(f"{max_own} requests of this key wait already")
         if _one_job(tx, new.id) is not None:
             raise StoreError(f"request id {new.id} is taken")
-        job = transitions.created(new, 0, self._clock())
+        job = transitions.created(new, 0, now)
         tx.connection.execute(_INSERT, to_row(job, _INSERT_COLUMNS))
         job = replace(job, seq=tx.connection.last_insert_rowid())
+        repeats.note(tx.execute, job.seq, new, now)
         return self._record(tx, None, job)
 
     def _waiting_in(self, tx: Transaction, tenant: str | None = None) -> int:

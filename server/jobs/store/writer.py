@@ -70,12 +70,18 @@ class GroupCommit:
         Args: is_promise: what it returns must outlive a power cut, so the commit waits for the disk. Without that
             it survives kill -9 all the same, and a later promise carries it to the disk.
         Raises: StoreError if the store is closed, or the database refused; then nothing of it was stored."""
+        return self.post(operation, is_promise).result()
+
+    def post(self, operation: Callable[[Transaction], T], is_promise: bool = False) -> Future[T]:
+        """The same without waiting: it takes its turn after everything that came before it.
+
+        Raises: StoreError if the store is closed."""
         waiting = _Operation(operation, is_promise, Future[T]())
         with self._lock:
             if self._is_closed:
                 raise StoreError("the store is closed")
             self._inbox.put(waiting)
-        return waiting.future.result()
+        return waiting.future
 
     def close(self) -> None:
         """Finish what was accepted, then close the connection. Idempotent."""

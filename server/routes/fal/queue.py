@@ -16,11 +16,11 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from server.api import endpoints, wire
-from server.api.body import read_object
+from server.api.body import parse_object, read_bytes
 from server.api.errors import InputError
 from server.api.paths import FollowUp, belongs_to
 from server.api.served import Served
-from server.api.submission import new_job, read_options, rejected_job
+from server.api.submission import known_by, new_job, read_options, rejected_job
 from server.gateway.areas import Target
 from server.gateway.guard import Guard
 from server.gateway.keys import Caller
@@ -48,8 +48,9 @@ class QueueArea:
         target: Target = scope["target"]
         caller: Caller = scope["caller"]
         if target.follow_up is None:
-            response = await self._submit(target, caller, Request(scope, receive))
-        elif target.follow_up.action == "status/stream":
+            await self._submit(target, caller, Request(scope, receive), send)
+            return
+        if target.follow_up.action == "status/stream":
             self._require(scope, "GET")
             self._state(target, target.follow_up, caller)
             await send_events(receive, send, self._events(target, caller, _wants_logs(target.query)))
@@ -58,21 +59,38 @@ class QueueArea:
             response = await self._follow_up(target, target.follow_up, caller, scope)
         await response(scope, receive, send)
 
-    async def _submit(self, target: Target, caller: Caller, request: Request) -> Response:
+    async def _submit(self, target: Target, caller: Caller, request: Request, send: Send) -> None:
         endpoint, rest = endpoints.find(target.path)
         if rest not in ("", "stream"):
             raise endpoints.path_not_found(rest)
         self._require(request.scope, "POST")
         options = read_options(Headers(scope=request.scope), target.query, caller.tenant)
-        body = await read_object(request)
+        data = await read_bytes(request)
+        body = parse_object(data)
         new: NewJob
         try:
             new = new_job(endpoint, target.request_id, body, options, self._served, base_url=target.files)
         except InputError as exc:
             new = rejected_job(endpoint, target.request_id, body, options, exc, target.files)
+
+        def store() -> Job:
+            known = known_by(new, options.idempotency_key, target.query, data)
+            return self._jobs.submit(known, options.max_queued)
+
         # On a thread: it returns after the commit, which waits for the disk.
-        job = await asyncio.to_thread(self._jobs.submit, new, options.max_queued)
-        return json_response(wire.submit_body(target.base, endpoint.id, job.id, self._position(job)))
+        job = await asyncio.to_thread(store)
+        response = json_response(wire.submit_body(target.base, endpoint.id, job.id, self._position(job)))
+        await self._deliver(response, job, request, send)
+
+    async def _deliver(self, response: Response, job: Job, request: Request, send: Send) -> None:
+        """Answer a submit, and note whether that could be done: a caller who did not hear of it will ask again."""
+        is_delivered = False
+        try:
+            if not await request.is_disconnected():
+                await response(request.scope, request.receive, send)
+                is_delivered = True
+        finally:
+            self._jobs.note_answer(job.id, is_delivered)
 
     def _position(self, job: Job) -> int | None:
         """For the answer to a submit: it is stored, so nothing may make this a 5xx, which clients would repeat."""

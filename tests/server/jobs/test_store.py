@@ -16,13 +16,17 @@ from server.jobs.store import memory, outbox
 from server.jobs.store.base import (
     LOG_KEPT_S,
     LOW_PRIORITY_DELAY_S,
+    NAMED_KEPT_S,
     PRIVATE_RETENTION_S,
     TRIES_KEPT,
+    UNDELIVERED_KEPT_S,
     CancelOutcome,
     Job,
     JobStatus,
     QueueFullError,
     Redelivery,
+    Repeat,
+    RepeatMismatchError,
     Store,
     StoreError,
     WebhookAnswer,
@@ -54,6 +58,77 @@ def fetch(store: Store, job_id: str) -> Job:
     job = store.get(job_id)
     assert job is not None
     return job
+
+
+# Submits that come twice
+
+NAMED, UNNAMED = Repeat("key-1", b"body"), Repeat(None, b"body")
+
+
+def test_a_submit_with_a_key_is_the_same_request_for_a_day(store: Store, clock: Clock) -> None:
+    first = store.enqueue(new_job(repeat=NAMED))
+    store.note_answer(first.id, is_delivered=True)
+    clock.advance(NAMED_KEPT_S - 1)
+    store.sweep(7 * 86400)
+    assert store.enqueue(new_job(repeat=NAMED)) == first
+    assert store.enqueue(new_job(repeat=NAMED), max_queued=0) == first, "an accepted one is not refused afterwards"
+    clock.advance(2)
+    assert store.enqueue(new_job(repeat=NAMED)).id != first.id
+    assert store.counts()[JobStatus.QUEUED] == 2
+
+
+def test_a_key_that_stands_for_another_body_is_refused(store: Store) -> None:
+    store.enqueue(new_job(repeat=NAMED))
+    with pytest.raises(RepeatMismatchError):
+        store.enqueue(new_job(repeat=Repeat("key-1", b"another")))
+    assert store.counts()[JobStatus.QUEUED] == 1
+
+
+@pytest.mark.parametrize("repeat", [NAMED, UNNAMED])
+@pytest.mark.parametrize("other", [{"tenant": "b"}, {"endpoint": "fal-ai/flux/schnell"}])
+def test_a_repeat_is_one_of_the_same_tenant_and_endpoint(store: Store, repeat: Repeat, other: dict[str, str]) -> None:
+    first = store.enqueue(new_job(repeat=repeat))
+    store.note_answer(first.id, is_delivered=False)
+    assert store.enqueue(new_job(repeat=repeat, **other)).id != first.id
+    assert store.enqueue(new_job(repeat=repeat)) == first
+
+
+def test_a_submit_whose_answer_got_lost_is_found_for_two_minutes(store: Store, clock: Clock) -> None:
+    first = store.enqueue(new_job(repeat=UNNAMED))
+    assert store.enqueue(new_job(repeat=UNNAMED)).id != first.id, "both answers are under way: two requests"
+    store.note_answer(first.id, is_delivered=False)
+    claim_one(store)
+    clock.advance(UNDELIVERED_KEPT_S - 1)
+    assert store.enqueue(new_job(repeat=UNNAMED)) == fetch(store, first.id)
+    assert store.enqueue(new_job(repeat=Repeat(None, b"another"))).id != first.id
+    clock.advance(2)
+    assert store.enqueue(new_job(repeat=UNNAMED)).id != first.id
+
+
+def test_a_submit_that_was_answered_is_not_found(store: Store) -> None:
+    first = store.enqueue(new_job(repeat=UNNAMED))
+    store.note_answer(first.id, is_delivered=False)
+    again = store.enqueue(new_job(repeat=UNNAMED))
+    store.note_answer(again.id, is_delivered=True)
+    assert again == first
+    assert store.enqueue(new_job(repeat=UNNAMED)).id != first.id
+
+
+def test_what_a_dead_node_had_not_answered_is_found(store: Store) -> None:
+    answered, unanswered = new_job(repeat=Repeat(None, b"answered")), new_job(repeat=UNNAMED)
+    store.enqueue(answered)
+    store.enqueue(unanswered)
+    store.note_answer(answered.id, is_delivered=True)
+    store.recover()
+    assert store.enqueue(new_job(repeat=UNNAMED)).id == unanswered.id
+    assert store.enqueue(new_job(repeat=answered.repeat)).id != answered.id
+
+
+def test_a_swept_request_is_no_longer_repeated(store: Store, clock: Clock) -> None:
+    first = store.enqueue(new_job(repeat=NAMED, params=None, outcome=REJECTED, store_io=False))
+    clock.advance(PRIVATE_RETENTION_S + 1)
+    assert store.sweep(7 * 86400) == [first.id]
+    assert store.enqueue(new_job(repeat=NAMED)).id != first.id
 
 
 # Storing and reading
