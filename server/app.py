@@ -40,6 +40,7 @@ from server.routes.openai_pictures import openai_pictures_router
 from server.routes.system.metrics import Metrics
 from server.routes.system.pages import system_router
 from server.routes.system.platform import platform_router
+from server.routes.system.workers import workers_router
 from server.settings import VERSION
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def create_app(node: Node, plain_port: int | None = None) -> Gateway:
         lifespan=_lifespan(node, signer, mcp),
     )
     pages.include_router(system_router(lambda: node.health(), node.served, metrics, VERSION, keys))
+    pages.include_router(workers_router(node.workers))
     pages.include_router(platform_router(node.served, VERSION, keys))
     pages.include_router(openai_router(node.jobs, node.served))
     pages.include_router(openai_pictures_router(node.jobs, node.served, node.inputs))

@@ -232,7 +232,8 @@ class Node:
             return "cannot_encode" if self.problems == [self.outputs.encoder_problem] else "unwritable"
         if self.ready:
             return "ready"
-        return "loading" if any(worker.state is WorkerState.LOADING for worker in self.workers) else "starting"
+        states = {worker.state for worker in self.workers}
+        return next((str(state) for state in (WorkerState.LOADING, WorkerState.ASLEEP) if state in states), "starting")
 
 
 def _adapters(settings: Settings, specs: Sequence[ModelSpec], objects: Objects, allowed: Sequence[Network]) -> Adapters:

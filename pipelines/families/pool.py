@@ -218,6 +218,14 @@ class ModelPool:
         for held in (*self._held.values(), *self._float8.values()):
             yield from (held if isinstance(held, Auxiliary) else held.components).modules.values()
 
+    def load_all(self) -> None:
+        """Load what was given, as far as it is not in memory, float8 copies included. Raises: LoadError."""
+        for name in self.specs:
+            self.runner(name)
+        for name in self.helpers:
+            self.auxiliary(name)
+        self.hold_float8()
+
     def unload(self) -> None:
         """Free the device; what is asked for next is loaded again. Nothing may be under way."""
         self._held.clear()

@@ -2,7 +2,7 @@
 
     frame = 4-byte big-endian length + msgpack [type name, {field: value}]
 
-node -> worker: Submit, Cancel, Shutdown
+node -> worker: Submit, Cancel, Sleep, Wake, Shutdown
 worker -> node: Loading, Ready, Heartbeat, Note, Started, Progress, Preview, Picture, Finished, Failed, Cancelled, Log
 
 Every frame about a job carries `job_id` and the `epoch` of the claim, so that a late frame of an earlier
@@ -54,6 +54,16 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
+class Sleep:
+    """Finish what was submitted, then free the device until Wake."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Load every given model again, with Loading frames; answered by another Ready."""
+
+
+@dataclass(frozen=True, slots=True)
 class Shutdown:
     """Drop everything and exit with status 0."""
 
@@ -84,6 +94,7 @@ class Heartbeat:
     """Sent at least every second and between steps; its absence for `hang_s` gets the worker killed.
 
     `load_ms`: predicted milliseconds of work it holds. `memory`: bytes by name, for /metrics.
+    `loaded`: names of the checkpoints in memory.
     """
 
     steps: int
@@ -91,6 +102,7 @@ class Heartbeat:
     waiting: int
     load_ms: float
     memory: dict[str, int] = field(default_factory=dict)
+    loaded: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +206,8 @@ class Log:
 Frame = (
     Submit
     | Cancel
+    | Sleep
+    | Wake
     | Shutdown
     | Loading
     | Ready
@@ -212,7 +226,7 @@ Frame = (
 _TYPES: dict[str, type[Any]] = {
     t.__name__: t
     for t in (
-        Submit, Cancel, Shutdown, Loading, Ready, Heartbeat, Note, Started,
+        Submit, Cancel, Sleep, Wake, Shutdown, Loading, Ready, Heartbeat, Note, Started,
         Progress, Preview, Picture, Finished, Failed, Cancelled, Log,
     )
 }  # fmt: skip

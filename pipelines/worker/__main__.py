@@ -51,9 +51,12 @@ from pipelines.protocol.frames import (
     Log,
     Ready,
     Shutdown,
+    Sleep,
     Submit,
+    Wake,
 )
 from pipelines.protocol.params import ACCELERATIONS, GenerationParams
+from pipelines.worker.idle import Idle
 from pipelines.worker.link import Link
 from pipelines.worker.warmup import Size, sizes_to_warm, warm_up
 
@@ -82,9 +85,7 @@ def serve(
     Args: unload_after_s: idle for so long, it frees the device; the next request loads what it needs.
     """
     models = [_describe(pool, name) for name in pool.specs]
-    for name in pool.helpers:
-        pool.auxiliary(name)
-    pool.hold_float8()
+    pool.load_all()
     for model in models:
         model["acceleration"] = _levels(pool, model["name"])
     switch_ms = SWITCH_MS if len(pool.loaded) < len(pool.specs) else 0.0
@@ -93,15 +94,22 @@ def serve(
     # A model that was unloaded again is warmed up by its first request: loading it now would unload others.
     for name in pool.loaded:
         warm_up_model(name, engine)
-    link.send(Ready(str(accelerator.device), accelerator.name, models, pool.on_demand))
+    ready = Ready(str(accelerator.device), accelerator.name, models, pool.on_demand)
+    link.send(ready)
+    idle = Idle(pool, unload_after_s, lambda sentence: link.send(Log("info", sentence)))
     poll_s = HEARTBEAT_S if accelerator.notifies else POLL_S
-    last_beat, pause_s, last_work = 0.0, 0.0, time.monotonic()
+    last_beat, pause_s = 0.0, 0.0
     while True:
         for frame in link.receive(pause_s):
             if isinstance(frame, Submit):
                 engine.add_request(frame)
             elif isinstance(frame, Cancel):
                 engine.abort(frame)
+            elif isinstance(frame, Sleep):
+                idle.sleep()
+            elif isinstance(frame, Wake):
+                idle.wake()
+                link.send(ready)
             elif isinstance(frame, Shutdown):
                 return 0
         steps_before = engine.steps
@@ -110,17 +118,13 @@ def serve(
             link.send(event)
         has_moved = bool(events) or engine.steps > steps_before
         pause_s = 0.0 if has_moved else poll_s if engine.has_work else HEARTBEAT_S
+        idle.look(is_busy=engine.has_work or has_moved)
         now = time.monotonic()
-        if engine.has_work or has_moved:
-            last_work = now
-        elif unload_after_s is not None and now - last_work >= unload_after_s and pool.loaded:
-            pool.unload()
-            link.send(Log("info", f"idle for {unload_after_s:g} s: the device is free until the next request"))
         if now - last_beat >= HEARTBEAT_S:
             last_beat = now
             load_ms = engine.scheduler.load_ms
             memory = accelerator.memory() | {"adapters": pool.adapter_bytes}
-            link.send(Heartbeat(engine.steps, engine.running, engine.waiting, load_ms, memory))
+            link.send(Heartbeat(engine.steps, engine.running, engine.waiting, load_ms, memory, pool.loaded))
 
 
 def _describe(pool: ModelPool, name: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from server.cli import bench, certs, doctor, env, generate, keys, mcp, models, serve, webhooks
+from server.cli import bench, certs, doctor, env, generate, keys, mcp, models, serve, webhooks, workers
 from server.cli.failures import CommandError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command()(mcp.mcp)
 app.add_typer(bench.app, name="bench")
 app.add_typer(keys.app, name="keys")
 app.add_typer(webhooks.app, name="webhooks")
+app.add_typer(workers.app, name="workers")
 
 
 def _show_version(wanted: bool) -> None:

@@ -22,6 +22,9 @@ _BY_AREA = {Area.RUN: KeyScope.RUN, Area.WS: KeyScope.RUN, Area.QUEUE: KeyScope.
 _BY_PATH = {
     (Area.SYSTEM, "/metrics"): KeyScope.ADMIN,
     (Area.SYSTEM, "/health"): KeyScope.ADMIN,
+    (Area.SYSTEM, "/v1/workers"): KeyScope.ADMIN,
+    (Area.SYSTEM, "/v1/workers/sleep"): KeyScope.ADMIN,
+    (Area.SYSTEM, "/v1/workers/wake"): KeyScope.ADMIN,
     (Area.SYSTEM, "/v1/images/generations"): KeyScope.RUN,
     (Area.REST, "/tokens"): KeyScope.RUN,
     (Area.REST, "/tokens/realtime"): KeyScope.RUN,

@@ -42,12 +42,14 @@ class Run:
     """One claim of a job, at the worker process that claimed it.
 
     Args: preparing: fetches what the job names, as long as the worker does not have it.
+        waits_for: the last line of its log about a model that the worker loads.
     """
 
     job: Job
     owner: str
     has_started: bool = False
     preparing: asyncio.Task[None] | None = None
+    waits_for: str = ""
     pictures: dict[int, asyncio.Task[EncodedPicture]] = field(default_factory=dict)
 
     @property

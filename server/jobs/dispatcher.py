@@ -27,8 +27,10 @@ from pipelines.protocol.frames import (
     Progress,
     Ready,
     Shutdown,
+    Sleep,
     Started,
     Submit,
+    Wake,
 )
 from server.jobs.completion import Completion, Run
 from server.jobs.limits import Allowance
@@ -145,7 +147,9 @@ class Dispatcher:
             case Heartbeat():
                 self._unseen[worker.name] = 0
                 self._wake.set()
-            case Loading() | Log() | Submit() | Cancel() | Shutdown():
+            case Loading():
+                self._tell_of_loading(worker, frame)
+            case Log() | Submit() | Cancel() | Sleep() | Wake() | Shutdown():
                 pass
             case _:
                 run = self._runs.get(frame.job_id)
@@ -162,6 +166,14 @@ class Dispatcher:
         self._unseen[worker.name] = 0
         not_started = frozenset(run.job.id for run in lost if not run.has_started)
         self._end_by(owner, self._release_claims_of_dead_worker(owner, not_started))
+
+    def _tell_of_loading(self, worker: Worker, frame: Loading) -> None:
+        """In the logs of all that it holds, for none goes on meanwhile: a line every tenth."""
+        line = f"loading {frame.model} ({frame.stage}): {int(frame.fraction * 10) * 10} %"
+        for run in self._runs.values():
+            if run.owner == worker.owner and not run.is_preparing and run.waits_for != line:
+                run.waits_for = line
+                self._live.log(run.job.id, line)
 
     def _on_run(
         self, run: Run, frame: Note | Started | Progress | Preview | Picture | Finished | Failed | Cancelled

@@ -27,6 +27,8 @@ from pipelines.protocol.frames import (
     ProtocolError,
     Ready,
     Shutdown,
+    Sleep,
+    Wake,
     encode,
 )
 
@@ -58,6 +60,7 @@ class WorkerState(StrEnum):
     STARTING = "starting"
     LOADING = "loading"
     READY = "ready"
+    ASLEEP = "asleep"
     RESTARTING = "restarting"
     STOPPED = "stopped"
 
@@ -66,7 +69,7 @@ class WorkerEvents(Protocol):
     """Listens to what workers do; called on the event loop and must return quickly."""
 
     def on_frame(self, worker: Worker, frame: Frame) -> None:
-        """A frame about a job, or Ready or Heartbeat after it was noted here."""
+        """A frame about a job, or Ready, Heartbeat or the Loading of one that was ready, after it was noted here."""
 
     def on_death(self, worker: Worker, owner: str) -> None:
         """The process that claimed as `owner` is gone, unasked; nothing of it will come any more."""
@@ -146,6 +149,8 @@ class Worker:
         self._failures = 0
         self._is_stopping = False
         self._is_last = False
+        self._is_to_sleep = False
+        self._is_loading = False
         self._kills_before = 0
         self._ready_at = 0.0
         self._writer: asyncio.StreamWriter | None = None
@@ -191,6 +196,20 @@ class Worker:
     def start_no_other(self) -> None:
         """Should the process end from now on, it is not replaced."""
         self._is_last = True
+
+    def sleep(self) -> None:
+        """Take no more requests, and free the device when those that it has are done; lasts until `wake`."""
+        self._is_to_sleep = True
+        if self.state is WorkerState.READY:
+            self.state = WorkerState.ASLEEP
+            self.send(Sleep())
+
+    def wake(self) -> None:
+        """Load again; requests are taken from then on."""
+        self._is_to_sleep = False
+        if self.state is WorkerState.ASLEEP:
+            self.state = WorkerState.LOADING
+            self.send(Wake())
 
     def stop(self) -> None:
         """Ask the process to end, and start no other."""
@@ -296,7 +315,8 @@ class Worker:
                 return await reader.read(READ_SIZE)
 
     def _silence_limit_s(self) -> float:
-        return self._options.hang_s if self.is_ready else max(self._options.hang_s, LOAD_HANG_S)
+        is_drawing = self.is_ready and not self._is_loading
+        return self._options.hang_s if is_drawing else max(self._options.hang_s, LOAD_HANG_S)
 
     def _take(self, frame: Frame) -> None:
         if isinstance(frame, Log):
@@ -304,14 +324,14 @@ class Worker:
             logger.log(level, "%s: %s", self.device, frame.message)
             self._last_error_line = frame.message if level >= logging.ERROR else self._last_error_line
             return
+        self._is_loading = isinstance(frame, Loading)
         if isinstance(frame, Loading):
             self.loading = frame
-            # One that is ready loads another model on demand beside what it does.
-            self.state = WorkerState.LOADING if self.ready is None else self.state
-            return
-        if isinstance(frame, Ready):
-            self.state, self.ready, self._ready_at = WorkerState.READY, frame, time.monotonic()
-            logger.info("%s is ready: %s with %s", self.device, frame.device_name, ", ".join(sorted(self.models)))
+            if self.ready is None:
+                self.state = WorkerState.LOADING
+                return
+        elif isinstance(frame, Ready):
+            self._take_ready(frame)
         elif isinstance(frame, Heartbeat):
             self.heartbeat = frame
         elif isinstance(frame, Finished):
@@ -321,6 +341,12 @@ class Worker:
         except Exception:
             # A fault in our own handling of one frame must not pass for a fault of the worker.
             logger.exception("%s: a %s frame was not understood", self.device, type(frame).__name__)
+
+    def _take_ready(self, frame: Ready) -> None:
+        self.state, self.ready, self._ready_at = WorkerState.READY, frame, time.monotonic()
+        logger.info("%s is ready: %s with %s", self.device, frame.device_name, ", ".join(sorted(self.models)))
+        if self._is_to_sleep:  # told so while it was loading, or before its process died
+            self.sleep()
 
     async def _keep_lines(self, process: asyncio.subprocess.Process) -> None:
         """Pass on what the process prints, for the operator's log."""
@@ -361,6 +387,7 @@ class Worker:
             "stage": loading.stage if loading else None,
             "fraction": 1.0 if self.is_ready else (loading.fraction if loading else 0.0),
             "models": sorted(self.models),
+            "loaded": sorted(beat.loaded) if beat else [],
             "running": beat.running if beat else 0,
             "waiting": beat.waiting if beat else 0,
             "load_ms": beat.load_ms if beat else 0.0,
@@ -389,6 +416,10 @@ class Workers:
     def start(self) -> None:
         """Start every process; returns at once."""
         self._tasks = [asyncio.create_task(worker.run(), name=f"worker-{worker.device}") for worker in self._all]
+
+    def named(self, device: str | None) -> list[Worker]:
+        """Those of a device; all for None."""
+        return [worker for worker in self._all if device in (None, worker.device)]
 
     def start_no_other(self) -> None:
         """The node is about to stop: a process that ends is not replaced."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from models.registry import REGISTRY
 from pipelines.protocol.frames import Preview, Progress
@@ -20,6 +20,7 @@ from server.jobs.store.base import Job, JobStatus, Outcome, Store
 from server.jobs.store.memory import MemoryStore
 from server.node import key_ring
 from server.settings import Settings
+from server.workers.process import WorkerEvents, WorkerOptions, Workers
 
 OWNER = "test-worker"
 
@@ -37,6 +38,7 @@ class ApiNode:
         self.ready = True
         self.served = Served((REGISTRY["FLUX.1-dev"],))
         self.keys = key_ring(self.settings)
+        self.workers = Workers("none", [], WorkerOptions(()), cast("WorkerEvents", None))
         allowance = Allowance(self.keys.limits, self.objects.stored_bytes)
         self.jobs = JobService(
             self.store,

@@ -5,8 +5,8 @@
 Prompts: "crash" dies in its second step, "hang" stops answering, "oom", "model error", "internal" and "deadline" fail
 that way, "silent exit" exits before it starts, "babble" sends what is no frame, "zombie" ends under an older epoch
 first. "wait NAME" goes on after its first step when a file NAME is in the folder of gates; "hold NAME" is not even
-started before. Environment: SCRIPTED_STEP_S seconds a step, SCRIPTED_LOAD_S seconds to load, SCRIPTED_EXIT status to
-exit with, SCRIPTED_GATES the folder of gates.
+started before. "load" loads a model first, as one that was unloaded does. Environment: SCRIPTED_STEP_S seconds a step,
+SCRIPTED_LOAD_S seconds to load, SCRIPTED_EXIT status to exit with, SCRIPTED_GATES the folder of gates.
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ from pipelines.protocol.frames import (
     Progress,
     Ready,
     Shutdown,
+    Sleep,
     Started,
     Submit,
+    Wake,
     encode,
 )
 from pipelines.worker.signals import leave_signals_to_the_node
@@ -68,6 +70,8 @@ class ScriptedWorker:
         self.requests: dict[tuple[str, int], tuple[Submit, int]] = {}
         self.held: dict[tuple[str, int], Submit] = {}
         self.steps = 0
+        self.loaded = [os.path.basename(model) for model in models]
+        self.ready: Ready | None = None
 
     def send(self, *frames: Frame) -> None:
         self.socket.sendall(b"".join(encode(frame) for frame in frames))
@@ -94,7 +98,8 @@ class ScriptedWorker:
         print("scripted worker is loaded", file=sys.stderr)
         known = [REGISTRY[model["name"]] for model in described if model["name"] in REGISTRY]
         on_demand = [spec.name for spec in siblings(known) if spec.draws]
-        self.send(Ready(self.device, "a script", described, on_demand), Log("WARNING", "I am only a script"))
+        self.ready = Ready(self.device, "a script", described, on_demand)
+        self.send(self.ready, Log("WARNING", "I am only a script"))
         # As when a request wants another model: a worker that loads beside its work stays ready.
         self.send(Loading("another", "weights", 0.5))
 
@@ -114,7 +119,8 @@ class ScriptedWorker:
                 self.begin(self.held.pop((frame.job_id, frame.epoch)))
             if time.monotonic() - last_beat > 0.1:
                 last_beat = time.monotonic()
-                self.send(Heartbeat(self.steps, len(self.requests), 0, 10.0 * len(self.requests), {"allocated": 1}))
+                held = len(self.requests)
+                self.send(Heartbeat(self.steps, held, 0, 10.0 * held, {"allocated": 1}, self.loaded))
 
     def receive(self) -> bool:
         data = self.socket.recv(1 << 16)
@@ -125,6 +131,11 @@ class ScriptedWorker:
                 self.admit(frame)
             elif isinstance(frame, Cancel):
                 self.cancel(frame)
+            elif isinstance(frame, Sleep):
+                self.loaded = []
+            elif isinstance(frame, Wake) and self.ready is not None:
+                self.loaded = [os.path.basename(model) for model in self.models]
+                self.send(self.ready)
         return bool(data)
 
     def admit(self, frame: Submit) -> None:
@@ -134,6 +145,8 @@ class ScriptedWorker:
         if prompt in FAILURES:
             self.send(Failed(frame.job_id, frame.epoch, FAILURES[prompt], f"scripted {prompt}"))
             return
+        if prompt == "load":
+            self.send(*(Loading("flux-shapes", "transformer", done / 100) for done in (0, 25, 28, 100)))
         if frame.params.get("acceleration", "none") != "none":
             self.send(Note(frame.job_id, frame.epoch, "scripted: drawn exactly"))
         if is_open(frame, "hold "):

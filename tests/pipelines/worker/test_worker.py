@@ -196,3 +196,23 @@ def test_an_idle_worker_frees_its_device_and_loads_again_when_it_is_asked() -> N
             assert freed.message.startswith("idle for 0.2 s")
         assert any(isinstance(frame, protocol.Loading) for frame in frames)
         assert drawn[0] == drawn[1]
+
+
+def test_a_worker_that_sleeps_holds_nothing_and_draws_the_same_once_woken() -> None:
+    with worker("--device", "cpu", "--model", "random:tiny") as peer:
+        peer.until(protocol.Ready)
+        drawn = []
+        for job in ("a", "b"):
+            peer.send(protocol.Submit(job, 1, make_params().to_dict()))
+            if job == "a":
+                peer.send(protocol.Sleep())  # what was submitted is drawn first
+            frames = peer.until(protocol.Finished, job)
+            drawn.append(next(frame.pixels for frame in frames if isinstance(frame, protocol.Picture)))
+            if job == "a":
+                assert any("asleep" in frame.message for frame in peer.until(protocol.Log) if hasattr(frame, "message"))
+                beat = peer.until(protocol.Heartbeat)[-1]
+                assert isinstance(beat, protocol.Heartbeat)
+                assert beat.loaded == []
+                peer.send(protocol.Wake())
+                assert any(isinstance(frame, protocol.Loading) for frame in peer.until(protocol.Ready))
+        assert drawn[0] == drawn[1]

@@ -93,6 +93,17 @@ def test_a_request_becomes_pictures(folder: Path) -> None:
             assert (picture.size, picture.getpixel((0, 0))) == ((16, 8), (seed, 0, 0))
 
 
+def test_who_waits_for_a_model_reads_how_far_it_is_and_loses_no_attempt(folder: Path) -> None:
+    async def main() -> Job:
+        async with running(folder) as node:
+            return await ended(node, submit(node, "load"))
+
+    job = asyncio.run(main())
+    assert (job.status, job.attempt) == (JobStatus.COMPLETED, 1)
+    loading = [f"loading flux-shapes (transformer): {percent} %" for percent in (0, 20, 100)]
+    assert messages(job)[:4] == [*loading, "started"]
+
+
 @pytest.mark.parametrize("is_default", [True, False])
 def test_a_file_tells_its_prompt_only_where_asked(folder: Path, is_default: bool) -> None:
     async def main() -> list[dict[str, str]]:

@@ -201,6 +201,9 @@ CALLS = [
     ("POST", "/rest/storage/upload/initiate", KeyScope.FILES),
     ("GET", "/metrics", KeyScope.ADMIN),
     ("GET", "/health", KeyScope.ADMIN),
+    ("GET", "/v1/workers", KeyScope.ADMIN),
+    ("POST", "/v1/workers/sleep", KeyScope.ADMIN),
+    ("POST", "/v1/workers/wake/", KeyScope.ADMIN),
 ]
 
 
