@@ -70,15 +70,23 @@ def is_allowed(address: Address, allowed: Iterable[Network]) -> bool:
 
 def refuse_at_sight(url: str, allowed: Iterable[Network] = ()) -> None:
     """Refuse what can be known to be forbidden without asking a name server: literal addresses in every spelling,
-    localhost, names of the hosts file, user names, ports. Other names are vetted when they are called.
+    localhost, names of the hosts file, ports. Other names are vetted when they are called.
 
     Raises: ForbiddenAddressError. What is no address at all is let pass."""
     try:
         parts = httpx.URL(url)
-        if (known := _known_addresses(parts.host)) or parts.userinfo:
+        if known := _known_addresses(parts.host):
             _vetted(parts, known, tuple(allowed))
     except (httpx.InvalidURL, ValueError):
         return
+
+
+def split_credentials(url: str) -> tuple[httpx.URL, httpx.BasicAuth | None]:
+    """The address without its `user:password@`, and what to send instead (RFC 7617). Raises: httpx.InvalidURL."""
+    parts = httpx.URL(url)
+    if not parts.userinfo:
+        return parts, None
+    return parts.copy_with(username="", password=""), httpx.BasicAuth(parts.username, parts.password)
 
 
 class VettedTransport(httpx.AsyncBaseTransport):
@@ -97,6 +105,8 @@ class VettedTransport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Raises: ForbiddenAddressError; httpx.ConnectError if the name is unknown, InvalidURL if it cannot be one."""
         host = request.url.host
+        if request.url.userinfo:
+            raise ForbiddenAddressError("an address with a user name or password is not called")
         address = _vetted(request.url, await self._resolve(host), self._allowed)
         # Another request, since a redirect is read relative to the first one's name. The Host header was set from the
         # name; TLS checks the certificate against it, too.
@@ -126,8 +136,6 @@ class VettedTransport(httpx.AsyncBaseTransport):
 
 def _vetted(url: httpx.URL, addresses: Sequence[Address], allowed: Sequence[Network]) -> Address:
     """The first of a host's addresses that may be called. Raises: ForbiddenAddressError."""
-    if url.userinfo:
-        raise ForbiddenAddressError("an address with a user name or password is not called")
     for address in addresses:
         if any(address in network for network in allowed):
             return address

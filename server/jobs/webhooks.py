@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import orjson
 
-from server.http.outgoing import ForbiddenAddressError
+from server.http.outgoing import ForbiddenAddressError, split_credentials
 from server.jobs.receivers import AT_ONCE_PER_RECEIVER, Receivers, receiver_of
 from server.jobs.signing import Signer
 from server.jobs.store.base import LONGEST_PAUSE_S, Job, Store, WebhookAnswer, WebhookDelivery
@@ -118,9 +118,10 @@ class Webhooks:
         began = time.perf_counter()
         status, is_final = None, False
         try:
+            address, credentials = split_credentials(url)
             async with (
                 asyncio.timeout(TIMEOUT_S),
-                self._client.stream("POST", url, content=body, headers=headers) as answer,
+                self._client.stream("POST", address, content=body, headers=headers, auth=credentials) as answer,
             ):
                 status = answer.status_code
             note, is_final = f"HTTP {status}", 300 <= status < 400

@@ -103,6 +103,15 @@ def test_the_signature_verifies_with_the_published_keys(api: Api, receiver: Rece
         verify_as_fal_documents(headers, body + b" ", jwks)
 
 
+def test_user_and_password_of_the_address_are_sent_as_basic_authentication(api: Api, receiver: Receiver) -> None:
+    submit(api, receiver.url.replace("//", "//us%C3%A9r:p%40ss@"))
+    api.node.finish(api.node.claim())
+    eventually(lambda: receiver.calls)
+    headers, _ = receiver.calls[0]
+    assert headers["authorization"] == "Basic " + base64.b64encode("usér:p@ss".encode()).decode()
+    assert headers["host"] == receiver.url.split("/")[2]
+
+
 def test_a_wrong_input_is_posted_as_an_error_with_its_detail(api: Api, receiver: Receiver) -> None:
     submit(api, receiver.url, num_images=9)
     eventually(lambda: receiver.calls)
