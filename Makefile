@@ -8,7 +8,7 @@ JS := tests/acceptance/js tests/compatibility/js
 NPM := $(shell command -v npm 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow chaos test-gpu compatibility lint lint-docker format check dev bench bench-load fuzz sbom audit lock clean
+.PHONY: help serve test test-slow chaos soak test-gpu compatibility lint lint-docker format check dev bench bench-load fuzz sbom audit lock clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -23,8 +23,12 @@ test: $(VENV)/.dev js clients ## the whole suite: no GPU, no weights to download
 test-slow: $(VENV)/.dev js clients clients-slow ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-chaos: $(VENV)/.dev ## 1,000 requests while node and workers are killed at random; takes minutes
-	$(BIN)/python -m pytest -m slow tests/server/jobs/test_chaos.py $(ARGS)
+chaos: $(VENV)/.dev ## 1,000 requests over HTTP while workers, nodes and encoders are killed at random; takes minutes
+	$(BIN)/python -m benchmarks.chaos $(ARGS)
+
+MINUTES ?= 60
+soak: $(VENV)/.dev ## an hour of steady load: memory, descriptors and latency must stay flat; MINUTES=5 for less
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) $(ARGS)
 
 test-gpu: $(VENV)/.dev ## the tests that need an accelerator
 	$(BIN)/python -m pytest -m gpu $(ARGS)

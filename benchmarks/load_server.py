@@ -1,15 +1,17 @@
 """A whole server over a worker that only pretends to draw, so that the node alone is measured.
 
-    python -m benchmarks.load_server DATA_DIR
+    python -m benchmarks.load_server DATA_DIR [SETTING=VALUE ...]
 
-Prints its port once it takes requests. SCRIPTED_STEP_S sets the worker's seconds a step.
+Values are JSON: hang_s=0.5. Prints its port once it takes requests. SCRIPTED_STEP_S sets the worker's seconds a step.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from server.app import create_app
 from server.http import serving
@@ -20,8 +22,10 @@ SCRIPTED = (sys.executable, "-m", "tests.server.scripted_worker")
 
 
 def main() -> None:
-    listeners = serving.listen("127.0.0.1", 0, 0)
-    settings = Settings(data_dir=Path(sys.argv[1]), models=("random:tiny",), device="cpu")
+    more = {name: json.loads(value) for name, _, value in (word.partition("=") for word in sys.argv[2:])}
+    listeners = serving.listen("127.0.0.1", more.pop("port", 0), 0)
+    usual: dict[str, Any] = {"data_dir": Path(sys.argv[1]), "models": ("random:tiny",), "device": "cpu"}
+    settings = Settings(**(usual | more))
     node = Node.from_settings(settings, worker_command=SCRIPTED)
 
     async def tell() -> None:

@@ -16,6 +16,9 @@ MAX_PROCESSES = 4
 TRIES = 3
 LIMIT_S = 20.0
 """A call that runs longer than this has hung: the largest picture takes 2 s."""
+START_S = 60.0
+"""More for the first processes to start: beside work that keeps all cores busy, imports alone took over 20 s, and
+a process that is killed for it starts no sooner the next time."""
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -24,12 +27,14 @@ Ts = TypeVarTuple("Ts")
 class PicturePool:
     """Starts with the first call. A process that is killed, or hangs, costs its calls one retry.
 
-    Args: limit_s: how long a call may run in its process.
+    Args: limit_s: how long a call may run in its process. start_s: how long a process may take to start.
     """
 
-    def __init__(self, limit_s: float = LIMIT_S) -> None:
+    def __init__(self, limit_s: float = LIMIT_S, start_s: float = START_S) -> None:
         self._executor: ProcessPoolExecutor | None = None
         self._limit_s = limit_s
+        self._start_s = start_s
+        self._has_answered = False
         self._processes = min(MAX_PROCESSES, os.cpu_count() or 1)
         # As many calls as processes: a call that is handed over runs at once, so that its time can be limited.
         self._free = asyncio.Semaphore(self._processes)
@@ -63,12 +68,15 @@ class PicturePool:
             except BrokenProcessPool:
                 self._drop(executor)
                 raise
+            limit_s = self._limit_s if self._has_answered else self._limit_s + self._start_s
             try:
-                async with asyncio.timeout(self._limit_s):
-                    return await call
+                async with asyncio.timeout(limit_s):
+                    result = await call
+                self._has_answered = True
+                return result
             except TimeoutError as exc:
                 self._drop(executor)
-                raise BrokenProcessPool(f"a process hung for {self._limit_s:g} s and was killed") from exc
+                raise BrokenProcessPool(f"a process hung for {limit_s:g} s and was killed") from exc
             except BrokenProcessPool:
                 self._drop(executor)
                 raise
@@ -76,6 +84,7 @@ class PicturePool:
     def _open(self) -> ProcessPoolExecutor:
         """The executor, made if there is none. Raises: BrokenProcessPool."""
         if self._executor is None:
+            self._has_answered = False
             try:
                 # spawn, not fork: this process has threads, and its children must not inherit its sockets and locks.
                 self._executor = ProcessPoolExecutor(

@@ -6,7 +6,8 @@ Prompts: "crash" dies in its second step, "hang" stops answering, "oom", "model 
 that way, "silent exit" exits before it starts, "babble" sends what is no frame, "zombie" ends under an older epoch
 first. "wait NAME" goes on after its first step when a file NAME is in the folder of gates; "hold NAME" is not even
 started before. "load" loads a model first, as one that was unloaded does. Environment: SCRIPTED_STEP_S seconds a step,
-SCRIPTED_LOAD_S seconds to load, SCRIPTED_EXIT status to exit with, SCRIPTED_GATES the folder of gates.
+SCRIPTED_LOAD_S seconds to load, SCRIPTED_EXIT status to exit with, SCRIPTED_GATES the folder of gates,
+SCRIPTED_JOURNAL a file that gets a line for every begun and ended run.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ from pipelines.worker.signals import leave_signals_to_the_node
 
 STEP_S = float(os.environ.get("SCRIPTED_STEP_S", "0.005"))
 GATES = Path(os.environ.get("SCRIPTED_GATES", "/nonexistent"))
+JOURNAL = os.environ.get("SCRIPTED_JOURNAL")
 IDLE_S = 0.05
 """How often a closed gate is looked at."""
 FAILURES: dict[str, FailureKind] = {
@@ -155,6 +157,7 @@ class ScriptedWorker:
             self.held[frame.job_id, frame.epoch] = frame
 
     def begin(self, frame: Submit) -> None:
+        note("began", frame)
         self.send(Started(frame.job_id, frame.epoch))
         self.requests[frame.job_id, frame.epoch] = (frame, 0)
 
@@ -205,6 +208,14 @@ class ScriptedWorker:
     def finish(self, frame: Submit) -> None:
         del self.requests[frame.job_id, frame.epoch]
         self.send(*self.end(frame))
+        note("ended", frame)
+
+
+def note(what: str, frame: Submit) -> None:
+    """One line of the journal, whole even if this process is killed now."""
+    if JOURNAL is not None:
+        with open(JOURNAL, "ab", buffering=0) as journal:
+            journal.write(f"{what} {os.getpid()} {frame.job_id} {frame.epoch}\n".encode())
 
 
 def is_open(frame: Submit, kind: str) -> bool:

@@ -126,6 +126,18 @@ def test_a_pool_that_hangs_is_replaced_and_costs_no_picture(objects: Objects) ->
         assert opened.size == (WIDTH, HEIGHT)
 
 
+def test_a_process_that_starts_slowly_has_not_hung(objects: Objects) -> None:
+    """Any start is slow beside this limit, as it is beside 20 s on a machine whose cores are all busy."""
+
+    async def main() -> bytes:
+        outputs = Outputs(objects, pool=PicturePool(limit_s=0.01))
+        await outputs.warm()
+        outputs.pool.close(wait=True)
+        return b"warm"
+
+    assert asyncio.run(main()) == b"warm"
+
+
 def test_an_encoder_that_cannot_start_is_a_problem_until_it_can(
     outputs: Outputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
