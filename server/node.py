@@ -47,6 +47,8 @@ logger = logging.getLogger("fluxserve.node")
 DRAIN_S = 5.0
 ANSWER_S = 9.0
 """After a signal, how long requests on open connections may still run; connections are cut a second later."""
+STREAMS_S = 3.5
+"""After a signal, how long event streams go on; they look once a second."""
 TAKE_UP_S = 1.0
 FILE_MARGIN_S = 3600.0
 """Files outlive the row that names them by this much, so that no result ever names a missing file."""
@@ -179,7 +181,9 @@ class Node:
         self.workers.start_no_other()
         if is_forced:
             self.dispatcher.hasten()
-        asyncio.get_running_loop().call_later(0.0 if is_forced else ANSWER_S, self.jobs.stopping.set)
+        loop = asyncio.get_running_loop()
+        loop.call_later(0.0 if is_forced else STREAMS_S, self.jobs.streams_end.set)
+        loop.call_later(0.0 if is_forced else ANSWER_S, self.jobs.stopping.set)
 
     async def stop(self, drain_s: float = DRAIN_S) -> None:
         """Let what runs finish for at most so long, hand the rest back, and close everything. Idempotent."""

@@ -51,6 +51,7 @@ class JobService:
         note_refused_write: told when the store could not write.
         storage_problem: why what is submitted or drawn now could not be stored; None if it could.
         stopping: set when open connections must have their answer now.
+        streams_end: the same for event streams, which would hold up a stop for as long as they are read.
         allowance: what each tenant may take.
         check_webhook: raises ForbiddenAddressError for an address that is known to be out of bounds; takes no time.
     """
@@ -63,6 +64,7 @@ class JobService:
     note_refused_write: Callable[[], None]
     storage_problem: Callable[[], str | None] = lambda: None
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    streams_end: asyncio.Event = field(default_factory=asyncio.Event)
     allowance: Allowance = field(default_factory=Allowance)
     check_webhook: Callable[[str], None] = lambda url: None
 
@@ -125,15 +127,17 @@ class JobService:
         """The log to show for a job: the recorded one if there is one, else the live one."""
         return outcome.logs if outcome is not None and outcome.logs else self.live.logs(job_id)
 
-    async def run(self, new: NewJob, max_queued: int | None = None) -> Outcome:
+    async def run(self, new: NewJob, max_queued: int | None = None, is_stream: bool = False) -> Outcome:
         """Submit a job that belongs to one open connection and wait for its end. Cancelling this cancels the job.
+
+        Args: is_stream: whether its progress is streamed, so that a stop ends it as early as other streams.
 
         Raises: what the submit does; JobLostError if the row is gone; ServerStoppingError.
         """
         submitted = asyncio.ensure_future(asyncio.to_thread(self.submit, new, max_queued))
         try:
             await asyncio.shield(submitted)
-            job = await self._wait_unless_stopping(new.id)
+            job = await self._wait_unless(self.streams_end if is_stream else self.stopping, new.id)
         except (asyncio.CancelledError, ServerStoppingError):
             await asyncio.shield(self._take_back(new.id, submitted))
             raise
@@ -141,9 +145,9 @@ class JobService:
             raise JobLostError(new.id)
         return job.outcome
 
-    async def _wait_unless_stopping(self, job_id: str) -> Job | None:
+    async def _wait_unless(self, stopping: asyncio.Event, job_id: str) -> Job | None:
         """The row once it has ended. Raises: ServerStoppingError."""
-        end, stop = asyncio.ensure_future(self.wait_finished(job_id)), asyncio.ensure_future(self.stopping.wait())
+        end, stop = asyncio.ensure_future(self.wait_finished(job_id)), asyncio.ensure_future(stopping.wait())
         try:
             await asyncio.wait((end, stop), return_when=asyncio.FIRST_COMPLETED)
             if not end.done():

@@ -142,7 +142,7 @@ def error_answer(exc: WireError) -> Response:
 
 async def _events(jobs: JobService, wish: Wish, origin: str) -> AsyncGenerator[bytes, None]:
     """Previews as they come, then each picture. Before the first event a failure keeps its own status."""
-    end = asyncio.ensure_future(jobs.run(wish.new))
+    end = asyncio.ensure_future(jobs.run(wish.new, is_stream=True))
     sent = 0
     try:
         async with aclosing(_partial_images(jobs, wish, end)) as partial_images:

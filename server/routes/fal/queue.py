@@ -138,11 +138,12 @@ class QueueArea:
         return wire.status_body(target.base, target.request_id, state, logs)
 
     async def _events(self, target: Target, caller: Caller, wants_logs: bool) -> AsyncGenerator[bytes, None]:
-        """The status now and at every change, each log line once, until the result can be fetched or the key ends."""
+        """The status now and at every change, each log line once, until the result can be fetched, or the key or the
+        server ends: the request goes on after its restart."""
         live, job_id = self._jobs.live, target.request_id
         newest: dict[str, Any] | None = None
         last: dict[str, Any] = {}
-        while self._guard.still_admits(caller):
+        while self._guard.still_admits(caller) and not self._jobs.streams_end.is_set():
             seen = live.version(job_id)  # before the store is asked, or a change in between would be missed
             current = self._jobs.store.state(job_id, caller.tenant)
             if current is None:

@@ -71,7 +71,7 @@ class RunArea:
 
     async def _events(self, target: Target, new: NewJob, max_queued: int | None) -> AsyncGenerator[bytes, None]:
         """Progress at every step, then the complete output. Before the first one a failure keeps its own status."""
-        end = asyncio.ensure_future(self._jobs.run(new, max_queued))
+        end = asyncio.ensure_future(self._jobs.run(new, max_queued, is_stream=True))
         has_begun = False
         try:
             async with aclosing(self._steps(new, end)) as shown:
