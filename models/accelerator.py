@@ -71,6 +71,12 @@ class Accelerator(Protocol):
         What has the same purpose runs in order. Host copies made inside by `to_host` are complete once it is done.
         """
 
+    def follow(self, launched: Launched[object]) -> None:
+        """Let what is launched from now on begin after this work; the caller does not wait where a device can.
+
+        Raises: what the work raised.
+        """
+
     def mark(self) -> Marker:
         """A marker after everything launched on the current stream."""
 
@@ -190,6 +196,9 @@ class CpuAccelerator:
             self._pools[purpose] = ThreadPoolExecutor(1, purpose, torch.set_num_threads, (self._threads,))
         return _Background(self._pools[purpose].submit(work))
 
+    def follow(self, launched: Launched[object]) -> None:
+        launched.result()
+
     def mark(self) -> Marker:
         return _Done()
 
@@ -223,7 +232,7 @@ class _OnStream(Generic[T]):
     """Work on a CUDA stream, complete when its marker is reached."""
 
     value: T
-    marker: Marker
+    marker: _CudaMarker
 
     def is_done(self) -> bool:
         return self.marker.is_done()
@@ -291,6 +300,10 @@ class CudaAccelerator:
             side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(side):
             return _OnStream(work(), _CudaMarker())
+
+    def follow(self, launched: Launched[object]) -> None:
+        assert isinstance(launched, _OnStream)
+        torch.cuda.current_stream(self.device).wait_event(launched.marker.event)
 
     def mark(self) -> Marker:
         return _CudaMarker()

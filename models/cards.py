@@ -7,32 +7,50 @@ from dataclasses import dataclass
 
 from models.architectures import ARCHITECTURES
 from models.memory import (
+    MODULATION_WAITS,
     TILED_SIDE,
     Preset,
+    buffer_bytes,
     decode_bytes,
     modulation_parameters,
     need,
+    streamed_bytes,
     transformer_parameters,
 )
 
 _USABLE = 0.96
 """Share of a card's nominal memory; drivers and displays take the rest."""
-SIZES_GB = (8, 10, 12, 16, 24, 32, 48, 80)
+SIZES_GB = (6, 8, 10, 12, 16, 24, 32, 48, 80)
 _DEV = ARCHITECTURES["random:FLUX.1-dev"]
 _BITS = {"bfloat16": 16.0, "GGUF Q8_0": 8.5, "float8": 8.0, "GGUF Q5_K": 5.5, "GGUF Q4_K": 4.5, "GGUF Q3_K": 3.4375}
 """A weight's in every form of the transformer, from the roomiest."""
 _OFFLOADS = ("none", "text", "text+modulation")
+_STREAMED = "text+blocks"
+BUS = {"PCIe 3.0": 12e9, "PCIe 4.0": 24e9, "PCIe 5.0": 48e9}
+"""Bytes a second that pinned memory passes sixteen lanes, about: three quarters of what the lanes could carry."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """One way to hold FLUX.1-dev for pictures of 1024 x 1024. `device`, `host`: bytes. `tiled`: decoded in tiles."""
+    """One way to hold FLUX.1-dev for pictures of 1024 x 1024. Bytes.
+
+    Args: tiled: decoded in tiles. per_prompt, per_request, per_step: what passes the bus for each new prompt, each
+        request when it is admitted, and each step.
+    """
 
     file: str
     flags: str
     device: int
     host: int
     tiled: bool
+    per_prompt: int = 0
+    per_request: int = 0
+    per_step: int = 0
+
+    def price(self, bus: str = "PCIe 4.0") -> str:
+        """Seconds, by arithmetic. Copies run beside the steps: a step takes the longer of its work and its copies."""
+        named = (("a new prompt", self.per_prompt), ("a request", self.per_request), ("a step", self.per_step))
+        return ", ".join(f"{size / BUS[bus]:.2f} s {what}" for what, size in named if size) or "none"
 
 
 def best_fit(device_bytes: int) -> Fit | None:
@@ -42,8 +60,27 @@ def best_fit(device_bytes: int) -> Fit | None:
 
 def markdown() -> list[str]:
     """The table of the manual, a line a card."""
-    head = ["| card | transformer | flags | needed on the GPU | waits on the host |", "|---|---|---|---|---|"]
+    head = [
+        "| card | transformer | flags | needed on the GPU | waits on the host | price over PCIe 4.0 |",
+        "|---|---|---|---|---|---|",
+    ]
     return head + [_line(size) for size in SIZES_GB]
+
+
+def streamed_markdown() -> list[str]:
+    """What blocks that wait on the host need and cost, a line a form of the transformer."""
+    head = [
+        f"| transformer | needed on the GPU | in tiles | waits on the host | passes in a step | {' | '.join(BUS)} |",
+        "|---|---|---|---|---|" + "---|" * len(BUS),
+    ]
+    return head + [_streamed_line(file, bits) for file, bits in _BITS.items()]
+
+
+def _streamed_line(file: str, bits: float) -> str:
+    whole, tiled = (_way(file, bits, _STREAMED, tiled) for tiled in (False, True))
+    sizes = [_gb(size) for size in (whole.device, tiled.device, whole.host, whole.per_step)]
+    seconds = [f"{whole.per_step / speed:.2f} s" for speed in BUS.values()]
+    return f"| {' | '.join([file, *sizes, *seconds])} |"
 
 
 def _line(size: int) -> str:
@@ -51,7 +88,11 @@ def _line(size: int) -> str:
     assert fit is not None
     tiled = ", decoded in tiles" if fit.tiled else ""
     flags = f"`{fit.flags}`" if fit.flags else "none"
-    return f"| {size} GB | {fit.file} | {flags}{tiled} | {fit.device / 1e9:.1f} GB | {fit.host / 1e9:.1f} GB |"
+    return f"| {size} GB | {fit.file} | {flags}{tiled} | {_gb(fit.device)} | {_gb(fit.host)} | {fit.price()} |"
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"
 
 
 def _ways() -> Iterator[Fit]:
@@ -59,16 +100,25 @@ def _ways() -> Iterator[Fit]:
         for tiled in (False, True):
             for offload in _OFFLOADS:
                 yield _way(file, bits, offload, tiled)
+    for file, bits in _BITS.items():
+        for tiled in (False, True):
+            yield _way(file, bits, _STREAMED, tiled)
 
 
 def _way(file: str, bits: float, offload: str, tiled: bool) -> Fit:
     """bfloat16's need, less what the smaller form saves of what is on either side."""
     preset = Preset("none", offload)
     needed = need(_DEV, preset)
-    modulation = modulation_parameters(_DEV.transformer)
-    waiting = modulation if offload == "text+modulation" else 0
+    waiting = modulation_parameters(_DEV.transformer) if offload in MODULATION_WAITS else 0
+    is_streamed = offload == _STREAMED
+    blocks, buffers = (int(count(_DEV.transformer, 1)) for count in (streamed_bytes, buffer_bytes))
+    streamed = blocks if is_streamed else 0
+    stays = transformer_parameters(_DEV.transformer) - waiting - streamed + (buffers if is_streamed else 0)
     saved = (16 - bits) / 8
-    device = needed.device - saved * (transformer_parameters(_DEV.transformer) - waiting)
+    device = needed.device - saved * stays
     if tiled:
         device -= decode_bytes(_DEV.vae, 1024, 1024) - decode_bytes(_DEV.vae, TILED_SIDE, TILED_SIDE)
-    return Fit(file, preset.flags, int(device), int(needed.host - saved * waiting), tiled)
+    host = needed.host - saved * (waiting + streamed)
+    text = 0 if offload == "none" else need(_DEV, Preset("none", "text")).host
+    per_request, per_step = (int(count * bits / 8) for count in (waiting, streamed))
+    return Fit(file, preset.flags, int(device), int(host), tiled, text, per_request, per_step)

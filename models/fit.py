@@ -30,7 +30,8 @@ def need_together(
     parts: dict[object, int] = {}
     alone = []
     for spec, arch in architectures.items():
-        sizes = part_bytes(arch, preset) | _stored_transformer(spec)
+        counted = part_bytes(arch, preset)
+        sizes = counted | ({} if preset.is_streamed else _stored_transformer(spec))
         parts |= {_key(spec, arch, name): size for name, size in sizes.items()}
         alone.append(sum(sizes.values()))
     weights = sum(parts.values())

@@ -27,6 +27,7 @@ from models.placement import TEXT_PARTS, place
 from models.quantization import quantize
 from models.random_weights import random_bytes, random_components
 from models.registry import ModelSpec
+from models.streaming import stream_blocks
 from models.tuning import PLAIN, Tuning
 
 Progress = Callable[[str, float], None]
@@ -58,6 +59,9 @@ def load(
     Raises: LoadError with one sentence that says what to do.
     """
     started = time.monotonic()
+    tuning = tuning.resolved(accelerator.kind)
+    if offload == "text+blocks" and tuning.kernels == "compiled":
+        raise LoadError("--offload text+blocks cannot be compiled: use another --tuning kernels.")
     dtype = dtype or accelerator.default_dtype
     try:
         components = _load_parts(spec, accelerator.device, dtype, quantization, progress, cache, offload)
@@ -68,7 +72,6 @@ def load(
                 "`fluxserve doctor` says which of --quantization and --offload make it fit."
             ) from exc
         raise
-    tuning = tuning.resolved(accelerator.kind)
     if not is_packed(components.transformer):  # their rows may be stored in different forms
         fuse(components.transformer, qkv=bool(tuning.fuse_qkv), mlp=bool(tuning.fuse_mlp))
     if tuning.vae_channels_last:
@@ -77,6 +80,8 @@ def load(
         components.vae.decoder.compile(dynamic=True)
     progress("quantization", 0.99)
     quantize(components.transformer, quantization, accelerator)
+    if offload == "text+blocks":
+        stream_blocks(components.transformer, accelerator)
     components.transformer.to(accelerator.device)
     accelerator.mark().wait()  # prompts are encoded on another stream, which does not wait for this one
     progress("loaded", 1.0)
@@ -95,8 +100,9 @@ def _load_parts(
     if spec.source.startswith("random:"):
         _check_host(spec.name, random_bytes(spec, dtype) if device.type == "cpu" else 0)
         return random_components(spec, device, dtype, progress, offload)
-    # What is to be shrunk is shrunk on the host: the device may have no room for it before.
-    homes = {} if quantization == "none" else {"transformer": torch.device("cpu")}
+    # What is to be shrunk, or to wait, is made so on the host: the device may have no room for it before.
+    is_changed = quantization != "none" or offload == "text+blocks"
+    homes = {"transformer": torch.device("cpu")} if is_changed else {}
     checkpoint = open_checkpoint(spec)
     parts = _Parts(checkpoint, device, dtype, progress, cache or PartCache(), offload, homes)
     _check_host(spec.name, parts.host_bytes())
@@ -205,7 +211,7 @@ class _Parts:
         def build() -> nn.Module:
             # A mapped file that is overwritten ends the process: what stays on the host is read.
             module = part.load(dtype, self._stays_on_host(name), read_bytes)
-            return place(name, module, self._homes.get(name, self.device), self._offload, moved)
+            return place(name, module, self._homes.get(name, self.device), self._offload, moved, self.device)
 
         moved(0.0)
         module, was_here = self._cache.get(part, dtype, build)

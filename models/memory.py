@@ -15,11 +15,13 @@ from models.architectures import ARCHITECTURES, FLUX_TRANSFORMER, Architecture
 from models.flops import architecture_of
 from models.registry import REGISTRY, ModelSpec
 
-Offload = Literal["none", "text", "text+modulation"]
-"""What waits in the host's memory until it is used: nothing, the text encoders, or the transformer's modulation too.
+Offload = Literal["none", "text", "text+modulation", "text+blocks"]
+"""What waits in the host's memory until it is used: nothing, the text encoders, the transformer's modulation too, or
+besides the matrices of all its blocks.
 
-Modulation is 27 % of FLUX.1's transformer and is read once a request, when it is admitted.
+Modulation is 27 % of FLUX.1's transformer and is read once a request, when it is admitted; blocks pass in every step.
 """
+MODULATION_WAITS: tuple[Offload, ...] = ("text+modulation", "text+blocks")
 OFFLOADS: tuple[Offload, ...] = get_args(Offload)
 
 _TIME_CHANNELS = 256
@@ -42,14 +44,30 @@ class Preset:
     offload: str
 
     @property
+    def is_streamed(self) -> bool:
+        """Whether the transformer's blocks pass in every step."""
+        return self.offload == "text+blocks"
+
+    @property
+    def block_itemsize(self) -> float:
+        """Bytes that a weight of the blocks takes."""
+        return 1.0 if self.quantization == "fp8" else 2.0
+
+    @property
     def flags(self) -> str:
         """What to type for it; empty for the defaults."""
         given = (("--quantization", self.quantization), ("--offload", self.offload))
         return " ".join(f"{flag} {value}" for flag, value in given if value != "none")
 
 
-PRESETS = tuple(Preset(quantization, offload) for quantization in ("none", "fp8") for offload in OFFLOADS)
-"""From the roomiest to the tightest. Those that do not change pictures come before those that do."""
+PRESETS = tuple(
+    Preset(quantization, offload)
+    for offloads in (OFFLOADS[:-1], OFFLOADS[-1:])
+    for quantization in ("none", "fp8")
+    for offload in offloads
+)
+"""From the roomiest to the tightest; those that do not change pictures come before those that do, and what moves all
+blocks in every step comes last."""
 
 FP8_CAPABILITY = (8, 9)
 """Compute capability from which on float8 matrix products exist."""
@@ -73,6 +91,8 @@ def need(arch: Architecture, preset: Preset, width: int = 1024, height: int = 10
     held = part_bytes(arch, preset)
     whole = part_bytes(arch, Preset(preset.quantization, "none"))
     host = sum(whole.values()) - sum(held.values())
+    if preset.is_streamed:  # the host holds those blocks as well that are on the device
+        host += buffer_bytes(arch.transformer, preset.block_itemsize)
     return Need(sum(held.values()), working_bytes(arch, preset, width, height, text_tokens), host)
 
 
@@ -80,8 +100,11 @@ def part_bytes(arch: Architecture, preset: Preset) -> dict[str, int]:
     """What each part's weights take of the device, in half precision."""
     shrunk = fp8_parameters(arch.transformer) if preset.quantization == "fp8" else 0
     is_offloaded = preset.offload != "none"
-    if preset.offload == "text+modulation":
+    if preset.offload in MODULATION_WAITS:
         shrunk += 2 * modulation_parameters(arch.transformer)
+    if preset.is_streamed:
+        itemsize = preset.block_itemsize
+        shrunk += streamed_bytes(arch.transformer, itemsize) - buffer_bytes(arch.transformer, itemsize)
     return {
         "text_encoder": 0 if is_offloaded else 2 * clip_parameters(arch.clip),
         "text_encoder_2": 0 if is_offloaded else 2 * t5_parameters(arch.t5),
@@ -160,6 +183,18 @@ def fp8_parameters(transformer: Mapping[str, Any]) -> int:
     width = _width(config)
     # Row-wise scales cost four bytes a row, which is below a thousandth of the row: left out.
     return int((config["num_layers"] * 24 + config["num_single_layers"] * 12) * width**2)
+
+
+def streamed_bytes(transformer: Mapping[str, Any], itemsize: float) -> int:
+    """What passes the bus in every step where blocks wait on the host. Args: itemsize: bytes a weight takes."""
+    return int(fp8_parameters(transformer) * itemsize)
+
+
+def buffer_bytes(transformer: Mapping[str, Any], itemsize: float) -> int:
+    """What `models.streaming` holds of the blocks on the device: the two largest neighbours."""
+    config = _full(transformer)
+    kinds = [24] * config["num_layers"] + [12] * config["num_single_layers"]
+    return int((max(kinds[0::2], default=0) + max(kinds[1::2], default=0)) * _width(config) ** 2 * itemsize)
 
 
 def modulation_parameters(transformer: Mapping[str, Any]) -> int:

@@ -12,7 +12,7 @@ from torch import nn
 
 from models.accelerator import host_copy
 from models.components import weight_bytes
-from models.memory import Offload
+from models.memory import MODULATION_WAITS, Offload
 from models.packed import HostWeight, PackedLinear, PackedWeight
 
 TEXT_PARTS = frozenset({"text_encoder", "text_encoder_2"})
@@ -25,11 +25,16 @@ def place(
     device: torch.device,
     offload: Offload,
     moved: Callable[[float], None] = lambda fraction: None,
+    runs_on: torch.device | None = None,
 ) -> nn.Module:
-    """Freeze a part and put it where it belongs. Args: moved: is told the fraction of the weights that is there."""
+    """Freeze a part and put it where it belongs.
+
+    Args: moved: is told the fraction of the weights that is there. runs_on: where it will compute, if it goes to
+        `device` only to be changed there.
+    """
     module.eval().requires_grad_(False)
-    if part == "transformer" and offload == "text+modulation":
-        leave_modulation_on_host(module, device)
+    if part == "transformer" and offload in MODULATION_WAITS:
+        leave_modulation_on_host(module, runs_on or device)
     if offload != "none" and part in TEXT_PARTS:
         move(module, torch.device("cpu"), moved)
         stream_from_host(module, device)

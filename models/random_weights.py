@@ -40,13 +40,15 @@ def random_components(
         raise LoadError(f"unknown architecture {spec.source!r}: give one of {', '.join(ARCHITECTURES)}.")
     arch = ARCHITECTURES[spec.source]
     generator = torch.Generator(device).manual_seed(_SEED)
+    host = torch.device("cpu")
 
     def made(stage: str, fraction: float, build: Callable[[], nn.Module]) -> Any:
         progress(stage, fraction)
-        with _made_on(device, vae_dtype(dtype) if stage == "vae" else dtype):
+        home = host if stage == "transformer" and offload == "text+blocks" else device
+        with _made_on(home, vae_dtype(dtype) if stage == "vae" else dtype):
             module = build()
-        _randomise(module, generator)
-        return place(stage.replace(" ", "_"), module, device, offload)
+        _randomise(module, generator if home == device else torch.Generator(home).manual_seed(_SEED))
+        return place(stage.replace(" ", "_"), module, home, offload, runs_on=device)
 
     return FluxComponents(
         spec=spec,

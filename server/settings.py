@@ -95,7 +95,7 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     quantization: Literal["none", "fp8"] = "none"
     acceleration: Literal["none", "regular", "high"] = "high"
-    offload: Literal["none", "text", "text+modulation"] = "none"
+    offload: Literal["none", "text", "text+modulation", "text+blocks"] = "none"
     tuning: str = ""
     memory_gb: float | None = Field(None, gt=0)
     unload_after: float | None = Field(None, gt=0)

@@ -21,6 +21,7 @@ from models.memory import Offload
 from models.packed import is_packed
 from models.quantization import is_insensitive, quantize
 from models.registry import ModelSpec, siblings
+from models.streaming import is_streamed
 from models.tuning import AUTO, Tuning
 from pipelines.adapters.cache import NO_ADAPTERS, AdapterCache
 from pipelines.engine.acceleration import FLOAT8, AccelerationChoice, choose_acceleration
@@ -182,7 +183,7 @@ class ModelPool:
             if part is None or name in self._float8 or not self._runners.keys() >= self.specs.keys():
                 continue
             module = exact.components.modules[part]
-            if not is_packed(module) and self._has_room(module):
+            if not is_packed(module) and not is_streamed(module) and self._has_room(module):
                 self._on_loading(name, "float8 weights", 0.99)
                 self._float8[name] = self._float8_copy(exact, part)
 

@@ -12,10 +12,10 @@ from typing import Any
 
 from models import host_memory
 from models.arguments import UnknownModelError, resolve, resolve_all
-from models.cards import best_fit
+from models.cards import BUS, best_fit
 from models.errors import LoadError
 from models.fit import SIZES, need_together
-from models.memory import FP8_CAPABILITY, PRESETS, Preset
+from models.memory import FP8_CAPABILITY, PRESETS, Preset, presumed_architecture, streamed_bytes
 from models.registry import ModelSpec
 from server.cli.finding import Finding
 from server.cli.models import is_here
@@ -138,19 +138,21 @@ def _fit_gpu(settings: Settings, specs: Sequence[ModelSpec], gpu: dict[str, Any]
     better = _recommended(settings, specs, memory, capability)
     what_fails = "" if needs[0] > memory else f"pictures of {_size(1)} may fail; "
     if better is None:
-        return Finding("fit", "warning", described, what_fails + _smaller_file(memory))
+        return Finding("fit", "warning", described, f"{what_fails}no setting makes it fit on this GPU")
     flags, smaller = better.flags or "no flags", _needs(settings, specs, better)
+    price = _price_of_streaming(specs, better, memory) if better.is_streamed else ""
     return Finding(
-        "fit", "warning", described, f"{what_fails}{flags} ({smaller[0] / 1e9:.1f} to {smaller[1] / 1e9:.1f} GB)"
+        "fit", "warning", described, f"{what_fails}{flags} ({smaller[0] / 1e9:.1f} to {smaller[1] / 1e9:.1f} GB{price})"
     )
 
 
-def _smaller_file(memory: int) -> str:
-    """What would fit of FLUX.1-dev in another form."""
+def _price_of_streaming(specs: Sequence[ModelSpec], preset: Preset, memory: int) -> str:
+    """Seconds a step by arithmetic, and what of FLUX.1-dev in another form would fit without."""
+    transformers = (presumed_architecture(spec).transformer for spec in specs if spec.draws)
+    moved = max(streamed_bytes(transformer, preset.block_itemsize) for transformer in transformers)
     fit = best_fit(memory)
-    if fit is None:
-        return "no setting makes it fit on this GPU"
-    return f"no setting makes it fit on this GPU; {fit.file} with {fit.flags} would (docs/operations.md)"
+    faster = "" if fit is None or fit.per_step else f"; faster: {fit.file} with {fit.flags}, see docs/operations.md"
+    return f", each step passes {moved / 1e9:.1f} GB, {moved / BUS['PCIe 4.0']:.2f} s over PCIe 4.0{faster}"
 
 
 def _needs(settings: Settings, specs: Sequence[ModelSpec], preset: Preset) -> list[int]:
@@ -162,13 +164,13 @@ def _needs(settings: Settings, specs: Sequence[ModelSpec], preset: Preset) -> li
 def _recommended(
     settings: Settings, specs: Sequence[ModelSpec], memory: int, capability: tuple[int, ...]
 ) -> Preset | None:
-    """The first preset that fits for the largest pictures, else for the usual ones."""
+    """The first preset that fits for the largest pictures, else for the usual ones; blocks pass only if none does."""
     possible = [p for p in PRESETS if p.quantization != "fp8" or capability >= FP8_CAPABILITY]
-    for size in (1, 0):
-        for preset in possible:
-            if _needs(settings, specs, preset)[size] <= memory:
-                return preset
-    return None
+    tries = [
+        (preset, size) for is_streamed in (False, True) for size in (1, 0) for preset in possible
+        if preset.is_streamed is is_streamed
+    ]  # fmt: skip
+    return next((preset for preset, size in tries if _needs(settings, specs, preset)[size] <= memory), None)
 
 
 def _fit_host(settings: Settings, specs: Sequence[ModelSpec]) -> list[Finding]:

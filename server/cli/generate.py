@@ -50,7 +50,9 @@ def generate(
     acceleration: Annotated[
         str, typer.Option(help="none (exact), regular or high: see docs/acceleration.md.")
     ] = "none",
-    offload: Annotated[Offload, typer.Option(help="text, or text+modulation: what waits in host memory.")] = "none",
+    offload: Annotated[
+        Offload, typer.Option(help="text, text+modulation or text+blocks: what waits in host memory.")
+    ] = "none",
     tuning: TuningText = "",
     as_json: Json = False,
 ) -> None:

@@ -54,7 +54,8 @@ def serve(
         str | None, typer.Option(help="The most that requests get: none, regular or high.", show_default="high")
     ] = None,
     offload: Annotated[
-        str | None, typer.Option(help="text, or text+modulation: what waits in host memory.", show_default="none")
+        str | None,
+        typer.Option(help="text, text+modulation or text+blocks: what waits in host memory.", show_default="none"),
     ] = None,
     tuning: TuningText | None = None,
     memory_gb: Annotated[

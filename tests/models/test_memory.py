@@ -130,7 +130,9 @@ def test_a_decode_stays_below_its_estimate_and_not_far_below() -> None:
         (24, (8, 9), Preset("none", "text+modulation")),
         (24, (8, 6), Preset("none", "text+modulation")),
         (16, (8, 9), Preset("fp8", "text+modulation")),
-        (16, (8, 6), None),
+        (16, (8, 6), Preset("none", "text+blocks")),
+        (8, (8, 9), Preset("none", "text+blocks")),
+        (4, (7, 5), None),
     ],
 )
 def test_the_roomiest_preset_that_fits_is_recommended(
@@ -152,10 +154,16 @@ def test_the_table_of_the_manual_is_what_is_counted() -> None:
 def test_the_table_of_cards_is_what_is_counted() -> None:
     manual = (ROOT / "docs" / "operations.md").read_text()
     assert "\n".join(cards.markdown()) in manual
+    assert "\n".join(cards.streamed_markdown()) in manual
     best = cards.best_fit(24_000_000_000)
     assert best is not None
     assert best.device == need(DEV, Preset("none", "text+modulation")).device
-    assert cards.best_fit(4_000_000_000) is None
+    streamed = cards.best_fit(7_000_000_000)
+    assert streamed is not None
+    assert (streamed.file, streamed.flags) == ("bfloat16", "--offload text+blocks")
+    counted = need(DEV, Preset("none", "text+blocks"))
+    assert (streamed.device, streamed.host) == (counted.device, counted.host)
+    assert cards.best_fit(3_000_000_000) is None
 
 
 def test_every_listed_model_has_an_architecture() -> None:
