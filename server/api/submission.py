@@ -27,6 +27,7 @@ from server.api.schemas.needs import Needs, PictureNeed
 from server.api.schemas.pictures import Loc
 from server.api.schemas.sizes import Size
 from server.api.served import NotServedError, Served
+from server.api.tags import read_tags
 from server.api.validation import input_error
 from server.files.objects import Access
 from server.http.outgoing import is_host_name
@@ -61,9 +62,11 @@ class RequestOptions:
     retries: dict[str, int] = field(default_factory=dict)
     embed_parameters: bool | None = None
     idempotency_key: str | None = None
+    key_id: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
 
 
-def read_options(headers: Headers, query: bytes, tenant: str) -> RequestOptions:
+def read_options(headers: Headers, query: bytes, tenant: str, key_id: str = "") -> RequestOptions:
     """Raises: RequestError 400 `bad_request` for a value that cannot be meant; unknown priorities are ignored."""
     values = parse_qs(query.decode("latin-1"), keep_blank_values=True)
     timeout = next((name for name in _TIMEOUT_HEADERS if name in headers), None)
@@ -82,6 +85,8 @@ def read_options(headers: Headers, query: bytes, tenant: str) -> RequestOptions:
         retries=retry_limits(headers.get("x-fal-retry-config")),
         embed_parameters=_flag(headers.get("x-fluxserve-embed-parameters", "")),
         idempotency_key=_idempotency_key(headers.get("idempotency-key")),
+        key_id=key_id,
+        tags=read_tags(headers.get("x-fal-tags")),
     )
 
 
@@ -119,6 +124,8 @@ def new_job(
         store_io=options.store_io and not parsed.sync_mode,
         hint_bucket=options.hint_bucket,
         tenant=options.tenant,
+        key_id=options.key_id,
+        tags=options.tags,
     )
 
 
@@ -135,6 +142,8 @@ def rejected_job(
         base_url=base_url,
         store_io=options.store_io,
         tenant=options.tenant,
+        key_id=options.key_id,
+        tags=options.tags,
         outcome=rejection(exc),
     )
 

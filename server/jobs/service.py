@@ -91,6 +91,8 @@ class JobService:
         except StoreError:
             self.note_refused_write()
             raise
+        if job.id == new.id and job.tags:  # a repeated submit has logged them
+            self.live.log(job.id, "tags: " + ", ".join(f"{name}={value}" for name, value in job.tags.items()))
         self.live.changed(job.id)
         self.wake()
         return job

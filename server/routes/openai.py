@@ -22,6 +22,7 @@ from server.api.progress import steps
 from server.api.schemas.openai import ImageRequest
 from server.api.served import Served
 from server.api.submission import RequestOptions, new_job
+from server.api.tags import read_tags
 from server.api.v1 import openai_shape
 from server.api.validation import input_error
 from server.files.outputs import preview_image
@@ -78,7 +79,8 @@ async def _wish(served: Served, request: Request) -> Wish:
         raise input_error(exc) from exc
     endpoint = _endpoint(asked.endpoint_id)
     caller: Caller = request.scope["caller"]
-    options = RequestOptions(caller.tenant)
+    tags = read_tags(request.headers.get("x-fal-tags"))
+    options = RequestOptions(caller.tenant, key_id=caller.key, tags=tags)
     new = new_job(endpoint, str(uuid.uuid4()), asked.as_fal(), options, served, is_ephemeral=True)
     params = dict(new.params or {})
     if asked.stream and asked.partial_images:
@@ -91,7 +93,8 @@ async def draw(jobs: JobService, served: Served, request: Request, model: str, b
     target: Target = request.scope["target"]
     caller: Caller = request.scope["caller"]
     endpoint = _endpoint(model)
-    options = RequestOptions(caller.tenant)
+    tags = read_tags(request.headers.get("x-fal-tags"))
+    options = RequestOptions(caller.tenant, key_id=caller.key, tags=tags)
     new = new_job(endpoint, str(uuid.uuid4()), body, options, served, is_ephemeral=True)
     outcome = await while_connected(request.receive, jobs.run(new))
     images = _images(outcome, target.files)

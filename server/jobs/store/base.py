@@ -142,6 +142,8 @@ class NewJob:
         store_io: False keeps no payloads: input and result body are erased after the retention the caller needs.
         hint_bucket: jobs of one bucket go to the same worker while it lives; None goes to any.
         tenant: whose it is; nobody else ever reads it, unless it is SHARED.
+        key_id: of the key it was asked for with; empty without one.
+        tags: its caller's labels, for usage and search.
         repeat: what it would be known by if it came again; None if each is a job of its own.
         outcome: set when the job ends in the moment it is stored (input the model rejects).
     """
@@ -160,6 +162,8 @@ class NewJob:
     store_io: bool = True
     hint_bucket: int | None = None
     tenant: str = SHARED
+    key_id: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
     repeat: Repeat | None = None
     outcome: Outcome | None = None
 
@@ -194,6 +198,8 @@ class Job:
     store_io: bool
     hint_bucket: int | None
     tenant: str
+    key_id: str
+    tags: dict[str, str]
     has_begun: bool
     outcome: Outcome | None
 

@@ -11,7 +11,7 @@ from server.jobs.store.base import Job, JobStatus, Outcome
 
 CONSTANT_COLUMNS = (
     "id", "endpoint", "input", "params", "output", "priority", "created_at", "start_deadline", "max_attempts",
-    "is_ephemeral", "webhook_url", "base_url", "store_io", "hint_bucket", "tenant",
+    "is_ephemeral", "webhook_url", "base_url", "store_io", "hint_bucket", "tenant", "key_id", "tags",
 )  # fmt: skip
 """Set when a job is stored, and never again."""
 
@@ -26,7 +26,7 @@ DERIVED_COLUMNS = ("model", "queue_rank")
 
 READ_COLUMNS = ("seq", *CONSTANT_COLUMNS, *STATE_COLUMNS)
 
-_JSON = frozenset({"input", "params", "output"})
+_JSON = frozenset({"input", "params", "output", "tags"})
 _FLAGS = frozenset({"cancel_requested", "has_begun", "is_ephemeral", "store_io"})
 
 

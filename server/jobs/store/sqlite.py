@@ -295,6 +295,8 @@ class SqliteStore:
         tx.connection.execute(_INSERT, to_row(job, _INSERT_COLUMNS))
         job = replace(job, seq=tx.connection.last_insert_rowid())
         repeats.note(tx.execute, job.seq, new, now)
+        for name, value in new.tags.items():
+            tx.execute("INSERT INTO job_tag (name, value, job_seq) VALUES (?, ?, ?)", (name, value, job.seq))
         return self._record(tx, None, job)
 
     def _waiting_in(self, tx: Transaction, tenant: str | None = None) -> int:

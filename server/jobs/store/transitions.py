@@ -54,6 +54,8 @@ def created(new: NewJob, seq: int, now: float) -> Job:
         store_io=new.store_io,
         hint_bucket=new.hint_bucket,
         tenant=new.tenant,
+        key_id=new.key_id,
+        tags=new.tags,
         has_begun=False,
         outcome=None,
     )

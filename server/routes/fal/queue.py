@@ -64,7 +64,7 @@ class QueueArea:
         if rest not in ("", "stream"):
             raise endpoints.path_not_found(rest)
         self._require(request.scope, "POST")
-        options = read_options(Headers(scope=request.scope), target.query, caller.tenant)
+        options = read_options(Headers(scope=request.scope), target.query, caller.tenant, caller.key)
         data = await read_bytes(request)
         body = parse_object(data)
         new: NewJob

@@ -175,7 +175,7 @@ class Session:
         """Status, body and headers of one input's end. Raises: InputError, PlainError 401 for a key that has ended."""
         if not self.guard.still_admits(self.caller):
             raise PlainError(401, UNKNOWN_KEY)
-        options = RequestOptions(self.caller.tenant)
+        options = RequestOptions(self.caller.tenant, key_id=self.caller.key)
         new = new_job(self.endpoint, request_id, body, options, self.served, is_ephemeral=True)
         return wire.result(await self.jobs.run(new), self.target.files)
 

@@ -50,7 +50,7 @@ class RunArea:
             raise wrong_method("POST", "OPTIONS")
         request = Request(scope, receive)
         caller: Caller = scope["caller"]
-        options = read_options(Headers(scope=scope), target.query, caller.tenant)
+        options = read_options(Headers(scope=scope), target.query, caller.tenant, caller.key)
         body = await read_object(request)
         new = new_job(
             endpoint,

@@ -1,0 +1,45 @@
+"""Labels that a caller puts on a request by the header `X-Fal-Tags`, by fal's rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+MAX_TAGS = 10
+MAX_NAME = 64
+MAX_VALUE = 256
+MAX_BYTES = 1024
+RESERVED = "fal."
+
+
+def read_tags(header: str | None) -> dict[str, str]:
+    """The tags of `a=1,b=2`; of equal names the last counts. What breaks a rule is dropped, never the request.
+
+    Tags beyond the tenth, and those with which the header passes 1,024 bytes, are dropped as well.
+    Source: fal.ai/docs/documentation/model-apis/request-tags.
+    """
+    if not header:
+        return {}
+    return {name: value for name, value in _pairs(header) if _is_valid(name, value)}
+
+
+def read_pair(text: str) -> tuple[str, str]:
+    """(name, value) of `name=value`, split at the first `=`; without one the value is empty."""
+    name, _, value = text.partition("=")
+    return name.strip(), value.strip()
+
+
+def _pairs(header: str) -> Iterator[tuple[str, str]]:
+    used = 0
+    for part in header.split(",")[:MAX_TAGS]:
+        used += len(part.encode())
+        if used > MAX_BYTES:
+            return
+        used += 1  # the comma
+        if "=" in part:
+            yield read_pair(part)
+
+
+def _is_valid(name: str, value: str) -> bool:
+    is_own = not name.lower().startswith(RESERVED)
+    is_sized = 0 < len(name) <= MAX_NAME and 0 < len(value) <= MAX_VALUE
+    return is_own and is_sized and name.isprintable() and value.isprintable()
