@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from server.api import catalogue, wire
 from server.api.errors import InputError, problem, to_wire
+from server.api.prices import Prices
 from server.api.v1 import shaped_response
 from server.files.uploads import Uploads
 from server.gateway.areas import Area
@@ -37,6 +38,7 @@ from server.routes.fal.uploads import UploadArea
 from server.routes.mcp.area import McpArea
 from server.routes.openai import openai_router
 from server.routes.openai_pictures import openai_pictures_router
+from server.routes.system.accounts import accounts_router
 from server.routes.system.metrics import Metrics
 from server.routes.system.pages import system_router
 from server.routes.system.platform import platform_router
@@ -51,7 +53,9 @@ def create_app(node: Node, plain_port: int | None = None) -> Gateway:
     """An ASGI app that serves `node` and owns its life: the lifespan starts and stops it.
 
     Args: plain_port: where plain HTTP listens, for addresses of files; without it they follow the caller alone.
+    Raises: PricesError.
     """
+    prices = Prices.read(node.settings.prices)
     metrics = Metrics(node.store.counts, lambda: node.health())
     keys = node.keys
     tokens = Tokens.of(node.settings.data_dir)
@@ -73,6 +77,7 @@ def create_app(node: Node, plain_port: int | None = None) -> Gateway:
     )
     pages.include_router(system_router(lambda: node.health(), node.served, metrics, VERSION, keys))
     pages.include_router(workers_router(node.workers))
+    pages.include_router(accounts_router(node.store, prices))
     pages.include_router(platform_router(node.served, VERSION, keys))
     pages.include_router(openai_router(node.jobs, node.served))
     pages.include_router(openai_pictures_router(node.jobs, node.served, node.inputs))

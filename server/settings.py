@@ -77,6 +77,7 @@ class Settings(BaseSettings):
         retention_s: how long finished requests and their pictures are kept, in seconds.
         warmup: what a worker draws before it is ready: auto (nothing to speak of on a CPU), none, or full.
         hang_s: a worker silent for this many seconds is killed and restarted.
+        prices: a TOML file with what a megapixel costs by endpoint; None for nothing.
         embed_parameters: prompt and seed go into picture files, too, beside model, endpoint and request id.
     """
 
@@ -116,6 +117,7 @@ class Settings(BaseSettings):
     key_storage_mb: int | None = Field(None, ge=1)
     retention_s: float = Field(7 * 86400.0, gt=0)
     hang_s: float = Field(120.0, gt=0)
+    prices: Path | None = None
     embed_parameters: bool = False
 
     @field_validator("models", "aliases", "model_dirs", "api_keys", "allow_private_cidrs", mode="before")
@@ -148,7 +150,7 @@ class Settings(BaseSettings):
             raise ValueError("must not be empty, and holds printable characters only")
         return keys
 
-    @field_validator("data_dir", "tls_cert", "tls_key")
+    @field_validator("data_dir", "tls_cert", "tls_key", "prices")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()

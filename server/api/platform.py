@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from server.api.endpoints import ENDPOINTS, Endpoint
+from server.api.prices import UNIT, Prices
 from server.http.errors import WireError
 
-CURRENCY = "USD"
 HUB_MODELS: Mapping[str, str] = {
     "black-forest-labs/FLUX.1-dev": "fal-ai/flux/dev",
     "black-forest-labs/FLUX.1-schnell": "fal-ai/flux/schnell",
@@ -23,22 +24,29 @@ HUB_MODELS: Mapping[str, str] = {
 
 def page_of(rows: Sequence[Endpoint], limit: int, cursor: str | None) -> tuple[Sequence[Endpoint], str | None]:
     """One page of a list and the cursor of the next, None at the end. Raises: WireError 400 for a foreign cursor."""
-    start = 0 if cursor is None else _position(cursor)
+    start = 0 if cursor is None else position(cursor)
     end = start + limit
-    return rows[start:end], _cursor(end) if end < len(rows) else None
+    return rows[start:end], cursor_at(end) if end < len(rows) else None
 
 
-def prices(rows: Iterable[Endpoint]) -> dict[str, Any]:
-    """What a unit costs: nothing, as nobody is billed here. A unit is a megapixel."""
-    listed = [{"endpoint_id": row.id, "unit_price": 0.0, "unit": "megapixels", "currency": CURRENCY} for row in rows]
+def price_list(rows: Iterable[Endpoint], prices: Prices) -> dict[str, Any]:
+    """What a unit costs, by the operator's table. A unit is a megapixel."""
+    listed = [
+        {"endpoint_id": row.id, "unit_price": prices.of(row.id), "unit": UNIT, "currency": prices.currency}
+        for row in rows
+    ]
     return {"prices": listed, "next_cursor": None, "has_more": False}
 
 
-def estimate(body: Mapping[str, Any]) -> dict[str, Any]:
-    """What calls would cost. Raises: WireError 404 for endpoints that are not here."""
+def estimate(body: Mapping[str, Any], prices: Prices) -> dict[str, Any]:
+    """What so many units or calls would cost; a call is counted as one megapixel.
+
+    Raises: WireError 404 for endpoints that are not here, 400 for quantities that are no numbers.
+    """
     asked = body.get("endpoints")
-    find_all(list(asked) if isinstance(asked, dict) else [])
-    return {"estimate_type": body.get("estimate_type"), "total_cost": 0.0, "currency": CURRENCY}
+    asked = asked if isinstance(asked, dict) else {}
+    total = sum(prices.cost(row.id, _quantity(asked[row.id])) for row in find_all(asked))
+    return {"estimate_type": body.get("estimate_type"), "total_cost": round(total, 6), "currency": prices.currency}
 
 
 def find_all(ids: Iterable[str]) -> list[Endpoint]:
@@ -76,7 +84,7 @@ def for_language_models(row: Endpoint, origin: str) -> str:
     return (
         f"# {row.id}\n\n> {row.summary}\n\n- **Endpoint**: `{origin}/run/{row.id}`\n"
         f"- **Queue**: `{origin}/queue/{row.id}`\n"
-        f"- **Category**: {row.category}\n- **Price**: none\n\n## Input\n\n{fields}\n\n"
+        f"- **Category**: {row.category}\n- **Price**: see `/v1/models/pricing`\n\n## Input\n\n{fields}\n\n"
         "## Output\n\n- **`images`** (`list`): `url`, `content_type`, `width`, `height` of each\n"
         "- **`seed`** (`integer`)\n- **`has_nsfw_concepts`** (`list<boolean>`)\n- **`prompt`** (`string`)\n"
         "- **`timings`** (`object`)\n"
@@ -108,15 +116,25 @@ def _field(name: str, about: Mapping[str, Any], is_required: bool) -> str:
     return f"- **`{name}`** (`{kind}`, {need}{default}): {about.get('description', '')}".rstrip(": ")
 
 
-def _cursor(position: int) -> str:
-    return base64.urlsafe_b64encode(str(position).encode()).decode().rstrip("=")
+def _quantity(asked: object) -> float:
+    values = asked if isinstance(asked, dict) else {}
+    quantity = values.get("unit_quantity", values.get("call_quantity", 1))
+    if isinstance(quantity, bool) or not isinstance(quantity, int | float) or not 0 <= quantity < math.inf:
+        raise WireError(400, {"detail": "unit_quantity must be a number, 0 or more", "code": "bad_request"})
+    return quantity
 
 
-def _position(cursor: str) -> int:
+def cursor_at(place: int) -> str:
+    """The cursor that `position` reads."""
+    return base64.urlsafe_b64encode(str(place).encode()).decode().rstrip("=")
+
+
+def position(cursor: str) -> int:
+    """The place that a cursor stands for. Raises: WireError 400 for one that was never given."""
     try:
         text = base64.urlsafe_b64decode(cursor.encode() + b"=" * (-len(cursor) % 4)).decode()
     except (binascii.Error, ValueError):
         text = ""
-    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+    if not (text.isascii() and text.isdecimal() and len(text) < 16):
         raise WireError(400, {"detail": "cursor must be the next_cursor of an earlier answer", "code": "bad_cursor"})
     return int(text)

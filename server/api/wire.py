@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from server.api.errors import MODEL_ERROR_HEADERS, request_error_headers
 from server.api.paths import app_root
 from server.files.outputs import FILES_PREFIX
+from server.jobs.store.accounts import billable_units
 from server.jobs.store.base import Job, JobState, JobStatus, Outcome
 
 _WIRE = {
@@ -18,8 +18,6 @@ _WIRE = {
     JobStatus.FAILED: "COMPLETED",
     JobStatus.CANCELLED: "COMPLETED",
 }
-MEGAPIXEL = 1 << 20
-
 _WORTH_REPEATING = frozenset({500, 502, 503, 504})
 
 
@@ -82,12 +80,6 @@ def _headers(outcome: Outcome) -> dict[str, str]:
         # Deadlines come from the caller alone here, and clients repeat the call without this.
         headers["x-fal-request-timeout-type"] = "user"
     return headers
-
-
-def billable_units(body: Mapping[str, Any]) -> int:
-    """Megapixels of all pictures of a result, each rounded up; one is 1024 x 1024 pixels."""
-    sizes = ((int(image.get("width") or 0), int(image.get("height") or 0)) for image in body.get("images", ()))
-    return sum(max(1, math.ceil(width * height / MEGAPIXEL)) for width, height in sizes)
 
 
 def result_body(

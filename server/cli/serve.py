@@ -108,6 +108,9 @@ def serve(
     hang_s: Annotated[
         float | None, typer.Option(help="A worker silent for so many seconds is restarted.", show_default="120")
     ] = None,
+    prices: Annotated[
+        Path | None, typer.Option(help="TOML file: what a megapixel costs, by endpoint.", show_default="nothing")
+    ] = None,
     embed_parameters: Annotated[
         bool | None, typer.Option("--embed-parameters", help="Write prompt and seed into picture files, too.")
     ] = None,
@@ -150,6 +153,7 @@ def serve(
         key_storage_mb=key_storage_mb,
         retention_s=retention_s,
         hang_s=hang_s,
+        prices=prices,
         embed_parameters=embed_parameters,
     )
     _check_models(settings)
@@ -229,6 +233,7 @@ def _run(settings: Settings, out: PatientWriter) -> None:
         raise CommandError(f"cannot listen on --host {settings.host}: {exc.strerror or exc}", ENVIRONMENT) from exc
     # These import FastAPI and the whole node: only the command that serves pays for them, once it has its ports.
     from server.api.endpoints import AliasError, add_aliases
+    from server.api.prices import PricesError
     from server.app import create_app
     from server.cli.greeting import Greeting
     from server.files.private import DamagedSecretError
@@ -246,6 +251,8 @@ def _run(settings: Settings, out: PatientWriter) -> None:
         raise CommandError(str(exc), ENVIRONMENT) from exc
     except AliasError as exc:
         raise CommandError(f"--alias {exc}", USAGE) from exc
+    except PricesError as exc:
+        raise CommandError(f"--prices {exc}", USAGE) from exc
     except OSError as exc:
         reason = f"{exc.filename}: {exc.strerror}" if exc.filename else exc.strerror or str(exc)
         raise CommandError(f"cannot use --data-dir {settings.data_dir}: {reason}", ENVIRONMENT) from exc

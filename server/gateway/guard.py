@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import Scope
@@ -15,8 +15,13 @@ from server.gateway.key_file import KeyScope
 from server.gateway.keys import ANYBODY, Caller, KeyRing, UnknownKeyError
 from server.gateway.tokens import Tokens
 from server.http.errors import PlainError
+from server.http.names import FAL_HOSTS
+from server.http.peers import is_local_caller
+from server.settings import is_loopback
 
 BAD_TOKEN = "The token is not valid for this app, or has expired"
+
+NO_LISTS = "Without keys, requests are listed to programs on this machine alone: `fluxserve keys new` makes a key"
 
 _BY_AREA = {Area.RUN: KeyScope.RUN, Area.WS: KeyScope.RUN, Area.QUEUE: KeyScope.QUEUE}
 _BY_PATH = {
@@ -26,9 +31,14 @@ _BY_PATH = {
     (Area.SYSTEM, "/v1/workers/sleep"): KeyScope.ADMIN,
     (Area.SYSTEM, "/v1/workers/wake"): KeyScope.ADMIN,
     (Area.SYSTEM, "/v1/images/generations"): KeyScope.RUN,
+    (Area.SYSTEM, "/v1/models/requests/by-endpoint"): KeyScope.QUEUE,
     (Area.REST, "/tokens"): KeyScope.RUN,
     (Area.REST, "/tokens/realtime"): KeyScope.RUN,
 }
+
+
+_LISTS = ("/v1/models/requests",)
+"""Where requests are found without knowing their ids."""
 
 
 class Guard:
@@ -44,6 +54,8 @@ class Guard:
 
         Raises: PlainError 401, 403 for a key that is not for this, 429 for a peer that tries keys."""
         if self._keys.is_open:
+            if _is_list(target) and not _is_at_this_machine(target, scope, headers):
+                raise PlainError(403, NO_LISTS)
             return ANYBODY
         token = _query_token(target.query) if target.area in (Area.RUN, Area.QUEUE) else None
         caller = self.by_key(scope, headers) if token is None else self._by_token(token, _endpoint(target))
@@ -94,6 +106,16 @@ def _scope_for(target: Target) -> KeyScope | None:
     if target.area is Area.REST and target.path.startswith("/storage/"):
         return KeyScope.FILES
     return _BY_PATH.get((target.area, target.path))
+
+
+def _is_list(target: Target) -> bool:
+    return target.area is Area.SYSTEM and f"{target.path}/".startswith(tuple(f"{path}/" for path in _LISTS))
+
+
+def _is_at_this_machine(target: Target, scope: Scope, headers: Headers) -> bool:
+    """Whether a program here asks, and not a page in a browser, which would bring an origin or its own host name."""
+    host = urlsplit(target.origin).hostname or ""
+    return is_local_caller(scope, headers) and "origin" not in headers and (is_loopback(host) or host in FAL_HOSTS)
 
 
 def _query_token(query: bytes) -> str | None:

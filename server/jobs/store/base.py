@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from server.jobs.store.accounts import Search, Usage, UsageQuestion
 
 SHARED = ""
 """The tenant of what was asked for without a key: whoever is let in and knows its id may read it."""
@@ -374,6 +377,13 @@ class Store(Protocol):
 
     def newest_at(self) -> float | None:
         """When the last job was stored; None if there is none."""
+
+    def find(self, search: Search, limit: int) -> list[Job]:
+        """Up to so many jobs, the newest first."""
+
+    def usage(self, question: UsageQuestion, limit: int, offset: int = 0) -> list[Usage]:
+        """A page of what was drawn, by day, tenant, endpoint, key and label; counted when a job ends, once, and kept
+        when the job is gone."""
 
     def due_webhooks(self, limit: int, per_receiver: int | None = None) -> list[WebhookDelivery]:
         """Deliveries whose time has come, oldest first.

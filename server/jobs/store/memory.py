@@ -6,9 +6,11 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from server.jobs.receivers import receiver_of
 from server.jobs.store import platform_outcomes, transitions
+from server.jobs.store.accounts import USAGE_KEPT_DAYS, Search, Usage, UsageQuestion, day_of, entries
 from server.jobs.store.base import (
     LOG_KEPT_S,
     LOG_ROWS,
@@ -55,6 +57,7 @@ class MemoryStore:
         self._log: dict[str, list[WebhookTry]] = {}
         self._repeats: dict[str, NewJob] = {}
         self._undelivered: set[str] = set()
+        self._usage: list[tuple[str, Usage]] = []
         self._line = QueueIndex()
         self._last_seq = 0
         self._is_closed = False
@@ -220,11 +223,30 @@ class MemoryStore:
                 self._webhooks.pop(job.id, None)
                 self._line.change(job, None)
             self._trim_log(now)
+            kept = day_of(now) - USAGE_KEPT_DAYS
+            self._usage = [(name, usage) for name, usage in self._usage if usage.day is not None and usage.day >= kept]
             return [job.id for job in old]
 
     def newest_at(self) -> float | None:
         with self._open():
             return max(self._jobs.values(), key=lambda job: job.seq).created_at if self._jobs else None
+
+    def find(self, search: Search, limit: int) -> list[Job]:
+        with self._open():
+            newest = sorted(self._jobs.values(), key=lambda job: -job.seq)
+            return [job for job in newest if _is_found(job, search)][:limit]
+
+    def usage(self, question: UsageQuestion, limit: int, offset: int = 0) -> list[Usage]:
+        with self._open():
+            sums: dict[tuple[Any, ...], list[int]] = {}
+            for name, usage in self._usage:
+                if name == question.name and _is_asked_for(usage, question):
+                    day = usage.day if question.by_day else None
+                    key = (day, usage.tenant, usage.endpoint, usage.key_id, usage.value)
+                    counts = sums.setdefault(key, [0, 0, 0])
+                    for place, number in enumerate((usage.requests, usage.failures, usage.units)):
+                        counts[place] += number
+            return [Usage(*key, *counts) for key, counts in sorted(sums.items())][offset : offset + limit]
 
     def due_webhooks(self, limit: int, per_receiver: int | None = None) -> list[WebhookDelivery]:
         with self._open():
@@ -315,6 +337,8 @@ class MemoryStore:
     def _save(self, before: Job | None, after: Job) -> Job:
         self._jobs[after.id] = after
         self._line.change(before, after)
+        if after.status.is_finished:
+            self._usage += entries(after)
         if after.status.is_finished and after.webhook_url is not None:
             self._webhooks[after.id] = _Delivery(due_at=self._clock())
         return after
@@ -342,6 +366,30 @@ def _in_turn(deliveries: Iterable[WebhookDelivery], per_receiver: int) -> list[W
         seen[receiver_of(delivery.url)] += 1
         placed.append((seen[receiver_of(delivery.url)], delivery))
     return [delivery for place, delivery in sorted(placed, key=lambda entry: entry[0]) if place <= per_receiver]
+
+
+def _is_found(job: Job, search: Search) -> bool:
+    return (
+        search.tenant in (None, job.tenant)
+        and all(job.tags.get(name) == value for name, value in search.tags)
+        and (not search.statuses or job.status in search.statuses)
+        and (not search.endpoints or job.endpoint in search.endpoints)
+        and (not search.keys or job.key_id in search.keys)
+        and (not search.ids or job.id in search.ids)
+        and search.since <= job.created_at < search.until
+        and (search.before is None or job.seq < search.before)
+    )
+
+
+def _is_asked_for(usage: Usage, question: UsageQuestion) -> bool:
+    assert usage.day is not None
+    return (
+        question.tenant in (None, usage.tenant)
+        and question.days[0] <= usage.day <= question.days[1]
+        and question.value in (None, usage.value)
+        and (not question.endpoints or usage.endpoint in question.endpoints)
+        and (not question.keys or usage.key_id in question.keys)
+    )
 
 
 def _is_past(moment: float | None, now: float) -> bool:

@@ -12,7 +12,8 @@ from typing import Any
 
 import apsw
 
-from server.jobs.store import outbox, platform_outcomes, repeats, transitions
+from server.jobs.store import ledger, outbox, platform_outcomes, repeats, transitions
+from server.jobs.store.accounts import Search, Usage, UsageQuestion
 from server.jobs.store.base import (
     PRIVATE_RETENTION_S,
     SHARED,
@@ -219,7 +220,7 @@ class SqliteStore:
             for job_id, status in rows:
                 self._line.forget(job_id, JobStatus(status))
                 swept.append(job_id)
-        for sweep in (outbox.sweep, repeats.sweep):
+        for sweep in (outbox.sweep, repeats.sweep, ledger.sweep):
             while self._writer.run(lambda tx: sweep(tx.execute, self._clock(), SWEPT_AT_ONCE), is_promise=False):  # noqa: B023
                 pass
         return swept
@@ -239,6 +240,13 @@ class SqliteStore:
         for (created_at,) in self._read("SELECT created_at FROM job ORDER BY seq DESC LIMIT 1", ()):
             return float(created_at)
         return None
+
+    def find(self, search: Search, limit: int) -> list[Job]:
+        seqs, values = ledger.found(search, limit)
+        return [from_row(row) for row in self._read(f"{_SELECT} WHERE seq IN ({seqs}) ORDER BY seq DESC", values)]
+
+    def usage(self, question: UsageQuestion, limit: int, offset: int = 0) -> list[Usage]:
+        return ledger.usage(self._read, question, limit, offset)
 
     def due_webhooks(self, limit: int, per_receiver: int | None = None) -> list[WebhookDelivery]:
         if per_receiver is None:
@@ -295,8 +303,7 @@ class SqliteStore:
         tx.connection.execute(_INSERT, to_row(job, _INSERT_COLUMNS))
         job = replace(job, seq=tx.connection.last_insert_rowid())
         repeats.note(tx.execute, job.seq, new, now)
-        for name, value in new.tags.items():
-            tx.execute("INSERT INTO job_tag (name, value, job_seq) VALUES (?, ?, ?)", (name, value, job.seq))
+        ledger.label(tx.execute, job)
         return self._record(tx, None, job)
 
     def _waiting_in(self, tx: Transaction, tenant: str | None = None) -> int:
@@ -326,6 +333,8 @@ class SqliteStore:
     def _record(self, tx: Transaction, before: Job | None, after: Job) -> Job:
         """Note the change, and in the same transaction the webhook that an end owes."""
         tx.changes.append((before, after))
+        if after.status.is_finished:
+            ledger.count(tx.execute, after)
         if after.status.is_finished and after.webhook_url is not None:
             outbox.enqueue(tx.execute, after.seq, after.webhook_url, self._clock())
         return after

@@ -1,4 +1,4 @@
-"""fal's platform API below /v1/models and the pages of fal.ai that programs read: lists, prices, llms.txt."""
+"""fal's model list and the pages of fal.ai that programs read: lists, llms.txt, thumbnails."""
 
 from __future__ import annotations
 
@@ -9,16 +9,13 @@ from fastapi.responses import PlainTextResponse
 from starlette.responses import Response
 
 from server.api import catalogue, platform
-from server.api.body import read_object
 from server.api.served import Served
 from server.gateway.keys import KeyRing
 from server.http.errors import PlainError, WireError
 
 MARKDOWN = "text/markdown; charset=utf-8"
 EXPAND_OPENAPI = "openapi-3.0"
-_NO_LIST = "This server lists no requests; ask for one by its id: GET /queue/{app}/requests/{id}"
 Ids = Annotated[list[str] | None, Query()]
-_NO_SUCH: dict[int | str, dict[str, Any]] = {404: {"description": "No such endpoint"}}
 
 
 def platform_router(served: Served, version: str, keys: KeyRing) -> APIRouter:
@@ -50,27 +47,6 @@ def platform_router(served: Served, version: str, keys: KeyRing) -> APIRouter:
         if status is not None:
             listed["models"] = [entry for entry in listed["models"] if entry["metadata"]["status"] == status]
         return listed | {"next_cursor": following, "has_more": following is not None}
-
-    @router.get("/v1/models/pricing", responses=_NO_SUCH)
-    async def pricing(endpoint_id: Ids = None) -> dict[str, Any]:
-        """Zero for every endpoint: nobody is billed here."""
-        return platform.prices(platform.find_all(_split(endpoint_id)) or catalogue.all_endpoints())
-
-    @router.post("/v1/models/pricing/estimate")
-    async def estimate(request: Request) -> dict[str, Any]:
-        """Zero, however much is asked for."""
-        return platform.estimate(await read_object(request))
-
-    @router.get("/v1/models/usage", responses=_NO_SUCH)
-    async def usage(endpoint_id: Ids = None) -> dict[str, Any]:
-        """No billed usage, ever; how much is drawn is in /metrics."""
-        platform.find_all(_split(endpoint_id))
-        return {"time_series": [], "summary": [], "next_cursor": None, "has_more": False}
-
-    @router.get("/v1/models/requests/by-endpoint", responses={404: {"description": "Never listed"}})
-    async def requests_by_endpoint() -> Response:
-        """Requests are found by id alone, so that nobody sees another's."""
-        raise WireError(404, {"detail": _NO_LIST, "code": "not_listed"})
 
     @router.get("/v1/models/{model_id:path}", responses={404: {"description": "No such endpoint"}})
     async def model(model_id: str) -> dict[str, Any]:
@@ -109,8 +85,3 @@ def platform_router(served: Served, version: str, keys: KeyRing) -> APIRouter:
         return answer
 
     return router
-
-
-def _split(ids: list[str] | None) -> list[str]:
-    """fal takes several ids repeated or with commas between."""
-    return [name for text in ids or () for name in text.split(",") if name]

@@ -1,0 +1,87 @@
+"""Questions about many jobs at once, and the units that are counted: what usage and search mean in every store."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from server.jobs.store.base import Job, JobStatus
+
+DAY_S = 86400
+MEGAPIXEL = 1 << 20
+
+USAGE_KEPT_DAYS = 400
+"""Usage older than this is forgotten: a label of its own on every request would else fill the disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What one key had of one endpoint on one day.
+
+    Args:
+        day: since 1970-01-01, UTC; None for a sum over days.
+        value: of the label that was asked for; empty if none was.
+        requests: that ended well. failures: that ended otherwise. units: megapixels, see `billable_units`.
+    """
+
+    day: int | None
+    tenant: str
+    endpoint: str
+    key_id: str
+    value: str
+    requests: int
+    failures: int
+    units: int
+
+
+@dataclass(frozen=True, slots=True)
+class UsageQuestion:
+    """Which usage. Args: tenant: None for everybody's. days: first and last. name: of a label; only what carries it
+    counts then, apart by its value. keys, endpoints: any if empty. by_day: a row a day, or one for all."""
+
+    tenant: str | None
+    days: tuple[int, int]
+    name: str = ""
+    value: str | None = None
+    endpoints: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    by_day: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """Which jobs. Args: tenant: None for everybody's. tags: all must be there. statuses, endpoints, keys, ids: any if
+    empty. since, until: Unix seconds of the submit. before: only jobs stored before this `seq`."""
+
+    tenant: str | None
+    tags: tuple[tuple[str, str], ...] = ()
+    statuses: tuple[JobStatus, ...] = ()
+    endpoints: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    ids: tuple[str, ...] = ()
+    since: float = 0.0
+    until: float = math.inf
+    before: int | None = None
+
+
+def billable_units(body: Mapping[str, Any]) -> int:
+    """Megapixels of all pictures of a result, each rounded up; one is 1024 x 1024 pixels."""
+    sizes = ((int(image.get("width") or 0), int(image.get("height") or 0)) for image in body.get("images", ()))
+    return sum(max(1, math.ceil(width * height / MEGAPIXEL)) for width, height in sizes)
+
+
+def day_of(unix_s: float) -> int:
+    """Days since 1970-01-01, UTC."""
+    return int(unix_s // DAY_S)
+
+
+def entries(job: Job) -> Iterator[tuple[str, Usage]]:
+    """What an ended job adds to usage, each with the label's name: once for itself, once for every label."""
+    assert job.outcome is not None
+    assert job.finished_at is not None
+    is_good = job.status is JobStatus.COMPLETED
+    counts = int(is_good), int(not is_good), billable_units(job.outcome.body) if is_good else 0
+    for name, value in [("", ""), *job.tags.items()]:
+        yield name, Usage(day_of(job.finished_at), job.tenant, job.endpoint, job.key_id, value, *counts)

@@ -1,0 +1,112 @@
+"""Usage and search in SQL. Functions take `execute`, so that they run inside the store's transactions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from server.jobs.store.accounts import DAY_S, USAGE_KEPT_DAYS, Search, Usage, UsageQuestion, entries
+from server.jobs.store.base import Job
+
+Execute = Callable[[str, tuple[Any, ...]], Iterable[tuple[Any, ...]]]
+
+_SUMS = ", ".join(f"{column} = {column} + excluded.{column}" for column in ("requests", "failures", "units"))
+
+
+def label(execute: Execute, job: Job) -> None:
+    """Note the labels of a job that was just stored."""
+    for name, value in job.tags.items():
+        execute("INSERT INTO job_tag (name, value, job_seq) VALUES (?, ?, ?)", (name, value, job.seq))
+
+
+def count(execute: Execute, job: Job) -> None:
+    """Add an ended job to usage."""
+    for name, usage in entries(job):
+        execute(
+            "INSERT INTO usage (name, day, tenant, endpoint, key_id, value, requests, failures, units) "
+            f"VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET {_SUMS}",
+            (
+                name,
+                usage.day,
+                usage.tenant,
+                usage.endpoint,
+                usage.key_id,
+                usage.value,
+                usage.requests,
+                usage.failures,
+                usage.units,
+            ),
+        )
+
+
+def usage(execute: Execute, question: UsageQuestion, limit: int, offset: int) -> list[Usage]:
+    """A page of usage, in the order of its key."""
+    where = _Where()
+    where.add("name = ?", question.name)
+    where.add("day BETWEEN ? AND ?", *question.days)
+    where.equal("tenant", question.tenant)
+    where.equal("value", question.value)
+    where.any_of("endpoint", question.endpoints)
+    where.any_of("key_id", question.keys)
+    what = "tenant, endpoint, key_id, value"
+    if question.by_day:
+        query = f"SELECT day, {what}, requests, failures, units FROM usage {where} ORDER BY day, {what}"
+    else:
+        sums = "sum(requests), sum(failures), sum(units)"
+        query = f"SELECT NULL, {what}, {sums} FROM usage {where} GROUP BY {what} ORDER BY {what}"
+    return [Usage(*row) for row in execute(f"{query} LIMIT ? OFFSET ?", (*where.values, limit, offset))]
+
+
+def found(search: Search, limit: int) -> tuple[str, tuple[Any, ...]]:
+    """The query for `seq` of what a search finds, the newest first."""
+    where = _Where()
+    where.equal("tenant", search.tenant)
+    if search.before is not None:
+        where.add("seq < ?", search.before)
+    for name, value in search.tags:
+        where.add("seq IN (SELECT job_seq FROM job_tag WHERE name = ? AND value = ?)", name, value)
+    where.any_of("status", search.statuses)
+    where.any_of("endpoint", search.endpoints)
+    where.any_of("key_id", search.keys)
+    where.any_of("id", search.ids)
+    if search.since > 0:
+        where.add("created_at >= ?", search.since)
+    if search.until < math.inf:
+        where.add("created_at < ?", search.until)
+    # Without a tenant the index still holds all that is asked for: it is read whole, which rows with pictures are not.
+    table = "job" if search.ids else "job INDEXED BY job_search"
+    return f"SELECT seq FROM {table} {where} ORDER BY seq DESC LIMIT ?", (*where.values, limit)
+
+
+def sweep(execute: Execute, now: float, limit: int) -> bool:
+    """Forget usage that is too old, at most so many rows; whether there was any."""
+    last = int(now // DAY_S) - USAGE_KEPT_DAYS
+    key = "name, day, tenant, endpoint, key_id, value"
+    gone = execute(
+        f"DELETE FROM usage WHERE ({key}) IN (SELECT {key} FROM usage WHERE day < ? LIMIT ?) RETURNING 1", (last, limit)
+    )
+    return bool(list(gone))
+
+
+class _Where:
+    """The conditions of a query and their values."""
+
+    def __init__(self) -> None:
+        self._conditions: list[str] = []
+        self.values: tuple[Any, ...] = ()
+
+    def add(self, condition: str, *values: Any) -> None:
+        self._conditions.append(condition)
+        self.values += values
+
+    def equal(self, column: str, value: str | None) -> None:
+        if value is not None:
+            self.add(f"{column} = ?", value)
+
+    def any_of(self, column: str, values: Sequence[str]) -> None:
+        if values:
+            self.add(f"{column} IN ({', '.join('?' * len(values))})", *map(str, values))
+
+    def __str__(self) -> str:
+        return f"WHERE {' AND '.join(self._conditions)}" if self._conditions else ""

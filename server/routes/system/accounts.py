@@ -1,0 +1,120 @@
+"""Usage, prices and request search on fal's platform paths: what every key asks about its own requests."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+
+from server.api import accounts, catalogue, platform
+from server.api.body import read_object
+from server.api.prices import Prices
+from server.api.tags import read_pair
+from server.gateway.key_file import KeyScope
+from server.gateway.keys import Caller
+from server.jobs.store.accounts import Search, UsageQuestion
+from server.jobs.store.base import Store
+
+Words = Annotated[list[str] | None, Query()]
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "A date, state or cursor that cannot be read"},
+    404: {"description": "No such endpoint"},
+}
+ALL_KEYS = "Of all keys, for a key with the scope admin"
+
+
+def accounts_router(store: Store, prices: Prices) -> APIRouter:
+    """The routes. Plain `def`: they wait for the store, on threads."""
+    router = APIRouter(responses=_ANSWERS)
+
+    @router.get("/v1/models/pricing")
+    def pricing(endpoint_id: Words = None) -> dict[str, Any]:
+        """What a megapixel costs, by the operator's own table; zero without one."""
+        return platform.price_list(platform.find_all(words(endpoint_id)) or catalogue.all_endpoints(), prices)
+
+    @router.post("/v1/models/pricing/estimate")
+    async def estimate(request: Request) -> dict[str, Any]:
+        """What so much would cost."""
+        return platform.estimate(await read_object(request), prices)
+
+    @router.get("/v1/models/usage")
+    def usage(
+        request: Request,
+        endpoint_id: Words = None,
+        auth_method: Words = None,
+        start: str | None = None,
+        end: str | None = None,
+        tag: str = "",
+        expand: Words = None,
+        all_keys: Annotated[bool, Query(description=ALL_KEYS)] = False,
+        cursor: str | None = None,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    ) -> dict[str, Any]:
+        """Requests and megapixels by day, endpoint and key; apart by the values of a label with `tag=NAME`."""
+        name, value = read_pair(tag)
+        question = UsageQuestion(
+            tenant=_tenant(request, all_keys),
+            days=accounts.days(start, end, store.now()),
+            name=name,
+            value=value if "=" in tag else None,
+            endpoints=tuple(words(endpoint_id)),
+            keys=tuple(words(auth_method)),
+            by_day=words(expand) != ["summary"],
+        )
+        offset = 0 if cursor is None else platform.position(cursor)
+        rows = store.usage(question, limit + 1, offset)
+        page = rows[:limit]
+        following = platform.cursor_at(offset + limit) if len(rows) > limit else None
+        if question.by_day:
+            shown: dict[str, Any] = {"time_series": accounts.time_series(page, prices, name)}
+        else:
+            shown = {"summary": [accounts.usage_entry(row, prices, name) for row in page]}
+        return shown | {"next_cursor": following, "has_more": following is not None}
+
+    @router.get("/v1/models/requests/by-endpoint")
+    def requests_by_endpoint(
+        request: Request,
+        endpoint_id: Words = None,
+        auth_method: Words = None,
+        request_id: Words = None,
+        status: Words = None,
+        tag: Words = None,
+        start: str | None = None,
+        end: str | None = None,
+        expand: Words = None,
+        cursor: str | None = None,
+        limit: Annotated[int, Query(ge=1, le=100)] = 50,
+    ) -> dict[str, Any]:
+        """The caller's own requests, the newest first: those that carry all the labels `tag=NAME=VALUE`."""
+        search = Search(
+            tenant=_tenant(request),
+            tags=tuple(read_pair(pair) for pair in tag or ()),
+            statuses=accounts.statuses(words(status)),
+            endpoints=tuple(words(endpoint_id)),
+            keys=tuple(words(auth_method)),
+            ids=tuple(words(request_id)),
+            since=accounts.moment("start", start, 0.0),
+            until=accounts.moment("end", end, store.now() + 1),
+            before=None if cursor is None else platform.position(cursor),
+        )
+        jobs = store.find(search, limit + 1)
+        page = jobs[:limit]
+        following = platform.cursor_at(page[-1].seq) if len(jobs) > limit else None
+        shown = [accounts.request_entry(job, "payloads" in words(expand)) for job in page]
+        return {"items": shown, "next_cursor": following, "has_more": following is not None}
+
+    return router
+
+
+def words(values: list[str] | None) -> list[str]:
+    """fal takes several repeated, or with commas between."""
+    return [word for text in values or () for word in text.split(",") if word]
+
+
+def _tenant(request: Request, all_keys: bool = False) -> str | None:
+    """Whose requests are asked about: the caller's own, or everybody's. Raises: PlainError 403."""
+    caller: Caller = request.scope["caller"]
+    if all_keys:
+        caller.require(KeyScope.ADMIN)
+        return None
+    return caller.tenant

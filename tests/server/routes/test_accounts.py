@@ -1,0 +1,131 @@
+"""Usage, prices and request search over HTTP: everybody's own, with the operator's prices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.gateway.key_file import KeyFile
+from server.jobs.store.sqlite import SqliteStore
+from tests.server.api_node import ApiNode
+from tests.server.api_server import Api, serve
+
+ANN, BOB = "Key ann:secret", "Key bob:secret"
+BY_ENDPOINT = "/v1/models/requests/by-endpoint"
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[Api]:
+    prices = tmp_path / "prices.toml"
+    prices.write_text('currency = "EUR"\n[megapixel]\n"fal-ai/flux/dev" = 0.025\n')
+    store = SqliteStore(tmp_path / "jobs.db")
+    with serve(ApiNode(tmp_path, store, api_keys=("ann:secret", "bob:secret"), prices=prices)) as served:
+        yield served
+    store.close()
+
+
+def draw(api: Api, key: str = ANN, tags: str = "", is_finished: bool = True) -> str:
+    headers = {"authorization": key, "x-fal-tags": tags}
+    answer = api.http.post("/queue/fal-ai/flux/dev", json={"prompt": "a fox"}, headers=headers)
+    if is_finished:
+        api.node.finish(api.node.claim())
+    return str(answer.json()["request_id"])
+
+
+def ask(api: Api, path: str, key: str = ANN, **query: Any) -> Any:
+    answer = api.http.get(path, params=query, headers={"authorization": key})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def refusal(api: Api, path: str, key: str = ANN, **query: Any) -> tuple[int, str]:
+    answer = api.http.get(path, params=query, headers={"authorization": key})
+    return answer.status_code, answer.text
+
+
+def test_usage_is_ones_own_with_the_operators_prices(api: Api) -> None:
+    draw(api)
+    draw(api)
+    draw(api, BOB)
+    (bucket,) = ask(api, "/v1/models/usage")["time_series"]
+    (line,) = bucket["results"]
+    key = line.pop("auth_method")
+    assert line == {
+        "endpoint_id": "fal-ai/flux/dev",
+        "unit": "megapixels",
+        "quantity": 2,
+        "unit_price": 0.025,
+        "cost": 0.05,
+        "currency": "EUR",
+        "requests": 2,
+        "failures": 0,
+    }
+    assert bucket["bucket"].endswith("T00:00:00.000+00:00")
+    (total,) = ask(api, "/v1/models/usage", expand="summary", auth_method=key)["summary"]
+    assert total["quantity"] == 2
+    assert len(ask(api, "/v1/models/usage", expand="summary", all_keys=True)["summary"]) == 2
+    assert ask(api, "/v1/models/usage", start="2020-01-01", end="2020-02-01")["time_series"] == []
+
+
+def test_usage_is_told_apart_by_a_tag_and_paged(api: Api) -> None:
+    for team in ("web", "app", "web"):
+        draw(api, tags=f"team={team}")
+    first = ask(api, "/v1/models/usage", tag="team", limit=1)
+    second = ask(api, "/v1/models/usage", tag="team", limit=1, cursor=first["next_cursor"])
+    lines = [page["time_series"][0]["results"][0] for page in (first, second)]
+    assert [(line["tags"], line["requests"]) for line in lines] == [({"team": "app"}, 1), ({"team": "web"}, 2)]
+    assert (first["has_more"], second["has_more"], second["next_cursor"]) == (True, False, None)
+
+
+def test_requests_are_found_page_by_page_and_nobody_elses(api: Api) -> None:
+    ids = [draw(api, tags="team=web") for _ in range(3)]
+    draw(api, tags="team=app")
+    draw(api, BOB, tags="team=web")
+    waiting = draw(api, is_finished=False)
+    first = ask(api, BY_ENDPOINT, tag="team=web", limit=2)
+    second = ask(api, BY_ENDPOINT, tag="team=web", limit=2, cursor=first["next_cursor"])
+    assert [item["request_id"] for item in first["items"] + second["items"]] == ids[::-1]
+    assert (second["has_more"], second["next_cursor"]) == (False, None)
+    item = second["items"][0]
+    assert (item["status_code"], item["billable_units"], item["tags"]) == (200, 1, {"team": "web"})
+    assert item["sent_at"] <= item["started_at"] <= item["ended_at"]
+    assert "json_input" not in item
+    (seen,) = ask(api, BY_ENDPOINT, status="queued", expand="payloads")["items"]
+    assert (seen["request_id"], seen["json_input"], seen["json_output"]) == (waiting, {"prompt": "a fox"}, None)
+
+
+def test_what_cannot_be_meant_is_refused_in_words(api: Api) -> None:
+    assert refusal(api, BY_ENDPOINT, status="done")[0] == 400
+    assert "2026-01-31" in refusal(api, BY_ENDPOINT, start="soon")[1]
+    assert refusal(api, BY_ENDPOINT, cursor="nonsense")[0] == 400
+    assert refusal(api, "/v1/models/usage", end="9" * 30)[0] == 400
+
+
+def test_only_a_key_with_the_scope_admin_sees_everybodys_usage(api: Api, tmp_path: Path) -> None:
+    key, _ = KeyFile(tmp_path / "keys.json").issue("app", None)
+    status, text = refusal(api, "/v1/models/usage", f"Key {key}", all_keys=True)
+    assert (status, "admin" in text) == (403, True)
+
+
+def test_prices_are_the_operators(api: Api) -> None:
+    (price,) = ask(api, "/v1/models/pricing", endpoint_id="fal-ai/flux/dev")["prices"]
+    assert (price["unit_price"], price["currency"]) == (0.025, "EUR")
+    asked = {"estimate_type": "unit_price", "endpoints": {"fal-ai/flux/dev": {"unit_quantity": 4}}}
+    answer = api.http.post("/v1/models/pricing/estimate", json=asked, headers={"authorization": ANN})
+    assert answer.json() == {"estimate_type": "unit_price", "total_cost": 0.1, "currency": "EUR"}
+    asked["endpoints"] = {"fal-ai/flux/dev": {"unit_quantity": "many"}}
+    assert api.http.post("/v1/models/pricing/estimate", json=asked, headers={"authorization": ANN}).status_code == 400
+
+
+@pytest.mark.parametrize(
+    "headers", [{"origin": "https://x.test"}, {"host": "x.test"}, {"x-forwarded-for": "203.0.113.9"}]
+)
+def test_an_open_server_lists_requests_to_programs_on_this_machine_alone(
+    tmp_path: Path, headers: dict[str, str]
+) -> None:
+    with serve(ApiNode(tmp_path)) as open_api:
+        assert open_api.http.get(BY_ENDPOINT).status_code == 200
+        assert open_api.http.get(BY_ENDPOINT, headers=headers).status_code == 403
