@@ -135,7 +135,16 @@ class Node:
                 check_webhook=partial(refuse_at_sight, allowed=allowed),
             ),
             keys=keys,
-            upkeep=Upkeep(store, objects, outputs, live, disk, settings.retention_s, dispatcher.first_ready),
+            upkeep=Upkeep(
+                store,
+                objects,
+                outputs,
+                live,
+                disk,
+                settings.retention_s,
+                dispatcher.first_ready,
+                None if settings.keep_gb is None else int(settings.keep_gb * 1e9),
+            ),
         )
 
     async def start(self) -> None:

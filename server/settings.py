@@ -75,6 +75,7 @@ class Settings(BaseSettings):
         key_running, key_waiting, key_per_minute, key_storage_mb: what each key may take unless it says otherwise:
             requests in workers at once (more wait), waiting ones, submits a minute, MB of kept files; None is no limit.
         retention_s: how long finished requests and their pictures are kept, in seconds.
+        keep_gb: results and uploads in GB; beyond it the oldest go before that time.
         warmup: what a worker draws before it is ready: auto (nothing to speak of on a CPU), none, or full.
         hang_s: a worker silent for this many seconds is killed and restarted.
         prices: a TOML file with what a megapixel costs by endpoint; None for nothing.
@@ -116,6 +117,7 @@ class Settings(BaseSettings):
     key_per_minute: int | None = Field(None, ge=1)
     key_storage_mb: int | None = Field(None, ge=1)
     retention_s: float = Field(7 * 86400.0, gt=0)
+    keep_gb: float | None = Field(None, gt=0)
     hang_s: float = Field(120.0, gt=0)
     prices: Path | None = None
     embed_parameters: bool = False

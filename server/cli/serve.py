@@ -105,6 +105,9 @@ def serve(
     retention_s: Annotated[
         float | None, typer.Option(help="Seconds that results are kept.", show_default="7 days")
     ] = None,
+    keep_gb: Annotated[
+        float | None, typer.Option(help="GB of results and uploads that are kept; the oldest go first.")
+    ] = None,
     hang_s: Annotated[
         float | None, typer.Option(help="A worker silent for so many seconds is restarted.", show_default="120")
     ] = None,
@@ -152,6 +155,7 @@ def serve(
         key_per_minute=key_per_minute,
         key_storage_mb=key_storage_mb,
         retention_s=retention_s,
+        keep_gb=keep_gb,
         hang_s=hang_s,
         prices=prices,
         embed_parameters=embed_parameters,

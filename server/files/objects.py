@@ -8,7 +8,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from io import BytesIO
@@ -24,6 +24,8 @@ Access = Literal["allow", "forbid", "hide"]
 
 _KEY = re.compile(r"[0-9a-f]{32}\.[a-z0-9]{1,8}")
 _SUFFIX = re.compile(r"[a-z0-9]{1,8}")
+KEY_IN_TEXT = re.compile(r"/files/([0-9a-f]{32}\.[a-z0-9]{1,8})")
+"""Addresses of files in any text."""
 _OWN_ADDRESS = re.compile(r"(?:/cdn)?/files/([^/]+)")
 UNDESCRIBED_S = 7 * 86400.0
 """How long a file is kept whose description is lost. It is shown to nobody: it may have been hidden, or expired."""
@@ -121,6 +123,31 @@ class Objects:
         """How much it keeps here, as counted since the last sweep."""
         return self._stored.of(tenant)
 
+    @property
+    def total_bytes(self) -> int:
+        """How much is kept here for everybody, as counted since the last sweep."""
+        return self._stored.total
+
+    def oldest_beyond(self, keep_bytes: int, before: float) -> float | None:
+        """How old files must at least be to go, so that the others are no more than so many bytes.
+
+        Args: before: Unix seconds; younger files stay, however many they are.
+        Returns: when the youngest of those that go was written; None if nothing has to, or may."""
+        entries = [entry.stat() for entry in os.scandir(self._folder) if _KEY.fullmatch(entry.name)]
+        excess = sum(entry.st_size for entry in entries) - keep_bytes
+        newest: float | None = None
+        for entry in sorted(entries, key=lambda entry: entry.st_mtime):
+            if excess <= 0 or entry.st_mtime > before:
+                break
+            excess -= entry.st_size
+            newest = entry.st_mtime
+        return newest
+
+    def delete_until(self, moment: float, spared: Collection[str]) -> int:
+        """Delete what was written then or earlier, but for these keys; returns how many files went."""
+        old = [path.name for path in self._folder.iterdir() if _KEY.fullmatch(path.name) and _written_by(path, moment)]
+        return sum(self.delete(key) for key in old if key not in spared)
+
     def file_of_url(self, url: str, tenant: str = "") -> Path | None:
         """Where the file lies that an address names, whatever its host, if that tenant may read it."""
         try:
@@ -212,6 +239,13 @@ def _read_description(path: Path) -> StoredObject | None:
     except (FileNotFoundError, ValueError, TypeError):
         return None
     return found if found.access in get_args(Access) else None
+
+
+def _written_by(path: Path, moment: float) -> bool:
+    try:
+        return path.stat().st_mtime <= moment
+    except FileNotFoundError:  # it has been deleted meanwhile
+        return False
 
 
 def _sync_folder(folder: Path) -> None:

@@ -22,6 +22,12 @@ class StoredBytes:
         with self._lock:
             return max(0, self._bytes[tenant])
 
+    @property
+    def total(self) -> int:
+        """Bytes of all; too few until the first count has ended."""
+        with self._lock:
+            return sum(self._bytes.values())
+
     def add(self, tenant: str, size: int) -> None:
         """A file came, or with a negative size went."""
         with self._lock:

@@ -11,6 +11,7 @@ from server.files.disk import Disk
 from server.files.objects import Objects
 from server.files.outputs import EncoderError, Outputs
 from server.jobs.live import LiveJobs
+from server.jobs.room import make_room
 from server.jobs.store.base import Store
 
 logger = logging.getLogger("fluxserve.node")
@@ -18,6 +19,7 @@ logger = logging.getLogger("fluxserve.node")
 SWEEP_S = 3600.0
 DOUBT_S = 86400.0
 """After a rest longer than this a start sweeps only when it has lasted as long: a wrong clock is corrected before."""
+ROOM_S = 60.0
 FORGET_S = 10.0
 PROBE_S = 1.0
 
@@ -27,6 +29,7 @@ class Upkeep:
     """Background tasks of one node, from `start` to `stop`.
 
     Args: retention_s: how long ended jobs stay in the store. first_ready: set when a worker has loaded its models.
+        keep_bytes: of results and uploads; beyond it the oldest go earlier. None for any number.
     """
 
     store: Store
@@ -36,12 +39,14 @@ class Upkeep:
     disk: Disk
     retention_s: float
     first_ready: asyncio.Event
+    keep_bytes: int | None = None
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     def start(self) -> None:
         """Begin; needs a running event loop."""
         work = {
             "sweep": self._sweep(),
+            "room": self._keep_within(),
             "forget": self._forget_ended(),
             "disk": self._probe_disk(),
             "encoder": self._keep_encoder(),
@@ -83,6 +88,17 @@ class Upkeep:
             except Exception:
                 logger.exception("the sweep failed; it will be tried again")
             await asyncio.sleep(SWEEP_S)
+
+    async def _keep_within(self) -> None:
+        """Once a minute: let the oldest go, as far as more bytes are kept than there may be."""
+        while self.keep_bytes is not None:
+            await asyncio.sleep(ROOM_S)
+            try:
+                if self.objects.total_bytes > self.keep_bytes:
+                    gone = await asyncio.to_thread(make_room, self.store, self.objects, self.keep_bytes)
+                    logger.info("to keep within %d bytes %d requests and %d files went", self.keep_bytes, *gone)
+            except Exception:
+                logger.exception("no room could be made; it will be tried again")
 
     def _gap_s(self) -> float:
         """How long nobody has asked for anything: a long rest, or a clock that is ahead, as before it has been set."""

@@ -375,6 +375,9 @@ class Store(Protocol):
 
         Trims the delivery log, too."""
 
+    def unfinished_inputs(self, containing: str) -> list[str]:
+        """The inputs, as JSON texts, of jobs that have not ended, as far as they contain that text."""
+
     def newest_at(self) -> float | None:
         """When the last job was stored; None if there is none."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -226,6 +227,11 @@ class MemoryStore:
             kept = day_of(now) - USAGE_KEPT_DAYS
             self._usage = [(name, usage) for name, usage in self._usage if usage.day is not None and usage.day >= kept]
             return [job.id for job in old]
+
+    def unfinished_inputs(self, containing: str) -> list[str]:
+        with self._open():
+            texts = [json.dumps(job.input) for job in self._jobs.values() if not job.status.is_finished]
+            return [text for text in texts if containing in text]
 
     def newest_at(self) -> float | None:
         with self._open():

@@ -236,6 +236,10 @@ class SqliteStore:
         rows = tx.execute(query, (now - private_s, now - retention_s, now - private_s, SWEPT_AT_ONCE))
         return [(job_id, status) for job_id, status in rows]
 
+    def unfinished_inputs(self, containing: str) -> list[str]:
+        query = "SELECT input FROM job WHERE status IN ('queued', 'running') AND instr(input, ?)"
+        return [text for (text,) in self._read(query, (containing,))]
+
     def newest_at(self) -> float | None:
         for (created_at,) in self._read("SELECT created_at FROM job ORDER BY seq DESC LIMIT 1", ()):
             return float(created_at)
