@@ -18,6 +18,7 @@ from models.building import vae_dtype
 from models.checkpoint import KINDS, SAFETY, Checkpoint, open_checkpoint
 from models.components import FluxComponents, SafetyModel
 from models.errors import LoadError
+from models.files.mounts import is_remote
 from models.files.weights import identity
 from models.fusion import fuse
 from models.memory import Offload
@@ -123,9 +124,12 @@ class PartCache:
     """Loaded parts by the identity of their files, so that checkpoints share text encoders and VAE.
 
     Equal files of two repositories in a Hugging Face cache are known by the hashes that they are named by.
+
+    Args: maps: whether files may be mapped; what lies on another machine never is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, maps: bool = True) -> None:
+        self._maps = maps
         self._parts: dict[tuple[Any, ...], nn.Module] = {}
 
     def get(self, part: Part, dtype: torch.dtype, build: Callable[[], nn.Module]) -> tuple[nn.Module, bool]:
@@ -135,6 +139,10 @@ class PartCache:
             return self._parts[key], True
         self._parts[key] = build()
         return self._parts[key], False
+
+    def maps(self, part: Part) -> bool:
+        """Whether this part's files are mapped, where they may be, or read once and in order."""
+        return self._maps and not any(map(is_remote, part.files))
 
     def holds(self, part: Part, dtype: torch.dtype) -> bool:
         return _key(part, dtype) in self._parts
@@ -176,13 +184,17 @@ class _Parts:
         self._done = 0
 
     def host_bytes(self) -> int:
-        """What the parts will take of the host's memory."""
-        names = (name for name in self._parts if self._stays_on_host(name))
-        return sum(
-            self._parts[name].loaded_bytes(self._dtype(name))
-            for name in names
-            if not self._cache.holds(self._parts[name], self._dtype(name))
-        )
+        """What the parts will take of the host's memory: those that stay, and the largest that passes through it."""
+        staying, passing = 0, [0]
+        for name, part in self._parts.items():
+            if self._cache.holds(part, self._dtype(name)):
+                continue
+            size = part.loaded_bytes(self._dtype(name))
+            if self._stays_on_host(name):
+                staying += size
+            elif not self._cache.maps(part):
+                passing.append(size)
+        return staying + max(passing)
 
     def _stays_on_host(self, name: str) -> bool:
         waits = self._offload != "none" and name in TEXT_PARTS
@@ -210,7 +222,7 @@ class _Parts:
 
         def build() -> nn.Module:
             # A mapped file that is overwritten ends the process: what stays on the host is read.
-            module = part.load(dtype, self._stays_on_host(name), read_bytes)
+            module = part.load(dtype, self._stays_on_host(name) or not self._cache.maps(part), read_bytes)
             return place(name, module, self._homes.get(name, self.device), self._offload, moved, self.device)
 
         moved(0.0)

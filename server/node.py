@@ -274,6 +274,7 @@ def _worker_options(settings: Settings, command: Sequence[str]) -> WorkerOptions
         models=settings.model_arguments,
         model_dirs=settings.model_dirs,
         unload_after_s=settings.unload_after,
+        no_mmap=settings.no_mmap,
         dtype=settings.dtype,
         quantization=settings.quantization,
         acceleration=settings.acceleration,

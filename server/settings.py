@@ -100,6 +100,7 @@ class Settings(BaseSettings):
     offload: Literal["none", "text", "text+modulation", "text+blocks"] = "none"
     tuning: str = ""
     memory_gb: float | None = Field(None, gt=0)
+    no_mmap: bool = False
     unload_after: float | None = Field(None, gt=0)
     warmup: Literal["auto", "none", "full"] = "auto"
     api_keys: Words = Field((), repr=False)

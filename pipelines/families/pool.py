@@ -50,6 +50,7 @@ class ModelPool:
         memory_bytes: weights held at once; the least recently used checkpoint goes first. None holds all.
         acceleration: the highest level that requests get (see pipelines.engine.acceleration).
         adapters: those that requests may name.
+        maps: whether files of weights may be mapped (see `models.loading.PartCache`).
     Attributes: specs: the given checkpoints that draw, by name. helpers: the given ones that do not.
     """
 
@@ -66,6 +67,7 @@ class ModelPool:
         tuning: Tuning = AUTO,
         note: Note = lambda sentence: None,
         adapters: AdapterCache = NO_ADAPTERS,
+        maps: bool = True,
     ) -> None:
         self.specs = {spec.name: spec for spec in specs if spec.draws}
         self.helpers = {spec.name: spec for spec in specs if not spec.draws}
@@ -80,7 +82,7 @@ class ModelPool:
         self._tuning = tuning
         self._note = note
         self._adapters = adapters
-        self._parts = PartCache()
+        self._parts = PartCache(maps)
         self._held: OrderedDict[str, Held] = OrderedDict()
         self._float8: dict[str, CheckpointRunner] = {}
         self._copies = False

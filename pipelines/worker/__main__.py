@@ -174,6 +174,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tuning", default="", help="switches of models.tuning, name=value, with commas between")
     parser.add_argument("--model", action="append", required=True, help="name, folder or owner/repo; repeatable")
     parser.add_argument("--model-dir", type=Path, action="append", default=[], help="where single files are sought")
+    parser.add_argument("--no-mmap", action="store_true", help="read files of weights instead of mapping them")
     parser.add_argument("--unload-after", type=float, default=None, help="idle seconds after which weights go")
     parser.add_argument("--memory-gb", type=float, default=None, help="weights held at once; default: all")
     parser.add_argument("--adapters", type=Path, default=None, help="folder of the LoRAs that requests name")
@@ -227,6 +228,7 @@ def _run(link: Link, arguments: argparse.Namespace) -> int:
         tuning=parse_tuning(arguments.tuning),
         note=lambda sentence: link.send(Log("info", sentence)),
         adapters=AdapterCache(arguments.adapters, _adapter_bytes(memory_bytes)),
+        maps=not arguments.no_mmap,
     )
 
     def warm_up_model(name: str, engine: Engine) -> None:

@@ -62,6 +62,9 @@ def serve(
         float | None,
         typer.Option(help="Weights a worker holds at once; beyond it the least recently used model is unloaded."),
     ] = None,
+    no_mmap: Annotated[
+        bool | None, typer.Option("--no-mmap", help="Read files of weights in order instead of mapping them.")
+    ] = None,
     unload_after: Annotated[
         float | None, typer.Option(help="Seconds without a request after which weights leave the device.")
     ] = None,
@@ -138,6 +141,7 @@ def serve(
         offload=offload,
         tuning=tuning,
         memory_gb=memory_gb,
+        no_mmap=no_mmap,
         unload_after=unload_after,
         warmup=warmup,
         api_keys=api_key,

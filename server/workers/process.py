@@ -85,6 +85,7 @@ class WorkerOptions:
         adapters: the folder of the LoRAs that requests name; None has none.
         unload_after_s: idle for so long, a worker frees its device; None keeps it.
         model_dirs: where single files and their companions are sought.
+        no_mmap: files of weights are read, not mapped.
         cache_dir: keeps what PyTorch and Triton compile over a restart; None leaves their own folders.
     """
 
@@ -102,6 +103,7 @@ class WorkerOptions:
     cache_dir: Path | None = None
     model_dirs: tuple[str, ...] = ()
     unload_after_s: float | None = None
+    no_mmap: bool = False
     command: Sequence[str] = WORKER_COMMAND
 
     def argv(self, descriptor: int, device: str) -> list[str]:
@@ -111,6 +113,7 @@ class WorkerOptions:
         models += [part for folder in self.model_dirs for part in ("--model-dir", folder)]
         memory = [] if self.memory_gb is None else ["--memory-gb", str(self.memory_gb)]
         memory += [] if self.unload_after_s is None else ["--unload-after", str(self.unload_after_s)]
+        memory += ["--no-mmap"] if self.no_mmap else []
         sizes = [part for width, height in self.warmup_sizes for part in ("--warmup-size", f"{width}x{height}")]
         warmup = ["--warmup", self.warmup, *sizes]
         weights = ["--quantization", self.quantization, "--offload", self.offload]

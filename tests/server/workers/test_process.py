@@ -64,6 +64,7 @@ def test_the_real_worker_understands_what_it_is_started_with() -> None:
     assert understood.tuning == "kernels=torch"
     assert understood.acceleration == "regular"
     assert parse_arguments(WorkerOptions(("m",)).argv(5, "cpu")[len(WORKER_COMMAND) :]).memory_gb is None
+    assert parse_arguments(WorkerOptions(("m",), no_mmap=True).argv(5, "cpu")[len(WORKER_COMMAND) :]).no_mmap
 
 
 def test_the_worker_is_told_what_to_draw_before_it_is_ready() -> None:
