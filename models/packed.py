@@ -125,7 +125,7 @@ class PackedLinear(nn.Module):
 
 def is_packed(module: nn.Module) -> bool:
     """Whether any of its layers on the device keeps its weight in a stored form."""
-    return any(isinstance(weight, Float8Weight | GgufWeight) for weight in module.modules())
+    return any(isinstance(each, PackedWeight) and not isinstance(each, HostWeight) for each in module.modules())
 
 
 def unpacked(stored: Stored, dtype: torch.dtype) -> Tensor:

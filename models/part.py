@@ -17,6 +17,7 @@ from models.errors import LoadError
 from models.files.folder import config
 from models.files.headers import TensorEntry, read_header
 from models.files.weights import weight_files
+from models.nf4 import WIDE, read_states, with_nf4
 from models.packed import Stored
 from models.reading import mapped, read
 from models.single.gguf import gguf_tensors
@@ -64,7 +65,8 @@ class Part:
 
     def check(self) -> None:
         """Its tensors are those that its configuration announces. Raises: LoadError."""
-        made(self.label, lambda: self._build(on_meta(self.header), torch.float32))
+        tensors = on_meta(self.header) | read_states(self.files, self.header)
+        made(self.label, lambda: self._build(tensors, torch.float32))
 
     def check_numbers(self) -> None:
         """Reads every weight: for parts where one that is not a number makes every picture black. Raises: LoadError."""
@@ -80,7 +82,7 @@ class Part:
 
     def _build(self, tensors: dict[str, Stored], dtype: torch.dtype) -> nn.Module:
         own = {name.removeprefix(self.prefix): tensors.pop(name) for name in list(tensors)}
-        converted = self.convert(with_scales(own, self.label))
+        converted = self.convert(with_nf4(with_scales(own, self.label), self.label))
         return build(self.label, self.kind, self.config, converted, dtype, self.keeps_packed)
 
     def _tensors(self, dtype: torch.dtype, in_memory: bool, read_bytes: Callable[[int], None]) -> dict[str, Stored]:
@@ -90,7 +92,7 @@ class Part:
             return {name: tensor for name, tensor in mapped(self.files).items() if name in self.header}
 
         def dtype_of(name: str) -> torch.dtype:
-            is_wide = name.endswith(SCALES) or kept_in_float32(self.kind, name, dtype)
+            is_wide = name.endswith((*SCALES, *WIDE)) or kept_in_float32(self.kind, name, dtype)
             return torch.float32 if is_wide else dtype
 
         return dict(read(self.files, self.header, dtype_of, read_bytes))
@@ -109,8 +111,10 @@ def open_part(folder: Path, kind: Any) -> Part:
         kind = made(label, lambda: kind._model_mapping[type(values)])
     elif issubclass(kind, PreTrainedModel):
         values = made(label, lambda: kind.config_class.from_pretrained(folder, **_OFFLINE))
+        values.__dict__.pop("quantization_config", None)  # we unpack ourselves
     else:
-        values = made(label, lambda: kind.load_config(folder, local_files_only=True))
+        values = dict(made(label, lambda: kind.load_config(folder, local_files_only=True)))
+        values.pop("quantization_config", None)
     files = weight_files(folder)
     header = {name: entry for file in files for name, entry in read_header(file).items()}
     return Part(f"{folder.parent.name}/{folder.name}", kind, values, files, header)

@@ -55,13 +55,17 @@ def config(part: Path) -> dict[str, Any]:
         raise LoadError(f"{label} has no config.json; fetch the checkpoint again.")
     values = _object(part / "config.json")
     packed = values.get("quantization_config")
-    if packed:
+    if packed and not (isinstance(packed, dict) and packed.get("load_in_4bit") and _is_bitsandbytes(packed)):
         method = str(packed.get("quant_method", "an unknown method")) if isinstance(packed, dict) else "a method"
         raise LoadError(
             f"{label} holds weights packed by {method[:50]}, which are not served; give the checkpoint in bfloat16, "
-            "and --quantization fp8 to make it small."
+            "float8, GGUF or NF4, or --quantization fp8 to make it small."
         )
     return values
+
+
+def _is_bitsandbytes(packed: dict[str, Any]) -> bool:
+    return packed.get("quant_method") == "bitsandbytes" or "bnb_4bit_quant_type" in packed
 
 
 def _object(file: Path) -> dict[str, Any]:

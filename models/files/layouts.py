@@ -16,7 +16,7 @@ _SIGNS: tuple[tuple[str, str], ...] = (
     ("model.diffusion_model.", "ComfyUI's layout"),
     ("double_blocks.", "Black Forest Labs' layout"),
     ("decoder.up.0.block.", "a VAE in the layout of latent diffusion"),
-    ("quant_state.bitsandbytes", "weights packed by bitsandbytes"),
+    (".SCB", "weights packed to 8 bits by bitsandbytes, which are not served"),
 )
 _SCALES = ("weight_scale", "scale_weight", "scaled_fp8", "input_scale", "scale_input", "comfy_quant")
 

@@ -17,6 +17,8 @@ def loaded_bytes(entry: TensorEntry, itemsize: int = 2, keeps_packed: bool = Tru
     """What a tensor takes once it is loaded. Args: itemsize: bytes of a number that is not packed."""
     if keeps_packed and entry.dtype.startswith(PACKED):
         return entry.stop - entry.start
+    if entry.dtype == "U8":  # two weights in a byte (`models.nf4`), or their scales
+        return (entry.stop - entry.start) * (1 if keeps_packed else 2 * itemsize)
     return math.prod(entry.shape) * itemsize
 
 

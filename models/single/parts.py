@@ -13,6 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 from models.architectures import ARCHITECTURES
 from models.building import on_meta
 from models.errors import LoadError
+from models.nf4 import read_states, with_nf4
 from models.part import Convert, Part, made
 from models.registry import Variant
 from models.single.configs import Shapes, clip_config, t5_config, transformer_config, vae_config
@@ -94,8 +95,9 @@ def _part(name: str, file: Path) -> Part:
 
 def _made_part(label: str, kind: Any, configured: Callable[[Shapes], Any], held: Held, file: Path, own: Header) -> Part:
     renamed = _convert(held, {})
-    tensors = {key.removeprefix(held.prefix): stored for key, stored in on_meta(own).items()}
-    names = renamed(with_scales(tensors, label)) if kind is FluxTransformer2DModel else tensors
+    described = on_meta(own) | read_states((file,), own)
+    tensors = {key.removeprefix(held.prefix): stored for key, stored in described.items()}
+    names = renamed(with_nf4(with_scales(tensors, label), label)) if kind is FluxTransformer2DModel else tensors
     config = configured({key: tuple(tensor.shape) for key, tensor in names.items()})
     return Part(label, kind, config, (file,), own, held.prefix, _convert(held, config))
 

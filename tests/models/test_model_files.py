@@ -228,7 +228,7 @@ TABLE: dict[str, tuple[Callable[[Path], None], str]] = {
     **{
         f"packed by {method}, {part}": (
             lambda f, part=part, method=method: values(
-                f / part / "config.json", quantization_config={"quant_method": method, "load_in_4bit": True}
+                f / part / "config.json", quantization_config={"quant_method": method, "load_in_8bit": True}
             ),
             f"part {part} holds weights packed by {method}",
         )
