@@ -39,6 +39,7 @@ from server.jobs.store.clock import SteadyClock
 from server.jobs.store.sqlite import SqliteStore
 from server.jobs.upkeep import Upkeep
 from server.settings import Settings
+from server.workers import threads
 from server.workers.devices import count_gpus, devices
 from server.workers.process import WORKER_COMMAND, WorkerOptions, Workers, WorkerState
 
@@ -77,6 +78,7 @@ class Node:
     jobs: JobService
     keys: KeyRing
     upkeep: Upkeep
+    request_threads: ThreadPoolExecutor
     _is_announced: bool = False
     _is_stopping: bool = False
     _unserved: dict[str, int] = field(default_factory=dict)
@@ -86,10 +88,11 @@ class Node:
     def from_settings(cls, settings: Settings, worker_command: Sequence[str] = WORKER_COMMAND) -> Node:
         """Open the data directory and wire everything; starts nothing.
 
-        Raises: StoreError, UnknownModelError or ValueError with one sentence for the operator.
+        Raises: StoreError, TooFewThreadsError, UnknownModelError or ValueError with one sentence for the operator.
         """
         specs = resolve_all(settings.model_arguments, settings.model_folders)
         names = devices(settings.device, count_gpus())
+        request_threads = threads.started(REQUEST_THREADS, "request")
         private_folder(settings.data_dir)
         clock = SteadyClock()
         store = SqliteStore(settings.data_dir / "jobs.db", clock)
@@ -145,11 +148,12 @@ class Node:
                 dispatcher.first_ready,
                 None if settings.keep_gb is None else int(settings.keep_gb * 1e9),
             ),
+            request_threads=request_threads,
         )
 
     async def start(self) -> None:
         """Take up what an earlier life left, start the workers and begin to claim."""
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(REQUEST_THREADS, "request"))
+        asyncio.get_running_loop().set_default_executor(self.request_threads)
         await asyncio.to_thread(self.upkeep.probe)
         if not await self._take_up():
             self._taking_up = asyncio.create_task(self._take_up_later(), name="take-up")

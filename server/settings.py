@@ -79,6 +79,8 @@ class Settings(BaseSettings):
         warmup: what a worker draws before it is ready: auto (nothing to speak of on a CPU), none, or full.
         hang_s: a worker silent for this many seconds is killed and restarted.
         prices: a TOML file with what a megapixel costs by endpoint; None for nothing.
+        keep_alive_s: an idle connection is closed after so many seconds. Longer than what proxies keep one to us
+            (nginx and Amazon's load balancers: 60), else they would send a request into one that we are closing.
         embed_parameters: prompt and seed go into picture files, too, beside model, endpoint and request id.
     """
 
@@ -121,6 +123,7 @@ class Settings(BaseSettings):
     keep_gb: float | None = Field(None, gt=0)
     hang_s: float = Field(120.0, gt=0)
     prices: Path | None = None
+    keep_alive_s: int = Field(75, ge=1)
     embed_parameters: bool = False
 
     @field_validator("models", "aliases", "model_dirs", "api_keys", "allow_private_cidrs", mode="before")

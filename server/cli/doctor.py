@@ -11,7 +11,7 @@ from dataclasses import asdict
 import psutil
 import typer
 
-from models import host_memory
+from models import control_groups, host_memory
 from server.cli.checkup import devices_and_models
 from server.cli.failures import ENVIRONMENT
 from server.cli.finding import Finding
@@ -19,6 +19,7 @@ from server.cli.options import Config, DataDir, Json, settings_from
 from server.cli.storage_checkup import certificate, storage
 from server.http import running
 from server.settings import Settings
+from server.workers import threads
 
 MEMORY_SCARCE = 1.5e9
 
@@ -39,7 +40,7 @@ def doctor(data_dir: DataDir = None, config: Config = None, as_json: Json = Fals
 def examine(settings: Settings) -> list[Finding]:
     """Everything `serve` with these settings would need."""
     looks: list[Callable[[Settings], list[Finding]]] = [
-        _python, devices_and_models, _memory, storage, _ports, certificate,
+        _python, devices_and_models, _memory, _processes, storage, _ports, certificate,
     ]  # fmt: skip
     return [finding for look in looks for finding in _looked(look, settings)]
 
@@ -65,6 +66,16 @@ def _memory(_: Settings) -> list[Finding]:
     if free < MEMORY_SCARCE:
         return [Finding("memory", "warning", detail, f"a worker needs about {MEMORY_SCARCE / 1e9:.1f} GB")]
     return [Finding("memory", "ok", detail)]
+
+
+def _processes(_: Settings) -> list[Finding]:
+    free = control_groups.startable()
+    if free is None:
+        return []
+    detail = f"{free} more processes and threads may be started, the limit of a container or service"
+    if free < threads.NEEDED:
+        return [Finding("processes", "warning", detail, f"a server needs about {threads.NEEDED}: {threads.ADVICE}")]
+    return [Finding("processes", "ok", detail)]
 
 
 def _ports(settings: Settings) -> list[Finding]:

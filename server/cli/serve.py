@@ -117,6 +117,10 @@ def serve(
     prices: Annotated[
         Path | None, typer.Option(help="TOML file: what a megapixel costs, by endpoint.", show_default="nothing")
     ] = None,
+    keep_alive_s: Annotated[
+        int | None,
+        typer.Option(help="Seconds until an idle connection is closed; more than your proxy's.", show_default="75"),
+    ] = None,
     embed_parameters: Annotated[
         bool | None, typer.Option("--embed-parameters", help="Write prompt and seed into picture files, too.")
     ] = None,
@@ -162,6 +166,7 @@ def serve(
         keep_gb=keep_gb,
         hang_s=hang_s,
         prices=prices,
+        keep_alive_s=keep_alive_s,
         embed_parameters=embed_parameters,
     )
     _check_models(settings)
@@ -247,6 +252,7 @@ def _run(settings: Settings, out: PatientWriter) -> None:
     from server.files.private import DamagedSecretError
     from server.jobs.store.base import StoreError
     from server.node import Node
+    from server.workers.threads import TooFewThreadsError
 
     try:
         add_aliases(settings.aliases)
@@ -255,7 +261,7 @@ def _run(settings: Settings, out: PatientWriter) -> None:
         certificate = _certificate(settings)
         files = certificate() if listeners.tls else None
         app = create_app(node, listeners.port)
-    except (StoreError, tls.TlsError, DamagedSecretError) as exc:
+    except (StoreError, tls.TlsError, DamagedSecretError, TooFewThreadsError) as exc:
         raise CommandError(str(exc), ENVIRONMENT) from exc
     except AliasError as exc:
         raise CommandError(f"--alias {exc}", USAGE) from exc
@@ -267,6 +273,7 @@ def _run(settings: Settings, out: PatientWriter) -> None:
     else:
         greeting = Greeting(settings, listeners.port, listeners.tls_port, out)
         greet = partial(greeting.follow, node.health)
-        serving.run(app, listeners, files, greet, _tunnel_ends(settings), certificate, node.announce_stop)
+        ends, idle_s = _tunnel_ends(settings), settings.keep_alive_s
+        serving.run(app, listeners, files, greet, ends, certificate, node.announce_stop, idle_s)
     finally:
         listeners.close()

@@ -34,9 +34,6 @@ DRAIN_S = 10
 SAME_SIGNAL_S = 1.0
 """Signals this close together count as one."""
 
-KEEP_ALIVE_S = 75
-"""Longer than any client's pause between polls, so that polling reuses its connection."""
-
 SWITCH_S = 0.001
 """How soon a waiting thread gets the interpreter from a busy event loop. A submit needs it some four times, on the way
 to its commit and back; with Python's own 5 ms that alone was 16 ms beside a loop that never rests."""
@@ -89,18 +86,20 @@ def run(
     tunnel_ends: Mapping[str, Collection[int]] = MappingProxyType({}),
     renew: Callable[[], TlsFiles] | None = None,
     on_stop: Callable[[bool], None] | None = None,
+    keep_alive_s: int = 75,
 ) -> None:
     """Serve until SIGINT, SIGTERM or SIGHUP, then drain: returns when the app's lifespan has ended.
 
     Args: on_started: awaited beside the servers once both accept connections. tunnel_ends: names and
         ports where CONNECT may lead.
         renew: makes the certificate's files anew where it is time to, asked now and then. on_stop: told of the first
-        signal, and of a second one (True), which drops what is open.
+        signal, and of a second one (True), which drops what is open. keep_alive_s: a connection idle for so long is
+        closed.
     """
     sys.setswitchinterval(SWITCH_S)
     tunnels = Tunnels(tunnel_ends)
-    plain = _QuietServer(_config(app, lifespan="on", http=tunnels.plain_protocol()))
-    over_tls = _QuietServer(_config(app, lifespan="off", tls=tls)) if listeners.tls else None
+    plain = _QuietServer(_config(app, "on", keep_alive_s, tunnels.plain_protocol()))
+    over_tls = _QuietServer(_config(app, "off", keep_alive_s, tls=tls)) if listeners.tls else None
     with asyncio.Runner(loop_factory=plain.config.get_loop_factory()) as runner:
         runner.run(_serve_both(plain, over_tls, listeners, tunnels, on_started, renew, on_stop))
 
@@ -191,6 +190,7 @@ def _stop_on_signals(servers: list[uvicorn.Server], on_stop: Callable[[bool], No
 def _config(
     app: ASGIApp,
     lifespan: Literal["on", "off"],
+    keep_alive_s: int,
     http: type[asyncio.Protocol] = Http,
     tls: TlsFiles | None = None,
 ) -> uvicorn.Config:
@@ -204,7 +204,7 @@ def _config(
         # Forwarded headers are read, and distrusted, in server.gateway.areas.
         proxy_headers=False,
         server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_keep_alive=keep_alive_s,
         timeout_graceful_shutdown=DRAIN_S,
         ssl_certfile=tls.server if tls else None,
         ssl_keyfile=tls.server_key if tls else None,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -20,6 +19,7 @@ from server.jobs.store import platform_outcomes
 from server.jobs.store.base import PRIVATE_RETENTION_S, Job, JobStatus, Outcome, Store, StoreError
 from server.jobs.store.transitions import may_run_again
 from server.settings import VERSION
+from server.workers import threads
 
 logger = logging.getLogger("fluxserve.dispatch")
 T = TypeVar("T")
@@ -90,7 +90,7 @@ class Completion:
         self._disk_patience_s = disk_patience_s
         self._embed_parameters = embed_parameters
         # Threads of our own: a flood of submits must not stand in line before an end.
-        self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="dispatch-store")
+        self._threads = threads.started(4, "dispatch-store")
 
     @property
     def can_store(self) -> bool:
