@@ -216,7 +216,8 @@ class SqliteStore:
     def sweep(self, retention_s: float) -> list[str]:
         # In small transactions: one for all would hold up submits for seconds, and every row would be read for it.
         swept: list[str] = []
-        while rows := self._writer.run(partial(self._sweep_some, retention_s), is_promise=False):
+        # Durable, as files are deleted next: no row may come back that names one.
+        while rows := self._writer.run(partial(self._sweep_some, retention_s)):
             for job_id, status in rows:
                 self._line.forget(job_id, JobStatus(status))
                 swept.append(job_id)
