@@ -8,7 +8,7 @@ JS := tests/acceptance/js tests/compatibility/js
 NPM := $(shell command -v npm 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow chaos soak test-gpu compatibility lint lint-docker format check dev bench bench-load fuzz sbom audit lock clean
+.PHONY: help serve test test-browser test-slow chaos soak test-gpu compatibility lint lint-docker format check dev bench bench-load fuzz sbom audit lock clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -22,6 +22,14 @@ test: $(VENV)/.dev js clients ## the whole suite: no GPU, no weights to download
 
 test-slow: $(VENV)/.dev js clients clients-slow ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+# In a folder of its own: the suite and `make audit` know only what the lock names.
+test-browser: $(VENV)/browser/.installed ## the pages for people in a real Chromium, which must be on this machine
+	PYTHONPATH=$(VENV)/browser $(BIN)/python -m pytest tests/server/routes/web $(ARGS)
+$(VENV)/browser/.installed: tests/browser.txt $(VENV)/.dev
+	@rm -rf $(@D)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $(@D) -r $<
+	@touch $@
 
 chaos: $(VENV)/.dev ## 1,000 requests over HTTP while workers, nodes and encoders are killed at random; takes minutes
 	$(BIN)/python -m benchmarks.chaos $(ARGS)

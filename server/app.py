@@ -40,9 +40,11 @@ from server.routes.openai import openai_router
 from server.routes.openai_pictures import openai_pictures_router
 from server.routes.system.accounts import accounts_router
 from server.routes.system.metrics import Metrics
-from server.routes.system.pages import system_router
+from server.routes.system.pages import reference, system_router
 from server.routes.system.platform import platform_router
 from server.routes.system.workers import workers_router
+from server.routes.web.clients import clients_router
+from server.routes.web.pages import assets, pages_router
 from server.settings import VERSION
 
 if TYPE_CHECKING:
@@ -79,9 +81,11 @@ def create_app(node: Node, plain_port: int | None = None) -> Gateway:
     pages.include_router(workers_router(node.workers))
     pages.include_router(accounts_router(node.store, prices))
     pages.include_router(platform_router(node.served, VERSION, keys))
+    pages.include_router(clients_router(node.settings, keys))
+    pages.include_router(pages_router(plain=reference))
     pages.include_router(openai_router(node.jobs, node.served))
     pages.include_router(openai_pictures_router(node.jobs, node.served, node.inputs))
-    pages.router.routes.append(Route("/mcp", mcp))
+    pages.router.routes += [Route("/mcp", mcp), assets()]
     for kind in (WireError, HTTPException, RequestValidationError, Exception):
         pages.add_exception_handler(kind, _error)
     pages.openapi = lambda: _openapi(pages, not keys.is_open)  # type: ignore[method-assign]

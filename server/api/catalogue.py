@@ -88,7 +88,7 @@ def queue_openapi(row: Endpoint, version: str, is_protected: bool, server_url: s
     document["info"]["x-fal-metadata"] = {
         "endpointId": row.id,
         "category": "text-to-image",
-        "playgroundUrl": f"{server_url}/docs",
+        "playgroundUrl": f"{server_url}/playground/{row.id}",
         "documentationUrl": f"{server_url}/docs",
     }
     return document

@@ -45,6 +45,8 @@ SYSTEM_SEGMENTS = frozenset(
         "api",
         "openapi.json",
         "docs",
+        "playground",
+        "ui",
         "favicon.ico",
         "mcp",
         "models",

@@ -60,11 +60,15 @@ def system_router(
         origin = request.scope["target"].origin
         return catalogue.queue_openapi(row, version, not keys.is_open, origin)
 
-    @router.get("/", response_class=HTMLResponse)
     @router.get("/docs", response_class=HTMLResponse)
     async def docs(request: Request) -> HTMLResponse:
         """The endpoints and their fields as one static page."""
-        page = docs_page(catalogue.all_endpoints(), request.scope["target"].origin)
-        return HTMLResponse(page, headers={"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'"})
+        return reference(request)
 
     return router
+
+
+def reference(request: Request) -> HTMLResponse:
+    """The page of /docs, with the caller's address in its examples."""
+    page = docs_page(catalogue.all_endpoints(), request.scope["target"].origin)
+    return HTMLResponse(page, headers={"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'"})
