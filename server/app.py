@@ -39,6 +39,7 @@ from server.routes.mcp.area import McpArea
 from server.routes.openai import openai_router
 from server.routes.openai_pictures import openai_pictures_router
 from server.routes.system.accounts import accounts_router
+from server.routes.system.controls import controls_router
 from server.routes.system.metrics import Metrics
 from server.routes.system.pages import reference, system_router
 from server.routes.system.platform import platform_router
@@ -80,6 +81,7 @@ def create_app(node: Node, plain_port: int | None = None) -> Gateway:
     pages.include_router(system_router(lambda: node.health(), node.served, metrics, VERSION, keys))
     pages.include_router(workers_router(node.workers))
     pages.include_router(accounts_router(node.store, prices))
+    pages.include_router(controls_router(node.jobs))
     pages.include_router(platform_router(node.served, VERSION, keys))
     pages.include_router(clients_router(node.settings, keys))
     pages.include_router(pages_router(plain=reference))

@@ -77,6 +77,7 @@ def request_entry(job: Job, with_payloads: bool) -> dict[str, Any]:
         "duration": None if ended is None or job.started_at is None else round(ended - job.started_at, 3),
         "billable_units": billable_units(outcome.body) if outcome and job.status is JobStatus.COMPLETED else 0,
         "auth_method": job.key_id,
+        "model": job.model,
         "tags": job.tags,
     }
     if with_payloads and job.store_io:

@@ -37,7 +37,10 @@ _BY_PATH = {
 }
 
 
-_LISTS = ("/v1/models/requests",)
+_OPERATOR = ("/v1/jobs", "/v1/pauses")
+"""What is about everybody's requests."""
+
+_LISTS = ("/v1/models/requests", *_OPERATOR)
 """Where requests are found without knowing their ids."""
 
 
@@ -54,7 +57,7 @@ class Guard:
 
         Raises: PlainError 401, 403 for a key that is not for this, 429 for a peer that tries keys."""
         if self._keys.is_open:
-            if _is_list(target) and not _is_at_this_machine(target, scope, headers):
+            if _is_below(target, _LISTS) and not _is_at_this_machine(target, scope, headers):
                 raise PlainError(403, NO_LISTS)
             return ANYBODY
         token = _query_token(target.query) if target.area in (Area.RUN, Area.QUEUE) else None
@@ -105,11 +108,13 @@ def _scope_for(target: Target) -> KeyScope | None:
         return wanted
     if target.area is Area.REST and target.path.startswith("/storage/"):
         return KeyScope.FILES
+    if _is_below(target, _OPERATOR):
+        return KeyScope.ADMIN
     return _BY_PATH.get((target.area, target.path))
 
 
-def _is_list(target: Target) -> bool:
-    return target.area is Area.SYSTEM and f"{target.path}/".startswith(tuple(f"{path}/" for path in _LISTS))
+def _is_below(target: Target, paths: tuple[str, ...]) -> bool:
+    return target.area is Area.SYSTEM and f"{target.path}/".startswith(tuple(f"{path}/" for path in paths))
 
 
 def _is_at_this_machine(target: Target, scope: Scope, headers: Headers) -> bool:

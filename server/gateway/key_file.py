@@ -35,7 +35,7 @@ class KeyScope(StrEnum):
     FILES = "files"
     """Send files."""
     ADMIN = "admin"
-    """What is about everybody: the workers, and /metrics and /health from another machine."""
+    """What is about everybody: the workers, the queue, usage of all keys, /metrics and /health from another machine."""
 
 
 USUAL_SCOPES = (KeyScope.RUN, KeyScope.QUEUE, KeyScope.FILES)

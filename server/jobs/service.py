@@ -12,6 +12,7 @@ from typing import Any
 from server.http.outgoing import ForbiddenAddressError
 from server.jobs.limits import Allowance
 from server.jobs.live import LiveJobs
+from server.jobs.store.accounts import PauseKind
 from server.jobs.store.base import (
     CancelOutcome,
     DiskRefusedError,
@@ -111,6 +112,20 @@ class JobService:
         elif outcome is CancelOutcome.CANCELLED:
             self.live.ended(job_id)
         return outcome
+
+    def prioritise(self, job_id: str) -> Job | None:
+        """Move a waiting job to the front of its tenant's line; None if it does not wait. Raises: StoreError."""
+        job = self.store.prioritise(job_id)
+        if job is not None:
+            self.live.log(job_id, "moved to the front by the operator")
+            self.wake()
+        return job
+
+    def resume(self, kind: PauseKind, name: str) -> bool:
+        """Claim what was paused again; False if it was not. Raises: StoreError."""
+        was_paused = self.store.resume(kind, name)
+        self.wake()
+        return was_paused
 
     async def wait_finished(self, job_id: str, timeout_s: float | None = None) -> Job | None:
         """The row once it has ended; None if it has not in time, or is unknown."""

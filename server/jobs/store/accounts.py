@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from server.jobs.store.base import Job, JobStatus
 
@@ -14,6 +14,18 @@ MEGAPIXEL = 1 << 20
 
 USAGE_KEPT_DAYS = 400
 """Usage older than this is forgotten: a label of its own on every request would else fill the disk."""
+
+
+PauseKind = Literal["model", "key"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Requests of one model, or of one key, wait until it is resumed. `since` is in Unix seconds."""
+
+    kind: PauseKind
+    name: str
+    since: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +64,8 @@ class UsageQuestion:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """Which jobs. Args: tenant: None for everybody's. tags: all must be there. statuses, endpoints, keys, ids: any if
-    empty. since, until: Unix seconds of the submit. before: only jobs stored before this `seq`."""
+    """Which jobs. Args: tenant: None for everybody's. tags: all must be there. statuses, endpoints, keys, ids, models:
+    any if empty. since, until: Unix seconds of the submit. before: only jobs stored before this `seq`."""
 
     tenant: str | None
     tags: tuple[tuple[str, str], ...] = ()
@@ -61,6 +73,7 @@ class Search:
     endpoints: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()
     ids: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
     since: float = 0.0
     until: float = math.inf
     before: int | None = None

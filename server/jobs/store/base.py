@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
-    from server.jobs.store.accounts import Search, Usage, UsageQuestion
+    from server.jobs.store.accounts import Pause, PauseKind, Search, Usage, UsageQuestion
 
 SHARED = ""
 """The tenant of what was asked for without a key: whoever is let in and knows its id may read it."""
@@ -205,11 +205,12 @@ class Job:
     tags: dict[str, str]
     has_begun: bool
     outcome: Outcome | None
+    ahead_s: float = 0.0
 
     @property
     def queue_rank(self) -> float:
         """A tenant's waiting jobs are claimed in the order of (queue_rank, seq)."""
-        return self.created_at + self.priority * LOW_PRIORITY_DELAY_S
+        return self.created_at + self.priority * LOW_PRIORITY_DELAY_S - self.ahead_s
 
     @property
     def needs_inputs(self) -> bool:
@@ -310,7 +311,7 @@ class Store(Protocol):
         LOW_PRIORITY_DELAY_S younger than it is. A tenant of which `at_most` so many may run waits meanwhile.
         With `quarantined`, only jobs with deaths (each runs alone, so that one which crashes workers is found); with
         False, only jobs without. Only jobs of the given models, and of the given hint buckets or none, if given.
-        Jobs past their start deadline are not claimed (`expire` ends them)."""
+        Jobs past their start deadline are not claimed (`expire` ends them), nor those of a paused model or key."""
 
     def waiting_for_others(self, models: frozenset[str]) -> dict[str, str]:
         """Waiting jobs of other models than these: id -> model. Walks through all that wait."""
@@ -380,6 +381,18 @@ class Store(Protocol):
 
     def newest_at(self) -> float | None:
         """When the last job was stored; None if there is none."""
+
+    def pause(self, kind: PauseKind, name: str) -> None:
+        """Claim nothing of this model, or of what was asked for with this key, until `resume`. Survives a restart."""
+
+    def resume(self, kind: PauseKind, name: str) -> bool:
+        """Claim it again; False if it was not paused."""
+
+    def pauses(self) -> list[Pause]:
+        """What is paused, by kind and name."""
+
+    def prioritise(self, job_id: str) -> Job | None:
+        """Move a waiting job to the front of its tenant's line; None, and nothing, if it does not wait."""
 
     def find(self, search: Search, limit: int) -> list[Job]:
         """Up to so many jobs, the newest first."""

@@ -70,6 +70,7 @@ def found(search: Search, limit: int) -> tuple[str, tuple[Any, ...]]:
     where.any_of("endpoint", search.endpoints)
     where.any_of("key_id", search.keys)
     where.any_of("id", search.ids)
+    where.any_of("model", search.models)
     if search.since > 0:
         where.add("created_at >= ?", search.since)
     if search.until < math.inf:

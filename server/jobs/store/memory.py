@@ -11,7 +11,7 @@ from typing import Any
 
 from server.jobs.receivers import receiver_of
 from server.jobs.store import platform_outcomes, transitions
-from server.jobs.store.accounts import USAGE_KEPT_DAYS, Search, Usage, UsageQuestion, day_of, entries
+from server.jobs.store.accounts import USAGE_KEPT_DAYS, Pause, PauseKind, Search, Usage, UsageQuestion, day_of, entries
 from server.jobs.store.base import (
     LOG_KEPT_S,
     LOG_ROWS,
@@ -58,6 +58,7 @@ class MemoryStore:
         self._log: dict[str, list[WebhookTry]] = {}
         self._repeats: dict[str, NewJob] = {}
         self._undelivered: set[str] = set()
+        self._pauses: dict[tuple[PauseKind, str], Pause] = {}
         self._usage: list[tuple[str, Usage]] = []
         self._line = QueueIndex()
         self._last_seq = 0
@@ -117,6 +118,7 @@ class MemoryStore:
                 and (quarantined is None or quarantined == (job.deaths > 0))
                 and (buckets is None or job.hint_bucket is None or job.hint_bucket in buckets)
                 and not _is_past(job.start_deadline, now)
+                and not {("model", job.model), ("key", job.key_id)} & self._pauses.keys()
             ]
             taken = self._line.turns(now, at_most).take(
                 limit, lambda tenant: [job for job in ready if job.tenant == tenant]
@@ -236,6 +238,27 @@ class MemoryStore:
     def newest_at(self) -> float | None:
         with self._open():
             return max(self._jobs.values(), key=lambda job: job.seq).created_at if self._jobs else None
+
+    def pause(self, kind: PauseKind, name: str) -> None:
+        with self._open():
+            self._pauses.setdefault((kind, name), Pause(kind, name, self._clock()))
+
+    def resume(self, kind: PauseKind, name: str) -> bool:
+        with self._open():
+            return self._pauses.pop((kind, name), None) is not None
+
+    def pauses(self) -> list[Pause]:
+        with self._open():
+            return [self._pauses[which] for which in sorted(self._pauses)]
+
+    def prioritise(self, job_id: str) -> Job | None:
+        with self._open():
+            job = self._jobs.get(job_id)
+            if job is None or job.status is not JobStatus.QUEUED:
+                return None
+            own = [other for other in self._in_state(JobStatus.QUEUED) if other.tenant == job.tenant]
+            first = min(own, key=lambda other: (other.queue_rank, other.seq))
+            return self._save(job, transitions.moved_before(job, first))
 
     def find(self, search: Search, limit: int) -> list[Job]:
         with self._open():
@@ -381,6 +404,7 @@ def _is_found(job: Job, search: Search) -> bool:
         and (not search.statuses or job.status in search.statuses)
         and (not search.endpoints or job.endpoint in search.endpoints)
         and (not search.keys or job.key_id in search.keys)
+        and (not search.models or job.model in search.models)
         and (not search.ids or job.id in search.ids)
         and search.since <= job.created_at < search.until
         and (search.before is None or job.seq < search.before)

@@ -17,7 +17,7 @@ CONSTANT_COLUMNS = (
 
 STATE_COLUMNS = (
     "status", "started_at", "finished_at", "owner", "epoch", "attempt", "deaths", "lone_deaths", "lease_until",
-    "cancel_requested", "has_begun", "outcome",
+    "cancel_requested", "has_begun", "outcome", "ahead_s",
 )  # fmt: skip
 """What the transitions change."""
 

@@ -13,7 +13,7 @@ from typing import Any
 import apsw
 
 from server.jobs.store import ledger, outbox, platform_outcomes, repeats, transitions
-from server.jobs.store.accounts import Search, Usage, UsageQuestion
+from server.jobs.store.accounts import Pause, PauseKind, Search, Usage, UsageQuestion
 from server.jobs.store.base import (
     PRIVATE_RETENTION_S,
     SHARED,
@@ -42,7 +42,8 @@ SWEPT_AT_ONCE = 200
 _SELECT = f"SELECT {', '.join(READ_COLUMNS)} FROM job"
 _INSERT_COLUMNS = (*CONSTANT_COLUMNS, *STATE_COLUMNS, *DERIVED_COLUMNS)
 _INSERT = f"INSERT INTO job ({', '.join(_INSERT_COLUMNS)}) VALUES ({', '.join('?' * len(_INSERT_COLUMNS))})"
-_UPDATE = f"UPDATE job SET {', '.join(f'{name} = ?' for name in STATE_COLUMNS)} WHERE seq = ?"
+_CHANGED_COLUMNS = (*STATE_COLUMNS, "queue_rank")
+_UPDATE = f"UPDATE job SET {', '.join(f'{name} = ?' for name in _CHANGED_COLUMNS)} WHERE seq = ?"
 
 
 class SqliteStore:
@@ -110,6 +111,8 @@ class SqliteStore:
                 turns.note(before, after)
             line = (
                 f"WHERE status = 'queued' AND tenant = ? AND (start_deadline IS NULL OR start_deadline > ?) {wanted} "
+                "AND model NOT IN (SELECT name FROM pause WHERE kind = 'model') "
+                "AND key_id NOT IN (SELECT name FROM pause WHERE kind = 'key') "
                 "ORDER BY queue_rank, seq LIMIT ?"
             )
             values = (now, *sorted(models or ()), *sorted(buckets or ()), limit)
@@ -246,6 +249,29 @@ class SqliteStore:
             return float(created_at)
         return None
 
+    def pause(self, kind: PauseKind, name: str) -> None:
+        note = "INSERT INTO pause (kind, name, since) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+        self._writer.run(lambda tx: tx.execute(note, (kind, name, self._clock())))
+
+    def resume(self, kind: PauseKind, name: str) -> bool:
+        take = "DELETE FROM pause WHERE kind = ? AND name = ? RETURNING 1"
+        return bool(self._writer.run(lambda tx: tx.execute(take, (kind, name))))
+
+    def pauses(self) -> list[Pause]:
+        return [Pause(*row) for row in self._read("SELECT kind, name, since FROM pause ORDER BY kind, name", ())]
+
+    def prioritise(self, job_id: str) -> Job | None:
+        def move(tx: Transaction) -> Job | None:
+            job = _one_job(tx, job_id)
+            if job is None or job.status is not JobStatus.QUEUED:
+                return None
+            (first,) = _jobs(
+                tx, "WHERE status = 'queued' AND tenant = ? ORDER BY queue_rank, seq LIMIT 1", (job.tenant,)
+            )
+            return self._save(tx, job, transitions.moved_before(job, first))
+
+        return self._writer.run(move)
+
     def find(self, search: Search, limit: int) -> list[Job]:
         seqs, values = ledger.found(search, limit)
         return [from_row(row) for row in self._read(f"{_SELECT} WHERE seq IN ({seqs}) ORDER BY seq DESC", values)]
@@ -329,7 +355,7 @@ class SqliteStore:
         return self._writer.run(change, is_promise)
 
     def _save(self, tx: Transaction, before: Job, after: Job) -> Job:
-        tx.connection.execute(_UPDATE, (*to_row(after, STATE_COLUMNS), after.seq))
+        tx.connection.execute(_UPDATE, (*to_row(after, _CHANGED_COLUMNS), after.seq))
         return self._record(tx, before, after)
 
     def _save_all(self, tx: Transaction, pairs: Iterable[tuple[Job, Job]]) -> list[Job]:

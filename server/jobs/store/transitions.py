@@ -75,6 +75,13 @@ def claimed(job: Job, owner: str, now: float, lease_s: float) -> Job:
     )
 
 
+def moved_before(job: Job, first: Job) -> Job:
+    """A waiting job at the front of its tenant's line, whose first was `first`."""
+    if job.seq == first.seq:
+        return job
+    return replace(job, ahead_s=job.ahead_s + job.queue_rank - first.queue_rank + 1.0)
+
+
 def ended(job: Job, outcome: Outcome, now: float) -> Job:
     """An unfinished job, ended."""
     return replace(job, status=outcome.status, outcome=outcome, owner=None, lease_until=None, finished_at=now)

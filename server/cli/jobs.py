@@ -1,0 +1,184 @@
+"""`fluxserve jobs`: see, cancel, hold back and move forward requests of a running server, by its operator's API."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from server.cli.failures import ENVIRONMENT, USAGE, CommandError
+from server.cli.options import DataDir, Json, settings_from
+from server.http import running
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Look at everybody's requests, cancel many, hold a model or a key back, and move a request forward.\n\n"
+    "By a running server's API: with keys, one with the scope admin is needed (--key or FAL_KEY).",
+)
+Url = Annotated[str | None, typer.Option(help="A server's address.", show_default="the one that runs here")]
+Key = Annotated[str | None, typer.Option(help="A key with the scope admin.", envvar="FAL_KEY")]
+Id = Annotated[str, typer.Argument(metavar="REQUEST_ID", show_default=False)]
+Tag = Annotated[list[str] | None, typer.Option(help="NAME=VALUE; repeatable, all must hold.", show_default=False)]
+Endpoint = Annotated[list[str] | None, typer.Option(help="An endpoint id; repeatable.", show_default=False)]
+OfKey = Annotated[list[str] | None, typer.Option("--of-key", help="A key's id; repeatable.", show_default=False)]
+OfModel = Annotated[list[str] | None, typer.Option("--model", help="A model's name; repeatable.", show_default=False)]
+Status = Annotated[
+    list[str] | None, typer.Option(help="queued, running, completed, ...; repeatable.", show_default=False)
+]
+PausedModel = Annotated[str | None, typer.Option("--model", help="A model's name.", show_default=False)]
+PausedKey = Annotated[str | None, typer.Option("--of-key", help="A key's id.", show_default=False)]
+
+
+@app.command("list")
+def list_(
+    status: Status = None,
+    tag: Tag = None,
+    endpoint: Endpoint = None,
+    of_key: OfKey = None,
+    model: OfModel = None,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="So many at most, the newest.")] = 20,
+    url: Url = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Print requests, the newest first, and what is held back."""
+    query = {"status": status, "tag": tag, "endpoint_id": endpoint, "auth_method": of_key, "model": model}
+    asked = {name: value for name, value in query.items() if value} | {"limit": limit}
+    found = _ask("GET", "/v1/jobs", url, key, data_dir, params=asked)
+    found["paused"] = _ask("GET", "/v1/pauses", url, key, data_dir)["items"]
+    print(json.dumps(found) if as_json else "\n".join([_table(found["items"]), *map(_pause_line, found["paused"])]))
+
+
+@app.command()
+def show(request_id: Id, url: Url = None, key: Key = None, data_dir: DataDir = None, as_json: Json = False) -> None:
+    """Print one request with its place in the queue, its error and its log."""
+    found = _ask("GET", f"/v1/jobs/{quote(request_id, safe='')}", url, key, data_dir)
+    print(json.dumps(found) if as_json else _described(found))
+
+
+@app.command()
+def cancel(
+    request_id: Annotated[list[str] | None, typer.Argument(metavar="[REQUEST_ID]...", show_default=False)] = None,
+    tag: Tag = None,
+    endpoint: Endpoint = None,
+    of_key: OfKey = None,
+    model: OfModel = None,
+    status: Annotated[list[str] | None, typer.Option(help="queued or running.", show_default="both")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All that wait or run.")] = False,
+    url: Url = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Cancel these requests, or all that the filters find. What waits ends at once, what runs before its next step."""
+    wanted = {"request_id": request_id, "tag": tag, "endpoint_id": endpoint, "auth_method": of_key, "model": model}
+    body: dict[str, Any] = {name: value for name, value in (wanted | {"status": status}).items() if value}
+    if not body and not everything:
+        raise CommandError("say which: request ids, --tag, --endpoint, --of-key, --model, --status, or --all", USAGE)
+    total = {"cancelled": 0, "requested": 0}
+    has_more = True
+    while has_more:
+        answer = _ask("POST", "/v1/jobs/cancel", url, key, data_dir, json=body | {"all": everything})
+        for name in total:
+            total[name] += answer[name]
+        # What runs stays found until its worker drops it: only progress asks for another round.
+        has_more = answer["has_more"] and answer["cancelled"] + answer["requested"] > 0
+    print(json.dumps(total) if as_json else f"{total['cancelled']} cancelled, {total['requested']} asked to stop")
+
+
+@app.command()
+def pause(
+    model: PausedModel = None,
+    of_key: PausedKey = None,
+    url: Url = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Let requests of a model or a key wait until they are resumed, over restarts too. What runs goes on."""
+    answer = _ask("PUT", _held(model, of_key), url, key, data_dir)
+    print(json.dumps(answer) if as_json else f"paused: {answer['kind']} {answer['name']}")
+
+
+@app.command()
+def resume(
+    model: PausedModel = None,
+    of_key: PausedKey = None,
+    url: Url = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Let them run again, in their order."""
+    answer = _ask("DELETE", _held(model, of_key), url, key, data_dir)
+    print(json.dumps(answer) if as_json else f"resumed: {answer['kind']} {answer['name']}")
+
+
+@app.command()
+def prioritise(
+    request_id: Id, url: Url = None, key: Key = None, data_dir: DataDir = None, as_json: Json = False
+) -> None:
+    """Move a waiting request to the front of its key's line. Keys still take turns."""
+    answer = _ask("POST", f"/v1/jobs/{quote(request_id, safe='')}/prioritise", url, key, data_dir)
+    print(json.dumps(answer) if as_json else f"{request_id} is at place {answer['queue_position']}")
+
+
+def _held(model: str | None, of_key: str | None) -> str:
+    if (model is None) == (of_key is None):
+        raise CommandError("give one of --model and --of-key", USAGE)
+    kind, name = ("model", model) if model is not None else ("key", of_key)
+    return f"/v1/pauses/{kind}/{quote(name or '', safe='')}"
+
+
+def _ask(method: str, path: str, url: str | None, key: str | None, data_dir: Any, **about: Any) -> Any:
+    """The server's answer. Raises: CommandError with its own words."""
+    import httpx
+
+    headers = {"authorization": f"Key {key}"} if key else {}
+    try:
+        # Not by a proxy of the environment: it may be the server itself, for fal's clients.
+        with httpx.Client(
+            base_url=url or _running_here(data_dir), headers=headers, timeout=60, trust_env=False
+        ) as http:
+            answer = http.request(method, path, **about)
+            body = answer.json()
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as exc:
+        raise CommandError(f"the server does not answer: {exc}", ENVIRONMENT) from exc
+    if answer.is_error:
+        error = body.get("error")
+        raise CommandError(str(error.get("message") if isinstance(error, dict) else body.get("detail", body)))
+    return body
+
+
+def _running_here(data_dir: Any) -> str:
+    here = running.read(settings_from(None, data_dir=data_dir).data_dir)
+    if here is None:
+        raise CommandError("no server runs here: start one with `fluxserve serve`, or give --url", ENVIRONMENT)
+    return here.url
+
+
+def _table(items: list[dict[str, Any]]) -> str:
+    if not items:
+        return "no request is found"
+    return "\n".join(_line(item) for item in items)
+
+
+def _line(item: dict[str, Any]) -> str:
+    sent = f"{item['sent_at'][:19]}Z"
+    return f"{item['request_id']}  {item['status']:9}  {sent}  {item['endpoint_id']}  {_tags(item)}".rstrip()
+
+
+def _described(item: dict[str, Any]) -> str:
+    lines = [f"{name:15} {value}" for name, value in item.items() if name not in ("tags", "logs") and value is not None]
+    return "\n".join([*lines, f"{'tags':15} {_tags(item)}".rstrip(), *(f"  {line}" for line in item["logs"])])
+
+
+def _tags(item: dict[str, Any]) -> str:
+    return ",".join(f"{name}={value}" for name, value in item["tags"].items())
+
+
+def _pause_line(held: dict[str, Any]) -> str:
+    return f"paused since {held['since'][:19]}Z: {held['kind']} {held['name']}"
