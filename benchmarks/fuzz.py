@@ -83,7 +83,7 @@ async def _send_one(port: int, data: bytes, seen: Seen) -> None:
             seen.statuses["closed without an answer"] += 1
     except TimeoutError:
         seen.faults.append(f"no answer and no end for {data[:400]!r}")
-    except ConnectionError:
+    except OSError:  # also when the server has closed before all was written
         seen.statuses["closed without an answer"] += 1
     finally:
         writer.close()
