@@ -34,6 +34,8 @@ OTHER_VARIABLES = frozenset({"FLUXSERVE_CONFIG", "FLUXSERVE_TEST_MODEL"})
 # https://kubernetes.io/docs/concepts/containers/container-environment/: host and port of every Service, by its name.
 _OF_A_SERVICE = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$")
 _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")
+# https://docs.docker.com/engine/network/links/: a linked container's name and its own variables.
+_OF_A_LINK = re.compile(r"FLUXSERVE_(NAME|ENV_\w+)$")
 
 WILDCARD_HOSTS = frozenset({"", "0.0.0.0", "::"})
 
@@ -84,7 +86,10 @@ class Settings(BaseSettings):
         embed_parameters: prompt and seed go into picture files, too, beside model, endpoint and request id.
     """
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+    # A variable that compose files and charts leave empty is one that was not given.
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, allow_inf_nan=False
+    )
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
@@ -174,8 +179,11 @@ class Settings(BaseSettings):
         if value is None:
             return None
         parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        is_whole = parts.scheme in ("http", "https") and parts.hostname and not (parts.query or parts.fragment)
+        if not is_whole or "@" in parts.netloc or not value.isprintable() or " " in value:
             raise ValueError("must look like https://fal.example.com or http://host:8000/prefix")
+        if parts.port == 0:  # reading it raises ValueError beyond 65535
+            raise ValueError("its port must be 1 to 65535")
         return value.rstrip("/")
 
     @field_validator("allow_private_cidrs")
@@ -255,6 +263,7 @@ def load(flags: Mapping[str, Any], config: Path | None = None) -> Settings:
             return (init_settings, env_settings, *source)
 
     _refuse_unknown_variables()
+    _refuse_an_empty_key(flags)
     given = {name: value for name, value in flags.items() if value is not None}
     try:
         return FromEverywhere(**given)
@@ -274,10 +283,21 @@ def _refuse_unknown_variables() -> None:
             raise SettingsError(f"{name} is not a setting" + (f"; did you mean {PREFIX}{meant}?" if meant else ""))
 
 
+def _refuse_an_empty_key(flags: Mapping[str, Any]) -> None:
+    """Raises: SettingsError. Who names keys means to have one: a secret that was not there must not open the server."""
+    for name in (name for name in os.environ if name.upper() == PREFIX + "API_KEYS"):
+        if not flags.get("api_keys") and not os.environ[name].replace(",", " ").strip():
+            raise SettingsError(f"{name} is empty: give it a key, or unset it to serve without one")
+
+
 def _is_ours(name: str) -> bool:
-    """Whether a variable is not one that Kubernetes makes for a Service whose name begins with ours."""
+    """Whether a variable is none that Kubernetes makes for a Service of our name, or Docker for a link."""
     value = os.environ.get(name, "") or os.environ.get(name.upper(), "")
-    return not (_OF_A_SERVICE.search(name.upper()) or (name.upper().endswith("_PORT") and _SERVICE_URL.match(value)))
+    return not (
+        _OF_A_SERVICE.search(name.upper())
+        or _OF_A_LINK.match(name.upper())
+        or (name.upper().endswith("_PORT") and _SERVICE_URL.match(value))
+    )
 
 
 def flag_of(field: str) -> str:
@@ -330,5 +350,6 @@ def _sentence(error: Any) -> str:
         return f"{field} is not a setting"
     if field == "device":
         text = "must be auto, cpu, cuda, or a list such as cuda:0,1 or cpu,cpu"
-    got = "" if field == "api_keys" or isinstance(error["input"], tuple) else f", not {error['input']!r}"
+    has_secret = field == "api_keys" or (field == "public_url" and "@" in str(error["input"]))
+    got = "" if has_secret or isinstance(error["input"], tuple) else f", not {error['input']!r}"
     return f"{flag_of(field)}: {text}{got}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,6 +19,8 @@ MAX_DEPTH = 64
 """Nesting that no endpoint needs, but that the JSON writers of every later stage can still follow."""
 
 
+_CODINGS = frozenset({"gzip", "deflate", "br", "zstd"})
+
 _CAUSES = {
     "number is infinity when parsed as double": "a number is too large",
     "depth limit exceeded": f"nested deeper than {MAX_DEPTH} levels",
@@ -27,8 +30,13 @@ _CAUSES = {
 
 
 async def read_bytes(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
-    """The whole body. Raises PlainError 413 beyond `limit` bytes, ClientDisconnect if the caller goes."""
+    """The whole body. Raises PlainError 413 beyond `limit` bytes, 415 if it is compressed, ClientDisconnect if the
+    caller goes."""
     check_declared(request, limit)
+    if (coding := request.headers.get("content-encoding", "identity").lower()) not in ("", "identity"):
+        named = coding if coding in _CODINGS else "that was given"
+        message = f"Content-Encoding {named} is not read here: send the body as it is"
+        raise PlainError(415, message, {"accept-encoding": "identity"})
     chunks: list[bytes] = []
     size = 0
     async for chunk in request.stream():
@@ -59,11 +67,23 @@ def parse_object(data: bytes) -> dict[str, Any]:
     if not data.strip():
         return {}
     try:
-        value = orjson.loads(data)
+        value = orjson.loads(_as_utf8(data))
     except orjson.JSONDecodeError as exc:
         error = _CAUSES.get(exc.msg, exc.msg)
         raise InputError([problem([exc.pos], "JSON decode error", "json_invalid", {"error": error})]) from exc
     return checked_object(value)
+
+
+def _as_utf8(data: bytes) -> bytes:
+    """The same text without a byte order mark, and from UTF-16 or UTF-32: Windows' tools send these, and fal, whose
+    parser is Python's own, reads them. What cannot be read is left for the parser to refuse."""
+    encoding = json.detect_encoding(data)
+    if encoding == "utf-8":
+        return data
+    try:
+        return data.decode(encoding).encode()
+    except UnicodeError:
+        return data
 
 
 def checked_object(value: object) -> dict[str, Any]:

@@ -286,10 +286,12 @@ def _is_yes(text: str) -> bool:
     return text.strip().lower() in ("1", "true", "yes")
 
 
-def _webhook(url: str) -> str:
+def _webhook(text: str) -> str:
+    url = text.strip(" ")  # as urlsplit reads it, but what calls the address later would not
     try:
         parts = urlsplit(url)
-        has_host = bool(parts.hostname) and is_host_name(parts.hostname or "")
+        host = parts.hostname or ""
+        has_host = bool(host) and " " not in host and is_host_name(host)
         is_usable = parts.scheme in ("http", "https") and has_host and (parts.port is None or parts.port > 0)
     except ValueError:
         is_usable = False

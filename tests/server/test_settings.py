@@ -79,6 +79,34 @@ def test_what_kubernetes_says_of_a_service_with_our_name_is_no_setting(monkeypat
     assert load({}).port == 9000
 
 
+def test_what_docker_says_of_a_link_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLUXSERVE_NAME", "/web/fluxserve")
+    monkeypatch.setenv("FLUXSERVE_ENV_PATH", "/usr/bin")
+    monkeypatch.setenv("FLUXSERVE_PORT", "tcp://172.17.0.2:8000")
+    assert load({}).port == 8000
+
+
+def test_a_variable_that_was_left_empty_was_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compose file's `${VARIABLE}` without a value is empty; the current folder is no data folder then."""
+    for field in Settings.model_fields:
+        monkeypatch.setenv(f"FLUXSERVE_{field.upper()}", "" if field != "api_keys" else "id:secret")
+    assert load({}).model_dump() == Settings(api_keys=("id:secret",)).model_dump()
+
+
+@pytest.mark.parametrize("value", ["", " , "])
+def test_an_empty_key_does_not_open_the_server(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("FLUXSERVE_API_KEYS", value)
+    with pytest.raises(SettingsError, match="FLUXSERVE_API_KEYS is empty"):
+        load({})
+    assert load({"api_keys": ("id:secret",)}).api_keys == ("id:secret",)
+
+
+def test_a_password_in_the_public_url_is_refused_and_not_repeated() -> None:
+    with pytest.raises(SettingsError, match="--public-url") as caught:
+        load({"public_url": "https://me:hidden@fal.example.com"})
+    assert "hidden" not in str(caught.value)
+
+
 def test_key_file_holds_one_key_a_line(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("# production\nid:secret\n\nother:key\n")
@@ -100,6 +128,10 @@ def test_key_file_holds_one_key_a_line(tmp_path: Path) -> None:
         ({"api_keys": ("",)}, ["--api-key", "empty"]),
         ({"api_keys": ("a\nb",)}, ["--api-key", "printable"]),
         ({"memory_gb": 0}, ["--memory-gb", "greater than 0"]),
+        ({"retention_s": "inf"}, ["--retention-s", "finite"]),
+        ({"public_url": "https://x.test/a b"}, ["--public-url", "must look like"]),
+        ({"public_url": "https://x.test:99999"}, ["--public-url", "65535"]),
+        ({"public_url": "https://x.test:0"}, ["--public-url", "65535"]),
         ({"quantization": "int3"}, ["--quantization", "fp8", "int3"]),
     ],
 )

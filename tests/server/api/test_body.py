@@ -36,7 +36,8 @@ def test_an_empty_body_is_an_empty_object(data: bytes) -> None:
         b'{"a": ' + b"9" * 400 + b"}",
         rb'{"a": "\ud800"}',
         b'{"a": "\xff"}',
-        b"\xef\xbb\xbf{}",
+        b"\xff\xfe{",
+        b"\xef\xbb\xbf{}{}",
         b"{}{}",
         b"[" * 100_000,
         b'{"a":' * 2000,
@@ -59,6 +60,11 @@ def test_what_is_not_json_is_named_so(data: bytes) -> None:
 )
 def test_the_cause_is_said_in_words_a_caller_can_act_on(data: bytes, error: str) -> None:
     assert entry(data)["ctx"] == {"error": error}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_json_of_windows_tools_is_read_as_fal_reads_it(encoding: str) -> None:
+    assert parse_object('{"prompt": "a ☃"}'.encode(encoding)) == {"prompt": "a ☃"}
 
 
 @pytest.mark.parametrize("data", [b"[]", b"null", b'"text"', b"5", b"true"])

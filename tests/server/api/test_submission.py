@@ -289,6 +289,7 @@ def test_headers_and_query_are_understood() -> None:
     assert options(x_fal_request_timeout="2", x_fal_request_start_timeout="30").start_within_s == 30
     assert options(x_fal_request_timeout="1e12").start_within_s == MAX_TIMEOUT_S
     assert options("fal_webhook=https%3A%2F%2Fx.test%2Fhook%3Fa%3D1").webhook_url == "https://x.test/hook?a=1"
+    assert options("fal_webhook=%20https%3A%2F%2Fx.test%2Fhook+").webhook_url == "https://x.test/hook"
     assert options("fal_max_queue_length=0").max_queued == 1  # with one that waits it is one too many
     assert options(x_fal_runner_hint="a").hint_bucket == options(x_fal_runner_hint="a").hint_bucket
     assert len({options(x_fal_runner_hint=str(number)).hint_bucket for number in range(1000)}) == HINT_BUCKETS
@@ -333,6 +334,7 @@ def test_an_unusable_timeout_is_a_bad_request(timeout: str) -> None:
         "fal_webhook=http://x:bad/",
         "fal_webhook=",
         "fal_webhook=http://a..b/x",
+        "fal_webhook=http://a b.test/",
         "fal_webhook=http://.example.com/",
         "fal_webhook=http://xn--a/",
         f"fal_webhook=http://{'a' * 64}.test/",

@@ -123,6 +123,14 @@ def test_what_is_no_json_object_is_refused_at_once(api: Api, content: bytes) -> 
     assert sum(api.node.store.counts().values()) == 0
 
 
+@pytest.mark.parametrize("coding", ["gzip", "BR", "x-unheard-of"])
+def test_a_compressed_body_is_refused_by_name(api: Api, coding: str) -> None:
+    answer = api.http.post("/queue/fal-ai/flux/dev", content=b"\x1f\x8b", headers={"content-encoding": coding})
+    assert (answer.status_code, answer.headers["accept-encoding"]) == (415, "identity")
+    assert "send the body as it is" in answer.json()["detail"]
+    assert api.http.post("/queue/fal-ai/flux/dev", content=b"{}", headers={"content-encoding": "identity"}).is_success
+
+
 def test_a_body_beyond_the_limit_is_413(api: Api) -> None:
     answer = api.http.post("/queue/fal-ai/flux/dev", content=b" " * (32 * 2**20 + 1))
     assert answer.status_code == 413
