@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Action = Literal["result", "status", "status/stream", "cancel"]
 
@@ -20,8 +19,7 @@ _ACTIONS: dict[str, Action] = {
 _LEGACY_ID = re.compile(r"([0-9]+)-([a-zA-Z0-9-]+)")
 
 
-@dataclass(frozen=True, slots=True)
-class FollowUp:
+class FollowUp(NamedTuple):
     """A question about an earlier request.
 
     Args:

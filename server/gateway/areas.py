@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from starlette.types import Scope
@@ -71,8 +71,7 @@ _PROXY_METHODS = frozenset({"GET", "POST", "PUT", "OPTIONS"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """How one request came in.
 
     Args:

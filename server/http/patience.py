@@ -36,12 +36,20 @@ class PatientHttp(UpgradesIgnored):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self._is_in_head = True
-        self._is_in_body = False
+        self._read: object = None
+        """Of the request that came to its end last; every poll passes here, so nothing else is noted of one."""
         self._head_bytes = 0
         self._since = self._heard_at = self.loop.time()
         self._timer: asyncio.TimerHandle | None = None
         self._our_flow: _Flow
+
+    @property
+    def _is_in_head(self) -> bool:
+        return self.scope is None or "method" not in self.scope
+
+    @property
+    def _is_in_body(self) -> bool:
+        return not self._is_in_head and self.scope is not self._read
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -54,29 +62,31 @@ class PatientHttp(UpgradesIgnored):
 
     def data_received(self, data: bytes) -> None:
         self._heard_at = self.loop.time()
-        if self._is_in_head:
+        read = self._read
+        if self.scope is not None and self.scope is read:
+            self._since, self._head_bytes = self._heard_at, len(data)
+        elif self._is_in_head:
             self._head_bytes += len(data)
         super().data_received(data)
+        if self.scope is None or self.scope is not self._read:  # nearly all requests come in one piece
+            self._watch(began_behind_another=self._read is not read)
+
+    def _watch(self, began_behind_another: bool) -> None:
+        """Of a request that is not complete."""
+        if began_behind_another:
+            self._since, self._head_bytes = self._heard_at, 1
         if self._is_in_head and self._head_bytes > HEAD_BYTES:
             self._hang_up(431)
-        elif self._timer is None and (self._is_in_head or self._is_in_body):
-            # Not for a request that came in one piece, as nearly all do.
+        elif self._timer is None:
             self._look_later(HEAD_S if self._is_in_head else BODY_S)
 
-    def on_message_begin(self) -> None:
-        if not self._is_replaying:
-            # A first request's bytes are counted already; of a later one, at least this has come.
-            self._head_bytes = self._head_bytes if self._is_in_head else 1
-            self._is_in_head, self._since = True, self._heard_at
-        super().on_message_begin()
-
-    def on_headers_complete(self) -> None:
-        self._is_in_head, self._is_in_body = False, True
-        super().on_headers_complete()
-
     def on_message_complete(self) -> None:
-        self._is_in_body = False
+        self._read = self.scope
         super().on_message_complete()
+
+    def _go_on_without(self, rest: bytes) -> None:
+        self._read = None  # the body is still to come
+        super()._go_on_without(rest)
 
     def handle_websocket_upgrade(self) -> None:
         self.stop_watching()
@@ -84,7 +94,7 @@ class PatientHttp(UpgradesIgnored):
 
     def stop_watching(self) -> None:
         """Somebody else speaks on this connection from now on."""
-        self._is_in_head = self._is_in_body = False
+        self._read = self.scope
         if self._timer is not None:
             self._timer.cancel()
 

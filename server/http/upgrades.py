@@ -15,8 +15,6 @@ _OFFERS = frozenset({b"upgrade", b"http2-settings"})
 class UpgradesIgnored(HttpToolsProtocol):
     """uvicorn's HTTP/1.1, in which only WebSockets are upgraded to."""
 
-    _is_replaying = False
-
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
         try:
@@ -43,26 +41,40 @@ class UpgradesIgnored(HttpToolsProtocol):
                 head += [name, b": ", value, b"\r\n"]
         self.cycle.more_body = True
         self.cycle.message_event.clear()
-        self.parser = httptools.HttpRequestParser(self)
+        replayed = _Replayed(self)
+        self.parser = httptools.HttpRequestParser(replayed)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        self._is_replaying = True
         self.parser.feed_data(b"".join([*head, b"\r\n"]))
-        self._is_replaying = False
+        replayed.is_behind_head = True
         if rest:
             self.data_received(rest)
 
+
+class _Replayed:
+    """What a parser calls that reads a head for the second time: nothing is passed on until it is behind that."""
+
+    def __init__(self, protocol: HttpToolsProtocol) -> None:
+        self.is_behind_head = False
+        self._protocol = protocol
+
     def on_message_begin(self) -> None:
-        if not self._is_replaying:
-            super().on_message_begin()
+        if self.is_behind_head:
+            self._protocol.on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        if not self._is_replaying:
-            super().on_url(url)
+        if self.is_behind_head:
+            self._protocol.on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._is_replaying:
-            super().on_header(name, value)
+        if self.is_behind_head:
+            self._protocol.on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        if not self._is_replaying:
-            super().on_headers_complete()
+        if self.is_behind_head:
+            self._protocol.on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._protocol.on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._protocol.on_message_complete()

@@ -92,9 +92,13 @@ def test_a_head_that_comes_byte_by_byte_has_no_more_time(port: int) -> None:
         pytest.fail("it was read for four seconds")
 
 
-def test_a_body_that_does_not_go_on_ends_the_connection(port: int) -> None:
+@pytest.mark.parametrize("before", [b"", b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"])
+@pytest.mark.parametrize("offer", [b"", b"connection: upgrade\r\nupgrade: h2c\r\n"])
+def test_a_body_that_does_not_go_on_ends_the_connection(port: int, before: bytes, offer: bytes) -> None:
     with connected(port) as sock:
-        sock.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nabc")
+        sock.sendall(before + b"POST / HTTP/1.1\r\nhost: x\r\n" + offer + b"content-length: 100\r\n\r\nabc")
+        if before:
+            assert sock.recv(1 << 16).endswith(b"0")
         assert b" 200 " not in rest(sock)
 
 
@@ -123,6 +127,14 @@ def test_a_second_request_that_does_not_end_is_closed_too(port: int) -> None:
         assert sock.recv(1 << 16).endswith(b"0")
         sock.sendall(b"GET / HT")
         assert rest(sock).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_request_that_begins_behind_another_and_does_not_end_is_closed_too(port: int) -> None:
+    with connected(port) as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\nGET / HT")
+        answers = rest(sock)
+        assert answers.count(b"HTTP/1.1 200") == 1
+        assert b"HTTP/1.1 408 " in answers
 
 
 def test_a_kept_connection_may_rest_between_two_requests(port: int) -> None:
