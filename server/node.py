@@ -18,8 +18,10 @@ from server.api import wire
 from server.api.preparation import Preparation
 from server.api.schemas.sizes import PRESETS
 from server.api.served import Served
+from server.files import content_credentials
 from server.files.adapter_store import AdapterStore
 from server.files.adapters import Adapters
+from server.files.content_credentials import Credentials
 from server.files.disk import Disk
 from server.files.inputs import Inputs
 from server.files.objects import Objects
@@ -88,7 +90,8 @@ class Node:
     def from_settings(cls, settings: Settings, worker_command: Sequence[str] = WORKER_COMMAND) -> Node:
         """Open the data directory and wire everything; starts nothing.
 
-        Raises: StoreError, TooFewThreadsError, UnknownModelError or ValueError with one sentence for the operator.
+        Raises: StoreError, TooFewThreadsError, CredentialsError, UnknownModelError or ValueError with one sentence
+            for the operator.
         """
         specs = resolve_all(settings.model_arguments, settings.model_folders)
         names = devices(settings.device, count_gpus())
@@ -100,7 +103,7 @@ class Node:
         objects = Objects(settings.data_dir / "files", clock)
         keys = key_ring(settings)
         allowance = Allowance(keys.limits, objects.stored_bytes)
-        outputs = Outputs(objects, ttl_s=settings.retention_s + FILE_MARGIN_S)
+        outputs = Outputs(objects, settings.retention_s + FILE_MARGIN_S, credentials=_credentials(settings))
         served = Served(specs)
         allowed = parse_networks(settings.allow_private_cidrs)
         inputs = Inputs(objects, outputs.pool, allowed)
@@ -264,6 +267,12 @@ def _adapters(settings: Settings, specs: Sequence[ModelSpec], objects: Objects, 
         settings.max_adapter_mb << 20,
         allowed,
     )
+
+
+def _credentials(settings: Settings) -> Credentials | None:
+    if settings.c2pa_cert is None or settings.c2pa_key is None:
+        return None
+    return content_credentials.read(settings.c2pa_cert, settings.c2pa_key)
 
 
 def key_ring(settings: Settings) -> KeyRing:

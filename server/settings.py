@@ -80,6 +80,7 @@ class Settings(BaseSettings):
         keep_gb: results and uploads in GB; beyond it the oldest go before that time.
         warmup: what a worker draws before it is ready: auto (nothing to speak of on a CPU), none, or full.
         hang_s: a worker silent for this many seconds is killed and restarted.
+        c2pa_cert, c2pa_key: the operator's certificate chain and key (PEM) that sign every picture file.
         prices: a TOML file with what a megapixel costs by endpoint; None for nothing.
         keep_alive_s: an idle connection is closed after so many seconds. Longer than what proxies keep one to us
             (nginx and Amazon's load balancers: 60), else they would send a request into one that we are closing.
@@ -127,6 +128,8 @@ class Settings(BaseSettings):
     retention_s: float = Field(7 * 86400.0, gt=0)
     keep_gb: float | None = Field(None, gt=0)
     hang_s: float = Field(120.0, gt=0)
+    c2pa_cert: Path | None = None
+    c2pa_key: Path | None = None
     prices: Path | None = None
     keep_alive_s: int = Field(75, ge=1)
     embed_parameters: bool = False
@@ -161,7 +164,7 @@ class Settings(BaseSettings):
             raise ValueError("must not be empty, and holds printable characters only")
         return keys
 
-    @field_validator("data_dir", "tls_cert", "tls_key", "prices")
+    @field_validator("data_dir", "tls_cert", "tls_key", "c2pa_cert", "c2pa_key", "prices")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()
@@ -212,6 +215,8 @@ class Settings(BaseSettings):
             raise ValueError(f"--port and --tls-port are both {self.port}; they must differ")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("--tls-cert and --tls-key belong together: give both or neither")
+        if (self.c2pa_cert is None) != (self.c2pa_key is None):
+            raise ValueError("--c2pa-cert and --c2pa-key belong together: give both or neither")
         if not (self.is_protected or self.allow_insecure_bind or is_loopback(self.host)):
             raise ValueError(
                 f"--host {self.host} lets other machines in and no key protects the server: "

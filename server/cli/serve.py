@@ -114,6 +114,10 @@ def serve(
     hang_s: Annotated[
         float | None, typer.Option(help="A worker silent for so many seconds is restarted.", show_default="120")
     ] = None,
+    c2pa_cert: Annotated[
+        Path | None, typer.Option(help="Certificate chain (PEM) that signs every picture file, by C2PA.")
+    ] = None,
+    c2pa_key: Annotated[Path | None, typer.Option(help="Its private key (PEM, no password).")] = None,
     prices: Annotated[
         Path | None, typer.Option(help="TOML file: what a megapixel costs, by endpoint.", show_default="nothing")
     ] = None,
@@ -165,6 +169,8 @@ def serve(
         retention_s=retention_s,
         keep_gb=keep_gb,
         hang_s=hang_s,
+        c2pa_cert=c2pa_cert,
+        c2pa_key=c2pa_key,
         prices=prices,
         keep_alive_s=keep_alive_s,
         embed_parameters=embed_parameters,
@@ -249,6 +255,7 @@ def _run(settings: Settings, out: PatientWriter) -> None:
     from server.api.prices import PricesError
     from server.app import create_app
     from server.cli.greeting import Greeting
+    from server.files.content_credentials import CredentialsError
     from server.files.private import DamagedSecretError
     from server.jobs.store.base import StoreError
     from server.node import Node
@@ -265,6 +272,8 @@ def _run(settings: Settings, out: PatientWriter) -> None:
         raise CommandError(str(exc), ENVIRONMENT) from exc
     except AliasError as exc:
         raise CommandError(f"--alias {exc}", USAGE) from exc
+    except CredentialsError as exc:
+        raise CommandError(str(exc), USAGE) from exc
     except PricesError as exc:
         raise CommandError(f"--prices {exc}", USAGE) from exc
     except OSError as exc:

@@ -8,9 +8,11 @@ from typing import Any, Literal
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from server.files.content_credentials import Credentials, sign
 from server.files.provenance import Provenance
 
 ImageFormat = Literal["jpeg", "png", "webp"]
+CONTENT_TYPES: dict[ImageFormat, str] = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 
 # Quality 95 without chroma subsampling: what fal's pictures look like side by side. PNG level 1 is 5 times faster than
 # the default and within a tenth of its size on photographs.
@@ -22,14 +24,24 @@ _OPTIONS: dict[ImageFormat, dict[str, Any]] = {
 
 
 def encode(
-    pixels: bytes, width: int, height: int, image_format: ImageFormat, provenance: Provenance | None = None
+    pixels: bytes,
+    width: int,
+    height: int,
+    image_format: ImageFormat,
+    provenance: Provenance | None = None,
+    credentials: Credentials | None = None,
 ) -> bytes:
-    """A picture file from height x width x 3 bytes, row major RGB. Raises: ValueError if the sizes disagree."""
+    """A picture file from height x width x 3 bytes, row major RGB; signed, last of all, if there is what to sign with.
+
+    Raises: ValueError if the sizes disagree, CredentialsError.
+    """
     target = BytesIO()
     picture = Image.frombytes("RGB", (width, height), pixels)
     metadata = {} if provenance is None else _metadata(image_format, provenance)
     picture.save(target, image_format.upper(), **_OPTIONS[image_format], **metadata)
-    return target.getvalue()
+    if provenance is None or credentials is None:
+        return target.getvalue()
+    return sign(target.getvalue(), CONTENT_TYPES[image_format], provenance, credentials)
 
 
 def _metadata(image_format: ImageFormat, provenance: Provenance) -> dict[str, Any]:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.protocol.frames import Picture, Preview
-from server.files.encoding import ImageFormat, encode
+from server.files.content_credentials import Credentials, CredentialsError
+from server.files.encoding import CONTENT_TYPES, ImageFormat, encode
 from server.files.objects import Access, Objects
 from server.files.picture_pool import PicturePool, why_unusable
 from server.files.provenance import Provenance
 
-CONTENT_TYPES: dict[ImageFormat, str] = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 FILES_PREFIX = "/files/"
 
 
@@ -38,12 +38,20 @@ class EncoderError(Exception):
 class Outputs:
     """Encodes in a small pool of processes, so that neither the event loop nor the GIL waits for it.
 
-    Args: objects: where files go. ttl_s: how long they are kept. pool: encodes; closed with this.
+    Args: objects: where files go. ttl_s: how long they are kept. pool: encodes; closed with this. credentials: sign
+        every file.
     """
 
-    def __init__(self, objects: Objects, ttl_s: float | None = None, pool: PicturePool | None = None) -> None:
+    def __init__(
+        self,
+        objects: Objects,
+        ttl_s: float | None = None,
+        pool: PicturePool | None = None,
+        credentials: Credentials | None = None,
+    ) -> None:
         self._objects = objects
         self._ttl_s = ttl_s
+        self._credentials = credentials
         self.pool = pool or PicturePool()
         self.is_warm = False
         """Whether an encoder has worked, and has not failed since."""
@@ -115,7 +123,9 @@ class Outputs:
         self, pixels: bytes, width: int, height: int, image_format: ImageFormat, provenance: Provenance | None = None
     ) -> bytes:
         try:
-            data = await self.pool.run(encode, pixels, width, height, image_format, provenance)
+            data = await self.pool.run(encode, pixels, width, height, image_format, provenance, self._credentials)
+        except CredentialsError as exc:
+            raise EncoderError(str(exc)) from exc
         except BrokenProcessPool as exc:
             self.is_warm, self.encoder_problem = False, f"pictures cannot be encoded: {exc}"
             raise EncoderError(self.encoder_problem) from exc
