@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.files import objects as objects_module
-from server.files.objects import ABANDONED_S, UNDESCRIBED_S, Objects
+from server.files.objects import ABANDONED_S, UNDESCRIBED_S, Access, Objects, StoredObject
 from tests.server.stores import Clock
 
 ROOT = Path(__file__).parents[3]
@@ -99,6 +99,20 @@ def test_an_access_that_nobody_knows_is_a_damaged_description(objects: Objects) 
     description = objects._path(key + ".json")
     description.write_text(description.read_text().replace('"allow"', '"everyone"'))
     assert objects.stat(key) is None
+
+
+@pytest.mark.parametrize(
+    ("access", "owner", "reader", "may"),
+    [
+        ("allow", "a", "b", True),
+        ("hide", "a", "b", False),
+        ("forbid", "a", "b", False),
+        ("hide", "a", "a", True),
+        ("hide", "", "b", True),
+    ],
+)
+def test_what_is_hidden_is_for_its_tenant_alone(access: Access, owner: str, reader: str, may: bool) -> None:
+    assert StoredObject("k.png", 1, "image/png", access=access, tenant=owner).is_for(reader) is may
 
 
 def test_only_their_owner_may_read_the_files(objects: Objects) -> None:

@@ -289,6 +289,47 @@ def test_webhooks_of_an_older_version_keep_their_state(path: Path) -> None:
     connection.close()
 
 
+DIES_IN_A_MIGRATION = """
+import os, sys
+from pathlib import Path
+from server.jobs.store import sqlite
+
+connect, left = sqlite.connect, int(sys.argv[2])
+
+def count(cursor, statement, bindings):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), 9)
+    return True
+
+def watched(path, vfs):
+    connection = connect(path, vfs)
+    connection.exec_trace = count
+    return connection
+
+sqlite.connect = watched
+sqlite.SqliteStore(Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("statements", [2, 5, 9, 14, 19])
+def test_kill_9_in_the_upgrade_of_an_older_store_loses_nothing(path: Path, statements: int) -> None:
+    store = SqliteStore(path)
+    jobs = [new_job(tenant=""), new_job(params=None, outcome=REJECTED, webhook_url="https://x.test/hook")]
+    for job in jobs:
+        store.enqueue(job)
+    before = [store.get(job.id) for job in jobs]
+    store.close()
+    as_written_by_version(1, path)
+    killed = subprocess.run([sys.executable, "-c", DIES_IN_A_MIGRATION, str(path), str(statements)], cwd=ROOT)
+    assert killed.returncode == -signal.SIGKILL
+    store = SqliteStore(path)
+    assert [store.get(job.id) for job in jobs] == before
+    assert [delivery.job_id for delivery in store.due_webhooks(10)] == [jobs[1].id]
+    store.close()
+
+
 def test_a_file_from_a_newer_version_is_refused(path: Path) -> None:
     SqliteStore(path).close()
     connection = apsw.Connection(str(path))
