@@ -144,12 +144,37 @@ class PartCache:
         """Whether this part's files are mapped, where they may be, or read once and in order."""
         return self._maps and not any(map(is_remote, part.files))
 
+    def held(self, part: Part, dtype: torch.dtype) -> nn.Module | None:
+        return self._parts.get(_key(part, dtype))
+
     def holds(self, part: Part, dtype: torch.dtype) -> bool:
-        return _key(part, dtype) in self._parts
+        return self.held(part, dtype) is not None
 
     def keep_only(self, used: set[int]) -> None:
         """Forget parts whose `id` no checkpoint uses any more."""
         self._parts = {key: module for key, module in self._parts.items() if id(module) in used}
+
+
+def outlook(spec: ModelSpec, dtype: torch.dtype, cache: PartCache) -> tuple[int, set[int]]:
+    """What loading would add to memory, in bytes, and the `id` of every part in `cache` that it would use.
+
+    Nothing of a checkpoint that cannot be looked at: loading it says why.
+    """
+    if spec.source.startswith("random:"):
+        return random_bytes(spec, dtype), set()
+    try:
+        parts = open_checkpoint(spec).parts
+    except LoadError:
+        return 0, set()
+    added, used = 0, set()
+    for name, part in parts.items():
+        wanted = vae_dtype(dtype) if name == "vae" else dtype
+        held = cache.held(part, wanted)
+        if held is None:
+            added += part.loaded_bytes(wanted)
+        else:
+            used.add(id(held))
+    return added, used
 
 
 def _key(part: Part, dtype: torch.dtype) -> tuple[Any, ...]:

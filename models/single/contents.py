@@ -10,7 +10,7 @@ from models.files.headers import TensorEntry
 from models.files.layouts import described
 from models.registry import Variant
 
-Layout = Literal["bfl", "diffusers", "ldm", "transformers"]
+Layout = Literal["bfl", "diffusers", "ldm", "transformers", "llama.cpp"]
 Header = Mapping[str, TensorEntry]
 
 
@@ -33,6 +33,7 @@ _SIGNS: tuple[tuple[str, Layout, str, tuple[str, ...]], ...] = (
         "encoder.block.0.layer.0.SelfAttention.q.weight",
         ("text_encoders.t5xxl.transformer.", "text_encoder_2.", ""),
     ),
+    ("text_encoder_2", "llama.cpp", "enc.blk.0.attn_q.weight", ("",)),
     (
         "text_encoder",
         "transformers",

@@ -118,6 +118,31 @@ def _split(tensor: Stored, parts: tuple[str, ...]) -> list[tuple[str, Stored]]:
     return pieces
 
 
+_T5 = {
+    "attn_q": "layer.0.SelfAttention.q",
+    "attn_k": "layer.0.SelfAttention.k",
+    "attn_v": "layer.0.SelfAttention.v",
+    "attn_o": "layer.0.SelfAttention.o",
+    "attn_rel_b": "layer.0.SelfAttention.relative_attention_bias",
+    "attn_norm": "layer.0.layer_norm",
+    "ffn_gate": "layer.1.DenseReluDense.wi_0",
+    "ffn_up": "layer.1.DenseReluDense.wi_1",
+    "ffn_down": "layer.1.DenseReluDense.wo",
+    "ffn_norm": "layer.1.layer_norm",
+}
+
+
+def transformers_t5(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+    """T5's encoder in llama.cpp's layout (GGUF) by transformers' names; names that are not known stay as they are."""
+    ends = {"token_embd.weight": "shared.weight", "enc.output_norm.weight": "encoder.final_layer_norm.weight"}
+    renamed: dict[str, Stored] = {}
+    for name, tensor in tensors.items():
+        block, _, layer = name.removeprefix("enc.blk.").removesuffix(".weight").partition(".")
+        known = name.startswith("enc.blk.") and layer in _T5
+        renamed[f"encoder.block.{block}.{_T5[layer]}.weight" if known else ends.get(name, name)] = tensor
+    return renamed
+
+
 def diffusers_vae(tensors: Mapping[str, Stored], config: Mapping[str, object]) -> dict[str, Stored]:
     """A VAE in the layout of latent diffusion by diffusers' names."""
     plain = {name: unpacked(tensor, torch.float32) for name, tensor in tensors.items()}

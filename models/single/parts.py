@@ -19,7 +19,7 @@ from models.registry import Variant
 from models.single.configs import Shapes, clip_config, t5_config, transformer_config, vae_config
 from models.single.contents import Header, Held, contents, variant_of, what_it_is
 from models.single.header import header_of
-from models.single.layout import diffusers_transformer, diffusers_vae, with_scales
+from models.single.layout import diffusers_transformer, diffusers_vae, transformers_t5, with_scales
 from models.single.search import companion, tokenizer_folder
 
 _WORDS = {
@@ -97,7 +97,8 @@ def _made_part(label: str, kind: Any, configured: Callable[[Shapes], Any], held:
     renamed = _convert(held, {})
     described = on_meta(own) | read_states((file,), own)
     tensors = {key.removeprefix(held.prefix): stored for key, stored in described.items()}
-    names = renamed(with_nf4(with_scales(tensors, label), label)) if kind is FluxTransformer2DModel else tensors
+    is_named = kind is FluxTransformer2DModel or held.layout == "llama.cpp"
+    names = renamed(with_nf4(with_scales(tensors, label), label)) if is_named else tensors
     config = configured({key: tuple(tensor.shape) for key, tensor in names.items()})
     return Part(label, kind, config, (file,), own, held.prefix, _convert(held, config))
 
@@ -105,6 +106,8 @@ def _made_part(label: str, kind: Any, configured: Callable[[Shapes], Any], held:
 def _convert(held: Held, config: Any) -> Convert:
     if held.layout == "bfl":
         return diffusers_transformer
+    if held.layout == "llama.cpp":
+        return transformers_t5
     if held.layout == "ldm":
         return partial(diffusers_vae, config=config)
     return dict

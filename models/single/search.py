@@ -5,17 +5,18 @@ No torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 from models.errors import LoadError
-from models.files.headers import TensorEntry, read_header
+from models.files.headers import TensorEntry
 from models.single.contents import contents
+from models.single.header import header_of
 
 FOLDERS = ("checkpoints", "diffusion_models", "unet", "text_encoders", "clip", "vae")
 """What ComfyUI calls them, inside its `models`."""
-_WEIGHTS = (".safetensors", ".sft")
+_WEIGHTS = (".safetensors", ".sft", ".gguf")
 _TOKENIZERS = {
     "tokenizer": ("tokenizer", "clip", "sd1_tokenizer", "comfy/sd1_tokenizer"),
     "tokenizer_2": ("tokenizer_2", "t5", "t5_tokenizer", "comfy/text_encoders/t5_tokenizer"),
@@ -65,9 +66,9 @@ def _folders(root: Path) -> list[Path]:
 
 
 @cache
-def _header(file: Path, size: int, modified_ns: int) -> dict[str, TensorEntry]:
+def _header(file: Path, size: int, modified_ns: int) -> Mapping[str, TensorEntry]:
     try:
-        return read_header(file)
+        return header_of(file)
     except LoadError:
         return {}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from models.auxiliaries import Auxiliary, load_auxiliary
 from models.components import weight_bytes
 from models.errors import LoadError
 from models.float8 import chosen_linears, share
-from models.loading import PartCache
+from models.loading import PartCache, outlook
 from models.memory import Offload
 from models.packed import is_packed
 from models.quantization import is_insensitive, quantize
@@ -133,6 +134,7 @@ class ModelPool:
             self._held.move_to_end(name)
             return self._held[name]
         spec = self.specs.get(name) or self._on_demand[name]
+        self._make_room(spec)
         try:
             self._held[name] = load(spec)
         except LoadError as exc:
@@ -238,13 +240,25 @@ class ModelPool:
         self._parts.keep_only(set())
         self._accelerator.release_cached_memory()
 
+    def _make_room(self, spec: ModelSpec) -> None:
+        """Before a checkpoint is loaded, so that the old one and the new one are not held at once."""
+        if self._memory_bytes is None or not self._held or not spec.draws:
+            return
+        added, shared = outlook(spec, self._dtype or self._accelerator.default_dtype, self._parts)
+        while self._held and self.weights() + added > self._memory_bytes:
+            self._unload_oldest(shared)
+
     def _unload_over_budget(self) -> None:
         while self._memory_bytes is not None and len(self._held) > 1 and self.weights() > self._memory_bytes:
-            name, _ = self._held.popitem(last=False)
-            self._float8.pop(name, None)
-            self._adapters.forget(name)
-            self._parts.keep_only({id(module) for module in self._modules()})
-            self._accelerator.release_cached_memory()
+            self._unload_oldest()
+
+    def _unload_oldest(self, keep: AbstractSet[int] = frozenset()) -> None:
+        """Args: keep: `id` of parts that are wanted again at once."""
+        name, _ = self._held.popitem(last=False)
+        self._float8.pop(name, None)
+        self._adapters.forget(name)
+        self._parts.keep_only({id(module) for module in self._modules()} | keep)
+        self._accelerator.release_cached_memory()
 
 
 def _own_estimators(specs: Sequence[ModelSpec]) -> list[ModelSpec]:
