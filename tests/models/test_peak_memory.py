@@ -102,7 +102,7 @@ def test_no_way_of_storing_takes_more_than_a_fifth_more_than_its_file(
 
 
 @pytest.mark.parametrize(
-    ("heads", "singles"), [(9, 6), pytest.param(18, 8, marks=pytest.mark.slow)], ids=["0.4 GB", "2 GB"]
+    ("heads", "singles"), [(6, 6), pytest.param(18, 8, marks=pytest.mark.slow)], ids=["0.2 GB", "2 GB"]
 )
 def test_memory_gb_bounds_what_the_process_takes(
     tiny: FluxComponents, tmp_path: Path, heads: int, singles: int
