@@ -19,7 +19,10 @@ from models.components import FluxComponents
 from tests.models.single.writers import bfl, scaled_float8, write, write_gguf
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="counted by Linux")
+pytestmark = [
+    pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="counted by Linux"),
+    pytest.mark.timeout(600),  # a process that starts, loads and ends, beside whatever else the machine does
+]
 State = dict[str, Tensor]
 
 
