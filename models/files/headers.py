@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +51,10 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
 
 def _raw(file: Path, label: str) -> tuple[dict[str, Any], int, int]:
     """(header as JSON, where the data begins, bytes of the file)"""
-    size = file.stat().st_size
+    found = file.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "no regular file")  # a pipe would be waited for without end
+    size = found.st_size
     with file.open("rb") as stream:
         prefix = stream.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0

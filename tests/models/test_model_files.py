@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -79,6 +80,12 @@ def pickle_index(part: str, stem: str) -> Callable[[Path], None]:
 def dangling(folder: Path) -> None:
     (folder / VAE).unlink()
     (folder / VAE).symlink_to("../../blobs/5f3a")
+
+
+def pipe(folder: Path) -> None:
+    """Nobody writes into it: opening it to read would wait for ever."""
+    (folder / VAE).unlink()
+    os.mkfifo(folder / VAE)
 
 
 def removed(*names: str) -> Callable[[Path], None]:
@@ -224,6 +231,7 @@ TABLE: dict[str, tuple[Callable[[Path], None], str]] = {
         "a pickle, which is never",
     ),
     "a pickle by name": (lambda f: (f / VAE).rename(f / "vae/diffusion_pytorch_model.bin"), "never loaded"),
+    "a pipe": (pipe, r"vae/diffusion.* cannot be read \(no regular file\)"),
     "a link that leads nowhere": (dangling, r"vae/diffusion.* a link to \.\./\.\./blobs/5f3a cannot be read"),
     **{
         f"packed by {method}, {part}": (
