@@ -46,6 +46,7 @@ SYSTEM_SEGMENTS = frozenset(
         "openapi.json",
         "docs",
         "playground",
+        "history",
         "ui",
         "favicon.ico",
         "mcp",

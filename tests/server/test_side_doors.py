@@ -19,8 +19,8 @@ from tests.server.api_server import Api, serve
 
 ELSEWHERE = {"x-forwarded-for": "203.0.113.9", "x-fal-target-url": "https://queue.fal.run/fal-ai/flux/requests/x"}
 OPEN = {
-    "/", "/docs", "/openapi.json", "/favicon.ico", "/llms.txt", "/livez", "/readyz", "/playground", "/ui/app.js",
-    "/rest/.well-known/jwks.json",
+    "/", "/docs", "/openapi.json", "/favicon.ico", "/llms.txt", "/livez", "/readyz", "/playground", "/history",
+    "/ui/app.js", "/rest/.well-known/jwks.json",
 }  # fmt: skip
 """docs/security.md lists these, and the files, whose addresses nobody guesses."""
 

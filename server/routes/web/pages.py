@@ -44,6 +44,7 @@ def pages_router(plain: Callable[[Request], Response]) -> APIRouter:
         return answer
 
     @router.get("/playground")
+    @router.get("/history")
     def first() -> Response:
         return page(0)
 

@@ -2,6 +2,7 @@
 
 import { html, render, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { connection, getJson, root } from "./api.js";
+import { History } from "./history.js";
 import { Playground } from "./playground.js";
 
 const here = () => decodeURI(location.pathname.slice(root.pathname.length)).replace(/\/$/, "");
@@ -21,12 +22,13 @@ function App() {
   }, []);
   const load = () => getJson("", "v1/models").then((list) => setModels(list.models), (error) => error.status === 401 && setAsked(error.message));
   useEffect(() => { load(); }, []);
-  return html`<${Header} onKey=${() => setAsked("")} />
-    <${Playground} path=${path} models=${models} go=${go} ask=${setAsked} />
+  const Page = path === "history" ? History : Playground;
+  return html`<${Header} path=${path} onKey=${() => setAsked("")} />
+    <${Page} path=${path} models=${models} go=${go} ask=${setAsked} />
     ${asked !== null && html`<${Connection} reason=${asked} onClose=${() => { setAsked(null); load(); }} />`}`;
 }
 
-function Header({ onKey }) {
+function Header({ path, onKey }) {
   const [theme, setTheme] = useState(() => localStorage.getItem("fluxserve.theme") ?? "");
   useEffect(() => {
     if (theme) document.documentElement.dataset.theme = theme;
@@ -35,7 +37,8 @@ function Header({ onKey }) {
   }, [theme]);
   return html`<header class="top">
     <a class="name" href=${root.href}><img src=${new URL("ui/icon.svg", root)} alt="" width="24" height="24" />fluxserve</a>
-    <nav aria-label="Pages"><a href=${root.href} aria-current="page">Playground</a><a href=${new URL("docs", root)}>API</a></nav>
+    <nav aria-label="Pages"><a href=${root.href} aria-current=${path === "history" ? undefined : "page"}>Playground</a>
+      <a href=${new URL("history", root)} aria-current=${path === "history" ? "page" : undefined}>History</a><a href=${new URL("docs", root)}>API</a></nav>
     <button type="button" class="quiet" onClick=${onKey}>${connection.key ? "Key set" : "Key"}</button>
     <label class="inline"><span class="hidden">Colours</span><select value=${theme} onChange=${(event) => setTheme(event.target.value)}>
       <option value="">Auto</option><option value="light">Light</option><option value="dark">Dark</option></select></label>

@@ -93,7 +93,7 @@ def test_a_mask_is_painted_over_an_uploaded_picture(server: Server, open_page: A
     page = open_page(at(server.url, "fal-ai/flux-pro/v1/fill", **values), server.url)
     page.set_input_files("#field-image_url", tmp_path / "blue.png")
     page.wait_for_selector("#field-mask_url[role=application]")
-    page.wait_for_function("document.querySelector('#field-mask_url').width === 128")
+    page.locator('#field-mask_url[width="128"]').wait_for()
     box = page.locator("#field-mask_url").bounding_box()
     page.locator("#field-mask_url").hover()
     page.mouse.down()

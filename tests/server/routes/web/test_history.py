@@ -1,0 +1,61 @@
+"""The history in a real browser; the test plays the worker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.server.api_server import Api
+
+
+def drawn(api: Api, prompt: str, headers: dict[str, str] | None = None) -> None:
+    """A request that has ended well."""
+    body = {"prompt": prompt, "seed": 11}
+    assert api.http.post("/queue/fal-ai/flux/dev", json=body, headers=headers).status_code == 200
+    job = api.node.claim()
+    api.node.step(job, 2, 2)
+    api.node.finish(job)
+
+
+def test_requests_are_found_opened_and_replayed(api: Api, open_page: Any) -> None:
+    drawn(api, "a violet hexagon", {"X-Fal-Tags": "shelf=top"})
+    drawn(api, "nobody keeps this", {"X-Fal-Store-IO": "0"})
+    page = open_page(f"{api.url}/history", api.url)
+    page.get_by_text("Not kept, as its caller asked").wait_for()
+    assert "nobody keeps this" not in page.inner_text("body")
+    page.get_by_label("Label").fill("shelf=top")
+    page.get_by_label("Label").press("Enter")
+    page.get_by_text("Not kept, as its caller asked").wait_for(state="detached")
+    page.get_by_role("button", name="a violet hexagon").press("Enter")
+    page.get_by_text("step 2/2").wait_for()
+    page.get_by_role("link", name="Replay with changes").click()
+    page.wait_for_selector("#field-prompt")
+    assert page.input_value("#field-prompt") == "a violet hexagon"
+    assert page.input_value("#field-seed") == "11"
+
+
+def test_more_rows_come_by_the_button_and_the_server_filters(api: Api, open_page: Any) -> None:
+    for number in range(26):
+        api.submit(num_images=99, prompt=f"row {number}")
+    api.submit(prompt="waits")
+    page = open_page(f"{api.url}/history", api.url)
+    page.locator(".request.queued").wait_for()
+    assert page.locator(".request").count() == 25
+    page.get_by_text("Show more").click()
+    page.get_by_text("row 0").wait_for()
+    assert page.locator(".request").count() == 27
+    page.get_by_label("State").select_option("failed")
+    page.locator(".request.queued").wait_for(state="detached")
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+def test_nothing_serious_stands_in_the_way_of_anybody(api: Api, open_page: Any, colours: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    drawn(api, "a grey square")
+    page = open_page(f"{api.url}/history", api.url, color_scheme=colours, viewport={"width": 390, "height": 844})
+    page.locator(".summary").first.click()
+    page.get_by_label("Log").wait_for()
+    found = axe.Axe().run(page).response["violations"]
+    assert [each["id"] for each in found if each["impact"] != "minor"] == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
