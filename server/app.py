@@ -59,7 +59,8 @@ def create_app(node: Node, plain_port: int | None = None) -> Gateway:
     Raises: PricesError.
     """
     prices = Prices.read(node.settings.prices)
-    metrics = Metrics(node.store.counts, lambda: node.health())
+    metrics = Metrics(node.store.counts, lambda: node.health(), node.store.get)
+    node.jobs.live.on_end(metrics.jobs.note_end)
     keys = node.keys
     tokens = Tokens.of(node.settings.data_dir)
     guard = Guard(keys, tokens)

@@ -94,7 +94,10 @@ class JobService:
             raise
         if job.id == new.id and job.tags:  # a repeated submit has logged them
             self.live.log(job.id, "tags: " + ", ".join(f"{name}={value}" for name, value in job.tags.items()))
-        self.live.changed(job.id)
+        if job.id == new.id and job.outcome is not None:
+            self.live.ended(job.id)  # an input that the model rejects ends as it is stored
+        else:
+            self.live.changed(job.id)
         self.wake()
         return job
 

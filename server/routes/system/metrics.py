@@ -9,7 +9,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from server.jobs.store.base import JobStatus
+from server.jobs.store.base import Job, JobStatus
+from server.routes.system.job_metrics import JobMetrics
 
 _BUCKETS_S = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"})
@@ -18,8 +19,14 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"})
 class Metrics:
     """One registry an app, so that two servers in one process do not share numbers."""
 
-    def __init__(self, counts: Callable[[], dict[JobStatus, int]], health: Callable[[], dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        counts: Callable[[], dict[JobStatus, int]],
+        health: Callable[[], dict[str, Any]],
+        read: Callable[[str], Job | None],
+    ) -> None:
         self._registry = CollectorRegistry()
+        self.jobs = JobMetrics(self._registry, read)
         self._answers = Counter(
             "fluxserve_http_answers", "HTTP answers", ["area", "method", "status"], registry=self._registry
         )
