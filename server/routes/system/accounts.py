@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
+from pydantic.json_schema import SkipJsonSchema
 
 from server.api import accounts, catalogue, platform
 from server.api.body import read_object
@@ -16,6 +18,9 @@ from server.jobs.store.accounts import Search, UsageQuestion
 from server.jobs.store.base import Store
 
 Words = Annotated[list[str] | None, Query()]
+# A null has no spelling in a query, so the document does not offer one.
+When = datetime | SkipJsonSchema[None]
+Statuses = Annotated[list[accounts.Status] | SkipJsonSchema[None], Query()]
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     400: {"description": "A date, state or cursor that cannot be read"},
     404: {"description": "No such endpoint"},
@@ -42,8 +47,8 @@ def accounts_router(store: Store, prices: Prices) -> APIRouter:
         request: Request,
         endpoint_id: Words = None,
         auth_method: Words = None,
-        start: str | None = None,
-        end: str | None = None,
+        start: When = None,
+        end: When = None,
         tag: str = "",
         expand: Words = None,
         all_keys: Annotated[bool, Query(description=ALL_KEYS)] = False,
@@ -77,10 +82,10 @@ def accounts_router(store: Store, prices: Prices) -> APIRouter:
         endpoint_id: Words = None,
         auth_method: Words = None,
         request_id: Words = None,
-        status: Words = None,
+        status: Statuses = None,
         tag: Words = None,
-        start: str | None = None,
-        end: str | None = None,
+        start: When = None,
+        end: When = None,
         expand: Words = None,
         cursor: str | None = None,
         limit: Annotated[int, Query(ge=1, le=100)] = 50,
@@ -89,12 +94,12 @@ def accounts_router(store: Store, prices: Prices) -> APIRouter:
         search = Search(
             tenant=_tenant(request),
             tags=tuple(read_pair(pair) for pair in tag or ()),
-            statuses=accounts.statuses(words(status)),
+            statuses=accounts.statuses(status or ()),
             endpoints=tuple(words(endpoint_id)),
             keys=tuple(words(auth_method)),
             ids=tuple(words(request_id)),
-            since=accounts.moment("start", start, 0.0),
-            until=accounts.moment("end", end, store.now() + 1),
+            since=accounts.moment(start, 0.0),
+            until=accounts.moment(end, store.now() + 1),
             before=None if cursor is None else platform.position(cursor),
         )
         jobs = store.find(search, limit + 1)

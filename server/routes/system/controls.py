@@ -15,13 +15,14 @@ from server.http.errors import WireError
 from server.jobs.service import JobService
 from server.jobs.store.accounts import PauseKind, Search
 from server.jobs.store.base import CancelOutcome, Job, JobStatus
-from server.routes.system.accounts import Words, words
+from server.routes.system.accounts import Statuses, Words, words
 
 AT_ONCE = 500
 """Requests that one call cancels; the answer says whether there are more."""
 
 UNFINISHED = (JobStatus.QUEUED, JobStatus.RUNNING)
-_NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"description": "No such request, or it does not wait"}}
+_REFUSED: dict[int | str, dict[str, Any]] = {400: {"description": "What cannot be meant, in words"}}
+_NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"description": "No such request, or not in this state"}}
 
 
 class Filter(BaseModel):
@@ -55,6 +56,9 @@ class Filter(BaseModel):
         )
 
 
+_BODY = {"requestBody": {"content": {"application/json": {"schema": Filter.model_json_schema()}}}}
+
+
 async def _filter(request: Request) -> Filter:
     try:
         return Filter.model_validate(await read_object(request))
@@ -64,12 +68,12 @@ async def _filter(request: Request) -> Filter:
 
 def controls_router(jobs: JobService) -> APIRouter:
     """The routes. Plain `def`: they wait for the store, on threads."""
-    router = APIRouter()
+    router = APIRouter(responses=_REFUSED)
     store = jobs.store
 
     @router.get("/v1/jobs")
     def listed(
-        status: Words = None,
+        status: Statuses = None,
         tag: Words = None,
         endpoint_id: Words = None,
         auth_method: Words = None,
@@ -81,7 +85,7 @@ def controls_router(jobs: JobService) -> APIRouter:
         search = Search(
             tenant=None,
             tags=tuple(read_pair(pair) for pair in tag or ()),
-            statuses=accounts.statuses(words(status)),
+            statuses=accounts.statuses(status or ()),
             endpoints=tuple(words(endpoint_id)),
             keys=tuple(words(auth_method)),
             models=tuple(words(model)),
@@ -101,7 +105,7 @@ def controls_router(jobs: JobService) -> APIRouter:
             raise _not_found(f"No request {request_id[:64]} is kept here")
         return _details(job)
 
-    @router.post("/v1/jobs/cancel")
+    @router.post("/v1/jobs/cancel", openapi_extra=_BODY)
     def cancel(wanted: Annotated[Filter, Depends(_filter)]) -> dict[str, Any]:
         """Cancel what a filter finds, the newest first; `has_more` asks for another call."""
         found = store.find(wanted.search(), AT_ONCE + 1)
@@ -123,7 +127,7 @@ def controls_router(jobs: JobService) -> APIRouter:
         held = [{"kind": held.kind, "name": held.name, "since": accounts.iso(held.since)} for held in store.pauses()]
         return {"items": held}
 
-    @router.put("/v1/pauses/{kind}/{name:path}")
+    @router.put("/v1/pauses/{kind}/{name:path}", responses=_NOT_FOUND)
     def pause(kind: PauseKind, name: str) -> dict[str, Any]:
         """Requests of this model, or of this key, are taken and wait; what runs goes on."""
         store.pause(kind, name)
