@@ -32,8 +32,8 @@ export function History({ models, ask }) {
   return html`<main class="history">
     <h1>History</h1>
     <form class="filters" role="search" onSubmit=${(event) => { event.preventDefault(); load(); }}>
-      <label>State<select value=${filters.status} onChange=${set("status")}><option value="">Any</option>${STATES.map((each) => html`<option>${each}</option>`)}</select></label>
-      <label>Endpoint<select value=${filters.endpoint_id} onChange=${set("endpoint_id")}><option value="">Any</option>${used.map((id) => html`<option key=${id}>${id}</option>`)}</select></label>
+      <label>State<select value=${filters.status} onChange=${set("status")}><option value="">Any</option>${STATES.map((each) => html`<option value=${each}>${each}</option>`)}</select></label>
+      <label>Endpoint<select value=${filters.endpoint_id} onChange=${set("endpoint_id")}><option value="">Any</option>${used.map((id) => html`<option key=${id} value=${id}>${id}</option>`)}</select></label>
       <label>From<input type="date" value=${filters.start} onChange=${set("start")} /></label>
       <label>To<input type="date" value=${filters.end} onChange=${set("end")} /></label>
       <label>Label<input type="text" placeholder="name=value" value=${filters.tag} onChange=${set("tag")} /></label>
@@ -78,7 +78,7 @@ function Details({ item, images }) {
   const times = { Sent: item.sent_at, Started: item.started_at, Ended: item.ended_at };
   const again = item.json_input && new URL(`playground/${item.endpoint_id}#${encodeURIComponent(JSON.stringify(withSeed(item)))}`, root);
   return html`<div class="details">
-    ${images.length > 0 && html`<div class="gallery">${images.map((image) => html`<a key=${image.url} href=${local(image.url)}><img src=${local(image.url)} width=${image.width} height=${image.height} alt=${item.json_input?.prompt ?? "Result"} onError=${gone} /></a>`)}</div>`}
+    ${images.length > 0 && html`<div class="gallery">${images.map((image) => html`<a key=${image.url} href=${local(image.url)} aria-label="Open the picture"><img src=${local(image.url)} width=${image.width} height=${image.height} alt=${item.json_input?.prompt ?? "Result"} onError=${gone} /></a>`)}</div>`}
     <dl><dt>Request</dt><dd><code>${item.request_id}</code></dd>
       ${Object.entries(times).map(([name, at]) => at && html`<dt>${name}</dt><dd>${when(at)}</dd>`)}
       ${item.status_code && html`<dt>Answer</dt><dd>${item.status_code}${item.billable_units ? `, ${item.billable_units} MP` : ""}</dd>`}
