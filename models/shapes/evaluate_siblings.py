@@ -23,6 +23,7 @@ from diffusers import (
     FluxPriorReduxPipeline,
 )
 from PIL import Image
+from transformers import DepthAnythingForDepthEstimation
 
 from models.shapes.captions import plain_caption
 from models.shapes.conditions import depth_layout, edge_fields
@@ -32,6 +33,7 @@ from models.shapes.layout import Layout, lay_out
 from models.shapes.scenes import Scene, random_scene
 from models.shapes.scorer import Pixels, read
 from models.shapes.siblings.control import ControlKind, judge_controlled, random_controlled
+from models.shapes.siblings.depth import estimated
 from models.shapes.siblings.edits import Edit, judge_edit, random_edit
 from models.shapes.siblings.fill import hole_mask, judge_filling, random_filling
 from models.shapes.siblings.lora import SOLID_SHAPES, is_outlined, is_teal, teal_prompt
@@ -142,7 +144,22 @@ def fill_rates(count: int, side: int, steps: int, pipeline: Any = None) -> Figur
     }
 
 
-def control_rates(kind: ControlKind, count: int, side: int, steps: int, pipeline: Any = None) -> Figures:
+def control_picture(kind: ControlKind, layout: Layout, rng: random.Random) -> Image.Image:
+    """A layout's edges, white on black and one pixel wide, or its depth, near is bright."""
+    if kind == "depth":
+        return drawn(depth_layout(layout, rng))
+    colour, _ = edge_fields([layout], 1.0, 1)
+    return as_image(colour[0].round() * 2 - 1)
+
+
+def control_rates(
+    kind: ControlKind,
+    count: int,
+    side: int,
+    steps: int,
+    pipeline: Any = None,
+    shown: Callable[[ControlKind, Layout, random.Random], Image.Image] = control_picture,
+) -> Figures:
     """Percent of held-out cases with all shapes at their spots, and with all colours as asked."""
     rng = random.Random(47)
     cases = [random_controlled(side, side, rng, held_out=True) for _ in range(count)]
@@ -153,18 +170,22 @@ def control_rates(kind: ControlKind, count: int, side: int, steps: int, pipeline
         side=side,
         steps=steps,
         guidance_scale=3.5,
-        control_image=[control_picture(kind, case.layout, rng) for case in cases],
+        control_image=[shown(kind, case.layout, rng) for case in cases],
     )
     verdicts = [judge_controlled(case, read(picture)) for case, picture in zip(cases, made, strict=True)]
     return {"shape and place": _percent(s for s, _ in verdicts), "colours": _percent(c for _, c in verdicts)}
 
 
-def control_picture(kind: ControlKind, layout: Layout, rng: random.Random) -> Image.Image:
-    """A layout's edges, white on black and one pixel wide, or its depth, near is bright."""
-    if kind == "depth":
-        return drawn(depth_layout(layout, rng))
-    colour, _ = edge_fields([layout], 1.0, 1)
-    return as_image(colour[0].round() * 2 - 1)
+def estimated_rates(count: int, side: int, steps: int) -> Figures:
+    """The depth sibling from plain pictures, whose depth its estimator tells first."""
+    folder = FOLDER / "flux-shapes-depth"
+    estimator = DepthAnythingForDepthEstimation.from_pretrained(folder / "depth_estimator").eval()
+
+    def told(kind: ControlKind, layout: Layout, rng: random.Random) -> Image.Image:
+        return estimated(estimator, drawn(layout))
+
+    found = control_rates("depth", count, side, steps, shown=told)
+    return {f"{name}, depth estimated": value for name, value in found.items()}
 
 
 def redux_rates(count: int, side: int, steps: int) -> Figures:
@@ -226,6 +247,7 @@ RATES: dict[str, Callable[..., Figures]] = {
     "redux": redux_rates,
     "canny": partial(control_rates, "canny"),
     "depth": partial(control_rates, "depth"),
+    "depth-estimator": estimated_rates,
     "teal": partial(adapter_rates, "teal"),
     "outline": partial(adapter_rates, "outline"),
 }

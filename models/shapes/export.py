@@ -11,8 +11,10 @@ from typing import TypeVar
 import diffusers
 import torch
 from diffusers import AutoencoderKL, FluxControlNetModel, FluxPipeline, FluxTransformer2DModel
+from transformers import DepthAnythingForDepthEstimation
 
 from models.shapes.flow import new_scheduler
+from models.shapes.siblings.depth import new_depth_processor
 from models.shapes.siblings.redux import ReduxModel, new_processor
 from models.shapes.text import Encoders
 
@@ -70,6 +72,13 @@ def export_sibling(
 def export_controlnet(folder: Path, controlnet: FluxControlNetModel) -> None:
     """A ControlNet as FluxControlNetModel.from_pretrained opens it, in bfloat16."""
     _halved(controlnet).save_pretrained(folder)
+    _forget_paths(folder)
+
+
+def export_estimator(folder: Path, estimator: DepthAnythingForDepthEstimation) -> None:
+    """A depth estimator and its processor as transformers opens them, in float32."""
+    estimator.save_pretrained(folder)
+    new_depth_processor().save_pretrained(folder)
     _forget_paths(folder)
 
 

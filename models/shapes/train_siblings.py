@@ -15,9 +15,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 from transformers import CLIPTextModel, T5EncoderModel
 
-from models.shapes.export import export_controlnet, export_redux, export_sibling
+from models.shapes.export import export_controlnet, export_estimator, export_redux, export_sibling
 from models.shapes.siblings.control import CHANNELS as CONTROL_CHANNELS
 from models.shapes.siblings.control import WithControlNet, draw_controlled, draw_edges, new_controlnet
+from models.shapes.siblings.depth import DepthTraining
 from models.shapes.siblings.edits import draw_edits
 from models.shapes.siblings.fill import CHANNELS as FILL_CHANNELS
 from models.shapes.siblings.fill import draw_fillings, spread_mask
@@ -142,11 +143,19 @@ def train_controlnet(run: Run) -> None:
     export_controlnet(run.out / f"{run.base.name}-controlnet-canny", trained.controlnet.cpu())
 
 
+def train_depth_estimator(run: Run) -> None:
+    """Train what tells depth pictures from plain ones, and write it into the depth sibling's folder."""
+    training = DepthTraining(device=run.device)
+    trained = training.run(run.seconds, run.report, checkpoint=run.work / "depth-estimator.pt")
+    export_estimator(run.out / f"{run.base.name}-depth" / "depth_estimator", trained.cpu())
+
+
 TRAINERS: dict[str, Callable[[Run], None]] = {
     **{name: partial(train_transformer, name) for name in RECIPES},
     "redux": train_redux,
     **{name: partial(train_adapter, name) for name in DRAWS},
     "controlnet": train_controlnet,
+    "depth-estimator": train_depth_estimator,
 }
 
 

@@ -1,7 +1,8 @@
 """Redux: a picture becomes tokens behind the prompt's, and the unchanged transformer draws a variation of it.
 
-The tokens first learn to name what is in the picture, as the text encoders did; then to steer the frozen transformer
-as a caption of the same scene does, with an empty prompt and its pooled vector.
+The tokens first learn to be what the text encoder makes of the scene's plain caption (the transformer gives text no
+positions, so it can read them behind any prompt); then to steer the frozen transformer as a caption does, with an empty
+prompt and its pooled vector.
 """
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn.functional import cross_entropy, interpolate
 from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
 
 from models.shapes.attention import make_lean
-from models.shapes.captions import caption
+from models.shapes.captions import caption, plain_caption
 from models.shapes.draw import latents, pictures
 from models.shapes.flow import Batch, pack, random_sigmas, velocity
 from models.shapes.layout import lay_out
@@ -24,7 +25,7 @@ SIDE = 96  # pixels that the image encoder sees
 PATCH = 12
 TOKENS = (SIDE // PATCH) ** 2
 WIDTH = 128
-NAMING = 0.4  # of the run: until then the tokens only learn to name
+ALIGNING = 0.35  # of the run: until then the tokens only learn to be the caption's
 GUIDANCE = 3.5  # what the transformer is steered at, as served
 _SHOWN = ((96, 96), (96, 96), (96, 96), (128, 96), (96, 128), (160, 96), (96, 160))  # squeezed to a square
 _DRAWN = ((256, 256), (384, 384), (512, 512), (512, 384), (384, 512))
@@ -88,9 +89,9 @@ class ReduxTraining(FlowTraining):
         return (drawn + self.rng.uniform(0, 0.06) * torch.randn_like(drawn)).to(self.device)
 
     def loss(self, done: float) -> Tensor:
-        """Naming alone at first, then mostly steering."""
+        """The caption's tokens at first, then mostly steering."""
         size = self.rng.choice(_DRAWN)
-        count = 128 if done < NAMING else rows_of(size, self.tokens, most=96)
+        count = 96 if done < ALIGNING else rows_of(size, self.tokens, most=96)
         scenes = [random_scene(self.rng) for _ in range(count)]
         model = self.model
         assert isinstance(model, ReduxModel)
@@ -99,9 +100,14 @@ class ReduxTraining(FlowTraining):
             truth = torch.tensor([answers(scene) for scene in scenes], device=self.device)
             guesses = model.probe.read_sequence(tokens)
             naming = torch.stack([cross_entropy(guess.float(), truth[:, i]) for i, guess in enumerate(guesses)]).mean()
-            if done < NAMING:
-                return naming
+            if done < ALIGNING:
+                return self._distance(scenes, tokens) + 0.1 * naming
             return self._steering(scenes, tokens, size) + 0.05 * naming
+
+    def _distance(self, scenes: list[Scene], tokens: Tensor) -> Tensor:
+        """How far the tokens are from the plain captions' own, in units of their variance."""
+        _, captioned = self.encoders.encode([plain_caption(scene) for scene in scenes], TOKENS)
+        return (tokens.float() - captioned).square().mean() / captioned.var()
 
     def _steering(self, scenes: list[Scene], tokens: Tensor, size: tuple[int, int]) -> Tensor:
         """How far the velocity is from that which a caption of the scene gives, on another drawing of it."""
