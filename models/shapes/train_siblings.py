@@ -33,6 +33,7 @@ BASE = Path(__file__).parent / "flux-shapes"
 PEAK = 0.4  # of the learning rates that a transformer starts with from nothing
 # Short runs at the base's own 0.02 blur the shapes that it draws; new input columns and norms are AdamW's and go on.
 LR_MUON = 0.005
+LR_ADAPTER = 0.03  # an adapter starts at zero and has the base's shapes to lean on
 MEMORY = 0.995  # of the averaged weights: these runs are short
 Report = Callable[[float, dict[str, float]], None]
 
@@ -98,7 +99,7 @@ def train_transformer(name: str, run: Run) -> None:
         export_sibling(folder, trained, run.base, pipeline, like=folders[0] if folder != folders[0] else None)
 
 
-def flow_training(model: nn.Module, recipe: Recipe, run: Run) -> FlowTraining:
+def flow_training(model: nn.Module, recipe: Recipe, run: Run, lr_muon: float = LR_MUON) -> FlowTraining:
     """A training of `model` by a recipe, with the base's encoders."""
     return FlowTraining(
         base_encoders(run.base).on(run.device),
@@ -108,7 +109,7 @@ def flow_training(model: nn.Module, recipe: Recipe, run: Run) -> FlowTraining:
         draw=recipe.draw,
         guided_from=recipe.guided_from,
         peak=PEAK,
-        lr_muon=LR_MUON,
+        lr_muon=lr_muon,
         memory=MEMORY,
     )
 
@@ -130,7 +131,7 @@ def train_redux(run: Run) -> None:
 def train_adapter(name: str, run: Run) -> None:
     """Train an adapter and write it in both layouts."""
     recipe = Recipe({}, DRAWS[name])
-    training = flow_training(adapted(base_transformer(run.base)), recipe, run)
+    training = flow_training(adapted(base_transformer(run.base)), recipe, run, LR_ADAPTER)
     trained = training.run(run.seconds, run.report, checkpoint=run.work / f"{name}.pt", save_every=60)
     save_adapter(trained.cpu(), run.out / "loras", name)
 
