@@ -20,8 +20,8 @@ from models.shapes.layout import lay_out
 from models.shapes.optim import Average, warm_cosine
 from models.shapes.scenes import random_scene
 
-SIDE, PATCH = 192, 8  # what the estimator is shown, and the pixels a side of its tokens
-_SHOWN = ((192, 192), (256, 256), (256, 192), (192, 256))  # pictures before they are brought to SIDE
+SIDE, PATCH = 128, 8  # what the estimator is shown, and the pixels a side of its tokens
+_SHOWN = ((128, 128), (256, 256), (256, 192), (192, 256))  # pictures before they are brought to SIDE
 _PICTURES = 12  # a step
 _LEARNING_RATE = 2e-3
 
