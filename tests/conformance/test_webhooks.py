@@ -11,7 +11,7 @@ import pytest
 
 from server.jobs import webhooks
 from server.jobs.store.base import JobStatus, Outcome
-from tests.conformance.child import Child
+from tests.conformance.child import Child, ClientFailed
 from tests.conformance.conftest import LOOPBACK, SOON, StartServer
 from tests.conformance.scripted import DEV, TINY, Scripted
 from tests.server.api_node import ApiNode
@@ -113,11 +113,10 @@ def test_102_a_receiver_that_hangs_delays_nobody(hasty: Scripted, hasty_js: Chil
 
 @pytest.mark.case(103)
 def test_103_this_machine_is_not_called_by_default(server: Scripted, js: Child, receiver: Receiver) -> None:
-    request_id = submit(js, receiver)
-    server.until_status(request_id, "COMPLETED")
-    server.until(lambda: f"webhook of request {request_id}" in server.server.output)
-    (line,) = [line for line in server.server.output.splitlines() if f"webhook of request {request_id}" in line]
-    assert "given up" in line
+    with pytest.raises(ClientFailed) as failure:
+        submit(js, receiver)
+    (told,) = failure.value.facts["body"]["detail"]
+    assert (told["loc"], told["type"]) == (["query", "fal_webhook"], "webhook_not_allowed")
     assert receiver.calls == []
 
 
