@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
 
-from server.cli.failures import ENVIRONMENT, USAGE, CommandError
+from server.cli import operator
+from server.cli.failures import USAGE, CommandError
+from server.cli.operator import Key, Url
 from server.cli.options import DataDir, Json, settings_from
-from server.http import running
 
 app = typer.Typer(
     no_args_is_help=True,
     help="Look at everybody's requests, cancel many, hold a model or a key back, and move a request forward.\n\n"
     "By a running server's API: with keys, one with the scope admin is needed (--key or FAL_KEY).",
 )
-Url = Annotated[str | None, typer.Option(help="A server's address.", show_default="the one that runs here")]
-Key = Annotated[str | None, typer.Option(help="A key with the scope admin.", envvar="FAL_KEY")]
 Id = Annotated[str, typer.Argument(metavar="REQUEST_ID", show_default=False)]
 Tag = Annotated[list[str] | None, typer.Option(help="NAME=VALUE; repeatable, all must hold.", show_default=False)]
 Endpoint = Annotated[list[str] | None, typer.Option(help="An endpoint id; repeatable.", show_default=False)]
@@ -133,31 +133,8 @@ def _held(model: str | None, of_key: str | None) -> str:
     return f"/v1/pauses/{kind}/{quote(name or '', safe='')}"
 
 
-def _ask(method: str, path: str, url: str | None, key: str | None, data_dir: Any, **about: Any) -> Any:
-    """The server's answer. Raises: CommandError with its own words."""
-    import httpx
-
-    headers = {"authorization": f"Key {key}"} if key else {}
-    try:
-        # Not by a proxy of the environment: it may be the server itself, for fal's clients.
-        with httpx.Client(
-            base_url=url or _running_here(data_dir), headers=headers, timeout=60, trust_env=False
-        ) as http:
-            answer = http.request(method, path, **about)
-            body = answer.json()
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as exc:
-        raise CommandError(f"the server does not answer: {exc}", ENVIRONMENT) from exc
-    if answer.is_error:
-        error = body.get("error")
-        raise CommandError(str(error.get("message") if isinstance(error, dict) else body.get("detail", body)))
-    return body
-
-
-def _running_here(data_dir: Any) -> str:
-    here = running.read(settings_from(None, data_dir=data_dir).data_dir)
-    if here is None:
-        raise CommandError("no server runs here: start one with `fluxserve serve`, or give --url", ENVIRONMENT)
-    return here.url
+def _ask(method: str, path: str, url: str | None, key: str | None, data_dir: Path | None, **about: Any) -> Any:
+    return operator.ask(method, path, url, key, settings_from(None, data_dir=data_dir).data_dir, **about)
 
 
 def _table(items: list[dict[str, Any]]) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import httpx
 import typer
 
-from server.cli.failures import ENVIRONMENT, CommandError
+from server.cli import operator
+from server.cli.operator import Key, Url
 from server.cli.options import Config, DataDir, Json, settings_from
-from server.http import running
+from server.settings import Settings
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,10 +18,7 @@ app = typer.Typer(
     "A worker that sleeps has freed its device; requests wait in the queue until it is woken. On a server with keys "
     "these commands need one with the scope admin.",
 )
-Url = Annotated[str | None, typer.Option(help="A server's address.", show_default="the one that runs here")]
-Key = Annotated[str | None, typer.Option(help="The operator's key.", envvar="FAL_KEY")]
 Device = Annotated[str | None, typer.Option(help="Only this one, such as cuda:0.", show_default="all")]
-TIMEOUT_S = 30
 
 
 @app.command("list")
@@ -59,39 +56,14 @@ def wake(
 
 
 def _ask(
-    url: str | None,
-    key: str | None,
-    settings: Any,
-    method: Literal["GET", "POST"],
-    path: str,
-    device: str | None = None,
+    url: str | None, key: str | None, settings: Settings, method: str, path: str, device: str | None = None
 ) -> list[dict[str, Any]]:
-    """The workers, after what was asked for. Raises: CommandError."""
-    here = running.read(settings.data_dir)
-    address = url or (here.url if here else None)
-    if address is None:
-        raise CommandError("no server runs here: start one with `fluxserve serve`, or give --url", ENVIRONMENT)
-    try:
-        answer = httpx.request(
-            method,
-            f"{address.rstrip('/')}/v1/workers{path}",
-            params={} if device is None else {"device": device},
-            headers={} if key is None else {"authorization": f"Key {key}"},
-            timeout=TIMEOUT_S,
-        )
-    except httpx.HTTPError as exc:
-        raise CommandError(f"{address} does not answer: {exc}", ENVIRONMENT) from exc
-    if answer.status_code != 200:
-        raise CommandError(f"{address} answers {answer.status_code}: {_sentence(answer)}")
-    workers: list[dict[str, Any]] = answer.json()["workers"]
+    """The workers, after what was asked for."""
+    wanted = {} if device is None else {"device": device}
+    workers: list[dict[str, Any]] = operator.ask(
+        method, f"/v1/workers{path}", url, key, settings.data_dir, params=wanted
+    )["workers"]
     return workers
-
-
-def _sentence(answer: httpx.Response) -> str:
-    try:
-        return str(answer.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return answer.text[:200]
 
 
 def _show(workers: list[dict[str, Any]], as_json: bool) -> None:

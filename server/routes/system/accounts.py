@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
+from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 
 from server.api import accounts, catalogue, platform
@@ -21,6 +22,8 @@ Words = Annotated[list[str] | None, Query()]
 # A null has no spelling in a query, so the document does not offer one.
 When = datetime | SkipJsonSchema[None]
 Statuses = Annotated[list[accounts.Status] | SkipJsonSchema[None], Query()]
+Place = Annotated[int, Field(ge=0, lt=10**15)]
+Cursor = Annotated[Place | SkipJsonSchema[None], Query(description="The next_cursor of an earlier answer")]
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     400: {"description": "A date, state or cursor that cannot be read"},
     404: {"description": "No such endpoint"},
@@ -52,7 +55,7 @@ def accounts_router(store: Store, prices: Prices) -> APIRouter:
         tag: str = "",
         expand: Words = None,
         all_keys: Annotated[bool, Query(description=ALL_KEYS)] = False,
-        cursor: str | None = None,
+        cursor: Cursor = None,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     ) -> dict[str, Any]:
         """Requests and megapixels by day, endpoint and key; apart by the values of a label with `tag=NAME`."""
@@ -66,10 +69,10 @@ def accounts_router(store: Store, prices: Prices) -> APIRouter:
             keys=tuple(words(auth_method)),
             by_day=words(expand) != ["summary"],
         )
-        offset = 0 if cursor is None else platform.position(cursor)
+        offset = cursor or 0
         rows = store.usage(question, limit + 1, offset)
         page = rows[:limit]
-        following = platform.cursor_at(offset + limit) if len(rows) > limit else None
+        following = str(offset + limit) if len(rows) > limit else None
         if question.by_day:
             shown: dict[str, Any] = {"time_series": accounts.time_series(page, prices, name)}
         else:
@@ -87,7 +90,7 @@ def accounts_router(store: Store, prices: Prices) -> APIRouter:
         start: When = None,
         end: When = None,
         expand: Words = None,
-        cursor: str | None = None,
+        cursor: Cursor = None,
         limit: Annotated[int, Query(ge=1, le=100)] = 50,
     ) -> dict[str, Any]:
         """The caller's own requests, the newest first: those that carry all the labels `tag=NAME=VALUE`."""
@@ -100,11 +103,11 @@ def accounts_router(store: Store, prices: Prices) -> APIRouter:
             ids=tuple(words(request_id)),
             since=accounts.moment(start, 0.0),
             until=accounts.moment(end, store.now() + 1),
-            before=None if cursor is None else platform.position(cursor),
+            before=cursor,
         )
         jobs = store.find(search, limit + 1)
         page = jobs[:limit]
-        following = platform.cursor_at(page[-1].seq) if len(jobs) > limit else None
+        following = str(page[-1].seq) if len(jobs) > limit else None
         shown = [accounts.request_entry(job, "payloads" in words(expand)) for job in page]
         return {"items": shown, "next_cursor": following, "has_more": following is not None}
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from server.api import accounts, platform
+from server.api import accounts
 from server.api.body import read_object
 from server.api.tags import read_pair
 from server.api.validation import input_error
@@ -15,7 +15,7 @@ from server.http.errors import WireError
 from server.jobs.service import JobService
 from server.jobs.store.accounts import PauseKind, Search
 from server.jobs.store.base import CancelOutcome, Job, JobStatus
-from server.routes.system.accounts import Statuses, Words, words
+from server.routes.system.accounts import Cursor, Statuses, Words, words
 
 AT_ONCE = 500
 """Requests that one call cancels; the answer says whether there are more."""
@@ -25,10 +25,15 @@ _REFUSED: dict[int | str, dict[str, Any]] = {400: {"description": "What cannot b
 _NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"description": "No such request, or not in this state"}}
 
 
+CONDITIONS = ("tag", "endpoint_id", "auth_method", "model", "request_id", "status")
+_SAYS_WHICH: list[Any] = [{"required": [name], "properties": {name: {"minItems": 1}}} for name in CONDITIONS]
+_IS_ABOUT_ALL: dict[str, Any] = {"required": ["all"], "properties": {"all": {"const": True}}}
+
+
 class Filter(BaseModel):
     """Which requests: all that is given must hold. Tags are `NAME=VALUE`."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"anyOf": [*_SAYS_WHICH, _IS_ABOUT_ALL]})
 
     tag: list[str] = Field([], max_length=10)
     endpoint_id: list[str] = Field([], max_length=100)
@@ -40,8 +45,7 @@ class Filter(BaseModel):
 
     def search(self) -> Search:
         """Raises: WireError 400 without any condition, which `all` stands for."""
-        given = (self.tag, self.endpoint_id, self.auth_method, self.model, self.request_id, self.status)
-        if not any(given) and not self.all:
+        if not self.all and not any(getattr(self, name) for name in CONDITIONS):
             raise WireError(
                 400, {"detail": "Say which requests, or that it is about all of them", "code": "bad_request"}
             )
@@ -56,7 +60,7 @@ class Filter(BaseModel):
         )
 
 
-_BODY = {"requestBody": {"content": {"application/json": {"schema": Filter.model_json_schema()}}}}
+_BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": Filter.model_json_schema()}}}}
 
 
 async def _filter(request: Request) -> Filter:
@@ -78,7 +82,7 @@ def controls_router(jobs: JobService) -> APIRouter:
         endpoint_id: Words = None,
         auth_method: Words = None,
         model: Words = None,
-        cursor: str | None = None,
+        cursor: Cursor = None,
         limit: Annotated[int, Query(ge=1, le=100)] = 50,
     ) -> dict[str, Any]:
         """Everybody's requests without their payloads, the newest first."""
@@ -89,11 +93,11 @@ def controls_router(jobs: JobService) -> APIRouter:
             endpoints=tuple(words(endpoint_id)),
             keys=tuple(words(auth_method)),
             models=tuple(words(model)),
-            before=None if cursor is None else platform.position(cursor),
+            before=cursor,
         )
         found = store.find(search, limit + 1)
         page = found[:limit]
-        following = platform.cursor_at(page[-1].seq) if len(found) > limit else None
+        following = str(page[-1].seq) if len(found) > limit else None
         shown = [accounts.request_entry(job, with_payloads=False) for job in page]
         return {"items": shown, "next_cursor": following, "has_more": following is not None}
 

@@ -12,6 +12,7 @@ from server.api import catalogue, platform
 from server.api.served import Served
 from server.gateway.keys import KeyRing
 from server.http.errors import PlainError, WireError
+from server.routes.system.accounts import Cursor
 
 MARKDOWN = "text/markdown; charset=utf-8"
 EXPAND_OPENAPI = "openapi-3.0"
@@ -30,7 +31,7 @@ def platform_router(served: Served, version: str, keys: KeyRing) -> APIRouter:
         status: str | None = None,
         endpoint_id: Ids = None,
         expand: Ids = None,
-        cursor: str | None = None,
+        cursor: Cursor = None,
         limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
     ) -> dict[str, Any]:
         """The endpoints, as fal and as OpenAI list them."""
