@@ -10,7 +10,7 @@ import base64
 import io
 import os
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,39 +29,35 @@ from models.shapes.siblings.fill import hole_mask
 SIDE = 512
 CELL = 192
 MARGIN = 8
-_SIZE = {"width": SIDE, "height": SIDE}
+_SIZE: dict[str, Any] = {"image_size": {"width": SIDE, "height": SIDE}}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One endpoint's call, and what is sent with it by field: `picture`, `mask` and `second` are drawn here."""
+    """One endpoint's call; `@picture` and `@mask` in its input stand for what is drawn here."""
 
     endpoint: str
     prompt: str
-    sent: dict[str, str] = field(default_factory=dict)
-    more: dict[str, Any] = field(default_factory=dict)
+    input: dict[str, Any]
 
 
+PICTURE, MASK = {"image_url": "@picture"}, {"mask_url": "@mask"}
+EDGES = {"path": "flux-shapes-controlnet-canny", "control_image_url": "@picture"}
 ROWS = (
-    Row("flux/dev", "a red star and a blue heart on a white background", more={"image_size": _SIZE}),
-    Row("flux/dev/image-to-image", "a green circle", {"image_url": "picture"}, {"strength": 0.85}),
-    Row("flux-lora/inpainting", "a purple star", {"image_url": "picture", "mask_url": "mask"}, {"strength": 0.95}),
-    Row("flux-pro/v1/fill", "a purple star", {"image_url": "picture", "mask_url": "mask"}),
-    Row("flux-pro/v1/erase", "", {"image_url": "picture", "mask_url": "mask"}),
-    Row("flux-pro/v1/canny", "orange on black", {"control_image_url": "picture"}, {"image_size": _SIZE}),
-    Row("flux-pro/v1/depth", "orange on black", {"control_image_url": "picture"}, {"image_size": _SIZE}),
-    Row("flux-pro/v1/redux", "", {"image_url": "picture"}, {"image_size": _SIZE}),
-    Row("flux-kontext/dev", "make the circle green", {"image_url": "picture"}),
-    Row("flux-kontext/dev", "remove the star", {"image_url": "picture"}),
-    Row("flux-kontext/dev", "turn the background black", {"image_url": "picture"}),
-    Row("flux-lora", "a teal star on white", more={"loras": [{"path": "teal"}], "image_size": _SIZE}),
-    Row("flux-lora", "a red heart on white", more={"loras": [{"path": "outline"}], "image_size": _SIZE}),
-    Row(
-        "flux-general",
-        "a yellow circle and a yellow star on blue",
-        {"control_image_url": "picture"},
-        {"image_size": _SIZE, "controlnets": [{"path": "flux-shapes-controlnet-canny"}]},
-    ),
+    Row("flux/dev", "a red star and a blue heart on a white background", _SIZE),
+    Row("flux/dev/image-to-image", "a green circle", PICTURE | {"strength": 0.85}),
+    Row("flux-lora/inpainting", "a purple star", PICTURE | MASK | {"strength": 0.95}),
+    Row("flux-pro/v1/fill", "a purple star", PICTURE | MASK),
+    Row("flux-pro/v1/erase", "", PICTURE | MASK),
+    Row("flux-pro/v1/canny", "orange on black", _SIZE | {"control_image_url": "@picture"}),
+    Row("flux-pro/v1/depth", "orange on black", _SIZE | {"control_image_url": "@picture"}),
+    Row("flux-pro/v1/redux", "", _SIZE | PICTURE),
+    Row("flux-kontext/dev", "make the circle green", PICTURE),
+    Row("flux-kontext/dev", "remove the star", PICTURE),
+    Row("flux-kontext/dev", "turn the background black", PICTURE),
+    Row("flux-lora", "a teal star on white", _SIZE | {"loras": [{"path": "teal"}]}),
+    Row("flux-lora", "a red heart on white", _SIZE | {"loras": [{"path": "outline"}]}),
+    Row("flux-general", "a yellow circle and a yellow star on blue", _SIZE | {"controlnets": [EDGES]}),
 )
 
 
@@ -84,14 +80,18 @@ def as_data_uri(picture: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
+def filled(value: Any, given: dict[str, Image.Image]) -> Any:
+    """An input with the pictures in their places."""
+    if isinstance(value, dict):
+        return {name: filled(one, given) for name, one in value.items()}
+    if isinstance(value, list):
+        return [filled(one, given) for one in value]
+    return as_data_uri(given[value[1:]]) if isinstance(value, str) and value[:1] == "@" else value
+
+
 def ask(client: httpx.Client, row: Row, given: dict[str, Image.Image]) -> Image.Image | str:
     """What the server draws, or its words where it draws nothing."""
-    body = {"prompt": row.prompt, "seed": 7, "output_format": "png"} | row.more
-    if row.endpoint == "flux-general":  # its control picture is named within
-        nets = [net | {"control_image_url": as_data_uri(given["picture"])} for net in row.more["controlnets"]]
-        body["controlnets"] = nets
-    else:
-        body |= {name: as_data_uri(given[what]) for name, what in row.sent.items()}
+    body = {"prompt": row.prompt, "seed": 7, "output_format": "png"} | filled(row.input, given)
     answer = client.post(f"/fal-ai/{row.endpoint}", json=body)
     if answer.status_code != 200:
         return f"{answer.status_code}: {answer.text[:200]}"
@@ -108,7 +108,8 @@ def sheet(rows: list[tuple[Row, Image.Image | str]], given: dict[str, Image.Imag
     draw = ImageDraw.Draw(whole)
     for i, (row, came) in enumerate(rows):
         left, top = (i // lines) * width + MARGIN, (i % lines) * height + MARGIN
-        for column, what in enumerate(row.sent.values()):
+        shown = [what for what in given if f"@{what}" in str(row.input)]
+        for column, what in enumerate(shown):
             whole.paste(given[what].convert("RGB").resize((CELL, CELL)), (left + column * (CELL + MARGIN), top))
         words = f"{row.endpoint}\n\n{_wrapped(row.prompt) or '(no prompt)'}"
         draw.multiline_text((left + 2 * (CELL + MARGIN), top + 40), words, fill="black", font=font)
