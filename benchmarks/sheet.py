@@ -55,7 +55,6 @@ ROWS = (
     Row("flux-kontext/dev", "make the circle green", PICTURE),
     Row("flux-kontext/dev", "remove the star", PICTURE),
     Row("flux-kontext/dev", "turn the background black", PICTURE),
-    Row("flux-lora", "a teal star on white", _SIZE | {"loras": [{"path": "teal"}]}),
     Row("flux-lora", "a red heart on white", _SIZE | {"loras": [{"path": "outline"}]}),
     Row("flux-general", "a yellow circle and a yellow star on blue", _SIZE | {"controlnets": [EDGES]}),
 )

@@ -18,7 +18,7 @@ AUXILIARIES: tuple[Variant, ...] = ("redux", "controlnet", "depth-estimator")
 _HERE = Path(__file__).parent
 
 EMBEDDED_LORAS = _HERE / "shapes" / "loras"
-"""Adapters of the embedded model, as its folder's names: teal, outline."""
+"""Adapters of the embedded model, as its folder's names: outline."""
 
 
 @dataclass(frozen=True, slots=True)
