@@ -13,7 +13,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
-from transformers import CLIPTextModel, T5EncoderModel
+from transformers import CLIPTextModel, DepthAnythingForDepthEstimation, T5EncoderModel
 
 from models.shapes.export import export_controlnet, export_estimator, export_redux, export_sibling
 from models.shapes.siblings.control import CHANNELS as CONTROL_CHANNELS
@@ -145,9 +145,10 @@ def train_controlnet(run: Run) -> None:
 
 
 def train_depth_estimator(run: Run) -> None:
-    """Train what tells depth pictures from plain ones, and write it into the depth sibling's folder."""
-    training = DepthTraining(device=run.device)
-    trained = training.run(run.seconds, run.report, checkpoint=run.work / "depth-estimator.pt")
+    """Train what tells how near things are in a plain picture, and write it into the depth sibling's folder."""
+    training = DepthTraining(base_encoders(run.base).on(run.device), device=run.device, memory=MEMORY)
+    trained = training.run(run.seconds, run.report, checkpoint=run.work / "depth-estimator.pt", save_every=60)
+    assert isinstance(trained, DepthAnythingForDepthEstimation)
     export_estimator(run.out / f"{run.base.name}-depth" / "depth_estimator", trained.cpu())
 
 

@@ -4,9 +4,6 @@ It has Depth Anything's layout with a third of a million parameters, so the same
 """
 
 import random
-import time
-from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from PIL import Image
@@ -17,15 +14,13 @@ from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, D
 from models.shapes.conditions import depth_layout
 from models.shapes.draw import pictures
 from models.shapes.layout import lay_out
-from models.shapes.optim import Average, warm_cosine
 from models.shapes.scenes import random_scene
+from models.shapes.text import Encoders
+from models.shapes.train_flow import FlowTraining
 
 SIDE, PATCH = 128, 8  # what the estimator is shown, and the pixels a side of its tokens
 _SHOWN = ((128, 128), (256, 256), (256, 192), (192, 256))  # pictures before they are brought to SIDE
 _PICTURES = 12  # a step
-_LEARNING_RATE = 2e-3
-
-Report = Callable[[float, dict[str, float]], None]
 
 
 def new_estimator() -> DepthAnythingForDepthEstimation:
@@ -62,68 +57,20 @@ def new_depth_processor() -> DPTImageProcessor:
     return DPTImageProcessor(size=size, ensure_multiple_of=PATCH, image_mean=half, image_std=half)
 
 
-class DepthTraining:
-    """One run, resumable from one file."""
+class DepthTraining(FlowTraining):
+    """The training of a depth estimator; the encoders are not used."""
 
-    def __init__(self, *, device: torch.device, seed: int = 7) -> None:
-        torch.manual_seed(seed)
-        self.rng, self.device = random.Random(seed), device
-        self.model = new_estimator().to(device).train()
-        self.average = Average(self.model, 0.99)
-        self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=_LEARNING_RATE, weight_decay=0.0)
-        self.seconds, self.steps = 0.0, 0
+    def __init__(self, encoders: Encoders, *, device: torch.device, memory: float) -> None:
+        super().__init__(encoders, device=device, model=new_estimator(), memory=memory)
 
-    def run(self, seconds: float, report: Report, *, checkpoint: Path) -> DepthAnythingForDepthEstimation:
-        """Train until `seconds` in all have gone by; returns the averaged estimator."""
-        if checkpoint.exists():
-            self._load(checkpoint)
-        last = saved = time.monotonic()
-        while self.seconds < seconds:
-            loss = self.step(self.seconds / seconds)
-            now = time.monotonic()
-            self.seconds, last = self.seconds + now - last, now
-            if self.steps % 50 == 0:
-                report(self.seconds / seconds, {"step": self.steps, "seconds": self.seconds, "loss": loss})
-            if now - saved > 60:
-                self._save(checkpoint)
-                saved = now
-        self._save(checkpoint)
-        return self.average.module
-
-    def step(self, done: float) -> float:
-        """One update; returns its loss, the squared distance from the drawn depth, things and ground alike."""
+    def loss(self, done: float) -> Tensor:
+        """The squared distance from the drawn depth, things and ground alike."""
         shown, depth = (part.to(self.device) for part in draw_depths(self.rng))
-        error = (self.model(shown).predicted_depth - depth).square()
-        loss = (error[depth > 0].mean() + error[depth == 0].mean()) / 2  # things cover little
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for group in self.optimiser.param_groups:
-            group["lr"] = _LEARNING_RATE * warm_cosine(done)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-        self.average.update(self.model)
-        self.steps += 1
-        return float(loss.detach())
-
-    def _save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        state = {
-            "model": self.model.state_dict(),
-            "average": self.average.module.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "progress": (self.seconds, self.steps),
-        }
-        torch.save(state, path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)
-
-    def _load(self, path: Path) -> None:
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.average.module.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.seconds, self.steps = state["progress"]
-        self.average.updates = self.steps
-        self.rng.seed(self.steps)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            told: Tensor = self.model(shown).predicted_depth
+        error = (told.float() - depth).square()
+        loss: Tensor = (error[depth > 0].mean() + error[depth == 0].mean()) / 2  # things cover little
+        return loss
 
 
 def draw_depths(rng: random.Random, count: int = _PICTURES) -> tuple[Tensor, Tensor]:
