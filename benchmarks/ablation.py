@@ -35,8 +35,9 @@ from models.components import FluxComponents
 from models.fusion import fuse
 from models.loading import load, silence_libraries
 from models.tuning import PLAIN, Tuning
-from pipelines.families.flux1.packed import PackLayout, attention_shape, modulation_rows, packed_forward
+from pipelines.families.flux1.packed import attention_shape, modulation_rows, packed_forward
 from pipelines.families.flux1.sampling import position_ids
+from pipelines.families.layout import PackLayout
 from pipelines.ops.attention_choice import measure_ms
 from pipelines.ops.compute import Compute, choose_compute
 from server.bench.report import table

@@ -40,8 +40,9 @@ from models.tuning import AUTO
 from pipelines.adapters.adapter import FittedAdapter, Uses, fit, targets
 from pipelines.adapters.linears import with_adapters
 from pipelines.adapters.reading import AdapterWeights, LowRank
-from pipelines.families.flux1.packed import PackLayout, attention_shape, modulation_rows, packed_forward
+from pipelines.families.flux1.packed import attention_shape, modulation_rows, packed_forward
 from pipelines.families.flux1.sampling import position_ids
+from pipelines.families.layout import PackLayout
 from pipelines.ops.compute import choose_compute
 from server.bench.report import table
 

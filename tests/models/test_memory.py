@@ -29,7 +29,8 @@ from models.quantization import is_insensitive
 from models.random_weights import _clip_config, _t5_config
 from models.registry import REGISTRY, TINY
 from pipelines.families.flux1.encode import encode_prompt
-from pipelines.families.flux1.packed import Compute, PackLayout, modulation_rows, modulation_width, packed_forward
+from pipelines.families.flux1.packed import Compute, modulation_rows, modulation_width, packed_forward
+from pipelines.families.layout import PackLayout
 
 ROOT = Path(__file__).parents[2]
 DEV = ARCHITECTURES["random:FLUX.1-dev"]

@@ -19,23 +19,18 @@ from pipelines.adapters.binding import bound, everywhere
 from pipelines.adapters.cache import AdapterCache
 from pipelines.adapters.linears import Adaptable, text_adapted
 from pipelines.engine.request import Admission, Request
+from pipelines.families.flow import add_noise
 from pipelines.families.flux1.conditioning import Conditioning, Phase, RowState
 from pipelines.families.flux1.controlnets import NetUse, active_steps
-from pipelines.families.flux1.encode import PromptCache, PromptEmbedding, encode_prompt
+from pipelines.families.flux1.encode import PromptEmbedding, encode_prompt
 from pipelines.families.flux1.helpers import Helpers, WantedNet, with_pictures
 from pipelines.families.flux1.inputs import Inputs, encode
 from pipelines.families.flux1.limits import Flux1Limits
 from pipelines.families.flux1.modulation import ModulationTable
 from pipelines.families.flux1.packed import Network
 from pipelines.families.flux1.prepare import PictureReader, Prepared
-from pipelines.families.flux1.sampling import (
-    add_noise,
-    flow_match_sigmas,
-    initial_noise,
-    pack_latents,
-    position_ids,
-    unshifted,
-)
+from pipelines.families.flux1.sampling import flow_match_sigmas, initial_noise, pack_latents, position_ids, unshifted
+from pipelines.families.prompts import PromptCache
 from pipelines.pictures.latents import Encoded
 from pipelines.protocol.conditions import Redux
 from pipelines.protocol.params import GenerationParams
@@ -52,7 +47,7 @@ class Admitter:
         components: FluxComponents,
         limits: Flux1Limits,
         accelerator: Accelerator,
-        prompts: PromptCache,
+        prompts: PromptCache[PromptEmbedding],
         adapters: AdapterCache,
         adaptable: Adaptable[FluxTransformer2DModel],
     ) -> None:

@@ -10,8 +10,9 @@ from diffusers import FluxControlNetModel
 from torch import Tensor
 
 from pipelines.families.flux1.modulation import ModulationTable
-from pipelines.families.flux1.packed import PackLayout, net_blocks
+from pipelines.families.flux1.packed import net_blocks
 from pipelines.families.flux1.residuals import Residuals
+from pipelines.families.layout import PackLayout
 from pipelines.ops.compute import Compute
 
 

@@ -1,8 +1,7 @@
-"""Prompts into embeddings, as FluxPipeline.encode_prompt does, with a cache bounded in bytes."""
+"""Prompts into embeddings, as FluxPipeline.encode_prompt does."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,31 +21,6 @@ class PromptEmbedding:
     @property
     def nbytes(self) -> int:
         return int(self.tokens.nbytes + self.pooled.nbytes)
-
-
-class PromptCache:
-    """The most recently used embeddings, up to a number of bytes."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._entries: OrderedDict[tuple[str, int], PromptEmbedding] = OrderedDict()
-        self.nbytes = 0
-
-    def get(self, prompt: str, max_length: int) -> PromptEmbedding | None:
-        found = self._entries.get((prompt, max_length))
-        if found is not None:
-            self._entries.move_to_end((prompt, max_length))
-        return found
-
-    def put(self, prompt: str, max_length: int, embedding: PromptEmbedding) -> None:
-        """Keep it, dropping the least recently used; one larger than the whole cache is not kept."""
-        if embedding.nbytes > self._max_bytes or (prompt, max_length) in self._entries:
-            return
-        self._entries[prompt, max_length] = embedding
-        self.nbytes += embedding.nbytes
-        while self.nbytes > self._max_bytes:
-            _, dropped = self._entries.popitem(last=False)
-            self.nbytes -= dropped.nbytes
 
 
 def encode_prompt(components: FluxComponents, prompt: str, max_length: int) -> PromptEmbedding:

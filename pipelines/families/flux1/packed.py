@@ -8,100 +8,21 @@ tests/pipelines/families/flux1/test_packed.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, TypeAlias
 
 import torch
 from diffusers import FluxControlNetModel, FluxTransformer2DModel
 from torch import Tensor, nn
 
-from pipelines.adapters.adapter import Uses
-from pipelines.adapters.binding import NOTHING, Segments, Stream, by_picture, inside
-from pipelines.families.flux1.blocks import double_after, double_before, single_after, single_before
+from pipelines.adapters.binding import inside
+from pipelines.families.double_block import double_block
+from pipelines.families.flux1.blocks import single_after, single_before
 from pipelines.families.flux1.residuals import Additions
+from pipelines.families.layout import PackLayout
 from pipelines.ops.compute import Compute
-from pipelines.ops.ops import TokenRows
 
 Network: TypeAlias = FluxTransformer2DModel | FluxControlNetModel
 """Both are stacks of the same blocks; a ControlNet has no last AdaLN and no output."""
-
-
-@dataclass(frozen=True)
-class PackLayout:
-    """How the pictures of one step lie in the packed list, in order.
-
-    Args:
-        text_lengths, image_lengths: tokens of each picture.
-        rope: complex64 (S, 1, head_dim / 2), the rotations of all tokens in joint order: each picture's text,
-            then its image. S is the sum of all lengths.
-        uses: the adapters of each picture; empty if no picture has any.
-    """
-
-    text_lengths: tuple[int, ...]
-    image_lengths: tuple[int, ...]
-    rope: Tensor
-    uses: tuple[Uses, ...] = ()
-
-    @cached_property
-    def joint_lengths(self) -> tuple[int, ...]:
-        return tuple(t + n for t, n in zip(self.text_lengths, self.image_lengths, strict=True))
-
-    @cached_property
-    def text_rows(self) -> TokenRows:
-        return TokenRows(self.text_lengths, self.rope.device)
-
-    @cached_property
-    def image_rows(self) -> TokenRows:
-        return TokenRows(self.image_lengths, self.rope.device)
-
-    @cached_property
-    def joint_rows(self) -> TokenRows:
-        return TokenRows(self.joint_lengths, self.rope.device)
-
-    @cached_property
-    def ropes(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(cos, sin) of the text's, the image's and all tokens: float32 (..., 1, head_dim / 2, 2)."""
-        joint = torch.view_as_real(self.rope)
-        return *self.part(joint), joint
-
-    @cached_property
-    def segments(self) -> Segments:
-        """Where in each list of tokens which adapters take part."""
-        if not self.uses:
-            return NOTHING
-        lengths: Mapping[Stream, tuple[int, ...]] = {
-            "text": self.text_lengths,
-            "image": self.image_lengths,
-            "joint": self.joint_lengths,
-        }
-        return by_picture(self.uses, lengths)
-
-    def select(self, rows: Sequence[int]) -> PackLayout:
-        """The layout of these pictures alone, in the order given."""
-        ropes = self.rope.split(self.joint_lengths)
-        return PackLayout(
-            text_lengths=tuple(self.text_lengths[row] for row in rows),
-            image_lengths=tuple(self.image_lengths[row] for row in rows),
-            rope=torch.cat([ropes[row] for row in rows]),
-            uses=tuple(self.uses[row] for row in rows) if self.uses else (),
-        )
-
-    def join(self, text: Tensor, image: Tensor) -> Tensor:
-        """(sum T, ...) and (sum N, ...) -> (S, ...) in joint order."""
-        if len(self.text_lengths) == 1:
-            return torch.cat((text, image))
-        texts, images = text.split(self.text_lengths), image.split(self.image_lengths)
-        return torch.cat([part for pair in zip(texts, images, strict=True) for part in pair])
-
-    def part(self, joint: Tensor) -> tuple[Tensor, Tensor]:
-        """The inverse of `join`; both results are contiguous."""
-        lengths = [length for pair in zip(self.text_lengths, self.image_lengths, strict=True) for length in pair]
-        parts = joint.split(lengths)
-        if len(parts) == 2:
-            return parts[0], parts[1]
-        return torch.cat(parts[0::2]), torch.cat(parts[1::2])
 
 
 def attention_shape(transformer: FluxTransformer2DModel) -> tuple[int, int]:
@@ -181,7 +102,7 @@ def first_block(
     """Embed and run the first double block. Returns: image tokens before it (sum N, D); text and image after it."""
     entered = transformer.x_embedder(latents)
     mod = modulation[:, : 12 * text.shape[-1]]
-    text, image = _double_block(transformer.transformer_blocks[0], layout, text, entered, mod, compute)
+    text, image = double_block(transformer.transformer_blocks[0], layout, text, entered, mod, compute)
     if additions is not None:
         image = additions.after_double(image, 0, len(transformer.transformer_blocks))
     return entered, text, image
@@ -202,7 +123,7 @@ def other_blocks(
     offset = 12 * dim
     doubles, singles = transformer.transformer_blocks, transformer.single_transformer_blocks
     for index, block in enumerate(list(doubles)[1:], 1):
-        text, image = _double_block(block, layout, text, image, modulation[:, offset : offset + 12 * dim], compute)
+        text, image = double_block(block, layout, text, image, modulation[:, offset : offset + 12 * dim], compute)
         if additions is not None:
             image = additions.after_double(image, index, len(doubles))
         offset += 12 * dim
@@ -222,7 +143,7 @@ def net_blocks(
     dim, offset = text.shape[-1], 0
     doubles, singles = [], []
     for block in net.transformer_blocks:
-        text, image = _double_block(block, layout, text, image, modulation[:, offset : offset + 12 * dim], compute)
+        text, image = double_block(block, layout, text, image, modulation[:, offset : offset + 12 * dim], compute)
         doubles.append(image)
         offset += 12 * dim
     joint = layout.join(text, image)
@@ -243,18 +164,6 @@ def head(
     normed = compute.ops.norm_modulate(image, transformer.norm_out.norm, rows, scale, shift)
     output: Tensor = transformer.proj_out(normed)
     return output
-
-
-def _double_block(
-    block: Any, layout: PackLayout, text: Tensor, image: Tensor, mod: Tensor, compute: Compute
-) -> tuple[Tensor, Tensor]:
-    ops = compute.ops
-    rows = ops.rows(layout.text_rows), ops.rows(layout.image_rows)
-    texts, images = compute.region(double_before)(block, ops, text, image, mod, *rows, *layout.ropes[:2])
-    query, key, value = (layout.join(*pair) for pair in zip(texts, images, strict=True))
-    attended = layout.part(compute.attend(query, key, value, layout.joint_lengths))
-    text, image = compute.region(double_after)(block, ops, text, image, *attended, mod, *rows)
-    return text, image
 
 
 def _single_block(block: Any, layout: PackLayout, joint: Tensor, mod: Tensor, compute: Compute) -> Tensor:

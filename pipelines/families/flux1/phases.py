@@ -9,31 +9,23 @@ from torch.nn import functional
 
 from models.accelerator import Accelerator
 from models.components import FluxComponents
-from models.memory import TILED_SIDE
+from pipelines.families.flow import add_noise
 from pipelines.families.flux1.conditioning import Phase
-from pipelines.families.flux1.sampling import add_noise, initial_noise, pack_latents, unpack_latents
+from pipelines.families.flux1.sampling import initial_noise, pack_latents, unpack_latents
+from pipelines.pictures.decoding import decode_in_memory
 from pipelines.pictures.latents import Encoded
 
 
 def decoded(vae: AutoencoderKL, latents: Tensor, phase: Phase, accelerator: Accelerator) -> Tensor:
-    """(N, C) finished latents as a picture (3, H, W), about in [-1, 1].
-
-    Where memory does not suffice it is decoded in tiles that overlap and are blended: a little different, not refused.
-    """
+    """(N, C) finished latents as a picture (3, H, W), about in [-1, 1]."""
     unpacked = unpack_latents(latents[None], phase.height, phase.width)
-    scaled = (unpacked / vae.config.scaling_factor + vae.config.shift_factor).to(vae.dtype)
-    try:
-        picture: Tensor = vae.decode(scaled, return_dict=False)[0][0]
-    except Exception as exc:
-        if not accelerator.is_out_of_memory(exc):
-            raise
-    else:
-        return picture
-    accelerator.release_cached_memory()
-    vae.tile_sample_min_size = TILED_SIDE
-    vae.tile_latent_min_size = TILED_SIDE // 2 ** (len(vae.config.block_out_channels) - 1)
-    tiled: Tensor = vae.tiled_decode(scaled, return_dict=False)[0][0]
-    return tiled
+    return decode_in_memory(vae, unscaled(vae, unpacked), accelerator)[0]
+
+
+def unscaled(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """(B, C, H, W) latents from what the transformer sees to what the decoder takes."""
+    taken: Tensor = (latents / vae.config.scaling_factor + vae.config.shift_factor).to(vae.dtype)
+    return taken
 
 
 def enlarged(

@@ -21,18 +21,20 @@ from pipelines.adapters.cache import NO_ADAPTERS, AdapterCache
 from pipelines.adapters.linears import Adaptable
 from pipelines.engine.request import Admission, Request, Row
 from pipelines.engine.runner import Decoded
+from pipelines.families.flow import add_noise, crop_centred, euler_step, to_pixels
 from pipelines.families.flux1.admission import Admitter
 from pipelines.families.flux1.conditioning import Phase, conditioning_of, phase_of, state_of
 from pipelines.families.flux1.controlnets import NetRow, residuals_of
-from pipelines.families.flux1.encode import PromptCache
 from pipelines.families.flux1.helpers import Helpers
 from pipelines.families.flux1.limits import Flux1Limits
-from pipelines.families.flux1.packed import PackLayout, attention_shape, packed_forward
-from pipelines.families.flux1.phases import decoded, enlarged
+from pipelines.families.flux1.packed import attention_shape, packed_forward
+from pipelines.families.flux1.phases import decoded, enlarged, unscaled
 from pipelines.families.flux1.prepare import Prepared
 from pipelines.families.flux1.residuals import Additions
-from pipelines.families.flux1.sampling import add_noise, crop_centred, euler_step, to_pixels, unpack_latents
+from pipelines.families.flux1.sampling import unpack_latents
 from pipelines.families.flux1.step_cache import CachedRow, FirstBlockRule, HitRule, StepCache, cached_forward
+from pipelines.families.layout import PackLayout
+from pipelines.families.prompts import PromptCache
 from pipelines.ops.compute import Note, choose_compute
 from pipelines.pictures.preview import LatentPreview
 from pipelines.pictures.safety import safety_checker
@@ -180,7 +182,7 @@ class FluxRunner:
     @torch.inference_mode()
     def preview(self, row: Row) -> NDArray[np.uint8] | None:
         if self._preview is None:
-            self._preview = LatentPreview(self.components.vae)
+            self._preview = LatentPreview(self._decode_plainly, self.components.latent_channels, self.components.device)
         phase, velocity = phase_of(row), state_of(row).velocity
         if velocity is None:  # between two phases
             return None
@@ -189,6 +191,10 @@ class FluxRunner:
         unpacked = unpack_latents(expected[None], phase.height, phase.width)[0]
         rendered: NDArray[np.uint8] = self._preview.render(unpacked).cpu().numpy()
         return rendered
+
+    def _decode_plainly(self, latents: Tensor) -> Tensor:
+        decoded: Tensor = self.components.vae.decode(unscaled(self.components.vae, latents), return_dict=False)[0]
+        return decoded
 
     def _packed(self, rows: Sequence[Row]) -> _Pack:
         """The pack of these rows, kept while they stay the same; equal adapters stand together, then equal sizes."""

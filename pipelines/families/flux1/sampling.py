@@ -96,11 +96,6 @@ def _grid(height: int, width: int, origin: tuple[float, float, float]) -> Tensor
     return ids.reshape(height * width, 3)
 
 
-def add_noise(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-    """The picture at noise level `sigma` (scalar, in the model's dtype). Source: the scheduler's scale_noise."""
-    return sigma * noise + (1.0 - sigma) * clean
-
-
 def pack_mask(mask: Tensor, cell: int) -> Tensor:
     """A mask (1, 1, H, W) as FLUX.1-Fill sees it: (H/2c * W/2c, 4 c^2), all pixels of a token side by side.
 
@@ -109,30 +104,3 @@ def pack_mask(mask: Tensor, cell: int) -> Tensor:
     height, width = mask.shape[-2] // cell, mask.shape[-1] // cell
     cells = mask.view(1, height, cell, width, cell).permute(0, 2, 4, 1, 3)
     return pack_latents(cells.reshape(1, cell * cell, height, width))[0]
-
-
-def euler_step(latents: Tensor, noise_pred: Tensor, sigma_step: Tensor) -> Tensor:
-    """Advance packed latents along the predicted velocity.
-
-    Args:
-        latents, noise_pred: (..., C), model dtype.
-        sigma_step: next sigma minus this one, in the model's dtype, broadcastable to `latents`; rows may differ.
-    Returns: like `latents`.
-    Source: FlowMatchEulerDiscreteScheduler.step, which multiplies in the model's dtype and adds in float32.
-    """
-    return (latents.to(torch.float32) + sigma_step * noise_pred).to(noise_pred.dtype)
-
-
-def to_pixels(image: Tensor) -> Tensor:
-    """A decoded picture (3, H, W) in [-1, 1] as uint8 (H, W, 3), on its device.
-
-    Source: VaeImageProcessor.postprocess; the same order of rounding, so that pixels are equal to its own.
-    """
-    unit = (image * 0.5 + 0.5).clamp(0, 1)
-    return (unit.permute(1, 2, 0).float() * 255).round().to(torch.uint8)
-
-
-def crop_centred(pixels: Tensor, height: int, width: int) -> Tensor:
-    """The middle of (H, W, 3): models draw multiples of their cell, users ask for any size."""
-    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
-    return pixels[top : top + height, left : left + width]

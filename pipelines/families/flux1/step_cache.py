@@ -20,8 +20,9 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
-from pipelines.families.flux1.packed import PackLayout, first_block, head, other_blocks
+from pipelines.families.flux1.packed import first_block, head, other_blocks
 from pipelines.families.flux1.residuals import Additions, Residuals
+from pipelines.families.layout import PackLayout
 from pipelines.ops.compute import Compute
 
 

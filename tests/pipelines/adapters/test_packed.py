@@ -16,7 +16,8 @@ from pipelines.adapters.adapter import FittedAdapter, Uses, fit
 from pipelines.adapters.binding import bound, everywhere
 from pipelines.adapters.linears import with_adapters
 from pipelines.adapters.reading import AdapterWeights
-from pipelines.families.flux1.packed import PackLayout, modulation_rows, packed_forward
+from pipelines.families.flux1.packed import modulation_rows, packed_forward
+from pipelines.families.layout import PackLayout
 from pipelines.ops.compute import Compute
 from tests.pipelines.adapters.loras import Parts, random_lora
 from tests.pipelines.families.flux1.test_packed import MIX, Sample, make_sample, make_transformer, stock

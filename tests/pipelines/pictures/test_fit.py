@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.families.flux1.sampling import crop_centred
+from pipelines.families.flow import crop_centred
 from pipelines.pictures.canny import edges
 from pipelines.pictures.fit import fit, pad, to_mask, to_tensor
 from pipelines.pictures.overlay import Overlay

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import torch
 
@@ -16,8 +14,6 @@ from tests.pipelines.driving import drain, make_engine, make_params, of, submit
 class LinearVae:
     """A decoder that really is linear, so that the fit has a right answer."""
 
-    config = SimpleNamespace(latent_channels=4, scaling_factor=0.4, shift_factor=0.1)
-    device, dtype = torch.device("cpu"), torch.float32
     matrix = torch.tensor([[0.2, -0.1, 0.0], [0.0, 0.2, 0.1], [-0.1, 0.0, 0.2], [0.1, 0.1, -0.1]])
 
     def decode(self, latents: torch.Tensor, return_dict: bool) -> tuple[torch.Tensor]:
@@ -27,7 +23,7 @@ class LinearVae:
 
 def test_a_linear_decoder_is_recovered() -> None:
     vae = LinearVae()
-    preview = LatentPreview(vae)  # type: ignore[arg-type]
+    preview = LatentPreview(lambda x: vae.decode(x / 0.4 + 0.1, return_dict=False)[0], 4, torch.device("cpu"))
     latents = torch.randn((4, 6, 8), generator=torch.Generator().manual_seed(9)) * 0.5
     decoded = vae.decode(latents[None] / 0.4 + 0.1, return_dict=False)[0][0, :, ::4, ::4]
     expected = ((decoded * 0.5 + 0.5).clamp(0, 1) * 255).permute(1, 2, 0)

@@ -8,8 +8,9 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
-from pipelines.families.flux1.packed import PackLayout, modulation_width, packed_forward
+from pipelines.families.flux1.packed import modulation_width, packed_forward
 from pipelines.families.flux1.sampling import position_ids
+from pipelines.families.layout import PackLayout
 from pipelines.ops.compute import Compute
 
 

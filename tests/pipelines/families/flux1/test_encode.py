@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from models.components import FluxComponents
-from pipelines.families.flux1.encode import PromptCache, PromptEmbedding, encode_prompt
+from pipelines.families.flux1.encode import PromptEmbedding, encode_prompt
+from pipelines.families.prompts import PromptCache
 
 
 @pytest.mark.parametrize("prompt", ["", "a red circle", "ünïcödé " * 40])

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from peft import LoraConfig
 from torch import Tensor
 
-from pipelines.families.flux1.packed import PackLayout, modulation_rows, modulation_width, packed_forward
+from pipelines.families.flux1.packed import modulation_rows, modulation_width, packed_forward
 from pipelines.families.flux1.sampling import position_ids
+from pipelines.families.layout import PackLayout
 from pipelines.ops.attention import grouped_attention, runs
 from pipelines.ops.compute import Compute
 from tests.pipelines.conftest import amplify

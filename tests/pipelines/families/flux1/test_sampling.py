@@ -12,14 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.architectures import FLUX_SIGMAS
+from pipelines.families.flow import crop_centred, euler_step, to_pixels
 from pipelines.families.flux1.sampling import (
-    crop_centred,
-    euler_step,
     flow_match_sigmas,
     initial_noise,
     pack_latents,
     position_ids,
-    to_pixels,
     unpack_latents,
 )
 
