@@ -7,6 +7,8 @@ import platform
 import socket
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
 
 import psutil
 import typer
@@ -15,6 +17,7 @@ from models import control_groups, host_memory
 from server.cli.checkup import devices_and_models
 from server.cli.failures import ENVIRONMENT
 from server.cli.finding import Finding
+from server.cli.gpu_report import BUDGET_S, report_gpu
 from server.cli.options import Config, DataDir, Json, settings_from
 from server.cli.storage_checkup import certificate, storage
 from server.http import running
@@ -24,9 +27,21 @@ from server.workers import threads
 MEMORY_SCARCE = 1.5e9
 
 
-def doctor(data_dir: DataDir = None, config: Config = None, as_json: Json = False) -> None:
+def doctor(
+    data_dir: DataDir = None,
+    config: Config = None,
+    as_json: Json = False,
+    gpu_report: Annotated[
+        bool, typer.Option(help="Measure the GPU instead: all that is worth knowing of it, in one folder.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder of the GPU report.")] = Path("gpu-report"),
+    budget: Annotated[float, typer.Option(help="Seconds that the GPU report may take.", min=1)] = BUDGET_S,
+) -> None:
     """Check Python, PyTorch, devices, memory, disk, ports, models and the certificate."""
     settings = settings_from(config, data_dir=data_dir)
+    if gpu_report:
+        report_gpu(settings, out, budget, as_json)
+        return
     findings = examine(settings)
     broken = any(finding.verdict == "broken" for finding in findings)
     if as_json:

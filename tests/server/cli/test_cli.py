@@ -257,6 +257,16 @@ def test_doctor_is_content_with_this_machine(cli: Cli, tmp_path: Path, monkeypat
     assert "broken" not in done.out
 
 
+def test_the_gpu_report_says_in_a_sentence_that_there_is_no_gpu(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLUXSERVE_DEVICE", "cpu")
+    done = cli("doctor", "--gpu-report", "--out", str(tmp_path / "report"), "--data-dir", str(tmp_path))
+    assert (done.code, done.out) == (3, "")
+    assert "no GPU report: random:FLUX.1-dev needs a GPU and there is none" in done.err
+    assert len(done.err.strip().splitlines()) == 1
+
+
 def test_generate_writes_what_was_asked_for(cli: Cli, tmp_path: Path) -> None:
     arguments = ["generate", "a shape", "--model", "random:tiny", "--size", "96x64", "--steps", "3", "--seed", "5"]
     done = cli(*arguments, "--num-images", "2", "-o", str(tmp_path / "out.png"), "--json")
