@@ -43,7 +43,7 @@ from pipelines.ops.compute import Compute, choose_compute
 from server.bench.report import table
 
 ON = replace(
-    PLAIN, attention="auto", kernels="triton", fuse_qkv=True, fuse_mlp=True, vae_channels_last=True, compile_vae=True
+    PLAIN, attention="auto", kernels="triton", fuse_qkv=True, fuse_mlp=True, vae_channels_last=True, compile_vae=False
 )
 SWITCHES = tuple(name for name in ON.__slots__ if getattr(ON, name) != getattr(PLAIN, name))
 

@@ -323,7 +323,9 @@ class CudaAccelerator:
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def allow_split_k(self, allowed: bool) -> None:
-        # (sums in half precision, split-K), both allowed by default; the second alone cannot be forbidden.
+        # (sums in half precision, split-K), both allowed by default; the second alone cannot be forbidden, and only
+        # cuBLASLt can be told so: plain cuBLAS, which products without bias go to by default, raises.
+        torch.backends.cuda.preferred_blas_library("default" if allowed else "cublaslt")
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = (allowed, allowed)
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = (allowed, allowed)
 

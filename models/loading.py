@@ -21,6 +21,7 @@ from models.errors import LoadError
 from models.files.mounts import is_remote
 from models.files.weights import identity
 from models.fusion import fuse
+from models.group_norm import checked_kernel, fuse_norms
 from models.memory import Offload
 from models.packed import is_packed
 from models.part import Part
@@ -77,6 +78,8 @@ def load(
         fuse(components.transformer, qkv=bool(tuning.fuse_qkv), mlp=bool(tuning.fuse_mlp))
     if tuning.vae_channels_last:
         components.vae.to(memory_format=torch.channels_last)
+    if tuning.fuse_vae_norms and (kernel := checked_kernel(accelerator.device, dtype)):
+        fuse_norms(components.vae, kernel)
     if tuning.compile_vae:
         components.vae.decoder.compile(dynamic=True)
     progress("quantization", 0.99)

@@ -21,6 +21,7 @@ class Tuning:
         split_k: whether matrix products may be split along their inner side, which makes the order of additions
             depend on the number of rows. Means something on CUDA only.
         vae_channels_last: the decoder's pictures lie in memory channels last.
+        fuse_vae_norms: the VAE's group norms and the SiLUs after them are one Triton kernel.
         compile_vae: the decoder goes through torch.compile.
     """
 
@@ -30,6 +31,7 @@ class Tuning:
     fuse_mlp: bool | None = None
     split_k: bool | None = None
     vae_channels_last: bool | None = None
+    fuse_vae_norms: bool | None = None
     compile_vae: bool | None = None
 
     def resolved(self, kind: str) -> Tuning:
@@ -48,10 +50,10 @@ class Tuning:
 AUTO = Tuning()
 """Every switch as the device has it."""
 
-PLAIN = Tuning("grouped", "torch", False, False, True, False, False)
+PLAIN = Tuning("grouped", "torch", False, False, True, False, False, False)
 """Everything off: what a CPU runs, equal to diffusers bit for bit."""
 
-_DEFAULTS = {"cuda": Tuning("auto", "triton", True, True, True, True, False)}
+_DEFAULTS = {"cuda": Tuning("auto", "triton", True, True, True, True, True, False)}
 
 
 def parse_tuning(text: str) -> Tuning:

@@ -14,19 +14,16 @@ from torch import Tensor
 
 from pipelines.families.layout import PackLayout
 from pipelines.ops.compute import Compute
-from pipelines.ops.ops import Ops
-
-Heads = tuple[Tensor, Tensor, Tensor]
-"""Query, key and value, each (tokens, heads, head_dim); queries and keys are normalised and rotated."""
+from pipelines.ops.ops import Heads, Ops
 
 
 def double_block(
     block: Any, layout: PackLayout, text: Tensor, image: Tensor, mod: Tensor, compute: Compute
 ) -> tuple[Tensor, Tensor]:
     ops = compute.ops
-    rows = ops.rows(layout.text_rows), ops.rows(layout.image_rows)
-    texts, images = compute.region(double_before)(block, ops, text, image, mod, *rows, *layout.ropes[:2])
-    query, key, value = (layout.join(*pair) for pair in zip(texts, images, strict=True))
+    rows, places = (ops.rows(layout.text_rows), ops.rows(layout.image_rows)), ops.places(layout)
+    before = compute.region(double_before)
+    query, key, value = before(block, ops, text, image, mod, *rows, layout.ropes[:2], places)
     attended = layout.part(compute.attend(query, key, value, layout.joint_lengths))
     text, image = compute.region(double_after)(block, ops, text, image, *attended, mod, *rows)
     return text, image
@@ -40,20 +37,19 @@ def double_before(
     mod: Tensor,
     text_rows: Any,
     image_rows: Any,
-    text_rope: Tensor,
-    image_rope: Tensor,
-) -> tuple[Heads, Heads]:
-    """(Flux|Flux2)TransformerBlock.forward up to attention -> (text's, image's)."""
+    ropes: tuple[Tensor, Tensor],
+    places: Any,
+) -> Heads:
+    """(Flux|Flux2)TransformerBlock.forward up to attention -> query, key, value of all tokens, in joint order."""
     attn = block.attn
     image_shift, image_scale, text_shift, text_scale = vectors(mod, 12, 0, 1, 6, 7)
-    image = ops.norm_modulate(image, _norm(block.norm1), image_rows, image_scale, image_shift)
-    text = ops.norm_modulate(text, _norm(block.norm1_context), text_rows, text_scale, text_shift)
+    image_reader, text_reader = first(attn, "to_q", "to_qkv"), first(attn, "add_q_proj", "to_added_qkv")
+    image = ops.norm_modulate(image, _norm(block.norm1), image_rows, image_scale, image_shift, image_reader)
+    text = ops.norm_modulate(text, _norm(block.norm1_context), text_rows, text_scale, text_shift, text_reader)
     text_heads = project(attn, text, ("add_q_proj", "add_k_proj", "add_v_proj"), "to_added_qkv")
     image_heads = project(attn, image, ("to_q", "to_k", "to_v"), "to_qkv")
-    return (
-        rotated(ops, text_heads, attn.norm_added_q, attn.norm_added_k, text_rope),
-        rotated(ops, image_heads, attn.norm_q, attn.norm_k, image_rope),
-    )
+    text_norms, image_norms = (attn.norm_added_q, attn.norm_added_k), (attn.norm_q, attn.norm_k)
+    return ops.joint_heads(text_heads, image_heads, text_norms, image_norms, ropes, places)
 
 
 def double_after(
@@ -73,8 +69,9 @@ def double_after(
     text_gate, text_shift, text_scale, text_mlp_gate = vectors(mod, 12, 8, 9, 10, 11)
     image = ops.gate_add(image, image_rows, image_gate, attn.to_out[1](attn.to_out[0](image_attended)))
     text = ops.gate_add(text, text_rows, text_gate, attn.to_add_out(text_attended))
-    image_hidden = ops.norm_modulate(image, block.norm2, image_rows, image_scale, image_shift)
-    text_hidden = ops.norm_modulate(text, block.norm2_context, text_rows, text_scale, text_shift)
+    image_reader, text_reader = _mlp_first(block.ff), _mlp_first(block.ff_context)
+    image_hidden = ops.norm_modulate(image, block.norm2, image_rows, image_scale, image_shift, image_reader)
+    text_hidden = ops.norm_modulate(text, block.norm2_context, text_rows, text_scale, text_shift, text_reader)
     image = ops.gate_add(image, image_rows, image_mlp_gate, block.ff(image_hidden))
     text = ops.gate_add(text, text_rows, text_mlp_gate, block.ff_context(text_hidden))
     return clip_half(text), image
@@ -94,18 +91,23 @@ def vectors(mod: Tensor, count: int, *which: int) -> tuple[Tensor, ...]:
     return tuple(vectors[index] for index in which)
 
 
-def project(attn: Any, hidden: Tensor, names: tuple[str, str, str], fused: str) -> Heads:
+def first(attn: Any, name: str, fused: str) -> Any:
+    """The linear that reads an attention's input first; those beside it are of its kind."""
+    return getattr(attn, fused if attn.fused_projections else name)
+
+
+def _mlp_first(mlp: Any) -> Any:
+    """The linear that reads an MLP's input: FLUX.1's lies inside its activation, FLUX.2's in front of it."""
+    return mlp.linear_in if hasattr(mlp, "linear_in") else mlp.net[0].proj
+
+
+def project(attn: Any, hidden: Any, names: tuple[str, str, str], fused: str) -> Heads:
     """Query, key and value through whichever linears the module carries."""
     if attn.fused_projections:
         query, key, value = getattr(attn, fused)(hidden).chunk(3, dim=-1)
     else:
         query, key, value = (getattr(attn, name)(hidden) for name in names)
     return tuple(x.unflatten(-1, (-1, attn.head_dim)) for x in (query, key, value))
-
-
-def rotated(ops: Ops, heads: Heads, query_norm: Any, key_norm: Any, rope: Tensor) -> Heads:
-    query, key, value = heads
-    return ops.norm_rotate(query, query_norm, rope), ops.norm_rotate(key, key_norm, rope), value
 
 
 def clip_half(x: Tensor) -> Tensor:

@@ -53,6 +53,12 @@ class PackLayout:
         return *self.part(joint), joint
 
     @cached_property
+    def places(self) -> tuple[Tensor, Tensor]:
+        """(sum T,) and (sum N,) int64 on the device: where text and image tokens stand in joint order."""
+        joint = torch.arange(sum(self.joint_lengths), device=self.rope.device)
+        return self.part(joint)
+
+    @cached_property
     def segments(self) -> Segments:
         """Where in each list of tokens which adapters take part."""
         if not self.uses:

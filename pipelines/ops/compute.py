@@ -70,5 +70,6 @@ def choose_compute(
     if tuning.kernels == "compiled":
         return Compute(attend, TRACEABLE, compiled)
     if tuning.kernels == "triton":
-        return Compute(attend, checked_triton(heads, head_dim, accelerator.device, dtype, note))
+        ops = checked_triton(heads, head_dim, accelerator.device, dtype, note, accelerator.has_float8)
+        return Compute(attend, ops)
     return Compute(attend)

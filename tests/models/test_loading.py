@@ -139,7 +139,7 @@ def test_files_may_be_overwritten_once_they_are_loaded(copy: Path, checkpoint: P
         file.write_bytes(b"")
     with torch.no_grad():
         ours, theirs = (
-            encode_prompt(each, "a red circle", 16).tokens
+            encode_prompt(each, "a red circle", 16, torch.clone).tokens
             for each in (loaded, load(spec(checkpoint), CpuAccelerator()))
         )
     assert torch.equal(ours, theirs)

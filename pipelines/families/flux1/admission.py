@@ -112,10 +112,10 @@ class Admitter:
         max_length = self._limits.text_tokens(params)
         if any(adapter.text_encoder for adapter, _ in uses):
             with text_adapted(self._components.text_encoder, uses):
-                return encode_prompt(self._components, params.prompt, max_length)
+                return encode_prompt(self._components, params.prompt, max_length, self._accelerator.to_device)
         prompt = self._prompts.get(params.prompt, max_length)
         if prompt is None:
-            prompt = encode_prompt(self._components, params.prompt, max_length)
+            prompt = encode_prompt(self._components, params.prompt, max_length, self._accelerator.to_device)
             self._prompts.put(params.prompt, max_length, prompt)
         return prompt
 
@@ -125,7 +125,7 @@ class Admitter:
         text_tokens: int,
         references: Sequence[tuple[int, int]],
     ) -> tuple[Phase, ...]:
-        device, dtype = self._components.device, self._components.dtype
+        upload, dtype = self._accelerator.to_device, self._components.dtype
         phases: list[Phase] = []
         first, network, multiple = 0, self._components.transformer, self._components.size_multiple
         for (height, width), steps in zip(self._limits.phases(params), params.phases, strict=True):
@@ -138,8 +138,8 @@ class Admitter:
                 Phase(
                     first=first,
                     sigmas=tuple(kept.tolist()),
-                    sigma_steps=(kept[1:] - kept[:-1]).to(device, dtype),
-                    levels=kept.to(device, dtype),
+                    sigma_steps=upload((kept[1:] - kept[:-1]).to(dtype)),
+                    levels=upload(kept.to(dtype)),
                     rope=self._rope(network, text_tokens, *sides, references),
                     height=2 * sides[0],
                     width=2 * sides[1],
@@ -164,6 +164,7 @@ class Admitter:
             prompt.pooled,
             chunk=_MODULATION_CHUNK,
             row_by_row=self._accelerator.modulates_row_by_row,
+            upload=self._accelerator.to_device,
             segments=everywhere(uses),
         )
 
@@ -171,8 +172,8 @@ class Admitter:
         self, network: Network, text_tokens: int, height: int, width: int, references: Sequence[tuple[int, int]] = ()
     ) -> Tensor:
         """Complex rotations of one picture's tokens, (text_tokens + height * width + M, 1, head_dim / 2)."""
-        ids = position_ids(text_tokens, height, width, self._components.dtype, references).to(self._components.device)
-        cos, sin = network.pos_embed(ids)
+        ids = position_ids(text_tokens, height, width, self._components.dtype, references)
+        cos, sin = network.pos_embed(self._accelerator.to_device(ids))
         return torch.complex(cos[:, ::2].contiguous(), sin[:, ::2].contiguous())[:, None]
 
     def _start(self, seed: int, phase: Phase, inputs: Inputs) -> tuple[Tensor, RowState]:

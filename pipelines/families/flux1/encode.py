@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,17 +24,18 @@ class PromptEmbedding:
         return int(self.tokens.nbytes + self.pooled.nbytes)
 
 
-def encode_prompt(components: FluxComponents, prompt: str, max_length: int) -> PromptEmbedding:
-    """One prompt through both encoders.
+def encode_prompt(
+    components: FluxComponents, prompt: str, max_length: int, upload: Callable[[Tensor], Tensor]
+) -> PromptEmbedding:
+    """One prompt through both encoders. Args: upload: to the device, without waiting for it.
 
     Always alone: rows of a larger batch may round differently, and a picture must not depend on its neighbours.
     Real encoders are saturated by one prompt of 512 tokens anyway.
     """
-    device = components.device
     clip_ids = _token_ids(components.tokenizer, prompt, components.tokenizer.model_max_length)
-    pooled = components.text_encoder(clip_ids.to(device), output_hidden_states=False).pooler_output
     t5_ids = _token_ids(components.tokenizer_2, prompt, max_length)
-    tokens = components.text_encoder_2(t5_ids.to(device), output_hidden_states=False)[0]
+    pooled = components.text_encoder(upload(clip_ids), output_hidden_states=False).pooler_output
+    tokens = components.text_encoder_2(upload(t5_ids), output_hidden_states=False)[0]
     return PromptEmbedding(tokens[0].to(components.dtype), pooled.to(components.dtype))
 
 

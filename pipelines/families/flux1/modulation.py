@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ class ModulationTable:
         chunk: steps computed at a time.
         row_by_row: whether every step is a product of its own, as in the stock pipeline; a CPU rounds products of
             one row and of many differently. An accelerator takes the whole chunk as one product.
+        upload: to the device, without waiting for it.
         segments: the request's adapters, if `transformer` takes any.
     """
 
@@ -35,6 +36,7 @@ class ModulationTable:
         pooled: Tensor,
         chunk: int,
         row_by_row: bool,
+        upload: Callable[[Tensor], Tensor],
         segments: Segments = NOTHING,
     ) -> None:
         self._transformer = transformer
@@ -44,7 +46,7 @@ class ModulationTable:
         self._group = 1 if row_by_row else chunk
         train_steps = float(sigma_config.get("num_train_timesteps", 1000))
         # The stock pipeline rounds timesteps to the model's dtype, too: 987.65 becomes 988.0 in bfloat16.
-        self._timesteps = (sigmas * train_steps).to(pooled.device, pooled.dtype) / 1000 * 1000
+        self._timesteps = upload((sigmas * train_steps).to(pooled.dtype)) / 1000 * 1000
         self._guidance = torch.full_like(self._timesteps, guidance_scale) * 1000
         self._start = 0
         self._rows = self._compute(0)
@@ -59,7 +61,7 @@ class ModulationTable:
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """What the device holds of it."""
-        return self._timesteps, self._guidance, self._rows
+        return self._pooled, self._timesteps, self._guidance, self._rows
 
     def _compute(self, start: int) -> Tensor:
         timesteps = self._timesteps[start : start + self._chunk].split(self._group)

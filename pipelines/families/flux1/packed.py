@@ -161,7 +161,7 @@ def head(
     """Image tokens (sum N, D) after all blocks -> velocity (sum N, out_channels)."""
     scale, shift = modulation[:, -2 * image.shape[-1] :].chunk(2, dim=-1)
     rows = compute.ops.rows(layout.image_rows)
-    normed = compute.ops.norm_modulate(image, transformer.norm_out.norm, rows, scale, shift)
+    normed = compute.ops.norm_modulate(image, transformer.norm_out.norm, rows, scale, shift, transformer.proj_out)
     output: Tensor = transformer.proj_out(normed)
     return output
 
