@@ -13,7 +13,7 @@ from torch import nn
 
 from models import float8_kernel
 from models.float8 import Float8Linear, quantize_rows
-from pipelines.families.flux1.packed import PackLayout
+from pipelines.families.layout import PackLayout
 from pipelines.ops import kernels
 from pipelines.ops.kernel_check import checked_triton
 from pipelines.ops.ops import REFERENCE, TRACEABLE, Ops, TokenRows
