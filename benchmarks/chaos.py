@@ -97,7 +97,8 @@ class Chaos:
 
     def _keep_alive(self) -> None:
         """A node at all times, as systemd would see to; the last one ends with the history."""
-        settings = ['device="cpu,cpu"', "hang_s=4.0", f"port={self.port}", 'allow_private_cidrs=["127.0.0.0/8"]']
+        settings = ['models=["random:tiny"]', 'device="cpu,cpu"', "hang_s=4.0"]
+        settings += [f"port={self.port}", 'allow_private_cidrs=["127.0.0.0/8"]']
         command = [sys.executable, "-m", "benchmarks.load_server", str(self.folder), *settings]
         environment = os.environ | {"SCRIPTED_STEP_S": str(STEP_S), "SCRIPTED_JOURNAL": str(self.folder / "journal")}
         while not self.is_over:

@@ -26,7 +26,7 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis.generation.modes import GenerationMode
 
 from benchmarks.broken_requests import broken_requests
-from benchmarks.load import Served, scripted_server
+from benchmarks.load import Served, fake_server
 from server.bench.stamp import stamp
 
 SENDERS = 16
@@ -122,7 +122,7 @@ def fuzz(inputs: int, seed: int, folder: Path, schema_share: float = BY_SCHEMA) 
     by_schema = int(inputs * schema_share)
     warm_up = max(50, inputs // 20)
     seen = Seen()
-    with scripted_server(folder, step_s=0.0) as served:
+    with fake_server(folder, step_s=0.0) as served:
         process = psutil.Process(served.pid)
         asyncio.run(send_broken(served, warm_up, seed + 1, Seen()))
         if by_schema:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -66,11 +65,11 @@ class Beside:
 
 
 @contextmanager
-def scripted_server(folder: Path, step_s: float) -> Iterator[Served]:
-    """The node over a worker without an engine."""
-    command = [sys.executable, "-m", "benchmarks.load_server", str(folder)]
-    environment = os.environ | {"SCRIPTED_STEP_S": str(step_s)}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+def fake_server(folder: Path, step_s: float) -> Iterator[Served]:
+    """The node over the fake engine."""
+    models = json.dumps([f"fake:step_ms={1e3 * step_s:g}"])
+    command = [sys.executable, "-m", "benchmarks.load_server", str(folder), f"models={models}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -312,7 +311,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "node"
         model = arguments.model
-        started = engine_server(folder, model) if model else scripted_server(folder, arguments.step_s)
+        started = engine_server(folder, model) if model else fake_server(folder, arguments.step_s)
         with started as served:
             figures = uvloop.run(measure(served, arguments.pollers, arguments.streams, arguments.seconds))
     report = {"benchmark": "load", "model": model or "scripted worker", "environment": stamp()} | figures

@@ -20,6 +20,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,13 +144,18 @@ def main() -> None:
         checkout = Path(folder) / "checkout"
         left_out = shutil.ignore_patterns(".venv*", ".git", "node_modules", "data", "*cache*", "__pycache__")
         shutil.copytree(ROOT, checkout, ignore=left_out)
-        for mutant in chosen:
-            if is_killed(mutant, checkout, arguments.patience):
-                killed[mutant.file] += 1
-            else:
-                survivors.append(f"{mutant.file}:{mutant.line} {mutant.what}")
-                print(f"survived: {survivors[-1]}", flush=True)
-    report = {"benchmark": "mutants", "tried": len(chosen), "of": len(everything), "killed": killed.total()}
+        # An interrupt ends the trying, not the report.
+        with suppress(KeyboardInterrupt):
+            for mutant in chosen:
+                where = f"{mutant.file}:{mutant.line} {mutant.what}"
+                if is_killed(mutant, checkout, arguments.patience):
+                    killed[mutant.file] += 1
+                else:
+                    survivors.append(where)
+                    print(f"survived: {where}", flush=True)
+                print(f"{killed.total()} of {killed.total() + len(survivors)} killed; {where}", file=sys.stderr)
+    tried = killed.total() + len(survivors)
+    report = {"benchmark": "mutants", "tried": tried, "of": len(everything), "killed": killed.total()}
     print(json.dumps(report | {"killed_by_file": killed, "survivors": survivors, "stamp": stamp()}), flush=True)
 
 

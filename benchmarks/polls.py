@@ -19,7 +19,7 @@ import psutil
 import uvloop
 
 from benchmarks.crowd import SLOTS
-from benchmarks.load import ENDPOINT, LONG_STEPS, Served, body, scripted_server, warm_up
+from benchmarks.load import ENDPOINT, LONG_STEPS, Served, body, fake_server, warm_up
 from benchmarks.raw_http import Connection, request
 from server.bench.stamp import stamp
 
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--polls", type=int, default=20_000)
     parser.add_argument("--connections", type=int, default=100)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name, scripted_server(Path(name) / "node", step_s=5.0) as served:
+    with tempfile.TemporaryDirectory() as name, fake_server(Path(name) / "node", step_s=5.0) as served:
         figures = uvloop.run(measure(served, arguments.connections, arguments.polls))
     print("a status poll takes {ms:.3f} ms of a core: {user_ms:.3f} user, {system_ms:.3f} system".format(**figures))
     print(json.dumps({"benchmark": "polls", "environment": stamp()} | figures))

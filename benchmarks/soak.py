@@ -24,7 +24,7 @@ from typing import Any
 import httpx
 import psutil
 
-from benchmarks.load import Served, scripted_server
+from benchmarks.load import Served, fake_server
 from server.bench.stamp import stamp
 
 SAMPLE_S = 5.0
@@ -102,7 +102,7 @@ async def _load(served: Served, seconds: float, rate: float) -> Soak:
 
 def soak(minutes: float, rate: float, folder: Path) -> dict[str, Any]:
     """The report on so many minutes at so many requests a second."""
-    with scripted_server(folder, step_s=STEP_S) as served:
+    with fake_server(folder, step_s=STEP_S) as served:
         seen = asyncio.run(_load(served, minutes * 60, rate))
     seconds = minutes * 60
     early = [entry for entry in seen.samples if 0.2 * seconds <= entry["at"] < 0.4 * seconds]

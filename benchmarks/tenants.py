@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from benchmarks.load import ENDPOINT, Served, body, scripted_server
+from benchmarks.load import ENDPOINT, Served, body, fake_server
 from benchmarks.raw_http import Connection, request
 from server.bench.stamp import stamp
 from server.gateway.key_file import KeyFile
@@ -140,7 +140,7 @@ def run(folder: Path, seconds: float, backlog: int, pollers: int) -> dict[str, A
     """On a server of its own in that folder."""
     file = KeyFile(folder / "keys.json")
     keys = file.issue("modest")[0], file.issue("greedy")[0]
-    with scripted_server(folder, STEP_S) as served:
+    with fake_server(folder, STEP_S) as served:
         return asyncio.run(measure(served, keys, seconds, backlog, pollers))
 
 

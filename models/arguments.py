@@ -1,6 +1,6 @@
 """What a `--model` argument means: a name of the registry, a folder, a file, a Hugging Face id, or NAME=one of these.
 
-`MODEL+FILE` is a model with the transformer of a single file.
+`MODEL+FILE` is a model with the transformer of a single file; `fake:` stands for no model at all (see `models.fake`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import LoadError
+from models.fake import PREFIX as FAKE
+from models.fake import fake_spec
 from models.registry import REGISTRY, TINY, ModelSpec, Variant
 from models.single.contents import variant_of
 from models.single.header import header_of
@@ -43,7 +45,11 @@ def resolve(argument: str, folders: Sequence[Path] = ()) -> ModelSpec:
     Args: folders: where files are sought that are given by name alone, and the companions of single files.
     Raises: UnknownModelError.
     """
+    if argument.startswith(FAKE):
+        return _fake(argument)
     name, equals, rest = argument.partition("=")
+    if rest.startswith(FAKE):
+        raise UnknownModelError(f"--model {argument!r}: what only pretends is called fake; give {rest} alone")
     if not equals or Path(argument).expanduser().exists():
         return _with_file(argument, folders)
     if not _NAME.fullmatch(name):
@@ -82,7 +88,16 @@ def resolve_all(arguments: Iterable[str], folders: Sequence[Path] = ()) -> tuple
                 f"two models have the name {spec.name}: {other.source} and {spec.source}; "
                 f"give one another name with --model NAME={spec.source}"
             )
+    if len(specs) > 1 and any(spec.is_fake for spec in specs.values()):
+        raise UnknownModelError("--model fake: answers every endpoint by itself, and stands beside no other model")
     return tuple(specs.values())
+
+
+def _fake(argument: str) -> ModelSpec:
+    try:
+        return fake_spec(argument)
+    except ValueError as exc:
+        raise UnknownModelError(str(exc)) from exc
 
 
 def _with_file(argument: str, folders: Sequence[Path]) -> ModelSpec:

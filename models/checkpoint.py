@@ -50,6 +50,8 @@ def open_checkpoint(spec: ModelSpec) -> Checkpoint:
 
     Raises: LoadError.
     """
+    if spec.is_fake:
+        raise LoadError(f"--model {spec.source} has no weights: only `fluxserve serve` can do something with it")
     if spec.file is None:
         checkpoint = _folder(locate(spec), tuple(KINDS))
     elif spec.transformer is None:

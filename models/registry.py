@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 Family = Literal["flux"]
 Variant = Literal[
@@ -27,7 +27,8 @@ class ModelSpec:
 
     Args:
         name: what users type after `--model` and what reports show.
-        source: a diffusers folder, a Hugging Face repo id, or `random:` + a repo's architecture name.
+        source: a diffusers folder, a Hugging Face repo id, `random:` + a repo's architecture name, or `fake:` + the
+            options of an engine that only pretends (see `models.fake`).
         family: which loader and runner it takes.
         variant: which of fal's endpoints it may answer for (see `server.api.endpoints`).
         revision: commit or tag of the repo; None takes the default branch.
@@ -74,6 +75,11 @@ class ModelSpec:
     def draws(self) -> bool:
         """Whether it can draw by itself."""
         return self.variant not in AUXILIARIES
+
+    @property
+    def is_fake(self) -> bool:
+        """Whether there are no weights, and an engine that only pretends to draw."""
+        return self.source.startswith("fake:")
 
     @property
     def is_embedded(self) -> bool:
@@ -206,4 +212,12 @@ TINY = ModelSpec(
 def siblings(specs: Sequence[ModelSpec]) -> tuple[ModelSpec, ...]:
     """What is there on demand besides these: checkpoints that belong to one of them and whose files are here."""
     names = {spec.name for spec in specs}
-    return tuple(s for s in _SPECS if s.base in names and s.name not in names and Path(s.source).is_dir())
+    pretended = [other for spec in specs if spec.is_fake for other in _pretended_beside(spec)]
+    found = (s for s in _SPECS if s.base in names and s.name not in names and Path(s.source).is_dir())
+    return (*found, *pretended)
+
+
+def _pretended_beside(spec: ModelSpec) -> list[ModelSpec]:
+    """One of every other variant, so that a fake answers every endpoint."""
+    others = [variant for variant in get_args(Variant) if variant != spec.variant]
+    return [replace(spec, name=f"{spec.name}-{variant}", variant=variant, base=spec.name) for variant in others]

@@ -43,7 +43,7 @@ from server.jobs.upkeep import Upkeep
 from server.settings import Settings
 from server.workers import threads
 from server.workers.devices import count_gpus, devices
-from server.workers.process import WORKER_COMMAND, WorkerOptions, Workers, WorkerState
+from server.workers.process import FAKE_COMMAND, WORKER_COMMAND, WorkerOptions, Workers, WorkerState
 
 logger = logging.getLogger("fluxserve.node")
 
@@ -87,14 +87,16 @@ class Node:
     _taking_up: asyncio.Task[None] | None = None
 
     @classmethod
-    def from_settings(cls, settings: Settings, worker_command: Sequence[str] = WORKER_COMMAND) -> Node:
+    def from_settings(cls, settings: Settings, worker_command: Sequence[str] | None = None) -> Node:
         """Open the data directory and wire everything; starts nothing.
 
+        Args: worker_command: another program in the place of our workers.
         Raises: StoreError, TooFewThreadsError, CredentialsError, UnknownModelError or ValueError with one sentence
             for the operator.
         """
         specs = resolve_all(settings.model_arguments, settings.model_folders)
         names = devices(settings.device, count_gpus())
+        command = worker_command or (FAKE_COMMAND if specs[0].is_fake else WORKER_COMMAND)
         request_threads = threads.started(REQUEST_THREADS, "request")
         private_folder(settings.data_dir)
         clock = SteadyClock()
@@ -114,7 +116,7 @@ class Node:
         )
         dispatcher = Dispatcher(store, live, completion, Preparations(preparation), allowance)
         # Random, so that a claim of an earlier life of this node is never taken for one of ours.
-        workers = Workers(secrets.token_hex(4), names, _worker_options(settings, worker_command), dispatcher)
+        workers = Workers(secrets.token_hex(4), names, _worker_options(settings, command), dispatcher)
         disk = Disk(settings.data_dir)
         return cls(
             settings,

@@ -33,7 +33,9 @@ def test_server_modules_load_without_torch() -> None:
     assert heavy_after_importing(modules_below("server")) == []
 
 
-@pytest.mark.parametrize("module", ["pipelines.protocol.params", "pipelines.protocol.frames", "models.registry"])
+@pytest.mark.parametrize(
+    "module", ["pipelines.protocol.params", "pipelines.protocol.frames", "models.registry", "pipelines.fake.__main__"]
+)
 def test_modules_shared_with_the_node_load_without_torch(module: str) -> None:
     assert heavy_after_importing([module]) == []
 

@@ -35,7 +35,7 @@ def devices_and_models(settings: Settings) -> list[Finding]:
         return [broken, *findings]
     found = [_versions(facts), _device(settings.device, facts), *findings]
     found += [_model(spec, errors.get(argument)) for argument, spec in specs.items()]
-    sound = [spec for argument, spec in specs.items() if not errors.get(argument) and spec.draws]
+    sound = [spec for argument, spec in specs.items() if not errors.get(argument) and spec.draws and not spec.is_fake]
     gpus = [] if settings.device.startswith("cpu") else facts["gpus"]
     return found + (fits(settings, sound, gpus) if sound else [])
 

@@ -47,6 +47,7 @@ def models(
         table.add_row(spec.name, here, str(spec.default_steps), memory, licence, spec.summary)
     console = Console()
     console.print(table)
+    console.print("`--model fake:` pretends to draw, for the tests of what uses this server.")
     console.print("`fluxserve doctor` says which flags fit a model to the GPUs of this machine.")
 
 
@@ -86,7 +87,7 @@ def memory_needs(spec: ModelSpec) -> list[dict[str, Any]]:
 
 def is_here(spec: ModelSpec) -> bool | None:
     """Whether the weights are on this machine (folder, or Hugging Face cache); None when they are made on the fly."""
-    if spec.source.startswith("random:"):
+    if spec.source.startswith("random:") or spec.is_fake:
         return None
     if Path(spec.source).is_absolute():
         return Path(spec.source).exists()

@@ -35,6 +35,8 @@ from pipelines.protocol.frames import (
 logger = logging.getLogger("fluxserve.worker")
 
 WORKER_COMMAND = (sys.executable, "-m", "pipelines.worker")
+FAKE_COMMAND = (sys.executable, "-m", "pipelines.fake")
+"""Speaks the same frames and takes the same arguments."""
 _ROOT = Path(__file__).parents[2]
 
 LOAD_HANG_S = 1800.0

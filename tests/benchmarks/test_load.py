@@ -14,7 +14,7 @@ from benchmarks.raw_http import Connection, EventStream, request
 
 @pytest.mark.timeout(300)
 def test_a_small_crowd_is_answered_and_tells_of_itself(tmp_path: Path) -> None:
-    with load.scripted_server(tmp_path / "node", step_s=0.05) as served:
+    with load.fake_server(tmp_path / "node", step_s=0.05) as served:
         report = asyncio.run(load.measure(served, pollers=6, streams=5, seconds=2.0))
     for kind, clients in (("status", 6), ("stream", 5)):
         figures = report[kind]
@@ -37,7 +37,7 @@ def test_a_small_crowd_is_answered_and_tells_of_itself(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(300)
 def test_the_price_of_a_poll_is_counted_over_all_that_were_asked(tmp_path: Path) -> None:
-    with load.scripted_server(tmp_path / "node", step_s=0.5) as served:
+    with load.fake_server(tmp_path / "node", step_s=0.5) as served:
         before = psutil.Process(served.pid).cpu_times()
         figures = asyncio.run(polls.measure(served, connections=7, total=500))
         after = psutil.Process(served.pid).cpu_times()
