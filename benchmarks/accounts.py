@@ -94,7 +94,7 @@ def questions() -> dict[str, tuple[str, dict[str, Any]]]:
 async def measure(store: SqliteStore, repeat: int) -> dict[str, Any]:
     """Median, least, and processor time of every question."""
     pages = FastAPI()
-    pages.include_router(accounts_router(store, Prices()))
+    pages.include_router(accounts_router(store, Prices(), str))
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await pages({**scope, "caller": ANYBODY}, receive, send)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -66,6 +67,8 @@ def create_app(node: Node, plain_port: int | None = None) -> Gateway:
     guard = Guard(keys, tokens)
     signer = Signer.of(node.settings.data_dir)
     uploads = Uploads(node.objects, node.settings.data_dir / "uploads", node.settings.retention_s)
+    sign = node.objects.signed
+    upload_area = UploadArea(uploads, tokens, guard, node.jobs.allowance, sign)
 
     async def whole_app(scope: Scope, receive: Receive, send: Send) -> None:
         await gateway(scope, receive, send)
@@ -81,7 +84,7 @@ def create_app(node: Node, plain_port: int | None = None) -> Gateway:
     )
     pages.include_router(system_router(lambda: node.health(), node.served, metrics, VERSION, keys))
     pages.include_router(workers_router(node.workers))
-    pages.include_router(accounts_router(node.store, prices))
+    pages.include_router(accounts_router(node.store, prices, sign))
     pages.include_router(controls_router(node.jobs))
     pages.include_router(platform_router(node.served, VERSION, keys))
     pages.include_router(clients_router(node.settings, keys))
@@ -97,8 +100,8 @@ def create_app(node: Node, plain_port: int | None = None) -> Gateway:
         areas={
             Area.RUN: RunArea(node.jobs, node.served),
             Area.QUEUE: QueueArea(node.jobs, node.served, guard),
-            Area.REST: RestArea(tokens, signer),
-            Area.CDN: FilesArea(node.objects, UploadArea(uploads, tokens, guard, node.jobs.allowance), guard),
+            Area.REST: RestArea(tokens, signer, sign),
+            Area.CDN: FilesArea(node.objects, upload_area, guard),
         },
         realtime=RealtimeArea(node.jobs, node.served, guard),
         guard=guard,
@@ -116,7 +119,8 @@ def _lifespan(node: Node, signer: Signer, mcp: McpArea) -> Any:
         # No time limit of the client's: the sender limits each try as a whole.
         client = httpx.AsyncClient(transport=transport, trust_env=False, follow_redirects=False, timeout=None)
         outbox_sender = asyncio.create_task(
-            Webhooks(node.store, signer, client, wire.webhook_body).run(), name="webhooks"
+            Webhooks(node.store, signer, client, partial(wire.webhook_body, sign=node.objects.signed)).run(),
+            name="webhooks",
         )
         try:
             async with mcp.lifespan():

@@ -21,6 +21,7 @@ from server.api.served import Served
 from server.files import content_credentials
 from server.files.adapter_store import AdapterStore
 from server.files.adapters import Adapters
+from server.files.addresses import SignedAddresses
 from server.files.content_credentials import Credentials
 from server.files.disk import Disk
 from server.files.inputs import Inputs
@@ -91,8 +92,8 @@ class Node:
         """Open the data directory and wire everything; starts nothing.
 
         Args: worker_command: another program in the place of our workers.
-        Raises: StoreError, TooFewThreadsError, CredentialsError, UnknownModelError or ValueError with one sentence
-            for the operator.
+        Raises: StoreError, TooFewThreadsError, CredentialsError, DamagedSecretError, UnknownModelError or ValueError
+            with one sentence for the operator.
         """
         specs = resolve_all(settings.model_arguments, settings.model_folders)
         names = devices(settings.device, count_gpus())
@@ -102,7 +103,7 @@ class Node:
         clock = SteadyClock()
         store = SqliteStore(settings.data_dir / "jobs.db", clock)
         live = LiveJobs()
-        objects = Objects(settings.data_dir / "files", clock)
+        objects = Objects(settings.data_dir / "files", clock, _signed_addresses(settings))
         keys = key_ring(settings)
         allowance = Allowance(keys.limits, objects.stored_bytes)
         outputs = Outputs(objects, settings.retention_s + FILE_MARGIN_S, credentials=_credentials(settings))
@@ -141,6 +142,7 @@ class Node:
                 lambda: disk.problem or objects.disk.problem,
                 allowance=allowance,
                 check_webhook=partial(refuse_at_sight, allowed=allowed),
+                sign=objects.signed,
             ),
             keys=keys,
             upkeep=Upkeep(
@@ -256,6 +258,12 @@ class Node:
             return "ready"
         states = {worker.state for worker in self.workers}
         return next((str(state) for state in (WorkerState.LOADING, WorkerState.ASLEEP) if state in states), "starting")
+
+
+def _signed_addresses(settings: Settings) -> SignedAddresses | None:
+    """By the machine's own clock, which those to whom the addresses are given have, too."""
+    lifetime_s = settings.signed_urls_s
+    return None if lifetime_s is None else SignedAddresses.of(settings.data_dir, lifetime_s)
 
 
 def _adapters(settings: Settings, specs: Sequence[ModelSpec], objects: Objects, allowed: Sequence[Network]) -> Adapters:

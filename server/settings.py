@@ -78,6 +78,7 @@ class Settings(BaseSettings):
             requests in workers at once (more wait), waiting ones, submits a minute, MB of kept files; None is no limit.
         retention_s: how long finished requests and their pictures are kept, in seconds.
         keep_gb: results and uploads in GB; beyond it the oldest go before that time.
+        signed_urls_s: addresses of files are signed and hold for so many seconds; None: as long as the file.
         warmup: what a worker draws before it is ready: auto (nothing to speak of on a CPU), none, or full.
         hang_s: a worker silent for this many seconds is killed and restarted.
         c2pa_cert, c2pa_key: the operator's certificate chain and key (PEM) that sign every picture file.
@@ -127,6 +128,7 @@ class Settings(BaseSettings):
     key_storage_mb: int | None = Field(None, ge=1)
     retention_s: float = Field(7 * 86400.0, gt=0)
     keep_gb: float | None = Field(None, gt=0)
+    signed_urls_s: float | None = Field(None, ge=1)
     hang_s: float = Field(120.0, gt=0)
     c2pa_cert: Path | None = None
     c2pa_key: Path | None = None

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from server.api.prices import UNIT, Prices
+from server.api.wire import Sign, absolute
 from server.jobs.store.accounts import DAY_S, Usage, billable_units
 from server.jobs.store.base import Job, JobStatus
 
@@ -60,10 +61,10 @@ def usage_entry(row: Usage, prices: Prices, tag: str) -> dict[str, Any]:
     } | ({"tags": {tag: row.value}} if tag else {})
 
 
-def request_entry(job: Job, with_payloads: bool) -> dict[str, Any]:
-    """One request of a search. Payloads are shown unless their caller wanted them not kept."""
+def request_entry(job: Job) -> dict[str, Any]:
+    """One request of a search, without its input and result."""
     outcome, ended = job.outcome, job.finished_at
-    entry = {
+    return {
         "request_id": job.id,
         "endpoint_id": job.endpoint,
         "sent_at": iso(job.created_at),
@@ -77,9 +78,13 @@ def request_entry(job: Job, with_payloads: bool) -> dict[str, Any]:
         "model": job.model,
         "tags": job.tags,
     }
-    if with_payloads and job.store_io:
-        entry |= {"json_input": job.input, "json_output": None if outcome is None else outcome.body}
-    return entry
+
+
+def payloads(job: Job, sign: Sign) -> dict[str, Any]:
+    """Input and result of one request, unless its caller wanted them not kept."""
+    if not job.store_io:
+        return {}
+    return {"json_input": job.input, "json_output": job.outcome and absolute(job.outcome.body, "", sign)}
 
 
 def days(start: datetime | None, end: datetime | None, now: float) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from server.api.errors import MODEL_ERROR_HEADERS, request_error_headers
@@ -10,6 +10,9 @@ from server.api.paths import app_root
 from server.files.outputs import FILES_PREFIX
 from server.jobs.store.accounts import billable_units
 from server.jobs.store.base import Job, JobState, JobStatus, Outcome
+
+Sign = Callable[[str], str]
+"""Makes the relative address of a file one that can be handed out (see `Objects.signed`)."""
 
 _WIRE = {
     JobStatus.QUEUED: "IN_QUEUE",
@@ -64,9 +67,10 @@ def status_code(state: JobState) -> int:
     return 200 if state.status.is_finished else 202
 
 
-def result(outcome: Outcome, origin: str) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """HTTP status, body and headers of an ended job, the same at every reading and on a synchronous run."""
-    return outcome.http_status, absolute(outcome.body, origin), _headers(outcome)
+def result(outcome: Outcome, origin: str, sign: Sign) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """HTTP status, body and headers of an ended job, the same at every reading and on a synchronous run, but for the
+    signatures of addresses that end."""
+    return outcome.http_status, absolute(outcome.body, origin, sign), _headers(outcome)
 
 
 def _headers(outcome: Outcome) -> dict[str, str]:
@@ -98,7 +102,7 @@ def result_body(
     }
 
 
-def webhook_body(job: Job) -> dict[str, Any]:
+def webhook_body(job: Job, sign: Sign) -> dict[str, Any]:
     """What is posted for an ended job: the body of its result, as its caller would fetch it."""
     assert job.outcome is not None
     origin = job.base_url.removesuffix("/queue")
@@ -106,27 +110,27 @@ def webhook_body(job: Job) -> dict[str, Any]:
         "request_id": job.id,
         "gateway_request_id": job.id,
         "status": "OK" if job.status is JobStatus.COMPLETED else "ERROR",
-        "payload": absolute(job.outcome.body, origin),
+        "payload": absolute(job.outcome.body, origin, sign),
     }
     if job.status is not JobStatus.COMPLETED:
         body["error"] = f"Invalid status code: {job.outcome.http_status}"
     return body
 
 
-def absolute(body: dict[str, Any], base: str) -> dict[str, Any]:
-    """A copy of a result body with every relative file address made absolute: `base` + `/files/...`."""
-    made: dict[str, Any] = _absolute(body, base)
+def absolute(body: dict[str, Any], base: str, sign: Sign) -> dict[str, Any]:
+    """A copy of a result body with every relative file address signed and made absolute: `base` + `/files/...`."""
+    made: dict[str, Any] = _absolute(body, base, sign)
     return made
 
 
-def _absolute(value: Any, base: str) -> Any:
+def _absolute(value: Any, base: str, sign: Sign) -> Any:
     if isinstance(value, dict):
         return {
-            key: base + item if key == "url" and _is_file_address(item) else _absolute(item, base)
+            key: base + sign(item) if key == "url" and _is_file_address(item) else _absolute(item, base, sign)
             for key, item in value.items()
         }
     if isinstance(value, list):
-        return [_absolute(item, base) for item in value]
+        return [_absolute(item, base, sign) for item in value]
     return value
 
 

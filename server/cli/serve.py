@@ -111,6 +111,9 @@ def serve(
     keep_gb: Annotated[
         float | None, typer.Option(help="GB of results and uploads that are kept; the oldest go first.")
     ] = None,
+    signed_urls_s: Annotated[
+        float | None, typer.Option(help="Sign addresses of files; they end after so many seconds.")
+    ] = None,
     hang_s: Annotated[
         float | None, typer.Option(help="A worker silent for so many seconds is restarted.", show_default="120")
     ] = None,
@@ -168,6 +171,7 @@ def serve(
         key_storage_mb=key_storage_mb,
         retention_s=retention_s,
         keep_gb=keep_gb,
+        signed_urls_s=signed_urls_s,
         hang_s=hang_s,
         c2pa_cert=c2pa_cert,
         c2pa_key=c2pa_key,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import secrets
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import IO, Literal, get_args
 from urllib.parse import urlsplit
 
+from server.files.addresses import SignedAddresses
 from server.files.disk import Disk
 from server.files.stored_bytes import StoredBytes
 
@@ -51,7 +53,11 @@ class StoredObject:
 
     def is_for(self, tenant: str) -> bool:
         """Whether that tenant may read it, even if others may not."""
-        return self.access == "allow" or self.tenant in ("", tenant)
+        return self.access == "allow" or self.belongs_to(tenant)
+
+    def belongs_to(self, tenant: str) -> bool:
+        """Whether it is that tenant's, or was stored before there were any."""
+        return self.tenant in ("", tenant)
 
 
 class Objects:
@@ -61,12 +67,15 @@ class Objects:
     whole or not at all, and its description first, durably: what is lost in a power cut is never who may read it.
     Only their owner may read the files; other users of the machine go through the server.
 
-    Args: folder: made if missing. clock: Unix seconds.
+    Args: folder: made if missing. clock: Unix seconds. addresses: signs them; None where a file's name is enough.
     """
 
-    def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, folder: Path, clock: Callable[[], float] = time.time, addresses: SignedAddresses | None = None
+    ) -> None:
         self._folder = folder
         self._clock = clock
+        self._addresses = addresses
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._stored = StoredBytes()
         self.disk = Disk(folder)
@@ -151,11 +160,24 @@ class Objects:
     def file_of_url(self, url: str, tenant: str = "") -> Path | None:
         """Where the file lies that an address names, whatever its host, if that tenant may read it."""
         try:
-            match = _OWN_ADDRESS.fullmatch(urlsplit(url).path)
+            parts = urlsplit(url)
         except ValueError:
             return None
+        match = _OWN_ADDRESS.fullmatch(parts.path)
         found = self.stat(match[1]) if match else None
-        return self._path(found.key) if found is not None and found.is_for(tenant) else None
+        if found is None or not found.is_for(tenant):
+            return None
+        is_admitted = found.belongs_to(tenant) or self.admitted_until(found.key, parts.query) is not None
+        return self._path(found.key) if is_admitted else None
+
+    def signed(self, address: str) -> str:
+        """The address of a file, so that it can be handed out: with a signature where one is asked for."""
+        key = address.rpartition("/")[2]
+        return address if self._addresses is None else f"{address}?{self._addresses.query_for(key)}"
+
+    def admitted_until(self, key: str, query: str) -> float | None:
+        """Until when an address with this query admits, in Unix seconds; None if it does not."""
+        return math.inf if self._addresses is None else self._addresses.end_of(key, query)
 
     def stat(self, key: str) -> StoredObject | None:
         """What is known of it, or None if it is unknown, has expired or lost its description; any string is safe."""

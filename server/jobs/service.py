@@ -54,6 +54,7 @@ class JobService:
         stopping: set when open connections must have their answer now.
         streams_end: the same for event streams, which would hold up a stop for as long as they are read.
         allowance: what each tenant may take.
+        sign: makes the relative address of a file one that can be handed out.
         check_webhook: raises ForbiddenAddressError for an address that is known to be out of bounds; takes no time.
     """
 
@@ -68,6 +69,7 @@ class JobService:
     streams_end: asyncio.Event = field(default_factory=asyncio.Event)
     allowance: Allowance = field(default_factory=Allowance)
     check_webhook: Callable[[str], None] = lambda url: None
+    sign: Callable[[str], str] = lambda address: address
 
     def submit(self, new: NewJob, max_queued: int | None = None) -> Job:
         """Store a job durably and wake the dispatcher, or find the one that this submit repeats. Any thread.

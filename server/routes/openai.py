@@ -66,7 +66,7 @@ def openai_router(jobs: JobService, served: Served) -> APIRouter:
         if wish.asked.stream:
             return EventResponse(_events(jobs, wish, target.files))
         outcome = await while_connected(request.receive, jobs.run(wish.new))
-        return json_response(_answer(wish.asked, _images(outcome, target.files)))
+        return json_response(_answer(wish.asked, _images(outcome, target.files, jobs.sign)))
 
     return router
 
@@ -97,7 +97,7 @@ async def draw(jobs: JobService, served: Served, request: Request, model: str, b
     options = RequestOptions(caller.tenant, key_id=caller.key, tags=tags)
     new = new_job(endpoint, str(uuid.uuid4()), body, options, served, is_ephemeral=True)
     outcome = await while_connected(request.receive, jobs.run(new))
-    images = _images(outcome, target.files)
+    images = _images(outcome, target.files, jobs.sign)
     return {"created": int(time.time()), "data": [_entry(image) for image in images]}
 
 
@@ -112,9 +112,9 @@ def _endpoint(model: str) -> Endpoint:
     return endpoint
 
 
-def _images(outcome: Outcome, origin: str) -> list[dict[str, Any]]:
+def _images(outcome: Outcome, origin: str, sign: wire.Sign) -> list[dict[str, Any]]:
     """The pictures of a result. Raises: WireError if it is none."""
-    status, body, headers = wire.result(outcome, origin)
+    status, body, headers = wire.result(outcome, origin, sign)
     if status != 200:
         raise WireError(status, body, headers)
     images: list[dict[str, Any]] = body["images"]
@@ -152,7 +152,7 @@ async def _events(jobs: JobService, wish: Wish, origin: str) -> AsyncGenerator[b
             async for shown in partial_images:
                 yield _event("partial_image", shown | {"partial_image_index": sent})
                 sent += 1
-        for image in _images(await end, origin):
+        for image in _images(await end, origin, jobs.sign):
             about = _entry(image) | {"created_at": int(time.time())} | _about(wish.asked, image)
             yield _event("completed", about | {"usage": _NO_USAGE})
             sent += 1

@@ -9,6 +9,7 @@ from typing import Any, cast
 from models.registry import REGISTRY
 from pipelines.protocol.frames import Preview, Progress
 from server.api.served import Served
+from server.files.addresses import SignedAddresses
 from server.files.inputs import Inputs
 from server.files.objects import Objects
 from server.files.picture_pool import PicturePool
@@ -32,7 +33,10 @@ class ApiNode:
         self.settings = Settings(data_dir=folder, **settings)
         self.store: Store = store or MemoryStore()
         self.live = LiveJobs()
-        self.objects = Objects(folder / "files")
+        signed_s = self.settings.signed_urls_s
+        self.objects = Objects(
+            folder / "files", addresses=None if signed_s is None else SignedAddresses.of(folder, signed_s)
+        )
         self.pool = PicturePool()
         self.inputs = Inputs(self.objects, self.pool)
         self.ready = True
@@ -48,6 +52,7 @@ class ApiNode:
             _nothing,
             _nothing,
             allowance=allowance,
+            sign=self.objects.signed,
             check_webhook=partial(refuse_at_sight, allowed=parse_networks(self.settings.allow_private_cidrs)),
         )
 
@@ -86,7 +91,7 @@ class ApiNode:
 
     def picture(self, job: Job) -> Outcome:
         """A good end."""
-        key = self.objects.put(b"\x89PNG picture", "image/png", "png")
+        key = self.objects.put(b"\x89PNG picture", "image/png", "png", tenant=job.tenant)
         image = {"url": f"/files/{key}", "content_type": "image/png", "width": 1024, "height": 768}
         params = job.params or {}
         body = {

@@ -3,6 +3,7 @@ them runs in a browser."""
 
 from __future__ import annotations
 
+import math
 import time
 
 from starlette.datastructures import Headers
@@ -12,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from server.files.objects import Objects, StoredObject
 from server.gateway.areas import Target
 from server.gateway.guard import Guard
+from server.gateway.keys import ANYBODY, Caller
 from server.http.errors import PlainError
 from server.http.responses import wrong_method
 from server.routes.fal.uploads import UploadArea
@@ -25,6 +27,7 @@ _HEADERS = {
 }
 _PASSIVE = frozenset({"text/plain", "application/json"})
 _CACHED_S = 365 * 86400
+UNSIGNED = "This address is not signed, or has expired: ask for the result again, or send the key that it belongs to"
 
 
 class FilesArea:
@@ -51,12 +54,15 @@ class FilesArea:
         asked = Headers(scope=scope)
         stored = self._objects.stat(key)
         path = self._objects.path(key)
+        until = self._objects.admitted_until(key, scope["query_string"].decode("latin-1"))
+        if until is None:
+            self._check_owner(stored, scope, asked)
         if stored is None or path is None:
             raise PlainError(404, "File not found")
         if stored.access != "allow":
             self._check_access(stored, scope, asked)
         etag = f'"{key}"'
-        headers = {**_HEADERS, "cache-control": _cache_control(stored), "etag": etag}
+        headers = {**_HEADERS, "cache-control": _cache_control(stored, until), "etag": etag}
         if etag in asked.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)
         shown = "inline" if _is_passive(stored.content_type) else "attachment"
@@ -70,16 +76,27 @@ class FilesArea:
             headers=headers,
         )
 
+    def _check_owner(self, stored: StoredObject | None, scope: Scope, asked: Headers) -> None:
+        """Without a signature only a key of its tenant reads it. Raises: PlainError 403, also if there is none."""
+        caller = self._caller(scope, asked)
+        if caller is None or caller is ANYBODY or stored is None or not stored.belongs_to(caller.tenant):
+            raise PlainError(403, UNSIGNED)
+
     def _check_access(self, stored: StoredObject, scope: Scope, asked: Headers) -> None:
         """Only who has a key of its tenant reads what is not for all. Raises: PlainError 403 or 404."""
-        try:
-            is_owner = stored.is_for(self._guard.by_key(scope, asked).tenant)
-        except PlainError:
-            is_owner = False
-        if not is_owner and stored.access == "hide":
+        caller = self._caller(scope, asked)
+        if caller is not None and stored.belongs_to(caller.tenant):
+            return
+        if stored.access == "hide":
             raise PlainError(404, "File not found")
-        if not is_owner:
-            raise PlainError(403, "The owner of this file shares it with nobody")
+        raise PlainError(403, "The owner of this file shares it with nobody")
+
+    def _caller(self, scope: Scope, asked: Headers) -> Caller | None:
+        """Whose key it is asked for with; None if there is none, or a wrong one."""
+        try:
+            return self._guard.by_key(scope, asked)
+        except PlainError:
+            return None
 
 
 def _is_passive(content_type: str) -> bool:
@@ -88,9 +105,9 @@ def _is_passive(content_type: str) -> bool:
     return kind in _PASSIVE or (kind.startswith(("image/", "audio/", "video/")) and "+xml" not in kind)
 
 
-def _cache_control(stored: StoredObject) -> str:
-    """A key names one content for as long as the file lives: caches may keep it no longer."""
-    if stored.access != "allow":
+def _cache_control(stored: StoredObject, until: float | None) -> str:
+    """A key names one content for as long as the file lives: caches may keep it no longer, nor beyond its address."""
+    if stored.access != "allow" or until is None:
         return "private, no-store"
-    left_s = _CACHED_S if stored.expires_at is None else stored.expires_at - time.time()
+    left_s = min(until, math.inf if stored.expires_at is None else stored.expires_at) - time.time()
     return f"public, max-age={int(min(max(left_s, 0), _CACHED_S))}, immutable"

@@ -109,13 +109,20 @@ class QueueArea:
             return json_response(body, wire.status_code(state))
         if question.action == "result":
             self._require(scope, "GET")
-            return _result(target, self._state(target, question, caller).outcome)
+            return self._result(target, self._state(target, question, caller).outcome)
         if question.action == "cancel":
             self._require(scope, "PUT")
             self._state(target, question, caller)
             return await self._cancel(target.request_id)
         tail = target.path.rpartition("/requests/")[2].partition("/")[2]
         raise endpoints.path_not_found(tail)
+
+    def _result(self, target: Target, outcome: Outcome | None) -> Response:
+        if outcome is None:
+            # Not 408, 409 or 429: fal_client would repeat those ten times.
+            raise PlainError(400, "Request is still in progress")
+        status, body, headers = wire.result(outcome, target.files, self._jobs.sign)
+        return json_response(body, status, headers)
 
     async def _cancel(self, job_id: str) -> Response:
         outcome = await asyncio.to_thread(self._jobs.cancel, job_id)
@@ -165,14 +172,6 @@ class QueueArea:
     def _require(scope: Scope, method: str) -> None:
         if scope["method"] != method:
             raise wrong_method(method, *(["HEAD"] if method == "GET" else []), "OPTIONS")
-
-
-def _result(target: Target, outcome: Outcome | None) -> Response:
-    if outcome is None:
-        # Not 408, 409 or 429: fal_client would repeat those ten times.
-        raise PlainError(400, "Request is still in progress")
-    status, body, headers = wire.result(outcome, target.files)
-    return json_response(body, status, headers)
 
 
 def _not_found() -> WireError:

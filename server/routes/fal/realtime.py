@@ -177,7 +177,7 @@ class Session:
             raise PlainError(401, UNKNOWN_KEY)
         options = RequestOptions(self.caller.tenant, key_id=self.caller.key)
         new = new_job(self.endpoint, request_id, body, options, self.served, is_ephemeral=True)
-        return wire.result(await self.jobs.run(new), self.target.files)
+        return wire.result(await self.jobs.run(new), self.target.files, self.jobs.sign)
 
     async def _send(self, body: dict[str, Any]) -> None:
         # Errors are always text: only there does fal_client raise them instead of returning them.

@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from server.api.body import read_object
 from server.api.errors import InputError, problem
 from server.api.lifecycle import access, lifetime
+from server.api.wire import Sign
 from server.files.uploads import UploadTicket
 from server.gateway.areas import Target
 from server.gateway.keys import Caller
@@ -31,8 +32,9 @@ MAX_REALTIME_TTL_S = 86400
 class RestArea:
     """ASGI app of the REST area."""
 
-    def __init__(self, tokens: Tokens, signer: Signer) -> None:
+    def __init__(self, tokens: Tokens, signer: Signer, sign: Sign) -> None:
         self._tokens = tokens
+        self._sign = sign
         self._signer = signer
         self._posts = {
             "/tokens": self._token,
@@ -103,7 +105,7 @@ class RestArea:
         token = self._tokens.issue("upload", UPLOAD_TTL_S, caller=caller.key, **asdict(ticket))
         return {
             "upload_url": f"{target.files}/files/upload/{token}",
-            "file_url": f"{target.files}/files/{ticket.key}",
+            "file_url": target.files + self._sign(f"/files/{ticket.key}"),
         }
 
 

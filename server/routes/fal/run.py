@@ -66,7 +66,7 @@ class RunArea:
             await send_events(receive, send, self._events(target, new, options.max_queued))
             return
         outcome = await while_connected(receive, self._jobs.run(new, options.max_queued))
-        status, result, headers = wire.result(outcome, target.files)
+        status, result, headers = wire.result(outcome, target.files, self._jobs.sign)
         await json_response(result, status, headers)(scope, receive, send)
 
     async def _events(self, target: Target, new: NewJob, max_queued: int | None) -> AsyncGenerator[bytes, None]:
@@ -78,7 +78,7 @@ class RunArea:
                 async for step in shown:
                     yield event(ascii_json(step))
                     has_begun = True
-            yield event(ascii_json(await _last_event(target, end, has_begun)))
+            yield event(ascii_json(await _last_event(target, end, has_begun, self._jobs.sign)))
         finally:
             end.cancel()
             await asyncio.gather(end, return_exceptions=True)
@@ -104,10 +104,10 @@ class RunArea:
         }
 
 
-async def _last_event(target: Target, end: asyncio.Future[Outcome], has_begun: bool) -> dict[str, Any]:
+async def _last_event(target: Target, end: asyncio.Future[Outcome], has_begun: bool, sign: wire.Sign) -> dict[str, Any]:
     """The output, or the error object; an error before any event is raised, so that it gets its status."""
     try:
-        status, body, headers = wire.result(await end, target.files)
+        status, body, headers = wire.result(await end, target.files, sign)
     except ServerStoppingError as exc:
         error = to_wire(exc)
         status, body, headers = error.status, error.body, error.headers

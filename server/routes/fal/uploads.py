@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from server.api.body import check_declared, read_object
 from server.api.lifecycle import access, lifetime
+from server.api.wire import Sign
 from server.files.uploads import MAX_PART_BYTES, MAX_UPLOAD_BYTES, Uploads, UploadTicket
 from server.gateway.areas import Target
 from server.gateway.guard import Guard
@@ -37,11 +38,12 @@ _BY_UPLOAD_URL = re.compile(r"/files/upload/(?P<token>[^/]+)(?:/(?P<tail>[^/]+))
 class UploadArea:
     """ASGI app for writes under `/files/`."""
 
-    def __init__(self, uploads: Uploads, tokens: Tokens, guard: Guard, allowance: Allowance) -> None:
+    def __init__(self, uploads: Uploads, tokens: Tokens, guard: Guard, allowance: Allowance, sign: Sign) -> None:
         self._uploads = uploads
         self._tokens = tokens
         self._guard = guard
         self._allowance = allowance
+        self._sign = sign
 
     @staticmethod
     def concerns(path: str) -> bool:
@@ -63,14 +65,14 @@ class UploadArea:
         _require(request, "POST")
         ticket = _ticket(request.headers, self._check(request))
         await self._receive(ticket, request)
-        return json_response({"access_url": f"{target.files}/files/{ticket.key}", "uploaded": True})
+        return json_response({"access_url": self._address(target, ticket), "uploaded": True})
 
     def _begin(self, target: Target, request: Request) -> Response:
         _require(request, "POST")
         caller = self._check(request)
         ticket = _ticket(request.headers, caller)
         upload_id = self._tokens.issue("upload", UPLOAD_TTL_S, caller=caller.key, **asdict(ticket))
-        return json_response({"access_url": f"{target.files}/files/{ticket.key}", "uploadId": upload_id})
+        return json_response({"access_url": self._address(target, ticket), "uploadId": upload_id})
 
     async def _permitted(self, target: Target, request: Request) -> Response:
         """Whatever an upload address allows: the whole file, a part, or the end."""
@@ -90,7 +92,7 @@ class UploadArea:
             _require(request, "POST")
             parts = (await read_object(request)).get("parts")
             await self._uploads.complete(ticket, parts, self._allowance.room(ticket.tenant))
-            return json_response({"access_url": f"{target.files}/files/{ticket.key}"})
+            return json_response({"access_url": self._address(target, ticket)})
         return await self._part(target, request, ticket, tail)
 
     async def _part(self, target: Target, request: Request, ticket: UploadTicket, tail: str) -> Response:
@@ -112,6 +114,9 @@ class UploadArea:
         room = self._allowance.room(ticket.tenant)
         check_declared(request, MAX_UPLOAD_BYTES if room is None else min(MAX_UPLOAD_BYTES, room))
         await self._uploads.receive(ticket, request.stream(), room)
+
+    def _address(self, target: Target, ticket: UploadTicket) -> str:
+        return target.files + self._sign(f"/files/{ticket.key}")
 
     def _check(self, request: Request) -> Caller:
         """Who sends: an upload token, or a key for files. Raises: PlainError 401, 403."""

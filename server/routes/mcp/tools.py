@@ -210,7 +210,7 @@ async def _picture(client: httpx.AsyncClient, image: dict[str, Any]) -> ImageCon
         data = url.partition(",")[2]
     else:
         # Below whatever prefix a proxy puts before it.
-        answer = await client.get("/files/" + httpx.URL(url).path.rpartition("/files/")[2])
+        answer = await client.get("/files/" + url.rpartition("/files/")[2])
         if answer.is_error or len(answer.content) > MAX_SHOWN_BYTES:
             return None
         data = base64.b64encode(answer.content).decode()

@@ -13,6 +13,7 @@ from server.api import accounts, catalogue, platform
 from server.api.body import read_object
 from server.api.prices import Prices
 from server.api.tags import read_pair
+from server.api.wire import Sign
 from server.gateway.key_file import KeyScope
 from server.gateway.keys import Caller
 from server.jobs.store.accounts import Search, UsageQuestion
@@ -31,7 +32,7 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
 ALL_KEYS = "Of all keys, for a key with the scope admin"
 
 
-def accounts_router(store: Store, prices: Prices) -> APIRouter:
+def accounts_router(store: Store, prices: Prices, sign: Sign) -> APIRouter:
     """The routes. Plain `def`: they wait for the store, on threads."""
     router = APIRouter(responses=_ANSWERS)
 
@@ -108,7 +109,8 @@ def accounts_router(store: Store, prices: Prices) -> APIRouter:
         jobs = store.find(search, limit + 1)
         page = jobs[:limit]
         following = str(page[-1].seq) if len(jobs) > limit else None
-        shown = [accounts.request_entry(job, "payloads" in words(expand)) for job in page]
+        with_payloads = "payloads" in words(expand)
+        shown = [accounts.request_entry(job) | (accounts.payloads(job, sign) if with_payloads else {}) for job in page]
         return {"items": shown, "next_cursor": following, "has_more": following is not None}
 
     return router

@@ -98,7 +98,7 @@ def controls_router(jobs: JobService) -> APIRouter:
         found = store.find(search, limit + 1)
         page = found[:limit]
         following = str(page[-1].seq) if len(found) > limit else None
-        shown = [accounts.request_entry(job, with_payloads=False) for job in page]
+        shown = [accounts.request_entry(job) for job in page]
         return {"items": shown, "next_cursor": following, "has_more": following is not None}
 
     @router.get("/v1/jobs/{request_id}", responses=_NOT_FOUND)
@@ -147,7 +147,7 @@ def controls_router(jobs: JobService) -> APIRouter:
     def _details(job: Job) -> dict[str, Any]:
         state = store.state(job.id)
         outcome = job.outcome
-        return accounts.request_entry(job, with_payloads=False) | {
+        return accounts.request_entry(job) | {
             "queue_position": None if state is None else state.position,
             "attempts": job.attempt,
             "error": None if outcome is None else outcome.error,
