@@ -89,6 +89,13 @@ class Accelerator(Protocol):
     def to_device(self, tensor: Tensor) -> Tensor:
         """A host tensor on the device, for the current stream; the caller does not wait for what was launched there."""
 
+    def record(self, work: Callable[[], T]) -> tuple[T, Callable[[], None]] | None:
+        """Keep what `work` launches on the current stream, without running it, to be launched at once by a call.
+
+        Returns: what `work` returned, filled by every such call; None where a device keeps no launches.
+        Raises: whatever cannot be kept.
+        """
+
     def allow_split_k(self, allowed: bool) -> None:
         """Whether matrix products may be split along their inner side, by their number of rows."""
 
@@ -211,6 +218,9 @@ class CpuAccelerator:
     def to_device(self, tensor: Tensor) -> Tensor:
         return tensor
 
+    def record(self, work: Callable[[], T]) -> tuple[T, Callable[[], None]] | None:
+        return None
+
     def allow_split_k(self, allowed: bool) -> None:
         return None
 
@@ -280,6 +290,7 @@ class CudaAccelerator:
         self.capability = torch.cuda.get_device_capability(index)
         self.has_float8 = self.capability >= (8, 9)
         self._streams: dict[str, torch.cuda.Stream] = {}
+        self._recordings = torch.cuda.graph_pool_handle()
         torch.cuda.set_stream(torch.cuda.Stream(self.device, priority=-1))
 
     def memory(self) -> dict[str, int]:
@@ -321,6 +332,16 @@ class CudaAccelerator:
     def to_device(self, tensor: Tensor) -> Tensor:
         # From pageable memory the copy would wait for all that the stream has to do first.
         return tensor.pin_memory().to(self.device, non_blocking=True)
+
+    def record(self, work: Callable[[], T]) -> tuple[T, Callable[[], None]] | None:
+        graph = torch.cuda.CUDAGraph()
+        # Other threads go on using the device meanwhile. All recordings share memory: they never run at once.
+        graph.capture_begin(pool=self._recordings, capture_error_mode="thread_local")
+        try:
+            result = work()
+        finally:
+            graph.capture_end()
+        return result, graph.replay
 
     def allow_split_k(self, allowed: bool) -> None:
         # (sums in half precision, split-K), both allowed by default; the second alone cannot be forbidden, and only

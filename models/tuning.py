@@ -20,6 +20,8 @@ class Tuning:
         fuse_mlp: in single blocks the MLP's first matrix with them, and no copy in front of the last.
         split_k: whether matrix products may be split along their inner side, which makes the order of additions
             depend on the number of rows. Means something on CUDA only.
+        replay: steps of a layout that came before are launched at once, as a CUDA graph, where nothing else is decided
+            in them.
         vae_channels_last: the decoder's pictures lie in memory channels last.
         fuse_vae_norms: the VAE's group norms and the SiLUs after them are one Triton kernel.
         compile_vae: the decoder goes through torch.compile.
@@ -30,6 +32,7 @@ class Tuning:
     fuse_qkv: bool | None = None
     fuse_mlp: bool | None = None
     split_k: bool | None = None
+    replay: bool | None = None
     vae_channels_last: bool | None = None
     fuse_vae_norms: bool | None = None
     compile_vae: bool | None = None
@@ -50,10 +53,10 @@ class Tuning:
 AUTO = Tuning()
 """Every switch as the device has it."""
 
-PLAIN = Tuning("grouped", "torch", False, False, True, False, False, False)
+PLAIN = Tuning("grouped", "torch", False, False, True, False, False, False, False)
 """Everything off: what a CPU runs, equal to diffusers bit for bit."""
 
-_DEFAULTS = {"cuda": Tuning("auto", "triton", True, True, True, True, True, False)}
+_DEFAULTS = {"cuda": Tuning("auto", "triton", True, True, False, True, True, True, False)}
 
 
 def parse_tuning(text: str) -> Tuning:

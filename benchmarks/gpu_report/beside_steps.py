@@ -74,7 +74,14 @@ def _admission(subject: Subject) -> dict[str, Callable[[], object]]:
         "context embedder": lambda: parts.transformer.context_embedder(tokens),
         "noise levels": lambda: flow_match_sigmas(parts.sigma_config, steps, side * side),
         "modulation table": lambda: ModulationTable(
-            parts.transformer, parts.sigma_config, sigmas[:-1], 3.5, pooled, 32, accelerator.modulates_row_by_row
+            parts.transformer,
+            parts.sigma_config,
+            sigmas[:-1],
+            3.5,
+            pooled,
+            32,
+            accelerator.modulates_row_by_row,
+            accelerator.to_device,
         ),
         "positions and rotations": lambda: parts.transformer.pos_embed(
             position_ids(length, side, side, parts.dtype).to(parts.device)

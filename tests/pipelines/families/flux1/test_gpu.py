@@ -103,7 +103,7 @@ def two_blocks(accelerator: Accelerator) -> FluxTransformer2DModel:
     return transformer
 
 
-@pytest.mark.parametrize("text", ["", "off", "split_k=off", "kernels=compiled", "attention=varlen", "attention=cudnn"])
+@pytest.mark.parametrize("text", ["", "kernels=torch", "attention=varlen", "attention=cudnn", "kernels=compiled"])
 def test_a_picture_has_the_same_bits_in_a_pack_of_any_size(
     two_blocks: FluxTransformer2DModel, accelerator: Accelerator, text: str
 ) -> None:
