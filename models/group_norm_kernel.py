@@ -15,8 +15,8 @@ from torch import Tensor
 _VALUES = 8192
 """Values a program holds at a time."""
 
-_TURNS = 16
-"""Times that a program which adds up does so."""
+_TURNS = 8
+"""Times that a program which adds up does so: enough programs for every processor of a GPU, and few results to add."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -25,17 +25,18 @@ def _sums_kernel(  # type: ignore[no-untyped-def]
 ):
     picture, chunk = tl.program_id(1).to(tl.int64), tl.program_id(0)
     column, group = tl.arange(0, CHANNELS), tl.arange(0, GROUPS)
-    total = tl.zeros((CHANNELS,), tl.float32)
-    squares = tl.zeros((CHANNELS,), tl.float32)
+    totals = tl.zeros((ROWS, CHANNELS), tl.float32)
+    squares = tl.zeros((ROWS, CHANNELS), tl.float32)
     for turn in range(TURNS):
         row = (chunk * TURNS + turn) * ROWS + tl.arange(0, ROWS)[:, None]
         at = (picture * pixels + row) * CHANNELS + column[None, :]
         value = tl.load(x + at, mask=row < pixels, other=0.0).to(tl.float32)
-        total += tl.sum(value, axis=0)
-        squares += tl.sum(value * value, axis=0)
+        totals += value
+        squares += value * value
+    total, square = tl.sum(totals, axis=0), tl.sum(squares, axis=0)
     to = sums + (picture * tl.num_programs(0) + chunk) * 2 * GROUPS + group
     tl.store(to, tl.sum(tl.reshape(total, (GROUPS, CHANNELS // GROUPS)), axis=1))
-    tl.store(to + GROUPS, tl.sum(tl.reshape(squares, (GROUPS, CHANNELS // GROUPS)), axis=1))
+    tl.store(to + GROUPS, tl.sum(tl.reshape(square, (GROUPS, CHANNELS // GROUPS)), axis=1))
 
 
 @triton.jit  # type: ignore[untyped-decorator]
