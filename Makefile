@@ -8,7 +8,7 @@ JS := tests/acceptance/js tests/compatibility/js
 NPM := $(shell command -v npm 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-browser test-slow chaos soak test-gpu compatibility lint lint-docker format check dev bench bench-load fuzz sbom audit lock clean
+.PHONY: help serve test test-browser test-slow chaos soak test-gpu compatibility lint lint-docker format check dev bench counts bench-load fuzz sbom audit lock clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -64,6 +64,9 @@ dev: $(VENV)/.dev js clients ## everything needed to work on the code
 
 bench: $(VENV)/.dev ## the API's share of a request's time; others are in benchmarks/
 	$(BIN)/python -m benchmarks.api $(ARGS)
+
+counts: $(VENV)/.dev ## what a step of FLUX.1 launches, moves and waits for on a GPU, counted without one
+	$(BIN)/python -m benchmarks.dry_run $(ARGS)
 
 bench-load: $(VENV)/.dev ## the API under 1,000 pollers and 500 status streams
 	$(BIN)/python -m benchmarks.load $(ARGS)

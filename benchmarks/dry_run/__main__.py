@@ -69,8 +69,10 @@ class Counted:
 def as_on_a_gpu() -> Iterator[None]:
     """Take the ways of a GPU for tensors that only `meta` holds: Triton's kernels, and the device's float8 product."""
     kernels = import_module("pipelines.ops.kernels").TRITON
+    quantize_rows = import_module("models.float8_kernel").quantize_rows
     with (
-        mock.patch.object(compute, "checked_triton", lambda *args: kernels),
+        mock.patch.object(compute, "checked_triton", return_value=kernels),
+        mock.patch.object(float8, "quantize_rows", quantize_rows),
         mock.patch.object(float8, "_emulated", float8._kernel),
     ):
         yield
@@ -80,9 +82,11 @@ def as_on_a_gpu() -> Iterator[None]:
 def components(in_float8: bool) -> FluxComponents:
     """FLUX.1-dev as a GPU serves it, without a value in it."""
     accelerator, spec = NullAccelerator(), resolve(MODEL)
-    with mock.patch.object(random_weights, "_randomise", lambda module, generator: None):
-        with mock.patch.object(torch, "Generator", partial(_host_generator, torch.Generator)):
-            made = random_weights.random_components(spec, accelerator.device, torch.bfloat16, lambda *progress: None)
+    with (
+        mock.patch.object(random_weights, "_randomise"),
+        mock.patch.object(torch, "Generator", partial(_host_generator, torch.Generator)),
+    ):
+        made = random_weights.random_components(spec, accelerator.device, torch.bfloat16, lambda *progress: None)
     fuse(made.transformer, qkv=True, mlp=True)
     for module in made.modules.values():
         module.requires_grad_(False)
@@ -98,9 +102,10 @@ def _host_generator(kind: Callable[[], torch.Generator], *device: object) -> tor
 def counted(case: Case) -> Counted:
     """Two steps of the pack."""
     accelerator = NullAccelerator()
-    tuning = replace(AUTO.resolved(accelerator.kind), attention="grouped")
+    tuning = replace(AUTO.resolved(accelerator.kind), attention="grouped", replay=False)
+    parts = components(case.float8)
     with as_on_a_gpu():
-        runner = FluxRunner(components(case.float8), accelerator, tuning, hit_rule=ForcedHits())
+        runner = FluxRunner(parts, accelerator, tuning, hit_rule=ForcedHits())
         rows = [_admitted(runner, side, index, case.caches) for index, side in enumerate(case.sides)]
         first = _step(runner, rows)
         return Counted(first, _step(runner, rows))

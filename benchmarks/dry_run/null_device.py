@@ -73,6 +73,9 @@ class NullAccelerator:
         self.uploads += 1
         return torch.empty_like(tensor, device=self.device)
 
+    def record(self, work: Callable[[], T]) -> tuple[T, Callable[[], None]] | None:
+        return None
+
     def allow_split_k(self, allowed: bool) -> None:
         return None
 
