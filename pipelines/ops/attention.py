@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from importlib import import_module
 from inspect import signature
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -41,9 +42,9 @@ def runs(lengths: Sequence[int]) -> list[tuple[int, int]]:
 
 def varlen_attention(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int]) -> Tensor:
     """One variable-length kernel for all pictures (torch.nn.attention.varlen, FlashAttention layout)."""
-    offsets = _offsets(tuple(lengths), query.device)
+    at = offsets(tuple(lengths), query.device)
     longest = max(lengths)
-    output: Tensor = _varlen_kernel()(query, key, value, offsets, offsets, longest, longest)
+    output: Tensor = _varlen_kernel()(query, key, value, at, at, longest, longest)
     return output.flatten(1)
 
 
@@ -57,9 +58,13 @@ def _varlen_kernel() -> Callable[..., Tensor]:
 
 
 @lru_cache(maxsize=64)
-def _offsets(lengths: tuple[int, ...], device: torch.device) -> Tensor:
-    """Where each picture starts and the last one ends; the same in all blocks of a step, so copied over once."""
-    return torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
+def offsets(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """(len(lengths) + 1,) int32: where each picture starts and the last one ends; the same in all blocks of a step.
+
+    Filled on the device: a copy from the host would wait for the steps.
+    """
+    ends = accumulate(lengths, initial=0)
+    return torch.cat([torch.full((1,), end, dtype=torch.int32, device=device) for end in ends])
 
 
 def cudnn_attention(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -70,7 +75,11 @@ def cudnn_attention(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence
 
 def fa3_attention(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int]) -> Tensor:
     """FlashAttention 3's variable-length kernel (package fa3-fwd), unsplit."""
-    offsets, longest = _offsets(tuple(lengths), query.device), max(lengths)
+    at, longest = offsets(tuple(lengths), query.device), max(lengths)
     kernel = import_module("fa3_fwd_interface").flash_attn_varlen_func
-    output: Tensor = kernel(query, key, value, offsets, offsets, longest, longest, num_splits=1)
+    output: Tensor = kernel(query, key, value, at, at, longest, longest, num_splits=1)
     return output.flatten(1)
+
+
+READS_OFFSETS: tuple[Attend, ...] = (varlen_attention, fa3_attention)
+"""Read `offsets` besides their arguments."""

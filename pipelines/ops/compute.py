@@ -12,7 +12,7 @@ from torch.fx.experimental import _config as symbolic_shapes
 
 from models.accelerator import Accelerator
 from models.tuning import Tuning
-from pipelines.ops.attention import Attend, grouped_attention
+from pipelines.ops.attention import READS_OFFSETS, Attend, grouped_attention, offsets
 from pipelines.ops.attention_choice import Place, choose_attention
 from pipelines.ops.kernel_check import checked_triton
 from pipelines.ops.ops import REFERENCE, TRACEABLE, Ops
@@ -45,6 +45,10 @@ class Compute:
     attend: Attend = grouped_attention
     ops: Ops = REFERENCE
     region: Callable[[Any], Any] = as_it_is
+
+    def kept(self, lengths: tuple[int, ...], device: torch.device) -> object:
+        """What attention over these lengths reads besides its arguments: whoever records it has to hold on to that."""
+        return offsets(lengths, device) if self.attend in READS_OFFSETS else None
 
     def eager(self) -> Compute:
         """The same without torch.compile, which would compile every mix of adapters anew."""

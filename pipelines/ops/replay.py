@@ -30,9 +30,10 @@ Work = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class _Recording:
-    """Args: inputs: what the recorded work reads. result: where it leaves its result."""
+    """Args: inputs: what the recorded work reads. keeps: what else it reads. result: where it leaves its result."""
 
     inputs: tuple[Tensor, ...]
+    keeps: object
     result: Tensor
     replay: Callable[[], None]
 
@@ -47,20 +48,21 @@ class Replay:
         self._seen: OrderedDict[Hashable, None] = OrderedDict()
         self._is_broken = False
 
-    def run(self, key: Hashable, tokens: int, inputs: Sequence[Tensor], work: Work) -> Tensor:
+    def run(self, key: Hashable, tokens: int, inputs: Sequence[Tensor], work: Work, keeps: object = None) -> Tensor:
         """`work(*inputs)`, replayed if the key is known.
 
         Args:
             key: equal keys mean equal launches: the same shapes and the same weights.
             tokens: of the step.
             work: must read nothing that changes but its arguments, and must not wait for the device.
+            keeps: tensors that it reads besides them and that nobody may hold on to: a recording knows addresses.
         """
         if self._is_broken or tokens > _MOST_TOKENS:
             return work(*inputs)
         recording = self._kept.get(key)
         if recording is None:
             # At its first time kernels may be compiled and memory is found out about: that cannot be recorded.
-            recording = self._record(key, inputs, work) if key in self._seen else None
+            recording = self._record(key, inputs, work, keeps) if key in self._seen else None
             self._remember(key)
         if recording is None:
             return work(*inputs)
@@ -76,7 +78,7 @@ class Replay:
         if len(self._seen) > _MOST_SEEN:
             self._seen.popitem(last=False)
 
-    def _record(self, key: Hashable, inputs: Sequence[Tensor], work: Work) -> _Recording | None:
+    def _record(self, key: Hashable, inputs: Sequence[Tensor], work: Work, keeps: object) -> _Recording | None:
         held = tuple(torch.empty_like(value).copy_(value) for value in inputs)
         try:
             recorded = self._accelerator.record(lambda: work(*held))
@@ -88,7 +90,7 @@ class Replay:
         if recorded is None:
             self._is_broken = True
             return None
-        recording = self._kept[key] = _Recording(held, *recorded)
+        recording = self._kept[key] = _Recording(held, keeps, *recorded)
         if len(self._kept) > _MOST:
             self._kept.popitem(last=False)
         return recording

@@ -176,8 +176,9 @@ class FluxRunner:
             return packed_forward(transformer, layout, latents, text, modulation, self._compute)
 
         key = pack.layout.text_lengths, pack.layout.image_lengths
-        tokens = sum(pack.layout.joint_lengths)
-        return replay.run(key, tokens, (latents, pack.text, modulation, pack.layout.rope), work)
+        lengths = pack.layout.joint_lengths
+        inputs = latents, pack.text, modulation, pack.layout.rope
+        return replay.run(key, sum(lengths), inputs, work, self._compute.kept(lengths, latents.device))
 
     def decode(self, row: Row) -> Launched[Decoded]:
         conditioning, phase, latents = conditioning_of(row), phase_of(row), latents_of(row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,8 @@ from models.tuning import Tuning
 from pipelines.engine.engine import Engine
 from pipelines.families.flux1.runner import FluxRunner
 from pipelines.ops import replay as module
+from pipelines.ops.attention import offsets, varlen_attention
+from pipelines.ops.compute import Compute
 from pipelines.ops.replay import Replay
 from pipelines.protocol.frames import Finished
 from tests.pipelines.driving import drain, make_params, of, pictures, submit
@@ -86,6 +89,27 @@ def test_the_first_time_is_not_recorded_and_old_recordings_go(monkeypatch: pytes
     assert recorder.recorded == 4
     assert float(replay.run(2, 1, (torch.tensor(7.0),), double)) == 14
     assert recorder.recorded == 4
+
+
+def test_a_recording_holds_what_it_reads_besides_its_inputs() -> None:
+    """Offsets are cached for the last layouts only: a recording outlives that, and knows their address."""
+    recorder = Recorder()
+    replay, compute = Replay(recorder, print), Compute(attend=varlen_attention)
+    for _ in range(2):
+        read = compute.kept((3, 4), recorder.device)
+        replay.run("a", 1, (torch.ones(1),), double, read)
+    assert isinstance(read, Tensor)
+    assert read.tolist() == [0, 3, 7]
+    still = weakref.ref(read)
+    del read
+    offsets.cache_clear()
+    assert still() is not None
+    replay._kept.clear()
+    assert still() is None
+
+
+def test_other_attention_reads_its_inputs_alone() -> None:
+    assert Compute().kept((3, 4), torch.device("cpu")) is None
 
 
 def test_large_steps_are_launched_one_by_one() -> None:
