@@ -16,7 +16,8 @@ from typing import Any
 from models.errors import LoadError
 from models.fake import PREFIX as FAKE
 from models.fake import fake_spec
-from models.registry import REGISTRY, TINY, ModelSpec, Variant
+from models.files.folder import FLUX2_PIPELINES
+from models.registry import REGISTRY, UNLISTED, ModelSpec, Variant
 from models.single.contents import variant_of
 from models.single.header import header_of
 from models.single.search import find_file
@@ -30,6 +31,10 @@ _PIPELINES: dict[str, Variant] = {
     "FluxPriorReduxPipeline": "redux",
 }
 _NAMES: tuple[Variant, ...] = ("schnell", "krea", "srpo", "kontext", "fill", "redux", "canny", "depth", "controlnet")
+
+
+_HEADS_OF_4B = 24
+_KLEIN_STEPS, _KLEIN_BASE_STEPS, _KLEIN_BASE_GUIDANCE = 4, 50, 4.0
 
 
 class UnknownModelError(ValueError):
@@ -60,7 +65,9 @@ def resolve(argument: str, folders: Sequence[Path] = ()) -> ModelSpec:
     if name not in REGISTRY:
         return replace(found, name=name)
     declared = REGISTRY[name]
-    if found.variant != declared.variant and {"schnell"} & {found.variant, declared.variant}:
+    if found.variant != declared.variant and (
+        found.family != declared.family or {"schnell"} & {found.variant, declared.variant}
+    ):
         raise UnknownModelError(
             f"--model {argument!r}: the weights in {rest} are of the kind {found.variant}, "
             f"but {name} is {declared.variant}: give the name of that kind"
@@ -136,7 +143,7 @@ def _of_file(spec: ModelSpec) -> ModelSpec:
 
 
 def _meant(argument: str, folders: Sequence[Path]) -> ModelSpec:
-    known = REGISTRY.get(argument) or (TINY if argument == TINY.name else None)
+    known = REGISTRY.get(argument) or UNLISTED.get(argument)
     if known is not None:
         return known
     path = Path(argument).expanduser()
@@ -151,7 +158,8 @@ def _meant(argument: str, folders: Sequence[Path]) -> ModelSpec:
         raise UnknownModelError(f"there is no {argument}{_nearest_path(path)}")
     if argument.count("/") == 1 and all(argument.split("/")):
         name = argument.split("/")[1]
-        return _with_defaults(ModelSpec(name=name, source=argument, variant=_variant("", name, {})))
+        variant = _named_klein(name) or _variant("", name, {})
+        return _with_defaults(ModelSpec(name=name, source=argument, variant=variant))
     close = difflib.get_close_matches(argument, REGISTRY, 1)
     meant = f"did you mean {close[0]}? Else give" if close else "give"
     raise UnknownModelError(
@@ -165,7 +173,11 @@ def _local(path: Path, folders: Sequence[Path]) -> ModelSpec:
     if path.is_file():
         return _of_file(ModelSpec(path.stem, str(path), folders=tuple(str(folder) for folder in folders)))
     index, config = read_object(path / "model_index.json"), read_object(path / "transformer" / "config.json")
-    variant = _variant(str(index.get("_class_name", "")), path.name, config)
+    class_name = str(index.get("_class_name", ""))
+    if class_name in FLUX2_PIPELINES:
+        variant = _klein(is_base=not index.get("is_distilled", False), is_large=_is_large(config))
+    else:
+        variant = _variant(class_name, path.name, config)
     return _with_defaults(ModelSpec(name=path.name, source=str(path), variant=variant))
 
 
@@ -180,7 +192,37 @@ def _variant(class_name: str, name: str, config: dict[str, Any]) -> Variant:
     return named
 
 
+def _named_klein(name: str) -> Variant | None:
+    """The FLUX.2 [klein] that a repository's name speaks of, if it does."""
+    words = name.lower()
+    if "klein" not in words:
+        return None
+    return _klein(is_base="base" in words, is_large="9b" in words)
+
+
+def _klein(is_base: bool, is_large: bool) -> Variant:
+    variants: dict[tuple[bool, bool], Variant] = {
+        (False, False): "klein-4b", (False, True): "klein-9b",
+        (True, False): "klein-base-4b", (True, True): "klein-base-9b",
+    }  # fmt: skip
+    return variants[is_base, is_large]
+
+
+def _is_large(transformer: dict[str, Any]) -> bool:
+    """Whether this is the wider of the two sizes."""
+    heads = transformer.get("num_attention_heads")
+    return isinstance(heads, int) and heads > _HEADS_OF_4B
+
+
 def _with_defaults(spec: ModelSpec) -> ModelSpec:
+    if spec.variant.startswith("klein"):
+        is_base = "base" in spec.variant
+        return replace(
+            spec,
+            family="flux2",
+            default_steps=_KLEIN_BASE_STEPS if is_base else _KLEIN_STEPS,
+            default_guidance=_KLEIN_BASE_GUIDANCE if is_base else 1.0,
+        )
     if spec.variant != "schnell":
         return spec
     return replace(spec, max_sequence_length=_SCHNELL_TOKENS, default_steps=_SCHNELL_STEPS)

@@ -6,22 +6,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from models.architectures import ARCHITECTURES
+from models.counts import counts_of
 from models.memory import (
     MODULATION_WAITS,
     TILED_SIDE,
     Preset,
     buffer_bytes,
     decode_bytes,
-    modulation_parameters,
     need,
     streamed_bytes,
-    transformer_parameters,
 )
 
 _USABLE = 0.96
 """Share of a card's nominal memory; drivers and displays take the rest."""
 SIZES_GB = (6, 8, 10, 12, 16, 24, 32, 48, 80)
 _DEV = ARCHITECTURES["random:FLUX.1-dev"]
+_COUNTS = counts_of(_DEV)
 _BITS = {"bfloat16": 16.0, "GGUF Q8_0": 8.5, "float8": 8.0, "GGUF Q5_K": 5.5, "GGUF Q4_K": 4.5, "GGUF Q3_K": 3.4375}
 """A weight's in every form of the transformer, from the roomiest."""
 _OFFLOADS = ("none", "text", "text+modulation")
@@ -109,11 +109,11 @@ def _way(file: str, bits: float, offload: str, tiled: bool) -> Fit:
     """bfloat16's need, less what the smaller form saves of what is on either side."""
     preset = Preset("none", offload)
     needed = need(_DEV, preset)
-    waiting = modulation_parameters(_DEV.transformer) if offload in MODULATION_WAITS else 0
+    waiting = _COUNTS.modulation if offload in MODULATION_WAITS else 0
     is_streamed = offload == _STREAMED
-    blocks, buffers = (int(count(_DEV.transformer, 1)) for count in (streamed_bytes, buffer_bytes))
+    blocks, buffers = (int(count(_COUNTS, 1)) for count in (streamed_bytes, buffer_bytes))
     streamed = blocks if is_streamed else 0
-    stays = transformer_parameters(_DEV.transformer) - waiting - streamed + (buffers if is_streamed else 0)
+    stays = _COUNTS.transformer - waiting - streamed + (buffers if is_streamed else 0)
     saved = (16 - bits) / 8
     device = needed.device - saved * stays
     if tiled:

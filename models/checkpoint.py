@@ -70,7 +70,7 @@ def _folder(folder: Path, names: tuple[str, ...]) -> Checkpoint:
     pipeline = check_folder(folder, names, _OTHERS)
     parts, processor = {name: open_part(folder / name, KINDS[name]) for name in names}, None
     if (folder / SAFETY / "config.json").is_file():
-        parts[SAFETY], processor = _safety(folder)
+        parts[SAFETY], processor = safety_part(folder)
     label, scheduler = f"{folder.name}/scheduler", folder / "scheduler"
     sigmas = made(label, lambda: FlowMatchEulerDiscreteScheduler.load_config(scheduler))
     return Checkpoint(
@@ -112,7 +112,7 @@ def _files(file: Path, folders: tuple[Path, ...]) -> Checkpoint:
     )
 
 
-def _safety(folder: Path) -> tuple[Part, Any]:
+def safety_part(folder: Path) -> tuple[Part, Any]:
     """The checkpoint's own picture checker, in either layout, and what prepares pictures for it.
 
     CompVis: `safety_checker/` (StableDiffusionSafetyChecker) + `feature_extractor/`.

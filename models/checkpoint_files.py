@@ -22,8 +22,10 @@ WANTED = (
     "*/*.safetensors",
     "*/*.txt",
     "*/*.model",
+    "*/*.jinja",
 )
-"""Configs, tokenizers and safetensors of the parts; never the single-file copy beside them, never pickles."""
+"""Configs, tokenizers with their chat templates, and safetensors of the parts; never the single-file copy beside them,
+never pickles."""
 
 _ROOT = ("config.json", "preprocessor_config.json", "diffusion_pytorch_model.safetensors", "model.safetensors")
 """Of checkpoints that are one model in no folder of its own."""

@@ -19,9 +19,9 @@ import transformers
 from models.accelerator import gpu_facts
 from models.arguments import resolve
 from models.auxiliaries import check_auxiliary
-from models.checkpoint import open_checkpoint
 from models.errors import LoadError
 from models.loading import silence_libraries
+from models.recipes import recipe_of
 from models.registry import ModelSpec
 
 
@@ -44,7 +44,7 @@ def check(spec: ModelSpec) -> None:
     if not spec.draws:
         check_auxiliary(spec)
     else:
-        open_checkpoint(spec)
+        recipe_of(spec).open(spec)
 
 
 def main(argv: Sequence[str]) -> None:

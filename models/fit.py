@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-from models.architectures import Architecture
+from models.counts import AnyArchitecture
 from models.errors import LoadError
 from models.files.weights import identity, weight_files
 from models.memory import Need, Preset, need, part_bytes, presumed_architecture, working_bytes
@@ -54,13 +55,13 @@ def _stored_transformer(spec: ModelSpec) -> dict[str, int]:
     return {"transformer": sum(loaded_bytes(entry) for entry in own)}
 
 
-def _key(spec: ModelSpec, arch: Architecture, part: str) -> object:
+def _key(spec: ModelSpec, arch: AnyArchitecture, part: str) -> object:
     """Equal for what a worker holds once: the same files, or the same part of published checkpoints to be fetched."""
     if part == "transformer" or spec.source.startswith("random:"):
         return (spec.name, part)
     folder = Path(spec.source) / part
     if not folder.is_dir():
-        return (part, repr((arch.clip, arch.t5, arch.vae)))
+        return (part, repr({name: asdict(arch).get(name) for name in ("clip", "t5", "text", "vae")}))
     try:
         return (part, *map(identity, weight_files(folder)))
     except (LoadError, OSError):

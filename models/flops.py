@@ -13,7 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from models.architectures import ARCHITECTURES, FLUX_TRANSFORMER, Architecture
+from models.arguments import read_object
 from models.checkpoint_files import locate
+from models.counts import AnyArchitecture, flux2_blocks, flux2_width
+from models.flux2.architectures import ARCHITECTURES as FLUX2_ARCHITECTURES
+from models.flux2.architectures import FLUX2_TRANSFORMER, READ_LAYERS, Flux2Architecture
 from models.registry import ModelSpec
 
 _TIME_CHANNELS = 256
@@ -34,7 +38,7 @@ class RequestFlops:
         return self.text + self.steps * self.step + self.decode
 
 
-def architecture_of(spec: ModelSpec) -> Architecture:
+def architecture_of(spec: ModelSpec) -> AnyArchitecture:
     """The architecture behind a checkpoint: known by name for random weights, else read from its configs.
 
     Single files are taken for FLUX.1's.
@@ -42,12 +46,21 @@ def architecture_of(spec: ModelSpec) -> Architecture:
     Raises: LoadError if the checkpoint is not on this machine and cannot be fetched; KeyError for an unknown name.
     """
     if spec.source.startswith("random:"):
-        return ARCHITECTURES[spec.source]
+        return random_architecture(spec.source)
     if spec.file is not None and spec.transformer is None:
         return ARCHITECTURES["random:FLUX.1-schnell" if spec.variant == "schnell" else "random:FLUX.1-dev"]
     folder = locate(spec, without="transformer" if spec.transformer else None)
+    if spec.family == "flux2":
+        forwards = 1 if read_object(folder / "model_index.json").get("is_distilled", False) else 2
+        transformer, vae, text = (_config(folder, part) for part in ("transformer", "vae", "text_encoder"))
+        return Flux2Architecture(transformer, vae, text, _config(folder, "scheduler"), forwards)
     parts = ("transformer", "vae", "text_encoder", "text_encoder_2", "scheduler")
     return Architecture(*(_config(folder, part) for part in parts))
+
+
+def random_architecture(name: str) -> AnyArchitecture:
+    """Raises: KeyError for an unknown name."""
+    return FLUX2_ARCHITECTURES[name] if name in FLUX2_ARCHITECTURES else ARCHITECTURES[name]
 
 
 def _config(folder: Path, part: str) -> dict[str, Any]:
@@ -56,16 +69,17 @@ def _config(folder: Path, part: str) -> dict[str, Any]:
     return config
 
 
-def request_flops(arch: Architecture, width: int, height: int, steps: int, text_tokens: int) -> RequestFlops:
+def request_flops(arch: AnyArchitecture, width: int, height: int, steps: int, text_tokens: int) -> RequestFlops:
     """One picture of so many pixels; sides are rounded up to whole tokens, as the engine draws them."""
     cell = 2 ** len(arch.vae["block_out_channels"])
     rows, columns = -(-height // cell), -(-width // cell)
-    return RequestFlops(
-        text=clip_flops(arch.clip) + t5_flops(arch.t5, text_tokens),
-        step=step_flops(arch.transformer, rows * columns, text_tokens),
-        steps=steps,
-        decode=decode_flops(arch.vae, 2 * rows, 2 * columns),
-    )
+    if isinstance(arch, Flux2Architecture):
+        text = arch.forwards * qwen3_flops(arch.text, text_tokens)
+        step = arch.forwards * flux2_step_flops(arch.transformer, rows * columns, text_tokens)
+    else:
+        text = clip_flops(arch.clip) + t5_flops(arch.t5, text_tokens)
+        step = step_flops(arch.transformer, rows * columns, text_tokens)
+    return RequestFlops(text, step, steps, decode_flops(arch.vae, 2 * rows, 2 * columns))
 
 
 def step_flops(transformer: Mapping[str, Any], image_tokens: int, text_tokens: int) -> int:
@@ -84,6 +98,27 @@ def step_flops(transformer: Mapping[str, Any], image_tokens: int, text_tokens: i
     conditioning = (embedded + (3 if config["guidance_embeds"] else 2) * width) * width
     ends = (2 * image_tokens * config["in_channels"] + text_tokens * config["joint_attention_dim"]) * width
     return int(2 * (blocks + modulation + conditioning + ends))
+
+
+def flux2_step_flops(transformer: Mapping[str, Any], image_tokens: int, text_tokens: int) -> int:
+    """One forward of the FLUX.2 transformer over one picture. Args: image_tokens: references included."""
+    config = {**FLUX2_TRANSFORMER, **transformer}
+    width, layers, joint = flux2_width(config), config["num_layers"], image_tokens + text_tokens
+    blocks = flux2_blocks(config)
+    # In a double block each token passes the half of its own stream.
+    products = (sum(blocks[:layers]) // 2 + sum(blocks[layers:])) * joint + 2 * len(blocks) * joint**2 * width
+    embedders = 2 if config["guidance_embeds"] else 1
+    conditioning = 17 * width**2 + embedders * (config["timestep_guidance_channels"] + width) * width
+    ends = (2 * image_tokens * config["in_channels"] + text_tokens * config["joint_attention_dim"]) * width
+    return int(2 * (products + conditioning + ends))
+
+
+def qwen3_flops(text: Mapping[str, Any], tokens: int) -> int:
+    """One prompt through the layers of Qwen3 that are read, padding included."""
+    inner, width = text["num_attention_heads"] * text["head_dim"], text["hidden_size"]
+    attention = 2 * (inner + text["num_key_value_heads"] * text["head_dim"]) * width
+    linears = tokens * (attention + 3 * width * text["intermediate_size"])
+    return int(2 * READ_LAYERS[-1] * (linears + 2 * tokens**2 * inner))
 
 
 def t5_flops(t5: Mapping[str, Any], tokens: int) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import FluxTransformer2DModel
+from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel
 from torch import nn
 
 
@@ -27,6 +27,13 @@ def fuse(transformer: FluxTransformer2DModel, qkv: bool, mlp: bool) -> None:
     if qkv:
         for attn in (*attentions, *(block.attn for block in singles)):
             _fuse_attention(attn)
+
+
+def fuse_flux2(transformer: Flux2Transformer2DModel, qkv: bool, mlp: bool) -> None:
+    """The same for FLUX.2, whose single blocks are joined as they are published: `mlp` has nothing left to do."""
+    if qkv:
+        for block in transformer.transformer_blocks:
+            _fuse_attention(block.attn)
 
 
 def _fuse_attention(attn: Any) -> None:

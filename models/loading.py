@@ -15,19 +15,16 @@ from torch import nn
 from models import host_memory
 from models.accelerator import Accelerator
 from models.building import vae_dtype
-from models.checkpoint import KINDS, SAFETY, Checkpoint, open_checkpoint
-from models.components import FluxComponents, SafetyModel
 from models.errors import LoadError
 from models.files.mounts import is_remote
 from models.files.weights import identity
-from models.fusion import fuse
 from models.group_norm import checked_kernel, fuse_norms
-from models.memory import Offload
+from models.memory import Offload, random_bytes
 from models.packed import is_packed
 from models.part import Part
 from models.placement import TEXT_PARTS, place
 from models.quantization import quantize
-from models.random_weights import random_bytes, random_components
+from models.recipes import Opened, Recipe, recipe_of
 from models.registry import ModelSpec
 from models.streaming import stream_blocks
 from models.tuning import PLAIN, Tuning
@@ -52,21 +49,21 @@ def load(
     cache: PartCache | None = None,
     offload: Offload = "none",
     tuning: Tuning = PLAIN,
-) -> FluxComponents:
-    """Load one checkpoint onto the device.
+) -> Any:
+    """Load one checkpoint onto the device: the components of its family (`models.recipes`).
 
     Args: dtype: None takes the device's own. cache: parts that other checkpoints brought along.
         offload: what waits on the host (see `models.placement`).
         tuning: what of it concerns the weights is done here.
     Raises: LoadError with one sentence that says what to do.
     """
-    started = time.monotonic()
+    started, recipe = time.monotonic(), recipe_of(spec)
     tuning = tuning.resolved(accelerator.kind)
     if offload == "text+blocks" and tuning.kernels == "compiled":
         raise LoadError("--offload text+blocks cannot be compiled: use another --tuning kernels.")
     dtype = dtype or accelerator.default_dtype
     try:
-        components = _load_parts(spec, accelerator.device, dtype, quantization, progress, cache, offload)
+        components = _load_parts(recipe, spec, accelerator.device, dtype, quantization, progress, cache, offload)
     except Exception as exc:
         if accelerator.is_out_of_memory(exc):
             raise LoadError(
@@ -75,7 +72,7 @@ def load(
             ) from exc
         raise
     if not is_packed(components.transformer):  # their rows may be stored in different forms
-        fuse(components.transformer, qkv=bool(tuning.fuse_qkv), mlp=bool(tuning.fuse_mlp))
+        recipe.fuse(components.transformer, bool(tuning.fuse_qkv), bool(tuning.fuse_mlp))
     if tuning.vae_channels_last:
         components.vae.to(memory_format=torch.channels_last)
     if tuning.fuse_vae_norms and (kernel := checked_kernel(accelerator.device, dtype)):
@@ -93,6 +90,7 @@ def load(
 
 
 def _load_parts(
+    recipe: Recipe,
     spec: ModelSpec,
     device: torch.device,
     dtype: torch.dtype,
@@ -100,17 +98,21 @@ def _load_parts(
     progress: Progress,
     cache: PartCache | None,
     offload: Offload,
-) -> FluxComponents:
+) -> Any:
     if spec.source.startswith("random:"):
-        _check_host(spec.name, random_bytes(spec, dtype) if device.type == "cpu" else 0)
-        return random_components(spec, device, dtype, progress, offload)
+        _check_host(spec.name, random_bytes(spec, dtype.itemsize) if device.type == "cpu" else 0)
+        return recipe.random(spec, device, dtype, progress, offload)
     # What is to be shrunk, or to wait, is made so on the host: the device may have no room for it before.
     is_changed = quantization != "none" or offload == "text+blocks"
     homes = {"transformer": torch.device("cpu")} if is_changed else {}
-    checkpoint = open_checkpoint(spec)
+    checkpoint = recipe.open(spec)
     parts = _Parts(checkpoint, device, dtype, progress, cache or PartCache(), offload, homes)
     _check_host(spec.name, parts.host_bytes())
-    return _load_folder(spec, checkpoint, parts)
+    try:
+        components = recipe.assemble(spec, checkpoint, parts.load)
+    except OSError as exc:
+        raise LoadError(f"model {spec.name}: {checkpoint.name} cannot be read ({exc.strerror or exc}).") from exc
+    return replace(components, shared=frozenset(parts.shared))
 
 
 def _check_host(name: str, needed: int) -> None:
@@ -164,9 +166,9 @@ def outlook(spec: ModelSpec, dtype: torch.dtype, cache: PartCache) -> tuple[int,
     Nothing of a checkpoint that cannot be looked at: loading it says why.
     """
     if spec.source.startswith("random:"):
-        return random_bytes(spec, dtype), set()
+        return random_bytes(spec, dtype.itemsize), set()
     try:
-        parts = open_checkpoint(spec).parts
+        parts = recipe_of(spec).open(spec).parts
     except LoadError:
         return 0, set()
     added, used = 0, set()
@@ -192,7 +194,7 @@ class _Parts:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: Opened,
         device: torch.device,
         dtype: torch.dtype,
         progress: Progress,
@@ -258,20 +260,3 @@ class _Parts:
         self._done += size
         self.shared |= {name} if was_here else set()
         return module
-
-
-def _load_folder(spec: ModelSpec, checkpoint: Checkpoint, parts: _Parts) -> FluxComponents:
-    try:
-        loaded = {name: parts.load(name) for name in KINDS}
-        safety = SafetyModel(parts.load(SAFETY), checkpoint.image_processor) if SAFETY in checkpoint.parts else None
-    except OSError as exc:
-        raise LoadError(f"model {spec.name}: {checkpoint.name} cannot be read ({exc.strerror or exc}).") from exc
-    return FluxComponents(
-        spec=spec,
-        **loaded,
-        tokenizer=checkpoint.tokenizer,
-        tokenizer_2=checkpoint.tokenizer_2,
-        sigma_config=checkpoint.sigma_config,
-        safety=safety,
-        shared=frozenset(parts.shared),
-    )

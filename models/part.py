@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import FluxTransformer2DModel
+from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel
 
@@ -57,7 +57,7 @@ class Part:
     @property
     def keeps_packed(self) -> bool:
         """Whether weights stay in the form of the file: those of the transformer, which are most of a checkpoint."""
-        return self.kind is FluxTransformer2DModel
+        return self.kind in (FluxTransformer2DModel, Flux2Transformer2DModel)
 
     def loaded_bytes(self, dtype: torch.dtype) -> int:
         """What it takes in memory, about: a few parameters may stay in float32."""

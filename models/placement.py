@@ -16,7 +16,9 @@ from models.memory import MODULATION_WAITS, Offload
 from models.packed import HostWeight, PackedLinear, PackedWeight
 
 TEXT_PARTS = frozenset({"text_encoder", "text_encoder_2"})
-_MODULATION = re.compile(r"(transformer_blocks\.\d+\.norm(1|1_context)?|^norm_out)\.linear$")
+_MODULATION = re.compile(
+    r"(transformer_blocks\.\d+\.norm(1|1_context)?|^norm_out|^\w+_stream_modulation(_img|_txt)?)\.linear$"
+)
 
 
 def place(

@@ -17,7 +17,7 @@ from models.architectures import ARCHITECTURES
 from models.building import vae_dtype
 from models.components import FluxComponents
 from models.errors import LoadError
-from models.memory import Offload, parameters
+from models.memory import Offload
 from models.placement import place
 from models.registry import ModelSpec
 
@@ -39,6 +39,24 @@ def random_components(
     if spec.source not in ARCHITECTURES:
         raise LoadError(f"unknown architecture {spec.source!r}: give one of {', '.join(ARCHITECTURES)}.")
     arch = ARCHITECTURES[spec.source]
+    made = part_maker(device, dtype, progress, offload)
+    return FluxComponents(
+        spec=spec,
+        text_encoder=made("text encoder", 0.0, lambda: CLIPTextModel(_clip_config(arch.clip))),
+        text_encoder_2=made("text encoder 2", 0.02, lambda: T5EncoderModel(_t5_config(arch.t5))),
+        transformer=made("transformer", 0.3, lambda: FluxTransformer2DModel(**arch.transformer)),
+        vae=made("vae", 0.98, lambda: AutoencoderKL(**arch.vae)),
+        tokenizer=byte_tokenizer(arch.clip["max_position_embeddings"]),
+        tokenizer_2=byte_tokenizer(spec.max_sequence_length),
+        sigma_config=dict(arch.sigmas),
+    )
+
+
+def part_maker(
+    device: torch.device, dtype: torch.dtype, progress: Callable[[str, float], None], offload: Offload
+) -> Callable[[str, float, Callable[[], nn.Module]], Any]:
+    """What makes one part after another: (stage in words, fraction done, constructor) -> its module with random
+    weights, where it belongs."""
     generator = torch.Generator(device).manual_seed(_SEED)
     host = torch.device("cpu")
 
@@ -50,22 +68,7 @@ def random_components(
         _randomise(module, generator if home == device else torch.Generator(home).manual_seed(_SEED))
         return place(stage.replace(" ", "_"), module, home, offload, runs_on=device)
 
-    return FluxComponents(
-        spec=spec,
-        text_encoder=made("text encoder", 0.0, lambda: CLIPTextModel(_clip_config(arch.clip))),
-        text_encoder_2=made("text encoder 2", 0.02, lambda: T5EncoderModel(_t5_config(arch.t5))),
-        transformer=made("transformer", 0.3, lambda: FluxTransformer2DModel(**arch.transformer)),
-        vae=made("vae", 0.98, lambda: AutoencoderKL(**arch.vae)),
-        tokenizer=_byte_tokenizer(arch.clip["max_position_embeddings"]),
-        tokenizer_2=_byte_tokenizer(spec.max_sequence_length),
-        sigma_config=dict(arch.sigmas),
-    )
-
-
-def random_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:
-    """What the weights take; 0 for an unknown architecture."""
-    arch = ARCHITECTURES.get(spec.source)
-    return 0 if arch is None else parameters(arch) * dtype.itemsize
+    return made
 
 
 @contextmanager
@@ -100,7 +103,7 @@ def _t5_config(values: dict[str, Any]) -> T5Config:
     return T5Config(**values, dropout_rate=0.0, is_encoder_decoder=False, use_cache=False, eos_token_id=1)
 
 
-def _byte_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
+def byte_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
     """One token a byte, after `<pad>` and `</s>`: enough for weights that mean nothing."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {"<pad>": 0, "</s>": 1} | {symbol: index + 2 for index, symbol in enumerate(alphabet)}

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-Family = Literal["flux"]
+Family = Literal["flux", "flux2"]
 Variant = Literal[
-    "dev", "schnell", "krea", "srpo", "kontext", "fill", "canny", "depth", "redux", "controlnet", "depth-estimator"
-]
+    "dev", "schnell", "krea", "srpo", "kontext", "fill", "canny", "depth", "redux", "controlnet", "depth-estimator",
+    "klein-4b", "klein-9b", "klein-base-4b", "klein-base-9b",
+]  # fmt: skip
 
 AUXILIARIES: tuple[Variant, ...] = ("redux", "controlnet", "depth-estimator")
 """Variants that never draw by themselves: their weights serve requests that another checkpoint draws."""
@@ -32,7 +33,7 @@ class ModelSpec:
         family: which loader and runner it takes.
         variant: which of fal's endpoints it may answer for (see `server.api.endpoints`).
         revision: commit or tag of the repo; None takes the default branch.
-        max_sequence_length: T5 tokens a prompt is padded to.
+        max_sequence_length: tokens a prompt is padded to (T5's, of FLUX.2 Qwen3's).
         max_pixels: largest width x height that is served; the default is the largest size of fal's ultra table.
         default_steps, default_guidance: for `generate` and the OpenAI facade; endpoints have their own.
         licence: shown by `models`; `gated` repos need a token and an accepted licence.
@@ -117,6 +118,37 @@ def _flux1_dev(variant: Variant, guidance: float, summary: str) -> ModelSpec:
     )
 
 
+def _klein(size: str, is_base: bool, licence: str, summary: str) -> ModelSpec:
+    """A checkpoint of FLUX.2 [klein]. Args: size: in parameters. is_base: not distilled to few steps."""
+    name = f"FLUX.2-klein-{'base-' if is_base else ''}{size}"
+    variant: Variant = f"klein-{'base-' if is_base else ''}{size.lower()}"  # type: ignore[assignment]
+    return ModelSpec(
+        name=name,
+        source=f"black-forest-labs/{name}",
+        family="flux2",
+        variant=variant,
+        default_steps=50 if is_base else 4,
+        default_guidance=4.0 if is_base else 1.0,
+        licence=licence,
+        gated=licence != "Apache-2.0",
+        summary=summary,
+    )
+
+
+def _random(spec: ModelSpec) -> ModelSpec:
+    """The same architecture with random weights."""
+    name = f"random:{spec.name}"
+    summary = "the full architecture with random weights made on the device, for benchmarks"
+    return replace(spec, name=name, source=name, licence="none (random weights)", gated=False, summary=summary)
+
+
+_KLEINS = (
+    _klein("4B", False, "Apache-2.0", "draws and edits in 4 steps, 4 B parameters"),
+    _klein("4B", True, "Apache-2.0", "the same before it was distilled: many steps, real guidance"),
+    _klein("9B", False, "FLUX Non-Commercial", "draws and edits in 4 steps, 9 B parameters"),
+    _klein("9B", True, "FLUX Non-Commercial", "the same before it was distilled"),
+)
+
 _SPECS = (
     ModelSpec(
         name="flux-shapes",
@@ -194,6 +226,8 @@ _SPECS = (
         licence="none (random weights)",
         summary="the same, without guidance embedding",
     ),
+    *_KLEINS,
+    *map(_random, _KLEINS),
 )
 
 REGISTRY: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}
@@ -207,6 +241,22 @@ TINY = ModelSpec(
     licence="none (random weights)",
     summary="a FLUX of a few thousand random weights, for tests; not listed",
 )
+
+TINY_KLEIN = replace(
+    TINY,
+    name="random:tiny-klein",
+    source="random:tiny-klein",
+    family="flux2",
+    variant="klein-4b",
+    max_sequence_length=24,
+    default_guidance=1.0,
+    summary="a FLUX.2 of a few thousand random weights, for tests; not listed",
+)
+TINY_KLEIN_BASE = replace(
+    TINY_KLEIN, name="random:tiny-klein-base", source="random:tiny-klein-base", variant="klein-base-4b",
+    default_guidance=4.0,
+)  # fmt: skip
+UNLISTED = {spec.name: spec for spec in (TINY, TINY_KLEIN, TINY_KLEIN_BASE)}
 
 
 def siblings(specs: Sequence[ModelSpec]) -> tuple[ModelSpec, ...]:

@@ -14,9 +14,9 @@ from benchmarks.gpu_report.subject import Subject
 from benchmarks.gpu_report.timing import both_ms, device_ms, profiled
 from pipelines.engine.engine import Engine
 from pipelines.engine.request import Request
-from pipelines.families.flow import to_pixels
 from pipelines.families.flux1.modulation import ModulationTable
 from pipelines.families.flux1.sampling import flow_match_sigmas, initial_noise, position_ids
+from pipelines.pictures.decoding import to_pixels
 from pipelines.protocol.frames import Finished, Submit
 
 _STEPS = 8

@@ -63,7 +63,8 @@ class Subject:
     @cached_property
     def exact(self) -> FluxComponents:
         """In the device's own precision, as it is served."""
-        return load(self.spec, self.accelerator, tuning=AUTO)
+        components: FluxComponents = load(self.spec, self.accelerator, tuning=AUTO)
+        return components
 
     @cached_property
     def plain(self) -> FluxComponents:

@@ -16,17 +16,21 @@ FLUX1_PIPELINES = frozenset(
     )
 )  # fmt: skip
 """Pipelines over FLUX.1's transformer, text encoders and VAE."""
+FLUX2_PIPELINES = frozenset(f"Flux2Klein{kind}Pipeline" for kind in ("", "Inpaint"))
+"""Pipelines over FLUX.2's transformer and VAE, and Qwen3."""
 
 
-def check_folder(folder: Path, parts: tuple[str, ...], others: tuple[str, ...]) -> str:
-    """The pipeline class of a FLUX.1 folder. Its parts have a readable config.json, the others are there.
+def check_folder(
+    folder: Path, parts: tuple[str, ...], others: tuple[str, ...], pipelines: frozenset[str] = FLUX1_PIPELINES
+) -> str:
+    """The pipeline class of a folder. Its parts have a readable config.json, the others are there.
 
-    Args: parts: folders with weights. others: tokenizers and the scheduler.
+    Args: parts: folders with weights. others: tokenizers and the scheduler. pipelines: those it may be for.
     Raises: LoadError naming the part.
     """
     if not (folder / "model_index.json").is_file():
         raise LoadError(f"{folder.name}: no model_index.json, so this is not a diffusers pipeline folder.")
-    pipeline = check_pipeline(folder)
+    pipeline = check_pipeline(folder, pipelines)
     for part in parts:
         config(folder / part)
     for other in others:
@@ -35,15 +39,15 @@ def check_folder(folder: Path, parts: tuple[str, ...], others: tuple[str, ...]) 
     return pipeline
 
 
-def check_pipeline(folder: Path) -> str:
-    """The pipeline class that model_index.json names. Raises: LoadError if it is none of FLUX.1's."""
+def check_pipeline(folder: Path, pipelines: frozenset[str] = FLUX1_PIPELINES) -> str:
+    """The pipeline class that model_index.json names. Raises: LoadError if it is none of `pipelines`."""
     pipeline = _object(folder / "model_index.json").get("_class_name")
     if not isinstance(pipeline, str):
         raise LoadError(f"{folder.name}/model_index.json names no pipeline of diffusers; code of its own is never run.")
-    if pipeline not in FLUX1_PIPELINES:
+    if pipeline not in pipelines:
         raise LoadError(
             f"{folder.name} is a checkpoint for {pipeline[:100]}, another architecture; "
-            "FLUX.1's are served (FluxPipeline and its kin)."
+            "FLUX.1's are served (FluxPipeline and its kin), and FLUX.2 [klein]'s (Flux2KleinPipeline)."
         )
     return pipeline
 

@@ -2,8 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
+
+
+def noise_levels(config: Mapping[str, Any], num_steps: int, mu: float) -> Tensor:
+    """The noise levels of one request: float32, (num_steps + 1,), from 1 down to 0.
+
+    A scheduler object is made for this and dropped: its `step()` counts in the object, so requests cannot share one.
+
+    Args: config: the checkpoint's scheduler_config. mu: how far dynamic shifting goes.
+    """
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(config))
+    linear = None if config.get("use_flow_sigmas") else np.linspace(1.0, 1 / num_steps, num_steps)
+    scheduler.set_timesteps(num_steps, sigmas=linear, mu=mu)
+    sigmas: Tensor = scheduler.sigmas
+    return sigmas
+
+
+def rotations(pos_embed: Any, ids: Tensor) -> Tensor:
+    """Complex rotations of tokens at these positions: (S, axes) -> (S, 1, head_dim / 2)."""
+    cos, sin = pos_embed(ids)
+    return torch.complex(cos[:, ::2].contiguous(), sin[:, ::2].contiguous())[:, None]
 
 
 def add_noise(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
@@ -21,18 +46,3 @@ def euler_step(latents: Tensor, noise_pred: Tensor, sigma_step: Tensor) -> Tenso
     Source: FlowMatchEulerDiscreteScheduler.step, which multiplies in the model's dtype and adds in float32.
     """
     return (latents.to(torch.float32) + sigma_step * noise_pred).to(noise_pred.dtype)
-
-
-def to_pixels(image: Tensor) -> Tensor:
-    """A decoded picture (3, H, W) in [-1, 1] as uint8 (H, W, 3), on its device.
-
-    Source: VaeImageProcessor.postprocess; the same order of rounding, so that pixels are equal to its own.
-    """
-    unit = (image * 0.5 + 0.5).clamp(0, 1)
-    return (unit.permute(1, 2, 0).float() * 255).round().to(torch.uint8)
-
-
-def crop_centred(pixels: Tensor, height: int, width: int) -> Tensor:
-    """The middle of (H, W, 3): models draw multiples of their cell, users ask for any size."""
-    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
-    return pixels[top : top + height, left : left + width]

@@ -29,7 +29,7 @@ from pipelines.engine.acceleration import FLOAT8, AccelerationChoice, choose_acc
 from pipelines.engine.request import RequestError
 from pipelines.families.table import Checkpoint, CheckpointRunner, family_of
 from pipelines.ops.compute import Note
-from pipelines.protocol.params import GenerationParams
+from pipelines.protocol.params import ACCELERATIONS, GenerationParams
 
 _FILL = 0.8
 """Share of a device's memory that weights may take, float8 copies included; the rest is for pictures under way."""
@@ -169,10 +169,12 @@ class ModelPool:
 
     def choose_acceleration(self, params: GenerationParams) -> AccelerationChoice:
         """How this worker draws a request."""
+        spec = self.specs.get(params.model) or self._on_demand.get(params.model)
+        caches_steps = spec is None or family_of(spec).caches_steps
+        most = self._acceleration if caches_steps else min(self._acceleration, "regular", key=ACCELERATIONS.index)
         if self._quantization != "none":  # float8 weights are all that the model has here
-            choice = choose_acceleration(params, self._acceleration, has_float8=True)
-            return replace(choice, group=params.model)
-        return choose_acceleration(params, self._acceleration, params.model in self._float8)
+            return replace(choose_acceleration(params, most, has_float8=True), group=params.model)
+        return choose_acceleration(params, most, params.model in self._float8)
 
     def hold_float8(self) -> None:
         """Copy loaded models into float8 weights, where that pays, all models are in memory and room is left.

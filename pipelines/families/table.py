@@ -18,6 +18,7 @@ from models.tuning import Tuning
 from pipelines.adapters.cache import AdapterCache
 from pipelines.engine.runner import Runner
 from pipelines.families.flux1.runner import FluxRunner
+from pipelines.families.flux2.runner import Flux2Runner
 from pipelines.ops.compute import Note
 
 
@@ -77,14 +78,19 @@ class Family:
             LoadError.
         run: their runner.
         float8_part: name of the part that the pool may hold in float8, too; None where there is none.
+        caches_steps: whether steps that would change little may be skipped.
     """
 
     load: Callable[..., Any]
     run: Run
     float8_part: str | None = None
+    caches_steps: bool = False
 
 
-FAMILIES: dict[str, Family] = {"flux": Family(load, FluxRunner, float8_part="transformer")}
+FAMILIES: dict[str, Family] = {
+    "flux": Family(load, FluxRunner, float8_part="transformer", caches_steps=True),
+    "flux2": Family(load, Flux2Runner, float8_part="transformer"),
+}
 """By `ModelSpec.family`."""
 
 

@@ -45,7 +45,7 @@ class GenerationParams:
         width, height: pixels of the delivered picture, 1..MAX_SIDE. The engine rounds up to what the model
             can draw and crops, so any size is legal here.
         num_inference_steps: denoising steps of a whole schedule, at least 1; `num_steps` are drawn.
-        guidance_scale: distilled guidance; ignored by models without a guidance embedding.
+        guidance_scale: how tightly the model follows the prompt; distilled models may have none.
         seed: image k of the request is drawn with `seed + k`, wrapped where torch takes no larger one.
         num_images: pictures wanted, at least 1.
         max_sequence_length: T5 tokens of the prompt, padded.
@@ -55,6 +55,7 @@ class GenerationParams:
         preview_every: send a small preview every so many steps; 0 sends none.
         conditions: what it brings besides the prompt, at most one of a kind (ControlNets may be several).
         adapters: LoRAs that its steps take along.
+        negative_prompt: what models with real guidance lead away from; others pass over it.
 
     Raises: ValueError with the limit in the message.
     """
@@ -73,6 +74,7 @@ class GenerationParams:
     preview_every: int = 0
     conditions: tuple[Condition, ...] = ()
     adapters: tuple[Adapter, ...] = ()
+    negative_prompt: str = ""
 
     def __post_init__(self) -> None:
         for side, value in (("width", self.width), ("height", self.height)):

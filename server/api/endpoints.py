@@ -9,7 +9,7 @@ from typing import Literal
 
 from models.registry import Variant
 from server.api.paths import app_root, endpoint_id
-from server.api.schemas import control, fill, general, image_to_image, kontext, redux, text_to_image, ultra
+from server.api.schemas import control, fill, flux2, general, image_to_image, kontext, redux, text_to_image, ultra
 from server.api.schemas.base import Input
 from server.api.unserved import UNSERVED
 from server.http.errors import PlainError
@@ -197,7 +197,23 @@ _KONTEXT_ROWS = (
     ),
 )
 
-_ROWS = (*_PRO, *_open("fal-ai/flux"), *_open("fal-ai/flux-1"), *_LORA, *_GENERAL, *_KONTEXT_ROWS)
+
+def _klein(size: str, best: Variant, others: tuple[Variant, ...] = ()) -> tuple[Endpoint, ...]:
+    """FLUX.2 [klein] of one size: both kinds, each drawing and editing. Args: others: what may stand in for `best`."""
+    app, name = f"fal-ai/flux-2/klein/{size}", f"FLUX.2 [klein] {size.upper()}"
+    bases: dict[Variant, Variant] = {"klein-4b": "klein-base-4b", "klein-9b": "klein-base-9b"}
+    distilled, base = (best, *others), tuple(bases[variant] for variant in (best, *others))
+    return (
+        Endpoint(app, flux2.KleinDistilled, distilled, f"{name}: 4 steps"),
+        Endpoint(f"{app}/edit", flux2.KleinDistilledEdit, distilled, f"{name}: edit pictures", "image-editing"),
+        Endpoint(f"{app}/base", flux2.KleinBase, base, f"{name} before distillation: real guidance"),
+        Endpoint(f"{app}/base/edit", flux2.KleinBaseEdit, base, f"{name} before distillation: edit", "image-editing"),
+    )
+
+
+_KLEIN = (*_klein("4b", "klein-4b", ("klein-9b",)), *_klein("9b", "klein-9b", ("klein-4b",)))
+
+_ROWS = (*_PRO, *_open("fal-ai/flux"), *_open("fal-ai/flux-1"), *_LORA, *_GENERAL, *_KONTEXT_ROWS, *_KLEIN)
 
 ENDPOINTS: dict[str, Endpoint] = {row.id: row for row in _ROWS}
 _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}(/[A-Za-z0-9][A-Za-z0-9._-]{0,99}){1,7}")
@@ -215,7 +231,7 @@ def add_aliases(aliases: Iterable[str]) -> None:
     for alias in aliases:
         name, given, target = alias.partition("=")
         if not given or not _ALIAS.fullmatch(name) or "requests" in name.split("/"):
-            raise AliasError(f"{alias}: give ID=ID, such as fal-ai/flux-2/klein/9b=fal-ai/flux/schnell")
+            raise AliasError(f"{alias}: give ID=ID, such as fal-ai/flux-2=fal-ai/flux/dev")
         if name in ENDPOINTS:
             raise AliasError(f"{name} is served already")
         if target not in ENDPOINTS:

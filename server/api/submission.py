@@ -207,6 +207,7 @@ def decide(
         preview_every=preview_every,
         conditions=conditions,
         adapters=adapters,
+        negative_prompt=parsed.avoided(),
     )
     return Wish(params, tuple(needs.pictures))
 

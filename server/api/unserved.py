@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 _FINETUNED = "its finetunes live at their maker; use a LoRA with fal-ai/flux-lora, or with fal-ai/flux-lora-fill"
-_FLUX_2 = "it needs FLUX.2, which this version cannot load"
+_FLUX_2 = "it needs FLUX.2 [dev], which this version cannot load; fal-ai/flux-2/klein/4b is served"
+_FLUX_2_LORA = "LoRAs of FLUX.2 cannot be applied yet; it is served without /lora"
 _SDXL = "it needs an SDXL checkpoint, which this version cannot load"
 
 _FLUX_2_ENDPOINTS = (
     "flux-2", "flux-2/edit", "flux-2/lora", "flux-2/lora/edit", "flux-2/turbo", "flux-2/turbo/edit", "flux-2/flash",
     "flux-2/flash/edit", "flux-2-pro", "flux-2-pro/edit", "flux-2-max", "flux-2-max/edit", "flux-2-flex",
     "flux-2-flex/edit", "flux-2-pro/outpaint", "flux-2/klein/realtime",
-    *(f"flux-2/klein/{size}{kind}" for size in ("4b", "9b") for kind in (
-        "", "/edit", "/lora", "/edit/lora", "/base", "/base/edit", "/base/lora", "/base/edit/lora")),
     *(f"flux-2-lora-gallery/{name}" for name in (
         "add-background", "apartment-staging", "ballpoint-pen-sketch", "digital-comic-art", "face-to-full-portrait",
         "hdr-style", "multiple-angles", "realism", "satellite-view-style", "sepia-vintage", "virtual-tryon")),
 )  # fmt: skip
 
+_FLUX_2_LORA_ENDPOINTS = tuple(
+    f"flux-2/klein/{size}{kind}"
+    for size in ("4b", "9b")
+    for kind in ("/lora", "/edit/lora", "/base/lora", "/base/edit/lora")
+)
 _SDXL_ENDPOINTS = tuple(
     f"{app}{kind}"
     for app in ("playground-v25", "fast-lightning-sdxl")
@@ -38,6 +42,7 @@ UNSERVED: dict[str, str] = {
         "flux-vision-upscaler": "it needs a captioning model and an upscaler's ControlNet, which are not here",
         "lucidflux": "it needs LucidFlux' own networks, which this server cannot load",
         **dict.fromkeys(_FLUX_2_ENDPOINTS, _FLUX_2),
+        **dict.fromkeys(_FLUX_2_LORA_ENDPOINTS, _FLUX_2_LORA),
         **dict.fromkeys(_SDXL_ENDPOINTS, _SDXL),
     }.items()
 }

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean, median
 from typing import Any
 
-from models.architectures import Architecture
+from models.counts import AnyArchitecture
 from models.flops import request_flops
 from server.bench.driver import Run, Sample
 from server.bench.scenarios import Ask
@@ -26,7 +26,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return figures | {name: percentile(values, share) for name, share in PERCENTILES.items()}
 
 
-def row(run: Run, arch: Architecture | None, text_tokens: int, ceiling_tflops: float | None) -> dict[str, Any]:
+def row(run: Run, arch: AnyArchitecture | None, text_tokens: int, ceiling_tflops: float | None) -> dict[str, Any]:
     """The figures of one cell; without a single picture there are only counts.
 
     Args: ceiling_tflops: what the device does at best; None if that is not known.
@@ -70,7 +70,7 @@ def _compact(sample: Sample) -> dict[str, Any]:
 
 
 def _arithmetic(
-    good: Sequence[Sample], arch: Architecture, text_tokens: int, span_s: float, ceiling_tflops: float | None
+    good: Sequence[Sample], arch: AnyArchitecture, text_tokens: int, span_s: float, ceiling_tflops: float | None
 ) -> dict[str, Any]:
     """Counted work, how fast it was done over the whole span, and how long it would take at the ceiling."""
     work = [tflop(sample.ask, arch, text_tokens) for sample in good]
@@ -82,6 +82,6 @@ def _arithmetic(
     return figures | floor
 
 
-def tflop(ask: Ask, arch: Architecture, text_tokens: int) -> float:
+def tflop(ask: Ask, arch: AnyArchitecture, text_tokens: int) -> float:
     """10^12 operations of one request."""
     return request_flops(arch, ask.width, ask.height, ask.steps, text_tokens).total / 1e12

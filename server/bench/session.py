@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from models.architectures import Architecture
+from models.counts import AnyArchitecture
 from models.errors import LoadError
 from models.flops import architecture_of
 from models.registry import ModelSpec
@@ -83,7 +83,7 @@ async def _cell(
     subject: Subject,
     target: Target,
     warmup: int,
-    arch: Architecture | None,
+    arch: AnyArchitecture | None,
     ceiling: Ceiling | None,
     nvml: Any,
     handle: Any,
@@ -106,7 +106,7 @@ async def _cell(
     return figures
 
 
-def _architecture(subject: Subject, watcher: Watcher) -> Architecture | None:
+def _architecture(subject: Subject, watcher: Watcher) -> AnyArchitecture | None:
     if subject.spec is None:
         watcher.note("no TFLOP: give --model to say which architecture answers there")
         return None

@@ -13,6 +13,7 @@ from typing import Any
 from models import host_memory
 from models.arguments import UnknownModelError, resolve, resolve_all
 from models.cards import BUS, best_fit
+from models.counts import counts_of
 from models.errors import LoadError
 from models.fit import SIZES, need_together
 from models.memory import FP8_CAPABILITY, PRESETS, Preset, presumed_architecture, streamed_bytes
@@ -148,8 +149,8 @@ def _fit_gpu(settings: Settings, specs: Sequence[ModelSpec], gpu: dict[str, Any]
 
 def _price_of_streaming(specs: Sequence[ModelSpec], preset: Preset, memory: int) -> str:
     """Seconds a step by arithmetic, and what of FLUX.1-dev in another form would fit without."""
-    transformers = (presumed_architecture(spec).transformer for spec in specs if spec.draws)
-    moved = max(streamed_bytes(transformer, preset.block_itemsize) for transformer in transformers)
+    counts = (counts_of(presumed_architecture(spec)) for spec in specs if spec.draws)
+    moved = max(streamed_bytes(each, preset.block_itemsize) for each in counts)
     fit = best_fit(memory)
     faster = "" if fit is None or fit.per_step else f"; faster: {fit.file} with {fit.flags}, see docs/operations.md"
     return f", each step passes {moved / 1e9:.1f} GB, {moved / BUS['PCIe 4.0']:.2f} s over PCIe 4.0{faster}"

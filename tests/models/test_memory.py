@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import CLIPTextModel, T5EncoderModel
 
-from models import cards, memory
+from models import cards, counts, memory
 from models.accelerator import CpuAccelerator
 from models.architectures import ARCHITECTURES
 from models.arguments import resolve
@@ -76,23 +76,23 @@ class Peak(TorchDispatchMode):
 def test_every_parameter_is_counted(name: str) -> None:
     arch = ARCHITECTURES[name]
     transformer = on_meta(lambda: FluxTransformer2DModel(**arch.transformer))
-    assert memory.transformer_parameters(arch.transformer) == parameters(transformer)
-    assert memory.vae_parameters(arch.vae) == parameters(on_meta(lambda: AutoencoderKL(**arch.vae)))
-    assert memory.clip_parameters(arch.clip) == parameters(on_meta(lambda: CLIPTextModel(_clip_config(arch.clip))))
-    assert memory.t5_parameters(arch.t5) == parameters(on_meta(lambda: T5EncoderModel(_t5_config(arch.t5))))
+    assert counts.transformer_parameters(arch.transformer) == parameters(transformer)
+    assert counts.vae_parameters(arch.vae) == parameters(on_meta(lambda: AutoencoderKL(**arch.vae)))
+    assert counts.clip_parameters(arch.clip) == parameters(on_meta(lambda: CLIPTextModel(_clip_config(arch.clip))))
+    assert counts.t5_parameters(arch.t5) == parameters(on_meta(lambda: T5EncoderModel(_t5_config(arch.t5))))
     shrunk = [
         module.weight.numel()
         for key, module in transformer.named_modules()
         if isinstance(module, nn.Linear) and is_insensitive(key)
     ]
-    assert memory.fp8_parameters(arch.transformer) == sum(shrunk)
+    assert sum(counts.counts_of(arch).blocks) == sum(shrunk)
 
 
 def test_the_embedded_model_is_counted_from_its_files() -> None:
     arch = memory.presumed_architecture(resolve("flux-shapes"))
     transformer, vae = FluxTransformer2DModel(**arch.transformer), AutoencoderKL.from_config(arch.vae)
-    assert memory.transformer_parameters(arch.transformer) == parameters(transformer)
-    assert memory.vae_parameters(arch.vae) == parameters(vae)
+    assert counts.transformer_parameters(arch.transformer) == parameters(transformer)
+    assert counts.vae_parameters(arch.vae) == parameters(vae)
 
 
 def test_a_step_stays_below_its_estimate_and_not_far_below() -> None:
@@ -181,7 +181,7 @@ def resident() -> FluxComponents:
 def test_modulation_on_the_host_leaves_pictures_as_they_are_and_is_counted(resident: FluxComponents) -> None:
     offloaded = load(TINY, CpuAccelerator(), offload="text+modulation")
     arch, freed = ARCHITECTURES[TINY.source], weight_bytes(resident.transformer) - weight_bytes(offloaded.transformer)
-    assert freed == 4 * memory.modulation_parameters(arch.transformer)
+    assert freed == 4 * counts.modulation_parameters(arch.transformer)
     offloaded.transformer.to("meta").to_empty(device="cpu")  # wherever the module goes, what waits does not
     again = load(TINY, CpuAccelerator(), offload="text+modulation").transformer
     temb = torch.randn(3, 32)

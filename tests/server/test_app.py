@@ -234,11 +234,11 @@ def test_the_hubs_question_about_a_repository(locked: Api) -> None:
 def test_an_alias_answers_as_the_other_and_is_called_a_substitute(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoints, "ENDPOINTS", dict(ENDPOINTS))
     monkeypatch.setattr(catalogue, "ENDPOINTS", endpoints.ENDPOINTS)
-    endpoints.add_aliases(["fal-ai/flux-2/klein/9b=fal-ai/flux/schnell", "rundiffusion-fal/juggernaut=fal-ai/flux/dev"])
+    endpoints.add_aliases(["fal-ai/flux-2/turbo=fal-ai/flux/schnell", "rundiffusion-fal/juggernaut=fal-ai/flux/dev"])
     entries = {entry["endpoint_id"]: entry["metadata"] for entry in api.http.get("/v1/models").json()["models"]}
-    assert entries["fal-ai/flux-2/klein/9b"]["alias_of"] == "fal-ai/flux/schnell"
+    assert entries["fal-ai/flux-2/turbo"]["alias_of"] == "fal-ai/flux/schnell"
     assert entries["rundiffusion-fal/juggernaut"]["is_substitute"]
-    job_id = api.submit("fal-ai/flux-2/klein/9b", prompt="a")
+    job_id = api.submit("fal-ai/flux-2/turbo", prompt="a")
     assert api.http.get(f"/queue/fal-ai/flux-2/requests/{job_id}/status").status_code == 202
     names = [
         operation["operationId"]

@@ -19,7 +19,7 @@ from pipelines.adapters.binding import bound, everywhere
 from pipelines.adapters.cache import AdapterCache
 from pipelines.adapters.linears import Adaptable, text_adapted
 from pipelines.engine.request import Admission, Request
-from pipelines.families.flow import add_noise
+from pipelines.families.flow import add_noise, rotations
 from pipelines.families.flux1.conditioning import Conditioning, Phase, RowState
 from pipelines.families.flux1.controlnets import NetUse, active_steps
 from pipelines.families.flux1.encode import PromptEmbedding, encode_prompt
@@ -173,8 +173,7 @@ class Admitter:
     ) -> Tensor:
         """Complex rotations of one picture's tokens, (text_tokens + height * width + M, 1, head_dim / 2)."""
         ids = position_ids(text_tokens, height, width, self._components.dtype, references)
-        cos, sin = network.pos_embed(self._accelerator.to_device(ids))
-        return torch.complex(cos[:, ::2].contiguous(), sin[:, ::2].contiguous())[:, None]
+        return rotations(network.pos_embed, self._accelerator.to_device(ids))
 
     def _start(self, seed: int, phase: Phase, inputs: Inputs) -> tuple[Tensor, RowState]:
         """A row's first latents and what stands beside them. See this module's first lines for the order."""

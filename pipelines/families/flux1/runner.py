@@ -25,7 +25,7 @@ from pipelines.adapters.cache import NO_ADAPTERS, AdapterCache
 from pipelines.adapters.linears import Adaptable
 from pipelines.engine.request import Admission, Request, Row
 from pipelines.engine.runner import Decoded
-from pipelines.families.flow import add_noise, crop_centred, euler_step, to_pixels
+from pipelines.families.flow import add_noise, euler_step
 from pipelines.families.flux1.admission import Admitter
 from pipelines.families.flux1.conditioning import Phase, conditioning_of, phase_of, state_of
 from pipelines.families.flux1.controlnets import NetRow, residuals_of
@@ -41,6 +41,7 @@ from pipelines.families.layout import PackLayout
 from pipelines.families.prompts import PromptCache
 from pipelines.ops.compute import Compute, Note, as_it_is, choose_compute
 from pipelines.ops.replay import Replay
+from pipelines.pictures.decoding import delivered
 from pipelines.pictures.preview import LatentPreview
 from pipelines.pictures.safety import safety_checker
 
@@ -186,12 +187,8 @@ class FluxRunner:
 
         @torch.inference_mode()
         def work() -> Decoded:
-            to_host = self._accelerator.to_host
             picture = decoded(self.components.vae, latents, phase, self._accelerator)
-            is_finite = torch.isfinite(picture).all() & torch.isfinite(latents).all()
-            pixels = crop_centred(to_pixels(picture), params.height, params.width)
-            pixels = pixels if overlay is None else overlay.over(pixels)
-            return Decoded(to_host(pixels.contiguous()), to_host(is_finite))
+            return delivered(picture, latents, params, self._accelerator, overlay)
 
         return self._accelerator.launch("vae", work)
 

@@ -5,21 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
+from pipelines.families.flow import noise_levels
+
 
 def flow_match_sigmas(config: Mapping[str, Any], num_steps: int, image_tokens: int) -> Tensor:
-    """The noise levels of one request: float32, (num_steps + 1,), from 1 down to 0.
-
-    A scheduler object is made for this and dropped: its `step()` counts in the object, so requests cannot share one.
+    """The noise levels of one request, see `noise_levels`.
 
     Args: config: the checkpoint's scheduler_config. image_tokens: of this picture; dynamic shifting depends on it.
     """
-    scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(config))
     mu = calculate_shift(
         image_tokens,
         config.get("base_image_seq_len", 256),
@@ -27,10 +24,7 @@ def flow_match_sigmas(config: Mapping[str, Any], num_steps: int, image_tokens: i
         config.get("base_shift", 0.5),
         config.get("max_shift", 1.15),
     )
-    linear = None if config.get("use_flow_sigmas") else np.linspace(1.0, 1 / num_steps, num_steps)
-    scheduler.set_timesteps(num_steps, sigmas=linear, mu=mu)
-    sigmas: Tensor = scheduler.sigmas
-    return sigmas
+    return noise_levels(config, num_steps, mu)
 
 
 def unshifted(config: Mapping[str, Any]) -> dict[str, Any]:

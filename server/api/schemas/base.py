@@ -43,6 +43,7 @@ Strength = Annotated[
 PromptText = Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS)]
 Acceleration = Literal["none", "regular", "high"]
 OutputFormat = Literal["jpeg", "png"]
+AnyOutputFormat = Literal["jpeg", "png", "webp"]
 
 
 def _no_boolean(value: Any) -> Any:
@@ -97,6 +98,10 @@ class Input(BaseModel):
         """The prompt."""
         return ""
 
+    def avoided(self) -> str:
+        """What to lead away from, where the model can."""
+        return ""
+
     def wanted_seed(self) -> int | None:
         return None
 
@@ -104,7 +109,7 @@ class Input(BaseModel):
         """Pictures wanted."""
         return 1
 
-    def image_format(self) -> OutputFormat:
+    def image_format(self) -> AnyOutputFormat:
         return "jpeg"
 
     def steps(self) -> int:

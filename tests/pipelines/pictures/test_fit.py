@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.families.flow import crop_centred
 from pipelines.pictures.canny import edges
+from pipelines.pictures.decoding import crop_centred
 from pipelines.pictures.fit import fit, pad, to_mask, to_tensor
 from pipelines.pictures.overlay import Overlay
 from pipelines.protocol.conditions import InputPicture

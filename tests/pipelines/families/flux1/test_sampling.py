@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.architectures import FLUX_SIGMAS
-from pipelines.families.flow import crop_centred, euler_step, to_pixels
+from pipelines.families.flow import euler_step
 from pipelines.families.flux1.sampling import (
     flow_match_sigmas,
     initial_noise,
@@ -20,6 +20,7 @@ from pipelines.families.flux1.sampling import (
     position_ids,
     unpack_latents,
 )
+from pipelines.pictures.decoding import crop_centred, to_pixels
 
 SCHNELL = FLUX_SIGMAS | {"shift": 1.0, "use_dynamic_shifting": False}
 

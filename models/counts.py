@@ -1,0 +1,185 @@
+"""Parameters of FLUX architectures, counted from the constructor arguments of their parts. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from models.architectures import FLUX_TRANSFORMER, Architecture
+from models.flux2.architectures import FLUX2_TRANSFORMER, READ_LAYERS, Flux2Architecture
+
+AnyArchitecture = Architecture | Flux2Architecture
+
+_TIME_CHANNELS = 256
+_T5_BUCKETS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What a checkpoint's memory depends on.
+
+    Args:
+        text: parameters of each text encoder, by part.
+        vae, transformer: parameters.
+        blocks: values of the matrices of each of the transformer's blocks, in order.
+        modulation: values of the matrices that make AdaLN vectors.
+        words: values of the largest table of words.
+        width: values a token.
+    """
+
+    text: Mapping[str, int]
+    vae: int
+    transformer: int
+    blocks: tuple[int, ...]
+    modulation: int
+    words: int
+    width: int
+
+    @property
+    def total(self) -> int:
+        """Parameters of all parts."""
+        return sum(self.text.values()) + self.vae + self.transformer
+
+
+def counts_of(arch: AnyArchitecture) -> Counts:
+    """Of either generation."""
+    if isinstance(arch, Flux2Architecture):
+        text = {"text_encoder": qwen3_parameters(arch.text)}
+        transformer, words = flux2_parameters(arch.transformer), arch.text["vocab_size"] * arch.text["hidden_size"]
+        blocks, modulation = flux2_blocks(arch.transformer), 17 * flux2_width(arch.transformer) ** 2
+        width = flux2_width(arch.transformer)
+    else:
+        text = {"text_encoder": clip_parameters(arch.clip), "text_encoder_2": t5_parameters(arch.t5)}
+        transformer, words = transformer_parameters(arch.transformer), arch.t5["vocab_size"] * arch.t5["d_model"]
+        blocks, modulation = flux1_blocks(arch.transformer), modulation_parameters(arch.transformer)
+        width = _width(_full(arch.transformer))
+    return Counts(text, vae_parameters(arch.vae), transformer, blocks, modulation, words, width)
+
+
+def transformer_parameters(transformer: Mapping[str, Any]) -> int:
+    """Parameters of diffusers' FluxTransformer2DModel."""
+    config = _full(transformer)
+    width, head = _width(config), int(config["attention_head_dim"])
+    embedders = [_TIME_CHANNELS, int(config["pooled_projection_dim"])]
+    embedders += [_TIME_CHANNELS] if config["guidance_embeds"] else []
+    ends = sum(_linear(inner, width) + _linear(width, width) for inner in embedders)
+    ends += _linear(config["in_channels"], width) + _linear(config["joint_attention_dim"], width)
+    ends += _linear(width, 2 * width) + _linear(width, config["in_channels"])
+    double = 2 * _linear(width, 6 * width) + _double_linears(width) + 4 * head
+    single = _linear(width, 3 * width) + _single_linears(width) + 2 * head
+    return int(ends + config["num_layers"] * double + config["num_single_layers"] * single)
+
+
+def flux1_blocks(transformer: Mapping[str, Any]) -> tuple[int, ...]:
+    """Values of each block's matrices, without its modulation."""
+    config = _full(transformer)
+    kinds = [24] * config["num_layers"] + [12] * config["num_single_layers"]
+    return tuple(kind * _width(config) ** 2 for kind in kinds)
+
+
+def flux2_parameters(transformer: Mapping[str, Any]) -> int:
+    """Parameters of diffusers' Flux2Transformer2DModel, which has no biases."""
+    config = {**FLUX2_TRANSFORMER, **transformer}
+    width, head = flux2_width(config), int(config["attention_head_dim"])
+    embedders = (2 if config["guidance_embeds"] else 1) * (config["timestep_guidance_channels"] + width) * width
+    ends = (2 * config["in_channels"] + config["joint_attention_dim"]) * width
+    norms = (4 * config["num_layers"] + 2 * config["num_single_layers"]) * head
+    return int(sum(flux2_blocks(config)) + 17 * width**2 + embedders + ends + norms)
+
+
+def flux2_blocks(transformer: Mapping[str, Any]) -> tuple[int, ...]:
+    """Values of each block's matrices: attention 4 D^2 a stream, the gated MLP three times D by its inner width."""
+    config = {**FLUX2_TRANSFORMER, **transformer}
+    width = flux2_width(config)
+    stream = 4 * width**2 + 3 * width * int(width * config["mlp_ratio"])
+    return (2 * stream,) * int(config["num_layers"]) + (stream,) * int(config["num_single_layers"])
+
+
+def flux2_width(transformer: Mapping[str, Any]) -> int:
+    """Values a token."""
+    return _width({**FLUX2_TRANSFORMER, **transformer})
+
+
+def qwen3_parameters(text: Mapping[str, Any]) -> int:
+    """Parameters of what is held of transformers' Qwen3."""
+    width, head = text["hidden_size"], text["head_dim"]
+    heads = 2 * (text["num_attention_heads"] + text["num_key_value_heads"])
+    layer = heads * head * width + 3 * width * text["intermediate_size"] + 2 * width + 2 * head
+    return int(text["vocab_size"] * width + READ_LAYERS[-1] * layer)
+
+
+def modulation_parameters(transformer: Mapping[str, Any]) -> int:
+    """Weights that make the AdaLN vectors of the blocks and of the last norm, without their biases."""
+    config = _full(transformer)
+    return int((12 * config["num_layers"] + 3 * config["num_single_layers"] + 2) * _width(config) ** 2)
+
+
+def t5_parameters(t5: Mapping[str, Any]) -> int:
+    """Parameters of transformers' T5EncoderModel."""
+    width, inner = t5["d_model"], t5["num_heads"] * t5["d_kv"]
+    gates = 3 if str(t5.get("feed_forward_proj", "relu")).startswith("gated") else 2
+    layer = 4 * width * inner + gates * width * t5["d_ff"] + 2 * width
+    return int(t5["vocab_size"] * width + t5["num_layers"] * layer + _T5_BUCKETS * t5["num_heads"] + width)
+
+
+def clip_parameters(clip: Mapping[str, Any]) -> int:
+    """Parameters of transformers' CLIPTextModel."""
+    width, inner = clip["hidden_size"], clip["intermediate_size"]
+    layer = 4 * _linear(width, width) + _linear(width, inner) + _linear(inner, width) + 4 * width
+    embeddings = (clip["vocab_size"] + clip["max_position_embeddings"]) * width
+    return int(embeddings + clip["num_hidden_layers"] * layer + 2 * width)
+
+
+def vae_parameters(vae: Mapping[str, Any]) -> int:
+    """Parameters of diffusers' AutoencoderKL, both halves."""
+    channels, latent, layers = list(vae["block_out_channels"]), vae["latent_channels"], vae["layers_per_block"]
+    widest = channels[-1]
+    middle = 2 * _resnet(widest, widest)
+    if vae.get("mid_block_add_attention", True):
+        middle += 2 * widest + 4 * _linear(widest, widest)
+    encoder = _conv(3, channels[0]) + middle + 2 * widest + _conv(widest, 2 * latent) + _levels(channels, layers)
+    decoder = _conv(latent, widest) + middle + 2 * channels[0] + _conv(channels[0], 3)
+    decoder += _levels(channels[::-1], layers + 1)
+    quant = _linear(2 * latent, 2 * latent) if vae.get("use_quant_conv", True) else 0
+    post_quant = _linear(latent, latent) if vae.get("use_post_quant_conv", True) else 0
+    return int(encoder + decoder + quant + post_quant)
+
+
+def _levels(channels: list[int], resnets: int) -> int:
+    """The levels of one half of the VAE, each but the last followed by a convolution that resamples."""
+    total, before = 0, channels[0]
+    for level, after in enumerate(channels):
+        total += _resnet(before, after) + (resnets - 1) * _resnet(after, after)
+        total += _conv(after, after) if level < len(channels) - 1 else 0
+        before = after
+    return total
+
+
+def _resnet(before: int, after: int) -> int:
+    norms = 2 * before + 2 * after
+    return norms + _conv(before, after) + _conv(after, after) + (_linear(before, after) if before != after else 0)
+
+
+def _conv(before: int, after: int) -> int:
+    return 9 * before * after + after
+
+
+def _linear(before: int, after: int) -> int:
+    return before * after + after
+
+
+def _double_linears(width: int) -> int:
+    return 8 * _linear(width, width) + 2 * (_linear(width, 4 * width) + _linear(4 * width, width))
+
+
+def _single_linears(width: int) -> int:
+    return 3 * _linear(width, width) + _linear(width, 4 * width) + _linear(5 * width, width)
+
+
+def _full(transformer: Mapping[str, Any]) -> dict[str, Any]:
+    return {**FLUX_TRANSFORMER, **transformer}
+
+
+def _width(config: Mapping[str, Any]) -> int:
+    return int(config["attention_head_dim"] * config["num_attention_heads"])

@@ -1,0 +1,80 @@
+"""The loaded parts of one FLUX.2 checkpoint, as diffusers and transformers modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline, Flux2Transformer2DModel
+from torch import nn
+
+from models.components import SafetyModel
+from models.registry import ModelSpec
+
+
+@dataclass(frozen=True)
+class Flux2Components:
+    """Everything one checkpoint needs, on one device, in one dtype, frozen in eval mode.
+
+    Args: is_distilled: whether it draws without a second, unprompted forward.
+    """
+
+    spec: ModelSpec
+    transformer: Flux2Transformer2DModel
+    vae: AutoencoderKLFlux2
+    text_encoder: nn.Module
+    tokenizer: Any
+    sigma_config: Mapping[str, Any]
+    is_distilled: bool
+    safety: SafetyModel | None = None
+    load_s: float = 0.0
+    shared: frozenset[str] = field(default_factory=frozenset)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self.text_encoder.dtype  # type: ignore[assignment]
+        return dtype
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.transformer.device
+        return device
+
+    @property
+    def size_multiple(self) -> int:
+        """Sides of drawn pictures are multiples of this: one token is 2 x 2 latent cells."""
+        return int(2 ** len(self.vae.config.block_out_channels))
+
+    @property
+    def channels(self) -> int:
+        """Of one token."""
+        return int(self.transformer.config.in_channels)
+
+    @property
+    def guidance_embeds(self) -> bool:
+        return bool(self.transformer.config.guidance_embeds)
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """The weights by part name."""
+        parts: dict[str, nn.Module] = {
+            "transformer": self.transformer,
+            "vae": self.vae,
+            "text_encoder": self.text_encoder,
+        }
+        return parts | ({"safety_checker": self.safety.model} if self.safety else {})
+
+    def pipeline(self) -> Flux2KleinPipeline:
+        """Diffusers' own pipeline over the same modules: the oracle of tests and benchmarks."""
+        pipeline = Flux2KleinPipeline(
+            scheduler=FlowMatchEulerDiscreteScheduler.from_config(dict(self.sigma_config)),
+            vae=self.vae,
+            text_encoder=self.text_encoder,
+            tokenizer=self.tokenizer,
+            transformer=self.transformer,
+            is_distilled=self.is_distilled,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline

@@ -1,0 +1,90 @@
+"""How a checkpoint of each model family is opened, put together and made of random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from models.checkpoint import KINDS, SAFETY, Checkpoint, open_checkpoint
+from models.components import FluxComponents, SafetyModel
+from models.errors import LoadError
+from models.flux2.checkpoint import PARTS, Flux2Checkpoint, open_flux2
+from models.flux2.components import Flux2Components
+from models.flux2.random_weights import random_flux2
+from models.fusion import fuse, fuse_flux2
+from models.part import Part
+from models.random_weights import random_components
+from models.registry import Family, ModelSpec
+
+LoadPart = Callable[[str], Any]
+"""From a part's name to its module, where it belongs."""
+
+
+class Opened(Protocol):
+    """A checkpoint that was looked at, not read."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def parts(self) -> Mapping[str, Part]: ...
+
+    @property
+    def image_processor(self) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One family.
+
+    Args:
+        open: looks at a checkpoint's files. Raises LoadError.
+        assemble: its components, from what `open` gave and a way to load each part.
+        random: components with random weights: (spec, device, dtype, progress, offload). Raises LoadError.
+        fuse: joins a transformer's projections in place: (transformer, qkv, mlp).
+    """
+
+    open: Callable[[ModelSpec], Opened]
+    assemble: Callable[[ModelSpec, Any, LoadPart], Any]
+    random: Callable[..., Any]
+    fuse: Callable[[Any, bool, bool], None]
+
+
+def _flux1(spec: ModelSpec, checkpoint: Checkpoint, load: LoadPart) -> FluxComponents:
+    return FluxComponents(
+        spec=spec,
+        **{name: load(name) for name in KINDS},
+        tokenizer=checkpoint.tokenizer,
+        tokenizer_2=checkpoint.tokenizer_2,
+        sigma_config=checkpoint.sigma_config,
+        safety=_safety(checkpoint, load),
+    )
+
+
+def _flux2(spec: ModelSpec, checkpoint: Flux2Checkpoint, load: LoadPart) -> Flux2Components:
+    return Flux2Components(
+        spec=spec,
+        **{name: load(name) for name in PARTS},
+        tokenizer=checkpoint.tokenizer,
+        sigma_config=checkpoint.sigma_config,
+        is_distilled=checkpoint.is_distilled,
+        safety=_safety(checkpoint, load),
+    )
+
+
+def _safety(checkpoint: Opened, load: LoadPart) -> SafetyModel | None:
+    return SafetyModel(load(SAFETY), checkpoint.image_processor) if SAFETY in checkpoint.parts else None
+
+
+RECIPES: dict[Family, Recipe] = {
+    "flux": Recipe(open_checkpoint, _flux1, random_components, fuse),
+    "flux2": Recipe(open_flux2, _flux2, random_flux2, fuse_flux2),
+}
+
+
+def recipe_of(spec: ModelSpec) -> Recipe:
+    """Raises: LoadError if there is no such family."""
+    if spec.family not in RECIPES:
+        raise LoadError(f"model {spec.name} is of the family {spec.family}; known are {', '.join(RECIPES)}.")
+    return RECIPES[spec.family]

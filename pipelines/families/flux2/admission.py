@@ -1,0 +1,101 @@
+"""From a request to what its steps need: prompt, references, noise levels, modulation, noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from models.accelerator import Accelerator
+from models.flux2.components import Flux2Components
+from pipelines.engine.request import Admission, Request
+from pipelines.families.flow import rotations
+from pipelines.families.flux2.conditioning import Conditioning
+from pipelines.families.flux2.encode import PromptEmbedding, encode_prompt
+from pipelines.families.flux2.latents import encoded, pack
+from pipelines.families.flux2.limits import Flux2Limits
+from pipelines.families.flux2.packed import modulation_rows
+from pipelines.families.flux2.prepare import reference
+from pipelines.families.flux2.sampling import initial_noise, position_ids, sigmas_of
+from pipelines.families.prompts import PromptCache
+from pipelines.protocol.conditions import Reference
+from pipelines.protocol.params import GenerationParams
+
+
+class Admitter:
+    """Admits requests to one checkpoint."""
+
+    def __init__(
+        self,
+        components: Flux2Components,
+        limits: Flux2Limits,
+        accelerator: Accelerator,
+        prompts: PromptCache[PromptEmbedding],
+    ) -> None:
+        self._components = components
+        self._limits = limits
+        self._accelerator = accelerator
+        self._prompts = prompts
+
+    def prepare(self, request: Request) -> list[Tensor]:
+        """The pictures to look at, on the host; may run on any thread."""
+        condition = request.params.find(Reference)
+        indices = condition.pictures if condition else ()
+        return [reference(request.pictures[index], self._components.size_multiple) for index in indices]
+
+    def admit(self, params: GenerationParams, pictures: Sequence[Tensor]) -> Admission:
+        """Args: pictures: from `prepare`."""
+        conditioning = self._condition(params, pictures)
+        noise = tuple(self._noise(seed, conditioning) for seed in params.seeds)
+        return Admission(conditioning, noise, tokens=conditioning.tokens)
+
+    def _condition(self, params: GenerationParams, pictures: Sequence[Tensor]) -> Conditioning:
+        components, upload = self._components, self._accelerator.to_device
+        height, width = self._limits.sides(params)
+        latents = [encoded(components.vae, upload(pixels)) for pixels in pictures]
+        sigmas = sigmas_of(components.sigma_config, params.num_inference_steps, height * width)
+        ids = position_ids(
+            self._limits.text_tokens(params), (height, width), [(each.shape[-2], each.shape[-1]) for each in latents]
+        )
+        prompts = [params.prompt, params.negative_prompt] if self._limits.is_guided(params) else [params.prompt]
+        return Conditioning(
+            texts=tuple(self._text(prompt, self._limits.text_tokens(params)) for prompt in prompts),
+            guidance=params.guidance_scale,
+            modulation=self._modulation(sigmas[:-1], params.guidance_scale),
+            sigmas=tuple(sigmas.tolist()),
+            sigma_steps=upload((sigmas[1:] - sigmas[:-1]).to(components.dtype)),
+            rope=rotations(components.transformer.pos_embed, upload(ids)),
+            sides=(height, width),
+            references=torch.cat([pack(each) for each in latents]).to(components.dtype) if latents else None,
+        )
+
+    def _text(self, prompt: str, max_length: int) -> Tensor:
+        found = self._prompts.get(prompt, max_length)
+        if found is None:
+            found = encode_prompt(self._components, prompt, max_length, self._accelerator.to_device)
+            self._prompts.put(prompt, max_length, found)
+        embedded: Tensor = self._components.transformer.context_embedder(found.tokens)
+        return embedded
+
+    def _modulation(self, sigmas: Tensor, guidance: float) -> Tensor:
+        """(steps, 17 D). On a CPU a product for each step, as in the stock pipeline: many rows round differently."""
+        transformer, dtype = self._components.transformer, self._components.dtype
+        train_steps = float(self._components.sigma_config.get("num_train_timesteps", 1000))
+        # The stock pipeline rounds timesteps to the model's dtype, too.
+        times = self._accelerator.to_device((sigmas * train_steps).to(dtype)) / 1000 * 1000
+        # Embedded by FLUX.2 [dev] only; the modules pass over it where they have no place for it.
+        scales = torch.full_like(times, guidance) * 1000
+        groups = 1 if self._accelerator.modulates_row_by_row else len(times)
+        embed = transformer.time_guidance_embed
+        return torch.cat(
+            [
+                modulation_rows(transformer, embed(time, scale))
+                for time, scale in zip(times.split(groups), scales.split(groups), strict=True)
+            ]
+        )
+
+    def _noise(self, seed: int, conditioning: Conditioning) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        noise = initial_noise(generator, self._components.channels, conditioning.sides, self._components.dtype)
+        return self._accelerator.to_device(noise)

@@ -1,0 +1,88 @@
+"""The inputs of fal's FLUX.2 [klein] endpoints: draw, and edit up to eight pictures, by one checkpoint."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from pipelines.protocol.conditions import Condition, Reference
+from server.api.schemas.base import (
+    Accelerated,
+    Acceleration,
+    AnyOutputFormat,
+    Checked,
+    Guided,
+    Prompted,
+    PromptText,
+    Seeded,
+    Sized,
+    SizedOrLikePicture,
+    WideGuidance,
+)
+from server.api.schemas.kontext import MAX_REFERENCES
+from server.api.schemas.needs import Needs
+from server.api.schemas.pictures import PictureUrl
+
+DistilledSteps = Annotated[int, Field(ge=4, le=8, description="Number of denoising steps; four are enough.")]
+BaseSteps = Annotated[int, Field(ge=4, le=50, description="Number of denoising steps.")]
+
+
+class Klein(Seeded, Prompted, Checked):
+    """What all of them have in common: WebP besides, and PNG if nothing is said."""
+
+    output_format: AnyOutputFormat = Field("png", description="File format of the pictures.")
+
+    def image_format(self) -> AnyOutputFormat:
+        return self.output_format
+
+
+class Distilled(Klein):
+    """Few steps, no guidance."""
+
+    num_inference_steps: DistilledSteps = 4
+
+    def steps(self) -> int:
+        return self.num_inference_steps
+
+
+class Base(Klein, Guided, Accelerated):
+    """Not distilled: many steps, real guidance, away from a second prompt."""
+
+    num_inference_steps: BaseSteps = 28
+    guidance_scale: WideGuidance = 5
+    negative_prompt: PromptText = Field("", description="Text of what should not be in the picture.")
+    acceleration: Acceleration = Field("regular", description="Faster presets may alter the picture slightly.")
+
+    def steps(self) -> int:
+        return self.num_inference_steps
+
+    def avoided(self) -> str:
+        return self.negative_prompt
+
+
+class Editing(SizedOrLikePicture):
+    """Pictures to edit or to compose from."""
+
+    image_urls: Annotated[list[PictureUrl], Field(min_length=1, max_length=MAX_REFERENCES)] = Field(
+        description="Pictures to edit or to compose from."
+    )
+
+    def conditions(self, needs: Needs) -> tuple[Condition, ...]:
+        return (Reference(tuple(needs.picture(url, "image_urls", i) for i, url in enumerate(self.image_urls))),)
+
+
+class KleinDistilled(Distilled, Sized):
+    """fal-ai/flux-2/klein/4b and 9b."""
+
+
+class KleinDistilledEdit(Editing, Distilled):
+    """The same with /edit."""
+
+
+class KleinBase(Base, Sized):
+    """fal-ai/flux-2/klein/4b/base and 9b/base."""
+
+
+class KleinBaseEdit(Editing, Base):
+    """The same with /edit."""
