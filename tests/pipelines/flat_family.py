@@ -23,7 +23,7 @@ from pipelines.engine.runner import Decoded
 from pipelines.families.table import Family
 from pipelines.ops.compute import Note
 from pipelines.protocol.params import GenerationParams
-from tests.pipelines.fake import Ready
+from tests.pipelines.doubles import Ready
 
 COLOURS = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 1.0)}
 

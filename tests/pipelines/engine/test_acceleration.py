@@ -9,8 +9,8 @@ from models.registry import TINY
 from pipelines.engine.acceleration import FLOAT8, AccelerationChoice, choose_acceleration
 from pipelines.engine.engine import Engine
 from pipelines.protocol.frames import Note
+from tests.pipelines.doubles import FakeRunner
 from tests.pipelines.driving import drain, make_engine, make_params, of, submit
-from tests.pipelines.fake import FakeRunner
 
 FLOAT8_GROUP = TINY.name + FLOAT8
 BOTH, WEIGHTS, STEPS = "with float8 weights and step caching", "with float8 weights", "with step caching"

@@ -23,8 +23,8 @@ from pipelines.protocol.frames import (
     Started,
     Submit,
 )
+from tests.pipelines.doubles import FakeRunner, FragileDevice
 from tests.pipelines.driving import drain, make_engine, make_params, of, submit
-from tests.pipelines.fake import FakeRunner, FragileDevice
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from pipelines.engine.request import Row
 from pipelines.families.flux1.limits import Flux1Limits
 from pipelines.worker.warmup import sizes_to_warm, warm_up
 from server.api.schemas.sizes import PRESETS
+from tests.pipelines.doubles import FakeRunner
 from tests.pipelines.driving import make_engine
-from tests.pipelines.fake import FakeRunner
 from tests.pipelines.families.flux1.families import run_on, variant_of
 
 LIMITS = Flux1Limits(size_multiple=16, max_pixels=1024 * 1024, max_sequence_length=512)
