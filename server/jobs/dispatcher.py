@@ -51,8 +51,9 @@ AHEAD = 4
 MAX_PREPARING = 64
 """Requests of a worker whose pictures or adapters are being fetched: they do not count as held, so that a slow
 address keeps no other request waiting."""
-SAVE_GRACE_S = 2.0
-"""After a worker's death: how long to wait for the saving of pictures that had already arrived from it."""
+SAVE_GRACE_S = 1.0
+"""After a worker's death: how long to wait for the saving of pictures that had already arrived from it. Its other
+requests wait as long, and 2 s are promised to them; an encoder that died with it takes longer to start."""
 
 
 class Dispatcher:
@@ -86,7 +87,8 @@ class Dispatcher:
         self._endings: dict[asyncio.Task[object], str] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._owners: set[str] = set()
-        self._is_claiming = False
+        self._claiming = asyncio.Lock()
+        self._unsent: dict[str, frozenset[str]] = {}
         self._early_cancels: set[str] = set()
 
     @property
@@ -234,6 +236,9 @@ class Dispatcher:
         saves = [task for task, saver in self._endings.items() if saver == owner and task is not this]
         if saves:
             await asyncio.wait(saves, timeout=SAVE_GRACE_S)
+        async with self._claiming:
+            pass  # a claim of the dead worker may be under way
+        not_started |= self._unsent.pop(owner, frozenset())
         for job in await self._completion.retry_until_stored(
             lambda: self._store.release(owner, died=True, not_started=not_started)
         ):
@@ -280,19 +285,16 @@ class Dispatcher:
     async def _claim_for(self, worker: Worker, limit: int, quarantined: bool) -> bool:
         owner, models = worker.owner, worker.models
         self._owners.add(owner)
-        self._is_claiming = True
-        try:
-            # A quarantined job runs alone wherever there is room, whatever its hint.
-            buckets = None if quarantined else self._buckets_of(worker)
-            at_most = self._allowance.running
-            claim = partial(self._store.claim, owner, limit, LEASE_S, models, quarantined, buckets, at_most)
+        # A quarantined job runs alone wherever there is room, whatever its hint.
+        buckets = None if quarantined else self._buckets_of(worker)
+        at_most = self._allowance.running
+        claim = partial(self._store.claim, owner, limit, LEASE_S, models, quarantined, buckets, at_most)
+        async with self._claiming:
             jobs = await self._completion.in_thread(claim)
-        finally:
-            self._is_claiming = False
-        if jobs and (worker.owner != owner or not worker.is_ready):
-            # It died while the claim was being committed; its other claims have been handed back already.
-            await self._completion.retry_until_stored(lambda: self._store.release(owner, died=False))
-            return True
+        if worker.owner != owner or worker.pid is None:
+            # It died while the claim was being committed: its release, which has waited for this, takes them along.
+            self._unsent[owner] = frozenset(job.id for job in jobs)
+            return bool(jobs)
         for job in jobs:
             self._submit(worker, job)
         self._early_cancels.clear()
@@ -375,7 +377,7 @@ class Dispatcher:
         run = self._runs.get(job_id)
         if run is not None:
             self._send_cancel(run)
-        elif self._is_claiming:
+        elif self._claiming.locked():
             # The claim that is being committed now may be of this job.
             self._early_cancels.add(job_id)
 

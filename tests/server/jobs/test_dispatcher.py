@@ -366,6 +366,36 @@ def test_what_was_running_when_a_worker_died_runs_alone(folder: Path, gates: Pat
     assert [job.deaths for job in jobs] == [1, 0]
 
 
+def test_a_death_counts_for_what_ran_though_another_claim_was_being_committed(
+    folder: Path, gates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what kills workers goes uncounted under a flood of submits, and what was never sent counts in its place."""
+
+    async def main() -> list[Job]:
+        async with running(folder) as node:
+            poison = submit(node, "wait poison")
+            await until(lambda: node.live.progress(poison) is not None)
+            (worker,) = node.workers
+            claim, restarts = node.store.claim, worker.restarts
+
+            def claim_and_lose_the_worker(*arguments: Any) -> list[Job]:
+                jobs = claim(*arguments)
+                if jobs and worker.restarts == restarts:
+                    crashes(worker)
+                    time.sleep(0.3)
+                return jobs
+
+            monkeypatch.setattr(node.store, "claim", claim_and_lose_the_worker)
+            innocent = submit(node)
+            await until(lambda: (job := node.store.get(poison)) is not None and job.attempt == 2)
+            (gates / "poison").touch()
+            return [await ended(node, job_id) for job_id in (poison, innocent)]
+
+    jobs = asyncio.run(main())
+    assert [job.status for job in jobs] == [JobStatus.COMPLETED] * 2
+    assert [job.deaths for job in jobs] == [1, 0]
+
+
 def test_low_priority_yields(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCRIPTED_LOAD_S", "0.3")
 
