@@ -1,9 +1,10 @@
 """What a key notices of another one that fills the queue: its submits, polls and requests, alone and beside it.
 
-    python -m benchmarks.tenants [--seconds 10] [--backlog 1000] [--pollers 50]
+    python -m benchmarks.tenants [--seconds 10] [--backlog 1000] [--pollers 50] [--floods 0] [--per-minute N]
 
-The node over a worker that pretends. One key asks for a small picture every 50 ms and polls until it is drawn; then
-again while another has a backlog of requests and pollers, and somebody tries wrong keys. Prints one JSON line.
+The node over the fake engine. One key asks for a small picture every 50 ms and polls until it is drawn; then again
+while another has a backlog of requests, pollers and connections that submit without a pause, and somebody tries wrong
+keys. Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import asyncio
 import json
 import tempfile
 import time
-from contextlib import closing
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,10 +26,11 @@ from benchmarks.load import ENDPOINT, Served, body, fake_server
 from benchmarks.raw_http import Connection, request
 from server.bench.stamp import stamp
 from server.gateway.key_file import KeyFile
+from server.jobs.limits import Limits
 
 STEP_S = 0.02
 SMALL = {"prompt": "a red circle", "image_size": {"width": 64, "height": 64}, "num_inference_steps": 2}
-LONG = SMALL | {"num_inference_steps": 5}
+LONG = SMALL | {"num_inference_steps": 50}
 SUBMIT_EVERY_S = 0.05
 POLL_EVERY_S = 0.02
 GUESS_EVERY_S = 0.1
@@ -40,17 +44,31 @@ class Felt:
     poll: list[float] = field(default_factory=list)
     request: list[float] = field(default_factory=list)
 
-    def p99(self) -> dict[str, float]:
-        """The worst but one in a hundred of each."""
-        return {name: round(sorted(values)[int(0.99 * (len(values) - 1))], 2) for name, values in vars(self).items()}
+    def at(self, share: float) -> dict[str, float]:
+        """Of each what this share of the calls stayed below."""
+        return {name: round(sorted(values)[int(share * (len(values) - 1))], 2) for name, values in vars(self).items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Greed:
+    """What the other key does.
+
+    Args: floods: connections that submit; per_minute: submits that it may do; running: its requests in workers at once,
+        so that the device has room for others and the server is measured."""
+
+    backlog: int = 1000
+    pollers: int = 50
+    floods: int = 0
+    per_minute: int | None = None
+    running: int | None = 4
 
 
 class Client:
     """One key at one server."""
 
-    def __init__(self, served: Served, key: str) -> None:
-        self._host = f"127.0.0.1:{served.port}"
-        self._port = served.port
+    def __init__(self, port: int, key: str) -> None:
+        self._host = f"127.0.0.1:{port}"
+        self._port = port
         self._key = key.encode()
 
     def ask(self, method: str, path: str, data: bytes | None = None) -> bytes:
@@ -110,38 +128,70 @@ async def poll_for_ever(client: Client, path: str) -> None:
             await asyncio.sleep(0.1)
 
 
-async def guess_for_ever(served: Served) -> None:
+async def submit_for_ever(client: Client) -> None:
+    """As fast as one connection can, accepted or not."""
+    with closing(await client.open()) as connection:
+        while True:
+            await connection.fetch(client.ask("POST", ENDPOINT, body(LONG)))
+
+
+async def guess_for_ever(port: int) -> None:
     number = 0
     while True:
-        guess = Client(served, f"guess-{(number := number + 1)}")
+        guess = Client(port, f"guess-{(number := number + 1)}")
         with closing(await guess.open()) as connection:
             await connection.fetch(guess.ask("GET", "/v1/models"))
         await asyncio.sleep(GUESS_EVERY_S)
 
 
-async def measure(served: Served, keys: tuple[str, str], seconds: float, backlog: int, pollers: int) -> dict[str, Any]:
+def make_noise(port: int, key: str, paths: list[str], floods: int) -> None:
+    """What the greedy key does, until killed: in a process of its own, so as not to hold up the modest one."""
+
+    async def all_of_it() -> None:
+        greedy = Client(port, key)
+        await asyncio.gather(
+            guess_for_ever(port),
+            *(poll_for_ever(greedy, path) for path in paths),
+            *(submit_for_ever(greedy) for _ in range(floods)),
+        )
+
+    asyncio.run(all_of_it())
+
+
+@contextmanager
+def noise(port: int, key: str, paths: list[str], floods: int) -> Iterator[None]:
+    process = get_context("spawn").Process(target=make_noise, args=(port, key, paths, floods))
+    process.start()
+    try:
+        yield
+    finally:
+        process.kill()
+        process.join()
+
+
+async def measure(served: Served, keys: tuple[str, str], seconds: float, greed: Greed) -> dict[str, Any]:
     """The modest key's 99th percentiles alone and beside the greedy one, and their ratios."""
-    modest, greedy = (Client(served, key) for key in keys)
+    modest, greedy = (Client(served.port, key) for key in keys)
     await small_requests(modest, 1.0)
     alone = await small_requests(modest, seconds)
-    paths = await fill_queue(greedy, backlog)
-    noise = [asyncio.create_task(poll_for_ever(greedy, path)) for path in paths[-pollers:]]
-    noise.append(asyncio.create_task(guess_for_ever(served)))
-    beside = await small_requests(modest, seconds)
-    for task in noise:
-        task.cancel()
-    await asyncio.gather(*noise, return_exceptions=True)
-    first, second = alone.p99(), beside.p99()
-    ratios = {name: round(second[name] / first[name], 2) for name in first}
-    return {"requests": len(beside.request), "alone_p99_ms": first, "beside_p99_ms": second, "ratio": ratios}
+    paths = await fill_queue(greedy, greed.backlog)
+    with noise(served.port, keys[1], paths[-greed.pollers :], greed.floods):
+        await asyncio.sleep(1.0)  # it starts
+        beside = await small_requests(modest, seconds)
+    report: dict[str, Any] = {"requests": len(beside.request)}
+    for name, share in (("p50", 0.5), ("p99", 0.99)):
+        first, second = alone.at(share), beside.at(share)
+        report |= {f"alone_{name}_ms": first, f"beside_{name}_ms": second}
+        report[f"{name}_ratio"] = {what: round(second[what] / first[what], 2) for what in first}
+    return report
 
 
-def run(folder: Path, seconds: float, backlog: int, pollers: int) -> dict[str, Any]:
+def run(folder: Path, seconds: float, greed: Greed) -> dict[str, Any]:
     """On a server of its own in that folder."""
     file = KeyFile(folder / "keys.json")
-    keys = file.issue("modest")[0], file.issue("greedy")[0]
+    keys = file.issue("modest")[0], file.issue("greedy", limits=Limits(greed.running, per_minute=greed.per_minute))[0]
     with fake_server(folder, STEP_S) as served:
-        return asyncio.run(measure(served, keys, seconds, backlog, pollers))
+        return asyncio.run(measure(served, keys, seconds, greed))
 
 
 def main() -> None:
@@ -149,10 +199,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--backlog", type=int, default=1000)
     parser.add_argument("--pollers", type=int, default=50)
+    parser.add_argument("--floods", type=int, default=0, help="connections that submit as fast as they can")
+    parser.add_argument("--per-minute", type=int, default=None, help="submits that the greedy key may do")
+    parser.add_argument("--running", type=int, default=4, help="requests of the greedy key that workers hold at once")
     arguments = parser.parse_args()
+    seconds = vars(arguments).pop("seconds")
+    greed = Greed(**vars(arguments))
     with tempfile.TemporaryDirectory() as name:
-        figures = run(Path(name) / "node", arguments.seconds, arguments.backlog, arguments.pollers)
-    print(json.dumps({"benchmark": "tenants", "environment": stamp(), "backlog": arguments.backlog} | figures))
+        figures = run(Path(name) / "node", seconds, greed)
+    print(json.dumps({"benchmark": "tenants", "environment": stamp()} | asdict(greed) | figures))
 
 
 if __name__ == "__main__":

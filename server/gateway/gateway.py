@@ -19,9 +19,11 @@ from server.api.v1 import shaped_response
 from server.gateway import cors
 from server.gateway.areas import Area, Target, resolve_target
 from server.gateway.guard import Guard
+from server.gateway.guesses import peer_of
 from server.gateway.keys import ANYBODY
 from server.gateway.origins import Own
 from server.http.errors import PlainError, WireError
+from server.http.pacing import Lanes
 from server.http.peers import is_local_caller
 
 Observe = Callable[[str, str, int, float], None]
@@ -69,6 +71,7 @@ class Gateway:
         self._observe = observe
         self._guard = guard
         self._own = own
+        self._refusals = Lanes(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -87,6 +90,9 @@ class Gateway:
         except Exception as exc:
             answer.request_id = answer.request_id or str(uuid.uuid4())
             wire = self._explain(exc, scope, answer)
+            if wire.status == 429:
+                # Who has too much already is answered a hundred times a second, however often he asks.
+                await self._refusals.pause(answer.whose or peer_of(scope, Headers(scope=scope)))
             if not answer.has_started:
                 await shaped_response(wire, scope["path"])(scope, receive, answer.send)
             elif not answer.has_ended:  # our own pages raise what they have answered already
@@ -111,6 +117,7 @@ class Gateway:
         answer.area = target.area
         answer.request_id = target.request_id
         caller = ANYBODY if _is_open(target, scope, headers) else self._guard.check(target, scope, headers)
+        answer.whose = caller.tenant
         path = target.path or "/"
         changes = {
             "path": path,
@@ -144,6 +151,7 @@ class _Answer:
         self._send = send
         self.request_id: str | None = None
         self.area = "none"
+        self.whose = ""
         self.status = LEFT
         self.has_ended = False
 

@@ -104,13 +104,25 @@ class Allowance:
         if limits.per_minute is not None:
             self._pay(tenant, limits.per_minute)
 
+    def check_rate(self, tenant: str) -> None:
+        """Whether a submit would be taken now, without counting one: before anything is read of it.
+
+        Raises: RateLimitedError."""
+        per_minute = self._limits_of(tenant).per_minute
+        if per_minute is not None:
+            self._next_due(tenant, per_minute)
+
     def _pay(self, tenant: str, per_minute: int) -> None:
         with self._lock:
-            now = self._clock()
-            due = max(self._paid_until.get(tenant, now), now) + MINUTE_S / per_minute
-            if due > now + MINUTE_S:
-                raise RateLimitedError(per_minute, due - now - MINUTE_S)
-            self._paid_until[tenant] = due
+            self._paid_until[tenant] = self._next_due(tenant, per_minute)
+
+    def _next_due(self, tenant: str, per_minute: int) -> float:
+        """What the tenant has paid until, with one submit more. Raises: RateLimitedError."""
+        now = self._clock()
+        due = max(self._paid_until.get(tenant, now), now) + MINUTE_S / per_minute
+        if due > now + MINUTE_S:
+            raise RateLimitedError(per_minute, due - now - MINUTE_S)
+        return due
 
 
 def _least(first: int | None, second: int | None) -> int | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from server.http.outgoing import ForbiddenAddressError
+from server.http.pacing import Lanes
 from server.jobs.limits import Allowance
 from server.jobs.live import LiveJobs
 from server.jobs.store.accounts import PauseKind
@@ -54,6 +55,7 @@ class JobService:
         stopping: set when open connections must have their answer now.
         streams_end: the same for event streams, which would hold up a stop for as long as they are read.
         allowance: what each tenant may take.
+        lanes: turns of the tenants' submits.
         sign: makes the relative address of a file one that can be handed out.
         check_webhook: raises ForbiddenAddressError for an address that is known to be out of bounds; takes no time.
     """
@@ -70,6 +72,7 @@ class JobService:
     allowance: Allowance = field(default_factory=Allowance)
     check_webhook: Callable[[str], None] = lambda url: None
     sign: Callable[[str], str] = lambda address: address
+    lanes: Lanes = field(default_factory=Lanes)
 
     def submit(self, new: NewJob, max_queued: int | None = None) -> Job:
         """Store a job durably and wake the dispatcher, or find the one that this submit repeats. Any thread.
@@ -156,7 +159,7 @@ class JobService:
 
         Raises: what the submit does; JobLostError if the row is gone; ServerStoppingError.
         """
-        submitted = asyncio.ensure_future(asyncio.to_thread(self.submit, new, max_queued))
+        submitted = asyncio.ensure_future(self._submit_in_turn(new, max_queued))
         try:
             await asyncio.shield(submitted)
             job = await self._wait_unless(self.streams_end if is_stream else self.stopping, new.id)
@@ -166,6 +169,10 @@ class JobService:
         if job is None or job.outcome is None:
             raise JobLostError(new.id)
         return job.outcome
+
+    async def _submit_in_turn(self, new: NewJob, max_queued: int | None) -> Job:
+        async with self.lanes.turn(new.tenant):
+            return await asyncio.to_thread(self.submit, new, max_queued)
 
     async def _wait_unless(self, stopping: asyncio.Event, job_id: str) -> Job | None:
         """The row once it has ended. Raises: ServerStoppingError."""

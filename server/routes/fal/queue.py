@@ -64,21 +64,24 @@ class QueueArea:
         if rest not in ("", "stream"):
             raise endpoints.path_not_found(rest)
         self._require(request.scope, "POST")
+        self._jobs.allowance.check_rate(caller.tenant)
         options = read_options(Headers(scope=request.scope), target.query, caller.tenant, caller.key)
         data = await read_bytes(request)
         body = parse_object(data)
-        new: NewJob
-        try:
-            new = new_job(endpoint, target.request_id, body, options, self._served, base_url=target.files)
-        except InputError as exc:
-            new = rejected_job(endpoint, target.request_id, body, options, exc, target.files)
 
-        def store() -> Job:
+        def new() -> NewJob:
+            try:
+                return new_job(endpoint, target.request_id, body, options, self._served, base_url=target.files)
+            except InputError as exc:
+                return rejected_job(endpoint, target.request_id, body, options, exc, target.files)
+
+        def store(new: NewJob) -> Job:
             known = known_by(new, options.idempotency_key, target.query, data)
             return self._jobs.submit(known, options.max_queued)
 
-        # On a thread: it returns after the commit, which waits for the disk.
-        job = await asyncio.to_thread(store)
+        async with self._jobs.lanes.turn(caller.tenant):
+            # On a thread: it returns after the commit, which waits for the disk.
+            job = await asyncio.to_thread(store, new())
         response = json_response(wire.submit_body(target.base, endpoint.id, job.id, self._position(job)))
         await self._deliver(response, job, request, send)
 
@@ -103,7 +106,7 @@ class QueueArea:
     async def _follow_up(self, target: Target, question: FollowUp, caller: Caller, scope: Scope) -> Response:
         if question.action == "status":
             self._require(scope, "GET")
-            await self._pacer.wait()
+            await self._pacer.wait(caller.tenant)
             state = self._state(target, question, caller)
             body = self._status(target, state, _wants_logs(target.query))
             return json_response(body, wire.status_code(state))

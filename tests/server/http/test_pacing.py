@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from server.http.pacing import Pacer
+from server.http.pacing import Lanes, Pacer
 
 
 async def _through(pacer: Pacer, number: int, seen: list[int]) -> None:
@@ -53,3 +53,61 @@ def test_who_leaves_while_waiting_holds_nobody_up() -> None:
         return seen
 
     assert asyncio.run(run()) == [0, 1, 5]
+
+
+def test_keys_take_turns_in_a_crowd() -> None:
+    async def run() -> list[str]:
+        pacer, seen = Pacer(2), list[str]()
+
+        async def ask(whose: str) -> None:
+            await pacer.wait(whose)
+            seen.append(whose)
+
+        async with asyncio.TaskGroup() as group:
+            for whose in "aaaaaaaaab":
+                group.create_task(ask(whose))
+        return seen
+
+    seen = asyncio.run(run())
+    assert seen.count("a") == 9
+    assert seen.index("b") <= 3, "one call of another key does not wait for the whole crowd"
+
+
+async def _held(lanes: Lanes, whose: str, inside: list[str], go_on: asyncio.Event) -> None:
+    async with lanes.turn(whose):
+        inside.append(whose)
+        await go_on.wait()
+
+
+def test_a_few_calls_of_each_key_are_under_way_at_once() -> None:
+    async def run() -> tuple[list[str], list[str], int]:
+        lanes, inside, go_on = Lanes(2), list[str](), asyncio.Event()
+        tasks = [asyncio.create_task(_held(lanes, whose, inside, go_on)) for whose in "aaaabaa"]
+        await asyncio.sleep(0.01)
+        before = list(inside)
+        tasks[2].cancel()  # one that waits leaves
+        go_on.set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return before, inside, len(lanes)
+
+    before, after, left = asyncio.run(run())
+    assert sorted(before) == ["a", "a", "b"]
+    assert sorted(after) == ["a"] * 5 + ["b"]
+    assert left == 0, "a key without calls is forgotten"
+
+
+def test_a_pause_lets_the_next_one_begin_after_it() -> None:
+    async def run() -> list[str]:
+        lanes, seen = Lanes(1), list[str]()
+
+        async def refused(name: str) -> None:
+            await lanes.pause("a", 0.01)
+            seen.append(name)
+
+        tasks = [asyncio.create_task(refused(name)) for name in ("first", "second")]
+        await tasks[0]
+        behind = list(seen)
+        await asyncio.gather(*tasks)
+        return behind
+
+    assert asyncio.run(run()) == ["first"]

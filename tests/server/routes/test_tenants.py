@@ -13,6 +13,7 @@ import pytest
 from websockets.sync.client import connect
 
 from server.gateway.key_file import KeyFile, KeyScope
+from server.http.pacing import Lanes
 from server.jobs.limits import Limits
 from server.jobs.store.base import JobStatus
 from server.jobs.store.memory import MemoryStore
@@ -224,6 +225,25 @@ def test_who_submits_too_fast_is_told_when_to_come_back(tmp_path: Path) -> None:
     assert [answer.status_code for answer in answers] == [200, 200, 429]
     assert 0 < int(answers[2].headers["retry-after"]) <= 30
     assert answers[2].json()["error_type"] == "rate_limit_exceeded"
+
+
+def test_who_has_too_much_already_is_refused_unread_and_waits_in_its_own_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paused: list[str] = []
+
+    async def note(lanes: Lanes, whose: str, seconds: float = 0.0) -> None:
+        paused.append(whose)
+
+    monkeypatch.setattr(Lanes, "pause", note)
+    key, issued = KeyFile(tmp_path / "keys.json").issue(limits=Limits(per_minute=1))
+    with serve(ApiNode(tmp_path)) as api:
+        statuses = [
+            ask(api, f"Key {key}", "POST", "/queue/fal-ai/flux/dev", content=body).status_code
+            for body in (b"{", b'{"prompt": "x"}', b"{")
+        ]
+    assert statuses == [422, 200, 429], "what is broken is not read any more"
+    assert paused == [issued.tenant]
 
 
 def test_who_keeps_all_it_may_sends_and_submits_no_more(tmp_path: Path) -> None:
