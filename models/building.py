@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from models.errors import LoadError
+from models.files.gguf import KIND as GGUF
 from models.files.headers import TensorEntry
 from models.files.layouts import described
 from models.packed import PackedLinear, PackedWeight, Stored, unpacked
-from models.single.gguf import KIND as GGUF
 from models.single.gguf import gguf_on_meta
 
 DTYPES = {

@@ -14,7 +14,7 @@ from transformers import AutoModelForImageClassification, CLIPTextModel, T5Encod
 from models.arguments import read_object
 from models.checkpoint_files import locate
 from models.errors import LoadError
-from models.files.folder import check_folder, config
+from models.files.folder import OTHERS, check_folder, config
 from models.part import Part, image_processor, made, open_part, tokenizer
 from models.registry import ModelSpec
 from models.single.parts import file_parts, sigmas_of, transformer_part
@@ -26,7 +26,6 @@ KINDS: dict[str, Any] = {
     "transformer": FluxTransformer2DModel,
 }
 """The parts of every FLUX.1 checkpoint and their classes, in the order of loading."""
-_OTHERS = ("tokenizer", "tokenizer_2", "scheduler")
 SAFETY = "safety_checker"
 _PIPELINES = {"fill": "FluxFillPipeline", "canny": "FluxControlPipeline", "depth": "FluxControlPipeline"}
 
@@ -67,7 +66,7 @@ def open_checkpoint(spec: ModelSpec) -> Checkpoint:
 
 def _folder(folder: Path, names: tuple[str, ...]) -> Checkpoint:
     """Args: names: the parts that are wanted of it."""
-    pipeline = check_folder(folder, names, _OTHERS)
+    pipeline = check_folder(folder, names, OTHERS)
     parts, processor = {name: open_part(folder / name, KINDS[name]) for name in names}, None
     if (folder / SAFETY / "config.json").is_file():
         parts[SAFETY], processor = safety_part(folder)

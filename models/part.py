@@ -20,7 +20,7 @@ from models.files.weights import weight_files
 from models.nf4 import WIDE, read_states, with_nf4
 from models.packed import Stored
 from models.reading import mapped, read
-from models.single.gguf import gguf_tensors
+from models.scaled import BESIDE, with_scaled
 from models.single.header import loaded_bytes
 from models.single.layout import SCALES, with_scales
 
@@ -71,7 +71,9 @@ class Part:
     def check_numbers(self) -> None:
         """Reads every weight: for parts where one that is not a number makes every picture black. Raises: LoadError."""
         for name, tensor in mapped(self.files).items():
-            if name in self.header and tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
+            if not isinstance(tensor, torch.Tensor) or name not in self.header or not tensor.is_floating_point():
+                continue
+            if not bool(torch.isfinite(tensor.float()).all()):
                 raise LoadError(f"{self.label} holds weights that are not numbers ({name}); fetch it again.")
 
     def load(
@@ -82,20 +84,24 @@ class Part:
 
     def _build(self, tensors: dict[str, Stored], dtype: torch.dtype) -> nn.Module:
         own = {name.removeprefix(self.prefix): tensors.pop(name) for name in list(tensors)}
-        converted = self.convert(with_nf4(with_scales(own, self.label), self.label))
+        converted = self.convert(in_stored_forms(own, self.label))
         return build(self.label, self.kind, self.config, converted, dtype, self.keeps_packed)
 
     def _tensors(self, dtype: torch.dtype, in_memory: bool, read_bytes: Callable[[int], None]) -> dict[str, Stored]:
-        if any(file.suffix == ".gguf" for file in self.files):
-            return {name: tensor for file in self.files for name, tensor in gguf_tensors(file, in_memory).items()}
         if not in_memory:
-            return {name: tensor for name, tensor in mapped(self.files).items() if name in self.header}
+            return {name: stored for name, stored in mapped(self.files).items() if name in self.header}
 
-        def dtype_of(name: str) -> torch.dtype:
-            is_wide = name.endswith((*SCALES, *WIDE)) or kept_in_float32(self.kind, name, dtype)
-            return torch.float32 if is_wide else dtype
+        def dtype_of(name: str) -> torch.dtype | None:
+            if name.endswith((*SCALES, *WIDE, *BESIDE)):
+                return None
+            return torch.float32 if kept_in_float32(self.kind, name, dtype) else dtype
 
-        return dict(read(self.files, self.header, dtype_of, read_bytes))
+        return read(self.files, self.header, dtype_of, read_bytes)
+
+
+def in_stored_forms(tensors: dict[str, Stored], label: str) -> dict[str, Stored]:
+    """Packed weights in place of the tensors that they are stored as, whatever packed them. Raises: LoadError."""
+    return with_nf4(with_scales(with_scaled(tensors, label), label), label)
 
 
 def open_part(folder: Path, kind: Any) -> Part:

@@ -18,6 +18,15 @@ FLUX1_PIPELINES = frozenset(
 """Pipelines over FLUX.1's transformer, text encoders and VAE."""
 FLUX2_PIPELINES = frozenset(f"Flux2Klein{kind}Pipeline" for kind in ("", "Inpaint"))
 """Pipelines over FLUX.2's transformer and VAE, and Qwen3."""
+OTHERS = ("tokenizer", "tokenizer_2", "scheduler")
+"""Folders of every FLUX.1 checkpoint beside those with weights."""
+_TORCHAO = frozenset(
+    (
+        "Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig", "IntxWeightOnlyConfig",
+        "Float8WeightOnlyConfig", "Float8DynamicActivationFloat8WeightConfig",
+    )
+)  # fmt: skip
+"""Its ways of packing that leave plain numbers and scales; others are laid out for one kind of card."""
 
 
 def check_folder(
@@ -58,18 +67,30 @@ def config(part: Path) -> dict[str, Any]:
     if not (part / "config.json").is_file():
         raise LoadError(f"{label} has no config.json; fetch the checkpoint again.")
     values = _object(part / "config.json")
-    packed = values.get("quantization_config")
-    if packed and not (isinstance(packed, dict) and packed.get("load_in_4bit") and _is_bitsandbytes(packed)):
-        method = str(packed.get("quant_method", "an unknown method")) if isinstance(packed, dict) else "a method"
+    foreign = _foreign_packing(values.get("quantization_config"))
+    if foreign is not None:
         raise LoadError(
-            f"{label} holds weights packed by {method[:50]}, which are not served; give the checkpoint in bfloat16, "
-            "float8, GGUF or NF4, or --quantization fp8 to make it small."
+            f"{label} holds weights packed by {foreign[:80]}, which are not served; give the checkpoint in bfloat16, "
+            "float8, GGUF, NF4 or int8, or --quantization fp8 to make it small."
         )
     return values
 
 
-def _is_bitsandbytes(packed: dict[str, Any]) -> bool:
-    return packed.get("quant_method") == "bitsandbytes" or "bnb_4bit_quant_type" in packed
+def _foreign_packing(packed: object) -> str | None:
+    """What packed the weights in a form that cannot be read; None if there is no such thing."""
+    if not packed:
+        return None
+    if not isinstance(packed, dict):
+        return "a method"
+    method = str(packed.get("quant_method", "an unknown method"))
+    if method in ("bitsandbytes", "quanto") or "bnb_4bit_quant_type" in packed:
+        return None
+    if method != "torchao":
+        return method
+    kind = packed.get("quant_type")
+    kind = kind.get("default") if isinstance(kind, dict) else kind
+    name = str(kind.get("_type") if isinstance(kind, dict) else kind)
+    return None if name in _TORCHAO else f"torchao's {name}"
 
 
 def _object(file: Path) -> dict[str, Any]:

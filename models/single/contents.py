@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from models.files.headers import TensorEntry
-from models.files.layouts import described
+from models.files.layouts import described, foreign
 from models.registry import Variant
 
 Layout = Literal["bfl", "diffusers", "ldm", "transformers", "llama.cpp"]
@@ -63,11 +63,11 @@ def contents(names: Iterable[str]) -> dict[str, Held]:
 
 def what_it_is(header: Header) -> str:
     """A file in words, for whoever gave one that cannot be served."""
-    held = contents(header)
+    if (whose := foreign(header)) is not None:  # first: a checkpoint of Stable Diffusion holds a VAE, too
+        return whose
     words = {"vae": "a VAE alone", "text_encoder": "CLIP alone", "text_encoder_2": "T5 alone"}
-    if held and "transformer" not in held:
-        return " and ".join(words[part] for part in held)
-    return described(header) or "no model that is known here"
+    held = " and ".join(words[part] for part in contents(header) if part in words)
+    return held or described(header) or "no model that is known here"
 
 
 def variant_of(header: Header, name: str) -> Variant | None:
@@ -79,7 +79,8 @@ def variant_of(header: Header, name: str) -> Variant | None:
     if held is None:
         return None
     is_bfl = held.layout == "bfl"
-    inputs = header[held.prefix + ("img_in.weight" if is_bfl else "x_embedder.weight")].shape[1]
+    first = header.get(held.prefix + ("img_in.weight" if is_bfl else "x_embedder.weight"))
+    inputs = first.shape[-1] if first is not None and first.shape else 0  # what is amiss with it, loading says
     guidance = "guidance_in.in_layer.weight" if is_bfl else "time_text_embed.guidance_embedder.linear_1.weight"
     lowered = name.lower()
     if inputs == 2 * _LATENTS:

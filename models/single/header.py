@@ -6,10 +6,11 @@ import math
 from pathlib import Path
 
 from models.errors import LoadError
+from models.files.gguf import gguf_header
 from models.files.headers import TensorEntry, read_header
 from models.single.contents import Header
 
-PACKED = ("F8", "GGUF:")
+PACKED = ("F8", "I8", "GGUF:")
 """How the dtypes of weights begin that stay on the device as they are stored."""
 
 
@@ -25,8 +26,6 @@ def loaded_bytes(entry: TensorEntry, itemsize: int = 2, keeps_packed: bool = Tru
 def header_of(file: Path) -> Header:
     """Raises: LoadError for a pickle, and for what is damaged."""
     if file.suffix == ".gguf":
-        from models.single.gguf import gguf_header
-
         return gguf_header(file)
     if file.suffix in (".safetensors", ".sft"):
         return read_header(file)

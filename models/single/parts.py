@@ -12,24 +12,15 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from models.architectures import ARCHITECTURES
 from models.building import on_meta
-from models.errors import LoadError
-from models.nf4 import read_states, with_nf4
-from models.part import Convert, Part, made
+from models.nf4 import read_states
+from models.part import Convert, Part, in_stored_forms, made
 from models.registry import Variant
+from models.single.companions import companions, held_part
 from models.single.configs import Shapes, clip_config, t5_config, transformer_config, vae_config
-from models.single.contents import Header, Held, contents, variant_of, what_it_is
+from models.single.contents import Header, Held, variant_of
 from models.single.header import header_of
-from models.single.layout import diffusers_transformer, diffusers_vae, transformers_t5, with_scales
-from models.single.search import companion, tokenizer_folder
+from models.single.layout import diffusers_transformer, diffusers_vae, transformers_t5
 
-_WORDS = {
-    "transformer": "FLUX.1's transformer",
-    "vae": "FLUX.1's VAE (ae.safetensors)",
-    "text_encoder": "CLIP (clip_l.safetensors)",
-    "text_encoder_2": "T5 (t5xxl_fp16.safetensors)",
-    "tokenizer": "CLIP's tokenizer (a folder `tokenizer` with tokenizer.json, or vocab.json and merges.txt)",
-    "tokenizer_2": "T5's tokenizer (a folder `tokenizer_2` with tokenizer.json or spiece.model)",
-}
 _SPARE = ("logit_scale", "text_projection.weight", "position_ids")
 """What files of CLIP and ComfyUI's checkpoints hold beside the text encoder that is used."""
 
@@ -54,18 +45,8 @@ def file_parts(file: Path, folders: Sequence[Path]) -> tuple[dict[str, Part], di
     What the file does not hold is sought around it and in `folders`. Raises: LoadError naming what is missing.
     """
     transformer, variant = transformer_part(file, {})
-    held = contents(header_of(file))
-    homes = {name: file if name in held else companion(name, file, folders) for name in _KINDS if name != "transformer"}
-    tokenizers = {name: tokenizer_folder(name, file, folders) for name in ("tokenizer", "tokenizer_2")}
-    missing = [_WORDS[name] for name, where in (homes | tokenizers).items() if where is None]
-    if missing:
-        raise LoadError(
-            f"{file.name} needs {'; '.join(missing)}, found neither beside it nor in --model-dir; "
-            f"put them there, or take them from a folder: --model FLUX.1-dev --transformer {file.name}."
-        )
-    parts = {name: _part(name, home) for name, home in homes.items() if home is not None}
-    found = {name: folder for name, folder in tokenizers.items() if folder is not None}
-    return parts | {"transformer": transformer}, found, variant
+    homes, tokenizers = companions(file, folders)
+    return {name: _part(name, home) for name, home in homes.items()} | {"transformer": transformer}, tokenizers, variant
 
 
 def sigmas_of(variant: Variant) -> dict[str, Any]:
@@ -76,10 +57,7 @@ def sigmas_of(variant: Variant) -> dict[str, Any]:
 
 def _part(name: str, file: Path) -> Part:
     """Raises: LoadError if the file does not hold it."""
-    header = header_of(file)
-    held = contents(header).get(name)
-    if held is None:
-        raise LoadError(f"{file.name} holds {what_it_is(header)}, not {_WORDS[name]}.")
+    header, held = held_part(name, file)
     own = {
         key: entry
         for key, entry in header.items()
@@ -98,7 +76,7 @@ def _made_part(label: str, kind: Any, configured: Callable[[Shapes], Any], held:
     described = on_meta(own) | read_states((file,), own)
     tensors = {key.removeprefix(held.prefix): stored for key, stored in described.items()}
     is_named = kind is FluxTransformer2DModel or held.layout == "llama.cpp"
-    names = renamed(with_nf4(with_scales(tensors, label), label)) if is_named else tensors
+    names = renamed(in_stored_forms(tensors, label)) if is_named else tensors
     config = configured({key: tuple(tensor.shape) for key, tensor in names.items()})
     return Part(label, kind, config, (file,), own, held.prefix, _convert(held, config))
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from models.errors import LoadError
+from models.first_look import first_look
 from models.memory import Offload
 from models.registry import ModelSpec
 from pipelines.protocol.frames import Frame, Loading, Note, Picture, Progress
@@ -64,6 +66,7 @@ def generate(
     _check_writable(output)
     check_tuning(tuning)
     spec = spec_of(model if transformer is None else f"{model}+{transformer}", model_dir or ())
+    _look_at(spec)
     width, height = pixels(size, "--size")
     with loras_of(lora or ()) as (adapters, folder):
         try:
@@ -89,6 +92,13 @@ def generate(
     print(_report(params, result, files) if as_json else _summary(params, result, files))
 
 
+def _look_at(spec: ModelSpec) -> None:
+    try:
+        first_look(spec)
+    except LoadError as exc:
+        raise CommandError(str(exc), ENVIRONMENT) from exc
+
+
 def _check_writable(output: Path) -> None:
     """Before minutes of drawing, not after. Raises: CommandError."""
     if not output.parent.is_dir():
@@ -111,7 +121,6 @@ def _generate(
     # These import torch: only this command pays for it.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads starve whoever else needs the cores
-    from models.errors import LoadError
     from pipelines.oneshot import GenerationError
     from pipelines.oneshot import generate as run
 

@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 import typer
 
 from models.arguments import UnknownModelError, resolve_all
+from models.errors import LoadError
+from models.first_look import first_look
 from server.cli.failures import ENVIRONMENT, USAGE, CommandError
 from server.cli.options import Config, DataDir, TuningText, check_tuning, settings_from
 from server.cli.output import PatientWriter
@@ -207,10 +209,14 @@ def _log_to(stream: PatientWriter) -> None:
 
 
 def _check_models(settings: Settings) -> None:
+    """Before anything is opened: a worker would say the same some seconds later, and the server would stay unready."""
     try:
-        resolve_all(settings.model_arguments, settings.model_folders)
+        for spec in resolve_all(settings.model_arguments, settings.model_folders):
+            first_look(spec)
     except UnknownModelError as exc:
         raise CommandError(str(exc), USAGE) from exc
+    except LoadError as exc:
+        raise CommandError(str(exc), ENVIRONMENT) from exc
 
 
 def _check_device(settings: Settings) -> None:

@@ -236,13 +236,29 @@ TABLE: dict[str, tuple[Callable[[Path], None], str]] = {
     **{
         f"packed by {method}, {part}": (
             lambda f, part=part, method=method: values(
-                f / part / "config.json", quantization_config={"quant_method": method, "load_in_8bit": True}
+                f / part / "config.json", quantization_config={"quant_method": method}
             ),
             f"part {part} holds weights packed by {method}",
         )
         for part in ("transformer", "text_encoder_2")
-        for method in ("bitsandbytes", "quanto", "modelopt")
+        for method in ("hqq", "modelopt", "auto-round")
     },
+    "packed for one kind of card": (
+        lambda f: values(
+            f / "transformer/config.json",
+            quantization_config={
+                "quant_method": "torchao",
+                "quant_type": {"default": {"_type": "Int4WeightOnlyConfig", "_data": {}}},
+            },
+        ),
+        "part transformer holds weights packed by torchao's Int4WeightOnlyConfig, which are not served; .* or int8",
+    ),
+    "int8 without its scales": (
+        lambda f: tensors(
+            f / TRANSFORMER, lambda t: t | {"transformer_blocks.0.attn.to_q._weight_qdata": torch.zeros(1).char()}
+        ),
+        "to_q.weight is packed, but what belongs to it is damaged",
+    ),
     "no tokenizer": (removed("tokenizer"), "the part tokenizer is missing"),
     "no second tokenizer": (removed("tokenizer_2"), "the part tokenizer_2 is missing"),
     "no scheduler": (removed("scheduler"), "the part scheduler is missing"),

@@ -179,7 +179,7 @@ REFUSED = {
     "Chroma": ({"distilled_guidance_layer.in_proj.weight": (4, 4)}, "Chroma"),
     "SDXL": ({"model.diffusion_model.input_blocks.0.0.weight": (4, 4)}, "SDXL"),
     "a LoRA": ({"lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": (4, 4)}, "a LoRA that was not merged"),
-    "a VAE": ({"decoder.up.0.block.0.conv1.weight": (4, 4)}, "a VAE alone"),
+    "a VAE": ({"decoder.up.0.block.0.conv1.weight": (4, 4)}, "a VAE in the layout of latent diffusion, not"),
     "something else": ({"a": (4, 4)}, "no model that is known here"),
 }
 

@@ -144,6 +144,79 @@ def scaled_float8(tensors: Tensors, suffix: str) -> dict[str, Tensor]:
     return out
 
 
+def quanto_int8(tensors: Tensors) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Matrices of blocks as quanto stores them (checked against it by `tests/models/packages`), and what they mean."""
+    stored, meant = {}, dict(tensors)
+    for name, tensor in tensors.items():
+        if tensor.ndim == 2 and "_blocks." in name and name.endswith(".weight"):
+            layer, (values, scale) = name.removesuffix(".weight"), _int8(tensor)
+            stored |= {f"{name}._data": values, f"{name}._scale": scale}
+            stored |= {f"{layer}.{side}put_scale": torch.ones(()) for side in ("in", "out")}
+            meant[name] = values * scale
+        else:
+            stored[name] = tensor
+    return stored, meant
+
+
+def torchao_int8(tensors: Tensors) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Matrices of blocks as torchao stores them (checked against it by `tests/models/packages`), and what they mean."""
+    stored, meant = {}, dict(tensors)
+    for name, tensor in tensors.items():
+        if tensor.ndim == 2 and "_blocks." in name and name.endswith(".weight"):
+            layer, (values, scale) = name.removesuffix(".weight"), _int8(tensor)
+            parts = {"qdata": values, "scale": scale, "zero_point": torch.zeros_like(scale, dtype=torch.int8)}
+            stored |= {f"{layer}._weight_{part}": value for part, value in parts.items()}
+            meant[name] = values * scale
+        else:
+            stored[name] = tensor
+    return stored, meant
+
+
+def _int8(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    scale = tensor.float().abs().amax(dim=1, keepdim=True) / 127
+    return (tensor.float() / scale).round().to(torch.int8), scale
+
+
+def _k_blocks(values: np.ndarray, kind: str) -> np.ndarray:
+    """Bytes (rows, bytes) of Q4_K or Q6_K, which the gguf package can read and not write."""
+    pack = {"Q4_K": _q4_k, "Q6_K": _q6_k}[kind]
+    blocks = [pack(block) for block in values.reshape(-1, 256)]
+    return np.stack(blocks).reshape(values.shape[0], -1)
+
+
+def _q6_k(block: np.ndarray) -> np.ndarray:
+    """Sixteen pieces of 16 numbers from -32 to 31, their scales in int8 under one of float16."""
+    pieces = block.reshape(16, 16)
+    wanted = np.abs(pieces).max(1) / 31
+    unit = np.float16(max(wanted.max() / 127, 1e-7))
+    scales = np.maximum(np.round(wanted / np.float32(unit)), 1).astype(np.int8)
+    steps = scales.astype(np.float32) * np.float32(unit)
+    numbers = (np.clip(np.round(pieces / steps[:, None]), -32, 31) + 32).astype(np.uint8).reshape(2, 4, 32)
+    low, high = numbers & 15, numbers >> 4
+    halves = np.stack((low[:, :2] | low[:, 2:] << 4,), 0).reshape(-1)
+    upper = (high[:, 0] | high[:, 1] << 2 | high[:, 2] << 4 | high[:, 3] << 6).reshape(-1)
+    return np.concatenate((halves, upper, scales.view(np.uint8), np.array([unit]).view(np.uint8)))
+
+
+def _q4_k(block: np.ndarray) -> np.ndarray:
+    """Eight pieces of 32 numbers from 0 to 15, with scales and minima of six bits under two of float16."""
+    pieces = block.reshape(8, 32)
+    least = np.maximum(-pieces.min(1), 0)
+    spread = (pieces.max(1) + least) / 15
+    units = [np.float16(max(each.max() / 63, 1e-7)) for each in (spread, least)]
+    scales, minima = (
+        np.clip(np.round(each / np.float32(unit)), 0, 63).astype(np.uint8)
+        for each, unit in zip((spread, least), units, strict=True)
+    )
+    scales = np.maximum(scales, 1)
+    steps, floors = scales * np.float32(units[0]), minima * np.float32(units[1])
+    numbers = np.clip(np.round((pieces + floors[:, None]) / steps[:, None]), 0, 15).astype(np.uint8)
+    first = [scales[:4] | scales[4:] >> 4 << 6, minima[:4] | minima[4:] >> 4 << 6, scales[4:] & 15 | minima[4:] << 4]
+    pairs = numbers.reshape(4, 2, 32)
+    nibbles = (pairs[:, 0] | pairs[:, 1] << 4).reshape(-1)
+    return np.concatenate((np.array(units).view(np.uint8), *first, nibbles))
+
+
 def write_gguf(file: Path, tensors: Tensors, kind: gguf.GGMLQuantizationType) -> Path:
     """Matrices of blocks in a kind of GGUF, the rest in float32 and one matrix in bfloat16."""
     writer = gguf.GGUFWriter(file, "flux")
@@ -159,7 +232,9 @@ def write_gguf(file: Path, tensors: Tensors, kind: gguf.GGMLQuantizationType) ->
         if wanted is None:
             writer.add_tensor(name, values)
         else:
-            writer.add_tensor(name, gguf.quants.quantize(values, wanted), raw_dtype=wanted)
+            is_k = wanted.name.endswith("_K")
+            blocks = _k_blocks(values, wanted.name) if is_k else gguf.quants.quantize(values, wanted)
+            writer.add_tensor(name, blocks, raw_dtype=wanted)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

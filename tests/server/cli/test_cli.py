@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from benchmarks.wrong_files import CORPUS
 from server.api.clients import CLIENTS
 from server.cli import main as command
 from server.cli.env import Client
@@ -100,6 +101,20 @@ def test_a_device_that_is_not_here_exits_3_before_anything_starts(
     done = cli("serve", "--device", "cuda:0,7", "--data-dir", str(tmp_path / "data"))
     assert done.code == 3
     assert "cuda:7 is not here; 1 GPU is visible" in done.err
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("command", [["serve", "--port", "0", "--tls-port", "0"], ["generate", "x"]])
+def test_a_file_of_another_kind_exits_3_before_anything_starts(cli: Cli, tmp_path: Path, command: list[str]) -> None:
+    name, make, _ = CORPUS["SDXL"]
+    make(tmp_path / name)
+    place = ["--data-dir", str(tmp_path / "data")] if command[0] == "serve" else ["-o", str(tmp_path / "x.png")]
+    done = cli(*command, *place, "--model", str(tmp_path / name))
+    assert done.code == 3
+    assert done.err == (
+        "fluxserve: sdxl.safetensors holds Stable Diffusion or SDXL, which is another architecture, "
+        "not FLUX.1's transformer.\n"
+    )
     assert not (tmp_path / "data").exists()
 
 

@@ -1,0 +1,42 @@
+"""What is wrong with a checkpoint as far as names and headers tell it, in a moment and without torch.
+
+`models.checkpoint` checks the same and everything else before it reads weights; that takes the libraries' import.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from models.files.folder import FLUX1_PIPELINES, FLUX2_PIPELINES, OTHERS, check_folder
+from models.files.headers import read_header
+from models.files.weights import weight_files
+from models.registry import ModelSpec
+from models.single.companions import companions, held_part
+
+
+_FOLDERS = {
+    "flux": (("text_encoder", "text_encoder_2", "vae", "transformer"), OTHERS, FLUX1_PIPELINES),
+    "flux2": (("text_encoder", "vae", "transformer"), ("tokenizer", "scheduler"), FLUX2_PIPELINES),
+}
+"""By family: folders with weights, the others, and the pipelines that they may be for."""
+
+
+def first_look(spec: ModelSpec) -> None:
+    """A checkpoint of this machine that draws. Raises: LoadError if it can be seen that it cannot be served."""
+    if not spec.draws or spec.source.startswith("random:"):
+        return
+    if spec.file is not None:
+        held_part("transformer", spec.file)
+    if spec.file is not None and spec.transformer is None:
+        companions(spec.file, tuple(map(Path, spec.folders)))
+    elif (folder := Path(spec.source)).is_dir():
+        _look_into(folder, spec)
+
+
+def _look_into(folder: Path, spec: ModelSpec) -> None:
+    parts, others, pipelines = _FOLDERS[spec.family]
+    own = tuple(part for part in parts if part != "transformer" or spec.transformer is None)
+    check_folder(folder, own, others, pipelines)
+    for part in own:
+        for file in weight_files(folder / part):
+            read_header(file)
