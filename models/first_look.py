@@ -13,7 +13,6 @@ from models.files.weights import weight_files
 from models.registry import ModelSpec
 from models.single.companions import companions, held_part
 
-
 _FOLDERS = {
     "flux": (("text_encoder", "text_encoder_2", "vae", "transformer"), OTHERS, FLUX1_PIPELINES),
     "flux2": (("text_encoder", "vae", "transformer"), ("tokenizer", "scheduler"), FLUX2_PIPELINES),
