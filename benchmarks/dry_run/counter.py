@@ -26,15 +26,26 @@ _FREE = {
 """Reach no device, and are not told by their schema to be views."""
 
 
+@dataclass(frozen=True)
+class Call:
+    """One launch of a Triton kernel, as its caller wrote it."""
+
+    kernel: Any
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+
+
 @dataclass
 class Tally:
     """What was counted.
 
     Args:
+        calls: launches of Triton's kernels.
         launches: kernels by name. moved: bytes that those other than matrix products and attention read and wrote.
         flop: of matrix products. uploads: copies from the host that nobody waits for. waits: what the host waits for.
     """
 
+    calls: list[Call] = field(default_factory=list)
     launches: Counter[str] = field(default_factory=Counter)
     moved: Counter[str] = field(default_factory=Counter)
     flop: float = 0.0
@@ -150,6 +161,7 @@ def counting() -> Iterator[Tally]:
 
     def launcher(kernel: Any, grid: object) -> Callable[..., None]:
         def launch(*args: Any, **options: Any) -> None:
+            mode.tally.calls.append(Call(kernel, args, options))
             mode.tally.launch(kernel.__name__, *(value for value in args if isinstance(value, Tensor)))
 
         return launch
