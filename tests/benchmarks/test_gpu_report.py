@@ -86,7 +86,8 @@ def test_a_part_is_not_begun_without_time(tmp_path: Path) -> None:
 def test_kept_reports_can_be_drawn(file: Path, tmp_path: Path) -> None:
     report = json.loads(file.read_text())
     assert "## Steps" in markdown(report)
-    assert {plot.name for plot in plots(report, tmp_path)} == {"attention.png", "linears.png", "step.png", "ways.png"}
+    drawn = {plot.name for plot in plots(report, tmp_path)}
+    assert {"step.png", "ways.png"} <= drawn <= {"attention.png", "linears.png", "step.png", "ways.png"}
 
 
 def test_kernels_are_summed_by_name_and_kind() -> None:
