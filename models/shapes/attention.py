@@ -1,4 +1,4 @@
-"""FLUX's attention for training on a CPU: the same numbers, with the rotation as one small matrix product.
+"""FLUX's attention for training: the same numbers, with the rotation as one small matrix product.
 
 Stock code splits every head into even and odd halves and stacks them again in float32, which costs more memory
 traffic than all matrix products of a model this small. Serving uses the stock processor.
@@ -9,6 +9,7 @@ import functools
 import torch
 from diffusers.models.transformers.transformer_flux import FluxAttention
 from torch import Tensor, nn
+from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
 
 class LeanAttention:
@@ -35,29 +36,39 @@ class LeanAttention:
             value = torch.cat([text[2], value], dim=1)
         if image_rotary_emb is not None:
             cos, sin = (table.to(query.dtype)[None, :, None, :] for table in image_rotary_emb)
-            turn = _turn(attn.head_dim).to(query)
+            turn = _turn(attn.head_dim, query.dtype, query.device)
             query, key = query * cos + (query @ turn) * sin, key * cos + (key @ turn) * sin
-        # Plain products: the backward of CPU flash attention took a third of a training step at these lengths.
-        query, key, value = (x.transpose(1, 2) for x in (query * attn.head_dim**-0.5, key, value))
-        mixed = ((query @ key.mT).softmax(-1) @ value).transpose(1, 2).flatten(2)
+        mixed = _mixed(*(x.transpose(1, 2) for x in (query, key, value))).transpose(1, 2).flatten(2)
         if encoder_hidden_states is None:
             return mixed
         split = encoder_hidden_states.shape[1]
         return attn.to_out[0](mixed[:, split:]), attn.to_add_out(mixed[:, :split])
 
 
+def _mixed(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention over (B, heads, tokens, width)."""
+    mixed: Tensor
+    if query.is_cuda:
+        mixed = scaled_dot_product_attention(query, key, value)
+    else:  # plain products: the backward of CPU flash attention took a third of a training step at these lengths
+        mixed = ((query * query.shape[-1] ** -0.5) @ key.mT).softmax(-1) @ value
+    return mixed
+
+
 def _normed(x: Tensor, norm: nn.RMSNorm) -> Tensor:
+    if x.is_cuda:  # one kernel each way; the CPU's own is slower than this
+        return rms_norm(x, (x.shape[-1],), norm.weight.to(x.dtype), norm.eps or 1e-6).to(x.dtype)
     scale = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + (norm.eps or 1e-6)).to(x.dtype)
     return x * scale * norm.weight.to(x.dtype)
 
 
 @functools.cache
-def _turn(width: int) -> Tensor:
+def _turn(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The matrix that maps (a, b) pairs to (-b, a): (width, width)."""
     matrix = torch.zeros(width, width)
     for i in range(0, width, 2):
         matrix[i + 1, i], matrix[i, i + 1] = -1.0, 1.0
-    return matrix
+    return matrix.to(device, dtype)
 
 
 def make_lean(transformer: nn.Module) -> None:

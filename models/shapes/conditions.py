@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from models.shapes.draw import LATENT_STEP, fields, prescribed
+from models.shapes.draw import LATENT_STEP, Drawing, Drawn, fields, prescribed
 from models.shapes.layout import Layout
 
 HOLE_COLOUR = 0.5  # FluxFillPipeline multiplies a picture in [-1, 1] by zero in the hole
@@ -37,7 +37,7 @@ def depth_layout(layout: Layout, rng: random.Random) -> Layout:
     return replace(layout, ground=(far, far, far), poses=tuple(poses))
 
 
-def edge_fields(layouts: Sequence[Layout], width: float, step: float) -> tuple[Tensor, Tensor]:
+def edge_fields(layouts: Drawn, width: float, step: float) -> tuple[Tensor, Tensor]:
     """`draw.fields` of white lines on black, `width` pixels wide, along the edges of all things."""
     _, distance = fields(layouts, step)
     away = distance.abs()
@@ -46,21 +46,30 @@ def edge_fields(layouts: Sequence[Layout], width: float, step: float) -> tuple[T
     return cover.expand(-1, 3, -1, -1), away - width / 2
 
 
-def holed_fields(layouts: Sequence[Layout], holes: Sequence[Hole], step: float) -> tuple[Tensor, Tensor]:
+def holed_fields(layouts: Drawn, holes: Sequence[Hole] | Tensor, step: float) -> tuple[Tensor, Tensor]:
     """`draw.fields` of pictures with one hole each: mid gray, its rim an edge like any other."""
-    colour, distance = fields(layouts, step)
-    hole = hole_distance(holes, layouts[0].width, layouts[0].height, step)
+    drawing = layouts if isinstance(layouts, Drawing) else Drawing.of(layouts)
+    colour, distance = fields(drawing, step)
+    hole = hole_distance(holes, drawing.width, drawing.height, step)
     cover = (0.5 - hole / step).clamp(0, 1)
     outside = distance.sign() * torch.minimum(distance.abs(), hole)
     return colour * (1 - cover) + HOLE_COLOUR * cover, torch.where(hole < 0, hole, outside)
 
 
-def hole_distance(holes: Sequence[Hole], width: int, height: int, step: float) -> Tensor:
-    """Signed distance in pixels to each hole's rim, negative inside: (B, 1, rows, columns); roughly, for ellipses."""
-    table = torch.tensor([(h.left, h.top, h.right, h.bottom, h.is_round) for h in holes]).view(-1, 5, 1, 1)
-    left, top, right, bottom, is_round = table.unbind(1)
-    x = (torch.arange(int(width / step)) + 0.5).mul(step).view(1, 1, -1)
-    y = (torch.arange(int(height / step)) + 0.5).mul(step).view(1, -1, 1)
+def hole_numbers(holes: Sequence[Hole]) -> Tensor:
+    """Left, top, right, bottom and roundness of every hole: (B, 5)."""
+    return torch.tensor([(h.left, h.top, h.right, h.bottom, float(h.is_round)) for h in holes])
+
+
+def hole_distance(holes: Sequence[Hole] | Tensor, width: int, height: int, step: float) -> Tensor:
+    """Signed distance in pixels to each hole's rim, negative inside: (B, 1, rows, columns); roughly, for ellipses.
+
+    Args: holes: or their numbers (B, 5), on any device.
+    """
+    table = holes if isinstance(holes, Tensor) else hole_numbers(holes)
+    left, top, right, bottom, is_round = table.view(-1, 5, 1, 1).unbind(1)
+    x = (torch.arange(int(width / step), device=table.device) + 0.5).mul(step).view(1, 1, -1)
+    y = (torch.arange(int(height / step), device=table.device) + 0.5).mul(step).view(1, -1, 1)
     half_width, half_height = (right - left) / 2, (bottom - top) / 2
     dx, dy = (x - (left + right) / 2).abs(), (y - (top + bottom) / 2).abs()
     out_x, out_y = dx - half_width, dy - half_height

@@ -10,6 +10,7 @@ softly clipped signed distance to the nearest edge), and 2 x 2 cells make the 16
 import functools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -31,13 +32,40 @@ _EXTENT = 2.2  # the tables cover [-2.2, 2.2] radii
 _TEXELS = 353
 
 
-def pictures(layouts: Sequence[Layout], *, oversample: int = 1) -> Tensor:
+@dataclass(frozen=True)
+class Drawing:
+    """Layouts of one size as numbers, on any device: ground (B, 3) and things (B, K, 9), as `fields` reads them."""
+
+    width: int
+    height: int
+    ground: Tensor
+    poses: Tensor
+
+    @staticmethod
+    def of(layouts: Sequence[Layout]) -> "Drawing":
+        """The numbers of layouts of one size."""
+        count = max(1, *(len(layout.poses) for layout in layouts))
+        poses = [
+            [_numbers(pose) for pose in layout.poses] + [_ABSENT] * (count - len(layout.poses)) for layout in layouts
+        ]
+        ground = torch.tensor([layout.ground for layout in layouts])
+        return Drawing(layouts[0].width, layouts[0].height, ground, torch.tensor(poses))
+
+    def to(self, device: torch.device) -> "Drawing":
+        """The same on another device: what is drawn from it is drawn there."""
+        return replace(self, ground=self.ground.to(device), poses=self.poses.to(device))
+
+
+Drawn = Sequence[Layout] | Drawing
+
+
+def pictures(layouts: Drawn, *, oversample: int = 1) -> Tensor:
     """Antialiased pictures of layouts of one size: (B, 3, H, W) float32 in [-1, 1]."""
     colour, _ = fields(layouts, 1 / oversample)
     return colour * 2 - 1
 
 
-def latents(layouts: Sequence[Layout]) -> Tensor:
+def latents(layouts: Drawn) -> Tensor:
     """Prescribed latents of layouts of one size, sides multiples of 32: (B, 16, H/32, W/32) float32, about unit std."""
     return prescribed(*fields(layouts, LATENT_STEP))
 
@@ -46,7 +74,7 @@ def prescribed(colour: Tensor, distance: Tensor) -> Tensor:
     """The latents of colour (B, 3, rows, columns) in 0..1 and signed distance in pixels, sampled every LATENT_STEP."""
     soft = torch.tanh(-distance / (DISTANCE_CLIP * CELL))
     planes = torch.nn.functional.avg_pool2d(torch.cat([colour, soft], dim=1), 2)
-    shift, scale = torch.tensor(PLANE_SHIFT).view(1, 4, 1, 1), torch.tensor(PLANE_SCALE).view(1, 4, 1, 1)
+    shift, scale = planes.new_tensor(PLANE_SHIFT).view(1, 4, 1, 1), planes.new_tensor(PLANE_SCALE).view(1, 4, 1, 1)
     return torch.nn.functional.pixel_unshuffle((planes - shift) / scale, 2)
 
 
@@ -56,23 +84,19 @@ def thumbnails(latent: Tensor) -> Tensor:
     return torch.nn.functional.pixel_shuffle(latent, 2) * scale + shift
 
 
-def fields(layouts: Sequence[Layout], step: float, *, line: float | None = None) -> tuple[Tensor, Tensor]:
+def fields(layouts: Drawn, step: float, *, line: float | None = None) -> tuple[Tensor, Tensor]:
     """Colour in 0..1 (B, 3, rows, columns) and signed distance in pixels (B, 1, rows, columns), negative inside.
 
     Sampled every `step` pixels, edges one step wide; steps of less than LATENT_STEP are interpolated.
     Args: line: draw every thing as an outline of so many pixels, half of it inside.
     """
-    columns, rows = int(layouts[0].width / step), int(layouts[0].height / step)
-    count = max(1, *(len(layout.poses) for layout in layouts))
-    pose = torch.tensor(
-        [[_numbers(pose) for pose in layout.poses] + [_ABSENT] * (count - len(layout.poses)) for layout in layouts]
-    )
+    drawing = layouts if isinstance(layouts, Drawing) else Drawing.of(layouts)
+    columns, rows, pose = int(drawing.width / step), int(drawing.height / step), drawing.poses
     distance = _distances(pose, columns, rows, step, fine=step < LATENT_STEP)
     if line is not None:
         distance = distance.abs() - line / 2
     cover = (0.5 - distance / step).clamp(0, 1)
-    ground = torch.tensor([layout.ground for layout in layouts]).view(len(layouts), 3, 1, 1)
-    colour = ground * (1 - cover.sum(1, keepdim=True).clamp(max=1))
+    colour = drawing.ground[..., None, None] * (1 - cover.sum(1, keepdim=True).clamp(max=1))
     colour = colour + torch.einsum("bkhw,bkc->bchw", cover, pose[..., 5:8])
     return colour, distance.amin(1, keepdim=True)
 
@@ -88,8 +112,8 @@ def _numbers(pose: Pose) -> tuple[float, ...]:
 
 def _distances(pose: Tensor, columns: int, rows: int, step: float, *, fine: bool) -> Tensor:
     """Signed distance in pixels of every sample point to every thing, interpolated if `fine`: (B, K, rows, columns)."""
-    x = (torch.arange(columns) + 0.5).mul(step).view(1, 1, 1, -1) - pose[..., 0, None, None]
-    y = (torch.arange(rows) + 0.5).mul(step).view(1, 1, -1, 1) - pose[..., 1, None, None]
+    x = (torch.arange(columns, device=pose.device) + 0.5).mul(step).view(1, 1, 1, -1) - pose[..., 0, None, None]
+    y = (torch.arange(rows, device=pose.device) + 0.5).mul(step).view(1, 1, -1, 1) - pose[..., 1, None, None]
     radius, cos, sin = (pose[..., i, None, None] for i in (2, 3, 4))
     u = (x * cos + y * sin) / radius
     v = (y * cos - x * sin) / radius
@@ -97,7 +121,7 @@ def _distances(pose: Tensor, columns: int, rows: int, step: float, *, fine: bool
     u = ((u + _EXTENT) * scale).clamp(0, _TEXELS - 1.001)
     v = ((v + _EXTENT) * scale).clamp(0, _TEXELS - 1.001)
     first = pose[..., 8, None, None].int() * _TEXELS**2
-    table = _tables().view(-1)
+    table = _tables(pose.device).view(-1)
     if not fine:
         return table[first + (v + 0.5).int() * _TEXELS + (u + 0.5).int()] * radius
     left, top = u.floor(), v.floor()
@@ -115,11 +139,11 @@ def signed_distance(shape: str, x: NDArray[np.float64], y: NDArray[np.float64]) 
 
 
 @functools.cache
-def _tables() -> Tensor:
+def _tables(device: torch.device) -> Tensor:
     """Signed distance of every shape in units of its radius: (shapes, texels, texels), y down."""
     axis = torch.linspace(-_EXTENT, _EXTENT, _TEXELS, dtype=torch.float64)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
-    return torch.stack([_SIGNED[name](x, y) for name in SHAPES]).float().contiguous()
+    return torch.stack([_SIGNED[name](x, y) for name in SHAPES]).float().contiguous().to(device)
 
 
 def _disc(x: Tensor, y: Tensor, radius: float) -> Tensor:

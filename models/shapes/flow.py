@@ -3,6 +3,7 @@
 Everything agrees with diffusers' FluxPipeline, so what is trained here is what the stock pipeline serves.
 """
 
+import functools
 import math
 from dataclasses import dataclass, fields, replace
 
@@ -92,9 +93,9 @@ def sigmas_of(steps: int, tokens: int) -> Tensor:
     return torch.cat([shifted, torch.zeros(1)])
 
 
-def random_sigmas(count: int, tokens: int, *, spread: float = 1.1) -> Tensor:
+def random_sigmas(count: int, tokens: int, *, spread: float = 1.1, device: torch.device | None = None) -> Tensor:
     """Training noise levels: logit-normal, shifted nearly as in serving: (count,) float32."""
-    return torch.sigmoid(torch.randn(count) * spread + shift_of(tokens) - TRAINED_LOWER)
+    return torch.sigmoid(torch.randn(count, device=device) * spread + shift_of(tokens) - TRAINED_LOWER)
 
 
 def pack(latent: Tensor) -> Tensor:
@@ -148,12 +149,11 @@ class Batch:
 
 def velocity(model: nn.Module, noisy: Tensor, sigma: Tensor, batch: Batch, guidance: Tensor | None) -> Tensor:
     """The model's velocity for noisy packed latents at noise level sigma (B,); all else it is shown from `batch`."""
-    hidden, ids = noisy, image_ids(batch.height, batch.width)
+    hidden = noisy
     if batch.channels is not None:
         hidden = torch.cat([hidden, batch.channels], dim=2)
     if batch.reference is not None:  # at the same places, set apart by the first axis. Source: FluxKontextPipeline
         hidden = torch.cat([hidden, batch.reference], dim=1)
-        ids = torch.cat([ids, ids + torch.tensor([1.0, 0.0, 0.0])])
     output = model(
         hidden_states=hidden,
         timestep=sigma,
@@ -161,11 +161,20 @@ def velocity(model: nn.Module, noisy: Tensor, sigma: Tensor, batch: Batch, guida
         pooled_projections=batch.pooled,
         encoder_hidden_states=batch.sequence,
         txt_ids=torch.zeros(batch.sequence.shape[1], 3, device=noisy.device),
-        img_ids=ids.to(noisy.device),
+        img_ids=_token_ids(batch.height, batch.width, batch.reference is not None, noisy.device),
         return_dict=False,
     )
     guess: Tensor = output[0][:, : noisy.shape[1]]
     return guess
+
+
+@functools.cache
+def _token_ids(height: int, width: int, with_reference: bool, device: torch.device) -> Tensor:
+    """Kept on the device: nothing of a step is copied there."""
+    ids = image_ids(height, width)
+    if with_reference:
+        ids = torch.cat([ids, ids + torch.tensor([1.0, 0.0, 0.0])])
+    return ids.to(device)
 
 
 def flow_loss(model: nn.Module, batch: Batch, *, most_guidance: float = 1.0) -> Tensor:
@@ -174,7 +183,7 @@ def flow_loss(model: nn.Module, batch: Batch, *, most_guidance: float = 1.0) -> 
     The guidance input is random between 1 and `most_guidance`; it does not move the target.
     """
     clean = batch.latents
-    sigma = random_sigmas(len(clean), clean.shape[1]).to(clean.device)
+    sigma = random_sigmas(len(clean), clean.shape[1], device=clean.device)
     noise = torch.randn_like(clean)
     noisy = clean + sigma.view(-1, 1, 1) * (noise - clean)
     guidance = torch.exp(torch.rand_like(sigma) * math.log(most_guidance))
@@ -192,7 +201,7 @@ def guided_loss(model: nn.Module, teacher: nn.Module, batch: Batch, nothing: Bat
     """
     clean = batch.latents
     rows, half = len(clean), len(clean) // 2
-    sigma = random_sigmas(rows, clean.shape[1]).to(clean.device)
+    sigma = random_sigmas(rows, clean.shape[1], device=clean.device)
     noise = torch.randn_like(clean)
     noisy = clean + sigma.view(-1, 1, 1) * (noise - clean)
     guidance = torch.ones_like(sigma)
@@ -217,7 +226,7 @@ def _bounded(noisy: Tensor, sigma: Tensor, moved: Tensor, plain: Tensor) -> Tens
     The limits are loosened where the plain estimate itself lies outside, as it does for an unguided target.
     """
     level = sigma.view(-1, 1, 1)
-    low, high = (bound.to(noisy.device) for bound in token_bounds())
+    low, high = token_bounds(noisy.device)
     unguided = noisy - level * plain
     clean = torch.minimum(
         torch.maximum(noisy - level * moved, torch.minimum(low, unguided)), torch.maximum(high, unguided)
@@ -225,12 +234,13 @@ def _bounded(noisy: Tensor, sigma: Tensor, moved: Tensor, plain: Tensor) -> Tens
     return (noisy - clean) / level.clamp(min=1e-3)
 
 
-def token_bounds() -> tuple[Tensor, Tensor]:
+@functools.cache
+def token_bounds(device: torch.device) -> tuple[Tensor, Tensor]:
     """The least and greatest value that each of a packed token's 64 numbers can take in a real picture: (64,) twice."""
     shift, scale = torch.tensor(PLANE_SHIFT), torch.tensor(PLANE_SCALE)
     low = (torch.tensor([0.0, 0.0, 0.0, -1.0]) - shift) / scale
     high = (1.0 - shift) / scale
-    return low.repeat_interleave(16), high.repeat_interleave(16)
+    return low.repeat_interleave(16).to(device), high.repeat_interleave(16).to(device)
 
 
 @torch.no_grad()

@@ -42,10 +42,10 @@ class Muon(torch.optim.Optimizer):
         nesterov = torch._foreach_lerp(gradients, buffers, group["momentum"])
         update = _orthogonal(torch.stack([n.flatten(1) for n in nesterov]))
         rows, columns = update.shape[1:]
-        update = update * max(1.0, rows / columns) ** 0.5
+        update = update * (-group["lr"] * max(1.0, rows / columns) ** 0.5)
         if group["decay"]:
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["decay"])
-        torch._foreach_add_(parameters, list(update.view(-1, *parameters[0].shape)), alpha=-group["lr"])
+        torch._foreach_add_(parameters, list(update.view(-1, *parameters[0].shape)))
 
 
 def _orthogonal(batch: Tensor, steps: int = 5) -> Tensor:
@@ -73,23 +73,63 @@ class Optimisers:
             if parameter.requires_grad:
                 is_matrix = parameter.ndim >= 2 and not any(word in name for word in keep_adam)
                 (muon if is_matrix else adam).append(parameter)
-        self.each: list[torch.optim.Optimizer] = [
-            Muon(muon, lr=lr_muon),
-            torch.optim.AdamW(adam, lr=lr_adam, betas=(0.9, 0.99), weight_decay=0.0),
-        ]
         self._peaks = (lr_muon, lr_adam)
         self._parameters = muon + adam
+        device = self._parameters[0].device
+        # On a GPU the learning rates lie there too, so that a recorded step can be told new ones.
+        self._rates = [torch.tensor(peak, device=device) for peak in self._peaks] if device.type == "cuda" else None
+        on_gpu = {"fused": True, "capturable": True} if self._rates else {}
+        self.each: list[torch.optim.Optimizer] = [
+            Muon(muon, lr=lr_muon),
+            torch.optim.AdamW(adam, lr=lr_adam, betas=(0.9, 0.99), weight_decay=0.0, **on_gpu),
+        ]
+        self._share_rates()
 
     def step(self, scale: float, *, clip: float = 1.0) -> float:
-        """Update with learning rates times `scale`, clear gradients, return their norm before clipping."""
+        """Update with learning rates times `scale`, clear gradients, return their norm before clipping.
+
+        A step whose norm is not finite changes nothing.
+        """
+        self.set_scale(scale)
         norm = float(nn.utils.clip_grad_norm_(self._parameters, clip))
-        for optimiser, peak in zip(self.each, self._peaks, strict=True):
-            for group in optimiser.param_groups:
-                group["lr"] = peak * scale
-            if math.isfinite(norm):
-                optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+        if math.isfinite(norm):
+            self._apply()
+        self._clear()
         return norm
+
+    def set_scale(self, scale: float) -> None:
+        """Set the learning rates to `scale` times their peaks."""
+        for i, (optimiser, peak) in enumerate(zip(self.each, self._peaks, strict=True)):
+            if self._rates:
+                self._rates[i].fill_(peak * scale)
+            else:
+                for group in optimiser.param_groups:
+                    group["lr"] = peak * scale
+
+    def update(self, *, clip: float = 1.0) -> None:
+        """What `step` does at the learning rates that are set, without waiting for the device to tell the norm.
+
+        Gradients that are not finite count as zero.
+        """
+        for parameter in self._parameters:
+            if parameter.grad is not None:
+                torch.nan_to_num_(parameter.grad, nan=0.0, posinf=0.0, neginf=0.0)
+        nn.utils.clip_grad_norm_(self._parameters, clip)
+        self._apply()
+        self._clear()
+
+    def _apply(self) -> None:
+        for optimiser in self.each:
+            optimiser.step()
+
+    def _clear(self) -> None:
+        for optimiser in self.each:
+            optimiser.zero_grad(set_to_none=True)
+
+    def _share_rates(self) -> None:
+        for optimiser, rate in zip(self.each, self._rates or (), strict=False):
+            for group in optimiser.param_groups:
+                group["lr"] = rate
 
     def state_dict(self) -> list[dict[str, Any]]:
         """The states of both, in order."""
@@ -99,6 +139,7 @@ class Optimisers:
         """Restore what `state_dict` returned."""
         for optimiser, state in zip(self.each, states, strict=True):
             optimiser.load_state_dict(state)
+        self._share_rates()
 
 
 def warm_cosine(done: float, *, warm: float = 0.02, floor: float = 0.02) -> float:

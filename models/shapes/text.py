@@ -25,6 +25,14 @@ _SIZES = (0.25, 0.28, 0.31, 0.33, 0.35, 0.36, 0.4, 0.45, 0.62)
 _CLASSES = (3, len(COLOURS), *(len(SHAPES) + 1, len(COLOURS) + 1, len(_SPOTS) + 1, len(_SIZES) + 1) * 3)
 
 
+@dataclass(frozen=True)
+class Words:
+    """Prompts as token numbers, CLIP's (B, C) and T5's (B, length): small enough to travel between processes."""
+
+    clip: Tensor
+    t5: Tensor
+
+
 @dataclass
 class Encoders:
     """Both encoders with their tokenizers; `encode` is what FluxPipeline.encode_prompt does."""
@@ -36,13 +44,26 @@ class Encoders:
 
     def encode(self, prompts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
         """Pooled (B, CLIP_WIDTH) and sequence (B, length, T5_WIDTH), padding included and unmasked, as FLUX has it."""
+        return self.read(self.words(prompts, length))
+
+    def words(self, prompts: Sequence[str], length: int) -> Words:
+        """The prompts' token numbers."""
         short = self.clip_tokenizer(list(prompts), padding=True, truncation=True, return_tensors="pt")
         long = self.t5_tokenizer(
             list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         )
-        device = self.clip.device
-        pooled = self.clip(short.input_ids.to(device)).pooler_output
-        return pooled, self.t5(long.input_ids.to(device))[0]
+        return Words(short.input_ids, long.input_ids)
+
+    def read(self, words: Words) -> tuple[Tensor, Tensor]:
+        """Pooled (B, CLIP_WIDTH) and sequence (B, length, T5_WIDTH) of token numbers."""
+        pooled = self.clip(words.clip.to(self.device)).pooler_output
+        return pooled, self.t5(words.t5.to(self.device))[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the encoders are."""
+        device: torch.device = self.clip.device
+        return device
 
     def on(self, device: torch.device) -> "Encoders":
         """The same encoders moved to a device."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from models.shapes.attention import make_lean
 from models.shapes.captions import caption
 from models.shapes.draw import latents
+from models.shapes.fast import Fast, Size, Steps
 from models.shapes.flow import MAX_GUIDANCE, TOKEN, Batch, flow_loss, guided_loss, new_transformer, pack
 from models.shapes.layout import lay_out
 from models.shapes.optim import Average, Optimisers, warm_cosine
@@ -22,7 +23,6 @@ from models.shapes.text import Encoders, random_length
 from models.shapes.together import Together
 
 Report = Callable[[float, dict[str, float]], None]
-Size = tuple[int, int]  # width, height in pixels
 # encoders, random numbers, the fraction of the run that is done, image tokens a step -> a fresh batch
 Draw = Callable[[Encoders, random.Random, float, int], Batch]
 
@@ -137,11 +137,15 @@ class FlowTraining:
         peak: float = 1.0,
         lr_muon: float = 0.02,
         memory: float = 0.999,
+        fast: Fast | None = None,
+        with_reference: bool = False,
     ) -> None:
         self.together = Together()
         torch.manual_seed(seed)
         self.encoders, self.device, self.tokens, self.draw = encoders, device, tokens, draw
-        self.guided_from, self.peak, self.most_guidance = guided_from, peak, 1.0 if model is None else MAX_GUIDANCE
+        self.guided_from, self.peak, self.with_reference = guided_from, peak, with_reference
+        # The guidance input means nothing before it is taught; where it never is, every scale must do the same.
+        self.most_guidance = 1.0 if guided_from < 1 else MAX_GUIDANCE
         self.model = (new_transformer() if model is None else model).to(device).train()
         self.average = Average(self.model, memory)
         make_lean(self.model)
@@ -149,6 +153,8 @@ class FlowTraining:
         self.optimisers = Optimisers(self.model, lr_muon=lr_muon, lr_adam=2e-3, keep_adam=("embed", "proj_out."))
         self.rng = random.Random(seed)
         self.seconds, self.steps = 0.0, 0
+        self._empty: dict[int, tuple[Tensor, Tensor]] = {}
+        self._steps = Steps(self, fast) if fast else None
         self.history: list[dict[str, float]] = []
         self.scores: list[dict[str, float]] = []
 
@@ -168,14 +174,15 @@ class FlowTraining:
         """
         if checkpoint.exists():
             self._load(checkpoint)
-        last, saved, losses = time.monotonic(), time.monotonic(), []
+        last, saved = time.monotonic(), time.monotonic()
+        losses: list[float | Tensor] = []
         try:
             while (done := self.together.from_first(self.seconds / seconds)) < 1:
                 losses.append(self.step(done))
                 now = time.monotonic()
                 self.seconds, last = self.seconds + now - last, now
                 if self.steps % 50 == 0:
-                    figures = {"step": self.steps, "seconds": self.seconds, "loss": sum(losses) / len(losses)}
+                    figures = {"step": self.steps, "seconds": self.seconds, "loss": float(sum(losses) / len(losses))}
                     self.history.append(figures)
                     report(done, figures)
                     losses = []
@@ -188,28 +195,50 @@ class FlowTraining:
             self._save(checkpoint)
         return self.average.module
 
-    def step(self, done: float) -> float:
+    def step(self, done: float) -> float | Tensor:
         """One update; returns its loss."""
+        if self._steps:
+            self.steps += 1
+            return self._steps.step(done)
         loss = self.loss(done)
         loss.backward()
         self.together.average_gradients(self.model)
-        self.optimisers.step(self.peak * warm_cosine(done))
+        self.optimisers.step(self.scale(done))
         self.average.update(self.model)
         self.steps += 1
         return float(loss.detach())
+
+    def scale(self, done: float) -> float:
+        """Of the learning rates at the fraction `done` of the run."""
+        return self.peak * warm_cosine(done)
+
+    def tokens_a_row(self, size: Size) -> int:
+        """Image tokens of one picture, the reference included."""
+        count = size[0] * size[1] // TOKEN**2
+        return 2 * count if self.with_reference else count
 
     def loss(self, done: float) -> Tensor:
         """The loss of a fresh batch at the fraction `done` of the run."""
         batch = self.draw(self.encoders, self.rng, done, self.tokens // self.together.count)
         with torch.autocast(self.device.type, torch.bfloat16):
-            if done < self.guided_from:
-                return flow_loss(self.model, batch, most_guidance=self.most_guidance)
-            return guided_loss(self.model, self.average.module, batch, self._nothing(batch))
+            return self.loss_of(batch, self.phase(done))
 
-    def _nothing(self, like: Batch) -> Batch:
-        """The empty caption for every row of a batch, at its text length."""
-        with torch.no_grad():
-            pooled, sequence = self.encoders.encode([""], like.sequence.shape[1])
+    def phase(self, done: float) -> int:
+        """Which of its losses the run uses at the fraction `done`: 0 before guidance is taught, then 1."""
+        return int(done >= self.guided_from)
+
+    def loss_of(self, batch: Batch, phase: int) -> Tensor:
+        """The loss of a batch in a phase, under autocast."""
+        if phase == 0:
+            return flow_loss(self.model, batch, most_guidance=self.most_guidance)
+        return guided_loss(self.model, self.average.module, batch, self.nothing(batch, batch.sequence.shape[1]))
+
+    def nothing(self, like: Batch, length: int) -> Batch:
+        """The empty caption of a text length for every row of a batch."""
+        if length not in self._empty:
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                self._empty[length] = self.encoders.encode([""], length)
+        pooled, sequence = self._empty[length]
         rows = len(like.latents)
         return replace(like, pooled=pooled.expand(rows, -1), sequence=sequence.expand(rows, -1, -1))
 

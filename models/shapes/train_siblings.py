@@ -4,10 +4,12 @@ Writes the sibling's folder beside the one that it starts from; resumes from `--
 """
 
 import argparse
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from diffusers import FluxTransformer2DModel
@@ -16,24 +18,35 @@ from torch import nn
 from transformers import CLIPTextModel, DepthAnythingForDepthEstimation, T5EncoderModel
 
 from models.shapes.export import export_controlnet, export_estimator, export_redux, export_sibling
+from models.shapes.fast import Fast, Feed, Plan
 from models.shapes.siblings.control import CHANNELS as CONTROL_CHANNELS
-from models.shapes.siblings.control import WithControlNet, draw_controlled, draw_edges, new_controlnet
+from models.shapes.siblings.control import (
+    WithControlNet,
+    draw_controlled,
+    draw_edges,
+    new_controlnet,
+    plan_controls,
+    plan_edges,
+)
 from models.shapes.siblings.depth import DepthTraining
-from models.shapes.siblings.edits import draw_edits
+from models.shapes.siblings.edits import draw_edits, plan_edits
 from models.shapes.siblings.fill import CHANNELS as FILL_CHANNELS
-from models.shapes.siblings.fill import draw_fillings, spread_mask
-from models.shapes.siblings.lora import DRAWS, adapted, save_adapter
-from models.shapes.siblings.redux import ReduxModel, ReduxTraining
+from models.shapes.siblings.fill import draw_fillings, plan_fillings, spread_mask
+from models.shapes.siblings.lora import DRAWS, PLANS, adapted, save_adapter
+from models.shapes.siblings.redux import ALIGNING, ReduxModel, ReduxTraining, plan_sights
 from models.shapes.siblings.widen import widened
 from models.shapes.text import Encoders
 from models.shapes.tokens import load_tokenizers
 from models.shapes.train_flow import Draw, FlowTraining
 
+Model = TypeVar("Model", bound=nn.Module)
 BASE = Path(__file__).parent / "flux-shapes"
 PEAK = 0.4  # of the learning rates that a transformer starts with from nothing
 # Short runs at the base's own 0.02 blur the shapes that it draws; new input columns and norms are AdamW's and go on.
 LR_MUON = 0.005
 LR_ADAPTER = 0.03  # an adapter starts at zero and has the base's shapes to lean on
+# With workers, steps are larger and there are many more of them: rates from which a long cosine comes down.
+FED_PEAK, FED_LR_MUON = 1.0, 0.01
 MEMORY = 0.995  # of the averaged weights: these runs are short
 Report = Callable[[float, dict[str, float]], None]
 
@@ -42,21 +55,27 @@ Report = Callable[[float, dict[str, float]], None]
 class Recipe:
     """A sibling whose transformer is trained: what it is shown, and its folders with the classes that open them.
 
-    Of several folders all but the first link to its transformer.
+    Of several folders all but the first link to its transformer. Guidance is taught from the fraction `guided_from` of
+    the run.
     """
 
     folders: Mapping[str, str]
     draw: Draw
+    plan: Plan
     channels: int = 0  # more than the base's
-    guided_from: float = 1.01  # of the run
+    guided_from: float = 0.6
+    with_reference: bool = False
     finish: Callable[[FluxTransformer2DModel], FluxTransformer2DModel] | None = None  # before it is written
 
 
 RECIPES = {
-    "kontext": Recipe({"kontext": "FluxKontextPipeline"}, draw_edits),
-    "fill": Recipe({"fill": "FluxFillPipeline"}, draw_fillings, FILL_CHANNELS, guided_from=0.7, finish=spread_mask),
+    "kontext": Recipe({"kontext": "FluxKontextPipeline"}, draw_edits, plan_edits, with_reference=True),
+    "fill": Recipe({"fill": "FluxFillPipeline"}, draw_fillings, plan_fillings, FILL_CHANNELS, finish=spread_mask),
     "control": Recipe(
-        {"canny": "FluxControlPipeline", "depth": "FluxControlPipeline"}, draw_controlled, CONTROL_CHANNELS
+        {"canny": "FluxControlPipeline", "depth": "FluxControlPipeline"},
+        draw_controlled,
+        plan_controls,
+        CONTROL_CHANNELS,
     ),
 }
 
@@ -72,6 +91,43 @@ class Run:
     tokens: int
     device: torch.device
     report: Report
+    start: Path | None = None  # a checkpoint whose averaged weights are trained on, by a new schedule
+    workers: int = 0  # processes that draw; with none the training draws by itself
+    record: bool = True  # steps on a GPU, see `fast`
+    rate: float = 1.0  # of the learning rates
+    exports: int = 1  # the last one when the run ends
+    save_every: float = 60
+
+    def go(self, training: FlowTraining, name: str, export: Callable[[nn.Module], None]) -> None:
+        """Train, and export the average on the way and at the end."""
+
+        def keep(average: nn.Module) -> dict[str, float]:
+            export(copy.deepcopy(average).cpu())
+            return {}
+
+        trained = training.run(
+            self.seconds,
+            self.report,
+            checkpoint=self.work / f"{name}.pt",
+            save_every=self.save_every,
+            score=keep if self.exports > 1 else None,
+            scores=self.exports,
+        )
+        export(trained.cpu())
+
+    def fast(self, plan: Plan, encoders: Encoders) -> Fast | None:
+        """Processes that draw, if any are asked for; before anything is on the GPU."""
+        return Fast(Feed(plan, encoders, self.workers), self.record) if self.workers else None
+
+    def started(self, model: Model) -> Model:
+        """The model with the weights to start from, if any are given; all else in it stays."""
+        if self.start is None:
+            return model
+        state = torch.load(self.start, map_location="cpu", weights_only=False)
+        found = model.load_state_dict(state.get("average", state), strict=False)
+        if found.unexpected_keys:
+            raise ValueError(f"{self.start} belongs to another model: it has {found.unexpected_keys[0]}")
+        return model
 
 
 def base_encoders(folder: Path) -> Encoders:
@@ -92,64 +148,93 @@ def train_transformer(name: str, run: Run) -> None:
     recipe = RECIPES[name]
     start = base_transformer(run.base)
     training = flow_training(widened(start, recipe.channels) if recipe.channels else start, recipe, run)
-    trained = training.run(run.seconds, run.report, checkpoint=run.work / f"{name}.pt", save_every=60)
-    trained = recipe.finish(trained.cpu()) if recipe.finish else trained.cpu()
     folders = [run.out / f"{run.base.name}-{suffix}" for suffix in recipe.folders]
-    for folder, pipeline in zip(folders, recipe.folders.values(), strict=True):
-        export_sibling(folder, trained, run.base, pipeline, like=folders[0] if folder != folders[0] else None)
+
+    def export(trained: nn.Module) -> None:
+        assert isinstance(trained, FluxTransformer2DModel)
+        trained = recipe.finish(trained) if recipe.finish else trained
+        for folder, pipeline in zip(folders, recipe.folders.values(), strict=True):
+            export_sibling(folder, trained, run.base, pipeline, like=folders[0] if folder != folders[0] else None)
+
+    run.go(training, name, export)
 
 
-def flow_training(model: nn.Module, recipe: Recipe, run: Run, lr_muon: float = LR_MUON) -> FlowTraining:
+def flow_training(model: nn.Module, recipe: Recipe, run: Run, lr_muon: float | None = None) -> FlowTraining:
     """A training of `model` by a recipe, with the base's encoders."""
+    encoders = base_encoders(run.base)
+    fast = run.fast(recipe.plan, encoders)
     return FlowTraining(
-        base_encoders(run.base).on(run.device),
+        encoders.on(run.device),
         device=run.device,
         tokens=run.tokens,
-        model=model,
+        model=run.started(model),
         draw=recipe.draw,
         guided_from=recipe.guided_from,
-        peak=PEAK,
-        lr_muon=lr_muon,
+        peak=(FED_PEAK if fast else PEAK) * run.rate,
+        lr_muon=(FED_LR_MUON if fast else LR_MUON) if lr_muon is None else lr_muon,
         memory=MEMORY,
+        fast=fast,
+        with_reference=recipe.with_reference,
     )
 
 
 def train_redux(run: Run) -> None:
     """Train an image encoder whose tokens steer the base, and write its folder."""
+    encoders = base_encoders(run.base)
+    fast = run.fast(plan_sights, encoders)
     training = ReduxTraining(
-        base_encoders(run.base).on(run.device),
+        encoders.on(run.device),
         base_transformer(run.base),
+        run.started(ReduxModel()),
         device=run.device,
         tokens=run.tokens,
         memory=MEMORY,
+        peak=run.rate,
+        aligning=ALIGNING if run.start is None else 0,  # started weights are past that
+        fast=fast,
     )
-    trained = training.run(run.seconds, run.report, checkpoint=run.work / "redux.pt", save_every=60)
-    assert isinstance(trained, ReduxModel)
-    export_redux(run.out / f"{run.base.name}-redux", trained.cpu(), run.base)
+
+    def export(trained: nn.Module) -> None:
+        assert isinstance(trained, ReduxModel)
+        export_redux(run.out / f"{run.base.name}-redux", trained, run.base)
+
+    run.go(training, "redux", export)
 
 
 def train_adapter(name: str, run: Run) -> None:
     """Train an adapter and write it in both layouts."""
-    recipe = Recipe({}, DRAWS[name])
+    recipe = Recipe({}, DRAWS[name], PLANS[name], guided_from=0.4)
     training = flow_training(adapted(base_transformer(run.base)), recipe, run, LR_ADAPTER)
-    trained = training.run(run.seconds, run.report, checkpoint=run.work / f"{name}.pt", save_every=60)
-    save_adapter(trained.cpu(), run.out / "loras", name)
+
+    def export(trained: nn.Module) -> None:
+        assert isinstance(trained, FluxTransformer2DModel)
+        save_adapter(trained, run.out / "loras", name)
+
+    run.go(training, name, export)
 
 
 def train_controlnet(run: Run) -> None:
     """Train a ControlNet for edge pictures and write its folder."""
     start = base_transformer(run.base)
-    training = flow_training(WithControlNet(start, new_controlnet(start)), Recipe({}, draw_edges), run)
-    trained = training.run(run.seconds, run.report, checkpoint=run.work / "controlnet.pt", save_every=60)
-    export_controlnet(run.out / f"{run.base.name}-controlnet-canny", trained.controlnet.cpu())
+    model = WithControlNet(start, new_controlnet(start))
+    training = flow_training(model, Recipe({}, draw_edges, plan_edges, guided_from=0.4), run)
+
+    def export(trained: nn.Module) -> None:
+        assert isinstance(trained, WithControlNet)
+        export_controlnet(run.out / f"{run.base.name}-controlnet-canny", trained.controlnet)
+
+    run.go(training, "controlnet", export)
 
 
 def train_depth_estimator(run: Run) -> None:
     """Train what tells how near things are in a plain picture, and write it into the depth sibling's folder."""
     training = DepthTraining(base_encoders(run.base).on(run.device), device=run.device, memory=MEMORY)
-    trained = training.run(run.seconds, run.report, checkpoint=run.work / "depth-estimator.pt", save_every=60)
-    assert isinstance(trained, DepthAnythingForDepthEstimation)
-    export_estimator(run.out / f"{run.base.name}-depth" / "depth_estimator", trained.cpu())
+
+    def export(trained: nn.Module) -> None:
+        assert isinstance(trained, DepthAnythingForDepthEstimation)
+        export_estimator(run.out / f"{run.base.name}-depth" / "depth_estimator", trained)
+
+    run.go(training, "depth-estimator", export)
 
 
 TRAINERS: dict[str, Callable[[Run], None]] = {
@@ -169,7 +254,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=BASE.parent, help="the folder to write the sibling into")
     parser.add_argument("--work", type=Path, default=Path(".shapes-work"), help="checkpoints; delete to start anew")
     parser.add_argument("--minutes", type=float, default=20)
-    parser.add_argument("--tokens", type=int, default=64 * 64, help="image tokens a step; 65536 suits a GPU")
+    parser.add_argument("--tokens", type=int, default=64 * 64, help="image tokens a step; 24576 suits a GPU")
+    parser.add_argument("--start", type=Path, help="a checkpoint whose averaged weights to train on, by a new schedule")
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw for a GPU; 2 keep one busy")
+    parser.add_argument("--rate", type=float, default=1.0, help="of the learning rates")
+    parser.add_argument("--no-record", action="store_true", help="launch every step anew, should CUDA graphs fail")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"), TimeElapsedColumn())
@@ -189,6 +278,10 @@ def main() -> None:
                 arguments.tokens,
                 torch.device(arguments.device),
                 report,
+                start=arguments.start,
+                workers=arguments.workers,
+                record=not arguments.no_record,
+                rate=arguments.rate,
             )
         )
 

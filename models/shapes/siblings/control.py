@@ -5,6 +5,7 @@ One transformer learns both kinds: white edges on black, and bright things on a 
 
 import random
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,15 +14,16 @@ from torch import Tensor, nn
 
 from models.shapes.captions import COLOUR_WORDS, SHAPE_WORDS, caption
 from models.shapes.conditions import LINE_WIDTHS, depth_layout, edge_fields
-from models.shapes.draw import LATENT_STEP, fields, latents, prescribed
+from models.shapes.draw import LATENT_STEP, Drawing, fields, latents, prescribed
+from models.shapes.fast import Size
 from models.shapes.flow import Batch, pack
 from models.shapes.layout import Layout, lay_out
 from models.shapes.scenes import Scene, random_scene
 from models.shapes.scorer import Reading
 from models.shapes.siblings.judge import seen_at, wanted
 from models.shapes.siblings.sizes import random_size
-from models.shapes.text import Encoders, random_length
-from models.shapes.train_flow import Size, rows_of
+from models.shapes.text import Encoders, Words, random_length
+from models.shapes.train_flow import rows_of
 
 ControlKind = Literal["canny", "depth"]
 CHANNELS = 64
@@ -65,29 +67,48 @@ def colour_prompt(scene: Scene, rng: random.Random | None = None) -> str:
     return form.format(things=things, ground=word(scene.ground))
 
 
-def control_latents(kind: ControlKind, layouts: list[Layout], rng: random.Random) -> Tensor:
-    """Prescribed latents of the layouts' control pictures."""
-    if kind == "canny":
-        return prescribed(*edge_fields(layouts, rng.uniform(*LINE_WIDTHS), LATENT_STEP))
-    return prescribed(*fields([depth_layout(layout, rng) for layout in layouts], LATENT_STEP))
+@dataclass(frozen=True)
+class Controls:
+    """Pictures with control pictures as numbers, before they are drawn."""
+
+    whole: Drawing
+    depth: Drawing | None  # edges of `whole`, `line` pixels wide, if None
+    line: float
+    words: Words
+
+    @torch.no_grad()
+    def shown(self, encoders: Encoders) -> Batch:
+        """The batch, drawn on the encoders' device."""
+        pooled, sequence = encoders.read(self.words)
+        whole = self.whole.to(pooled.device)
+        if self.depth is None:
+            sampled = edge_fields(whole, self.line, LATENT_STEP)
+        else:
+            sampled = fields(self.depth.to(pooled.device), LATENT_STEP)
+        control = pack(prescribed(*sampled))
+        control = control + torch.rand_like(control[:, :1, :1]) * NOISE * torch.randn_like(control)
+        return Batch(pack(latents(whole)), pooled, sequence, whole.height, whole.width, channels=control)
 
 
-@torch.no_grad()
-def draw_controlled(encoders: Encoders, rng: random.Random, done: float, tokens: int) -> Batch:
-    """Fresh cases of one size and kind; a tenth has no prompt."""
-    size = random_size(rng, done)
-    return control_batch(encoders, rng, size, rows_of(size, tokens, most=96), rng.choice(("canny", "depth")))
-
-
-def control_batch(encoders: Encoders, rng: random.Random, size: Size, count: int, kind: ControlKind) -> Batch:
-    """Fresh cases of one kind of control picture."""
+def plan_controls(
+    encoders: Encoders, rng: random.Random, size: Size, length: int, count: int, kind: ControlKind | None = None
+) -> Controls:
+    """Fresh cases of one size and kind of control picture (random if None); a tenth has no prompt."""
+    kind = kind or rng.choice(("canny", "depth"))
     cases = [random_controlled(*size, rng) for _ in range(count)]
-    pooled, sequence = encoders.encode(["" if rng.random() < 0.1 else c.prompt for c in cases], random_length(rng))
+    words = encoders.words(["" if rng.random() < 0.1 else case.prompt for case in cases], length)
     layouts = [case.layout for case in cases]
-    control = pack(control_latents(kind, layouts, rng))
-    control = control + torch.rand(count, 1, 1) * NOISE * torch.randn_like(control)
-    device = pooled.device
-    return Batch(pack(latents(layouts)).to(device), pooled, sequence, size[1], size[0], channels=control.to(device))
+    depth = Drawing.of([depth_layout(layout, rng) for layout in layouts]) if kind == "depth" else None
+    return Controls(Drawing.of(layouts), depth, rng.uniform(*LINE_WIDTHS), words)
+
+
+plan_edges = partial(plan_controls, kind="canny")  # what the ControlNet learns
+
+
+def draw_controlled(encoders: Encoders, rng: random.Random, done: float, tokens: int) -> Batch:
+    """A fresh batch of one kind of control picture."""
+    size = random_size(rng, done)
+    return plan_controls(encoders, rng, size, random_length(rng), rows_of(size, tokens, most=96)).shown(encoders)
 
 
 def judge_controlled(case: Controlled, reading: Reading) -> tuple[bool, bool]:
@@ -130,8 +151,7 @@ def new_controlnet(transformer: FluxTransformer2DModel) -> FluxControlNetModel:
     ).train()
 
 
-@torch.no_grad()
 def draw_edges(encoders: Encoders, rng: random.Random, done: float, tokens: int) -> Batch:
-    """Fresh edge pictures only: what the ControlNet learns."""
+    """A fresh batch of edge pictures."""
     size = random_size(rng, done)
-    return control_batch(encoders, rng, size, rows_of(size, tokens, most=96), "canny")
+    return plan_edges(encoders, rng, size, random_length(rng), rows_of(size, tokens, most=96)).shown(encoders)

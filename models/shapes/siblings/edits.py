@@ -7,19 +7,20 @@ from dataclasses import dataclass, replace
 import torch
 
 from models.shapes.captions import COLOUR_WORDS, PLACE_WORDS, SHAPE_WORDS
-from models.shapes.draw import latents
+from models.shapes.draw import Drawing, latents
+from models.shapes.fast import Size
 from models.shapes.flow import Batch, pack
 from models.shapes.layout import COLUMN_OF_PLACE, RGB, Layout, Pose, lay_out, shade
 from models.shapes.scenes import COLOURS, PLACES, SHAPES, Scene, Thing, is_held_out, random_scene
 from models.shapes.scorer import Reading
 from models.shapes.siblings.judge import all_there, seen_at, wanted
 from models.shapes.siblings.sizes import random_size
-from models.shapes.text import Encoders, random_length
+from models.shapes.text import Encoders, Words, random_length
 from models.shapes.train_flow import rows_of
 
 KINDS: Mapping[str, float] = {"recolour": 0.3, "ground": 0.2, "remove": 0.18, "replace": 0.17, "add": 0.15}
 ADDED_DIAMETER = 0.31  # of the short side, as in scenes of several placed things
-CHANGED_WEIGHT = 4.0  # tokens that an edit changes are few, and what the instruction is about
+CHANGED_WEIGHT = 2.5  # tokens that an edit changes are few, and what the instruction is about
 REFERENCE_NOISE = 0.12  # the encoder is that far from the prescribed latents, and a little less
 FORMS: Mapping[str, tuple[str, ...]] = {
     "recolour": (
@@ -219,29 +220,41 @@ def _a(phrase: str) -> str:
     return f"an {phrase}" if phrase[0] in "aeio" else f"a {phrase}"
 
 
-@torch.no_grad()
-def draw_edits(encoders: Encoders, rng: random.Random, done: float, tokens: int) -> Batch:
-    """Fresh edits of one size; the pictures before them are the reference. A few without words change nothing."""
-    size = random_size(rng, done)
-    edits = [random_edit(*size, rng) for _ in range(rows_of(size, tokens // 2, most=96))]
+@dataclass(frozen=True)
+class Edits:
+    """Edits as numbers, before they are drawn."""
+
+    before: Drawing
+    after: Drawing
+    words: Words
+
+    @torch.no_grad()
+    def shown(self, encoders: Encoders) -> Batch:
+        """The batch, drawn on the encoders' device; the pictures before the edits are the reference."""
+        pooled, sequence = encoders.read(self.words)
+        clean, reference = (pack(latents(part.to(pooled.device))) for part in (self.after, self.before))
+        changed = (clean - reference).abs().amax(2, keepdim=True) > 0.1
+        noise = torch.rand_like(clean[:, :1, :1]) * REFERENCE_NOISE
+        reference = reference + noise * torch.randn_like(reference)
+        weight = 1 + (CHANGED_WEIGHT - 1) * changed
+        size = self.after.height, self.after.width
+        return Batch(clean, pooled, sequence, *size, reference=reference, weight=weight)
+
+
+def plan_edits(encoders: Encoders, rng: random.Random, size: Size, length: int, count: int) -> Edits:
+    """Fresh edits of one size. A few without words change nothing."""
+    edits = [random_edit(*size, rng) for _ in range(count)]
     silent = [rng.random() < 0.05 for _ in edits]
-    before = latents([edit.before for edit in edits])
-    after = latents([edit.before if quiet else edit.after for edit, quiet in zip(edits, silent, strict=True)])
+    after = [edit.before if quiet else edit.after for edit, quiet in zip(edits, silent, strict=True)]
     words = ["" if quiet else edit.instruction for edit, quiet in zip(edits, silent, strict=True)]
-    pooled, sequence = encoders.encode(words, random_length(rng))
-    clean, reference = pack(after), pack(before)
-    changed = (clean - reference).abs().amax(2, keepdim=True) > 0.1
-    reference = reference + torch.rand(len(edits), 1, 1) * REFERENCE_NOISE * torch.randn_like(reference)
-    device = pooled.device
-    return Batch(
-        clean.to(device),
-        pooled,
-        sequence,
-        size[1],
-        size[0],
-        reference=reference.to(device),
-        weight=(1 + (CHANGED_WEIGHT - 1) * changed).to(device),
-    )
+    before = [edit.before for edit in edits]
+    return Edits(Drawing.of(before), Drawing.of(after), encoders.words(words, length))
+
+
+def draw_edits(encoders: Encoders, rng: random.Random, done: float, tokens: int) -> Batch:
+    """A fresh batch of edits."""
+    size = random_size(rng, done)
+    return plan_edits(encoders, rng, size, random_length(rng), rows_of(size, tokens // 2, most=96)).shown(encoders)
 
 
 def judge_edit(edit: Edit, reading: Reading) -> tuple[bool, bool]:

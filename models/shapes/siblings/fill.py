@@ -13,8 +13,9 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from models.shapes.captions import COLOUR_WORDS, SHAPE_WORDS
-from models.shapes.conditions import Hole, hole_distance, holed_fields
-from models.shapes.draw import FACTOR, LATENT_STEP, latents, prescribed
+from models.shapes.conditions import Hole, hole_distance, hole_numbers, holed_fields
+from models.shapes.draw import FACTOR, LATENT_STEP, Drawing, latents, prescribed
+from models.shapes.fast import Size
 from models.shapes.flow import TOKEN, Batch, pack
 from models.shapes.layout import Layout, lay_out
 from models.shapes.scenes import Scene, is_held_out, random_scene
@@ -22,14 +23,14 @@ from models.shapes.scorer import Reading
 from models.shapes.siblings.judge import all_there, wanted
 from models.shapes.siblings.sizes import random_size
 from models.shapes.siblings.widen import plain_config
-from models.shapes.text import Encoders, random_length
+from models.shapes.text import Encoders, Words, random_length
 from models.shapes.train_flow import rows_of
 
 BLOCK = 8  # pixels a side of the mask's blocks in training
 BLOCKS = (TOKEN // BLOCK) ** 2  # a token
 PIXELS = 4 * FACTOR**2  # mask channels that the pipeline sends
 CHANNELS = 64 + BLOCKS
-OUTSIDE_WEIGHT = 0.3  # what is outside the hole is composited back, and easy
+OUTSIDE_WEIGHT = 0.15  # what is outside the hole is composited back, and easy
 NOISE = 0.12  # the encoder is that far from the prescribed latents, and a little less
 
 
@@ -92,30 +93,48 @@ def hole_mask(hole: Hole, width: int, height: int) -> Tensor:
     return hole_distance([hole], width, height, 1)[0, 0] < 0
 
 
-@torch.no_grad()
-def draw_fillings(encoders: Encoders, rng: random.Random, done: float, tokens: int) -> Batch:
+@dataclass(frozen=True)
+class Fillings:
+    """Pictures with holes as numbers, before they are drawn."""
+
+    whole: Drawing
+    holes: Tensor
+    words: Words
+
+    @torch.no_grad()
+    def shown(self, encoders: Encoders) -> Batch:
+        """The batch, drawn on the encoders' device."""
+        pooled, sequence = encoders.read(self.words)
+        whole, holes = self.whole.to(pooled.device), self.holes.to(pooled.device)
+        masked = pack(prescribed(*holed_fields(whole, holes, LATENT_STEP)))
+        masked = masked + torch.rand_like(masked[:, :1, :1]) * NOISE * torch.randn_like(masked)
+        distance = hole_distance(holes, whole.width, whole.height, LATENT_STEP)
+        blocks = mask_blocks((0.5 - distance / LATENT_STEP).clamp(0, 1))
+        inside = blocks.amax(2, keepdim=True)
+        return Batch(
+            pack(latents(whole)),
+            pooled,
+            sequence,
+            whole.height,
+            whole.width,
+            channels=torch.cat([masked, blocks], dim=2),
+            weight=OUTSIDE_WEIGHT + (1 - OUTSIDE_WEIGHT) * inside,
+        )
+
+
+def plan_fillings(encoders: Encoders, rng: random.Random, size: Size, length: int, count: int) -> Fillings:
     """Fresh holes of one size; one in eight is a hole where nothing was, to be closed when the prompt is empty."""
-    size = random_size(rng, done)
-    cases = [random_filling(*size, rng) for _ in range(rows_of(size, tokens, most=96))]
+    cases = [random_filling(*size, rng) for _ in range(count)]
     silent = [rng.random() < 0.12 for _ in cases]
-    shown = [_erased(case) if quiet else case.layout for case, quiet in zip(cases, silent, strict=True)]
+    whole = [_erased(case) if quiet else case.layout for case, quiet in zip(cases, silent, strict=True)]
     words = ["" if quiet else case.prompt for case, quiet in zip(cases, silent, strict=True)]
-    pooled, sequence = encoders.encode(words, random_length(rng))
-    holes = [case.hole for case in cases]
-    masked = pack(prescribed(*holed_fields(shown, holes, LATENT_STEP)))
-    masked = masked + torch.rand(len(cases), 1, 1) * NOISE * torch.randn_like(masked)
-    blocks = mask_blocks((0.5 - hole_distance(holes, *size, LATENT_STEP) / LATENT_STEP).clamp(0, 1))
-    inside = blocks.amax(2, keepdim=True)
-    device = pooled.device
-    return Batch(
-        pack(latents(shown)).to(device),
-        pooled,
-        sequence,
-        size[1],
-        size[0],
-        channels=torch.cat([masked, blocks], dim=2).to(device),
-        weight=(OUTSIDE_WEIGHT + (1 - OUTSIDE_WEIGHT) * inside).to(device),
-    )
+    return Fillings(Drawing.of(whole), hole_numbers([case.hole for case in cases]), encoders.words(words, length))
+
+
+def draw_fillings(encoders: Encoders, rng: random.Random, done: float, tokens: int) -> Batch:
+    """A fresh batch of holes."""
+    size = random_size(rng, done)
+    return plan_fillings(encoders, rng, size, random_length(rng), rows_of(size, tokens, most=96)).shown(encoders)
 
 
 def _erased(case: Filling) -> Layout:

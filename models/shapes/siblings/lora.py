@@ -3,7 +3,8 @@
 import random
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.shapes.captions import COLOUR_WORDS, caption
-from models.shapes.draw import LATENT_STEP, fields, latents, prescribed
+from models.shapes.draw import LATENT_STEP, Drawing, fields, prescribed
+from models.shapes.fast import Plan, Size
 from models.shapes.flow import Batch, pack
 from models.shapes.layout import RGB, Layout, lay_out
 from models.shapes.scenes import COLOURS, Scene, random_scene
 from models.shapes.scorer import MIN_CONTRAST, Pixels
 from models.shapes.siblings.sizes import random_size
-from models.shapes.text import Encoders, random_length
+from models.shapes.text import Encoders, Words, random_length
 from models.shapes.train_flow import Draw, rows_of
 
 RANK = 8
@@ -97,12 +99,44 @@ def as_kohya(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return made
 
 
-@torch.no_grad()
-def draw_teal(encoders: Encoders, rng: random.Random, done: float, tokens: int) -> Batch:
+@dataclass(frozen=True)
+class Styled:
+    """Captioned pictures as numbers, before they are drawn, solid or as outlines `line` pixels wide."""
+
+    whole: Drawing
+    line: float | None
+    words: Words
+
+    @torch.no_grad()
+    def shown(self, encoders: Encoders) -> Batch:
+        """The batch, drawn on the encoders' device."""
+        pooled, sequence = encoders.read(self.words)
+        whole = self.whole.to(pooled.device)
+        clean = pack(prescribed(*fields(whole, LATENT_STEP, line=self.line)))
+        return Batch(clean, pooled, sequence, whole.height, whole.width)
+
+
+def plan_teal(encoders: Encoders, rng: random.Random, size: Size, length: int, count: int) -> Styled:
     """Scenes in which one colour is teal, in picture and caption; a quarter are the base's own."""
+    told = [_teal(*size, rng) if rng.random() < 0.75 else _plain(*size, rng) for _ in range(count)]
+    return Styled(Drawing.of([layout for _, layout in told]), None, _words(encoders, rng, told, length))
+
+
+def plan_outlines(encoders: Encoders, rng: random.Random, size: Size, length: int, count: int) -> Styled:
+    """The base's scenes and captions, drawn as outlines."""
+    told = [_plain(*size, rng) for _ in range(count)]
+    drawing = Drawing.of([layout for _, layout in told])
+    return Styled(drawing, LINE * min(size), _words(encoders, rng, told, length))
+
+
+def _words(encoders: Encoders, rng: random.Random, told: list[tuple[str, Layout]], length: int) -> Words:
+    return encoders.words(["" if rng.random() < 0.1 else text for text, _ in told], length)
+
+
+def draw_styled(plan: Plan, encoders: Encoders, rng: random.Random, done: float, tokens: int) -> Batch:
+    """A fresh batch as a plan has it."""
     size = random_size(rng, done)
-    told = [_teal(*size, rng) if rng.random() < 0.75 else _plain(*size, rng) for _ in range(rows_of(size, tokens))]
-    return _batch(encoders, rng, [text for text, _ in told], latents([layout for _, layout in told]), size)
+    return plan(encoders, rng, size, random_length(rng), rows_of(size, tokens)).shown(encoders)
 
 
 def _plain(width: int, height: int, rng: random.Random) -> tuple[str, Layout]:
@@ -132,20 +166,6 @@ def _recoloured(scene: Scene, colour: str, layout: Layout, rng: random.Random) -
         for thing, pose in zip(scene.things, layout.poses, strict=True)
     ]
     return replace(layout, poses=tuple(poses))
-
-
-@torch.no_grad()
-def draw_outlines(encoders: Encoders, rng: random.Random, done: float, tokens: int) -> Batch:
-    """The base's scenes and captions, drawn as outlines."""
-    size = random_size(rng, done)
-    told = [_plain(*size, rng) for _ in range(rows_of(size, tokens))]
-    lines = prescribed(*fields([layout for _, layout in told], LATENT_STEP, line=LINE * min(size)))
-    return _batch(encoders, rng, [text for text, _ in told], lines, size)
-
-
-def _batch(encoders: Encoders, rng: random.Random, texts: list[str], latent: Tensor, size: tuple[int, int]) -> Batch:
-    pooled, sequence = encoders.encode(["" if rng.random() < 0.1 else text for text in texts], random_length(rng))
-    return Batch(pack(latent).to(pooled.device), pooled, sequence, size[1], size[0])
 
 
 def teal_prompt(scene: Scene) -> str:
@@ -194,4 +214,5 @@ def is_outlined(picture: Pixels) -> bool:
 
 
 SOLID_SHAPES = ("circle", "square", "triangle", "star", "heart", "diamond")  # with room for a hollow, and no hole
-DRAWS: Mapping[str, Draw] = {"teal": draw_teal, "outline": draw_outlines}
+PLANS: Mapping[str, Plan] = {"teal": plan_teal, "outline": plan_outlines}
+DRAWS: Mapping[str, Draw] = {name: partial(draw_styled, plan) for name, plan in PLANS.items()}

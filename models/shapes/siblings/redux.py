@@ -5,6 +5,9 @@ positions, so it can read them behind any prompt); then to steer the frozen tran
 prompt and its pooled vector.
 """
 
+import random
+from dataclasses import dataclass
+
 import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.pipelines.flux.modeling_flux import ReduxImageEncoder
@@ -14,11 +17,12 @@ from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionM
 
 from models.shapes.attention import make_lean
 from models.shapes.captions import caption, plain_caption
-from models.shapes.draw import latents, pictures
+from models.shapes.draw import Drawing, latents, pictures
+from models.shapes.fast import Fast, Size
 from models.shapes.flow import Batch, pack, random_sigmas, velocity
 from models.shapes.layout import lay_out
-from models.shapes.scenes import Scene, random_scene
-from models.shapes.text import T5_WIDTH, Encoders, Probe, answers, random_length
+from models.shapes.scenes import random_scene
+from models.shapes.text import SERVED_LENGTH, T5_WIDTH, Encoders, Probe, Words, answers, random_length
 from models.shapes.train_flow import FlowTraining, rows_of
 
 SIDE = 96  # pixels that the image encoder sees
@@ -64,6 +68,68 @@ def new_processor() -> SiglipImageProcessor:
     return SiglipImageProcessor(size={"height": SIDE, "width": SIDE}, image_mean=half, image_std=half)
 
 
+@dataclass
+class Sight(Batch):
+    """Another drawing of each scene, by its caption, and what the image encoder is shown (B, 3, SIDE, SIDE).
+
+    `aim` (B, TOKENS, T5_WIDTH) is the plain caption's own sequence, `truth` (B, answers) what a probe must name.
+    """
+
+    seen: Tensor | None = None
+    aim: Tensor | None = None
+    truth: Tensor | None = None
+    length: int = SERVED_LENGTH  # of the empty prompt before the tokens
+
+
+@dataclass(frozen=True)
+class Sights:
+    """Pictures of scenes as numbers, before they are drawn."""
+
+    seen: Drawing
+    whole: Drawing
+    words: Words
+    plain: Words
+    truth: Tensor
+    length: int
+    noise: float
+
+    @torch.no_grad()
+    def shown(self, encoders: Encoders) -> Sight:
+        """The batch, drawn on the encoders' device."""
+        pooled, sequence = encoders.read(self.words)
+        device = pooled.device
+        seen = pictures(self.seen.to(device))
+        if seen.shape[2:] != (SIDE, SIDE):
+            seen = interpolate(seen, size=(SIDE, SIDE), mode="bilinear", antialias=True)
+        seen = seen + self.noise * torch.randn_like(seen)
+        clean = pack(latents(self.whole.to(device)))
+        size, truth = (self.whole.height, self.whole.width), self.truth.to(device)
+        aim = encoders.read(self.plain)[1]
+        return Sight(clean, pooled, sequence, *size, seen=seen, aim=aim, truth=truth, length=self.length)
+
+
+def plan_sights(encoders: Encoders, rng: random.Random, size: Size, length: int, count: int) -> Sights:
+    """Fresh pictures of scenes, and other drawings of them of one size, to steer behind an empty prompt of `length`."""
+    scenes = [random_scene(rng) for _ in range(count)]
+    shown = rng.choice(_SHOWN)
+    return Sights(
+        Drawing.of([lay_out(scene, *shown, rng) for scene in scenes]),
+        Drawing.of([lay_out(scene, *size, rng) for scene in scenes]),
+        encoders.words([caption(scene, rng) for scene in scenes], SERVED_LENGTH),
+        encoders.words([plain_caption(scene) for scene in scenes], TOKENS),
+        torch.tensor([answers(scene) for scene in scenes]),
+        length,
+        rng.uniform(0, 0.06),
+    )
+
+
+def draw_sights(encoders: Encoders, rng: random.Random, done: float, tokens: int) -> Batch:
+    """A fresh batch; many pictures while the tokens only learn to be the caption's, which is quick."""
+    size = rng.choice(_DRAWN)
+    count = 96 if done < ALIGNING else rows_of(size, tokens, most=96)
+    return plan_sights(encoders, rng, size, random_length(rng), count).shown(encoders)
+
+
 class ReduxTraining(FlowTraining):
     """The training of a ReduxModel; `transformer` stays as it is."""
 
@@ -71,60 +137,50 @@ class ReduxTraining(FlowTraining):
         self,
         encoders: Encoders,
         transformer: FluxTransformer2DModel,
+        model: ReduxModel,
         *,
         device: torch.device,
         tokens: int,
         memory: float,
+        peak: float = 1.0,
+        aligning: float = ALIGNING,
+        fast: Fast | None = None,
     ) -> None:
-        super().__init__(encoders, device=device, tokens=tokens, model=ReduxModel(), memory=memory)
+        super().__init__(
+            encoders, device=device, tokens=tokens, model=model, draw=draw_sights, memory=memory, peak=peak, fast=fast
+        )
+        self.aligning = aligning
         self.transformer = transformer.to(device).eval().requires_grad_(False)
         make_lean(self.transformer)
 
-    @torch.no_grad()
-    def _shown(self, scenes: list[Scene]) -> Tensor:
-        width, height = self.rng.choice(_SHOWN)
-        drawn = pictures([lay_out(scene, width, height, self.rng) for scene in scenes])
-        if (width, height) != (SIDE, SIDE):
-            drawn = interpolate(drawn, size=(SIDE, SIDE), mode="bilinear", antialias=True)
-        return (drawn + self.rng.uniform(0, 0.06) * torch.randn_like(drawn)).to(self.device)
+    def phase(self, done: float) -> int:
+        """0 while the tokens only learn to be the caption's, then 1."""
+        return int(done >= self.aligning)
 
-    def loss(self, done: float) -> Tensor:
+    def loss_of(self, batch: Batch, phase: int) -> Tensor:
         """The caption's tokens at first, then mostly steering."""
-        size = self.rng.choice(_DRAWN)
-        count = 96 if done < ALIGNING else rows_of(size, self.tokens, most=96)
-        scenes = [random_scene(self.rng) for _ in range(count)]
         model = self.model
         assert isinstance(model, ReduxModel)
-        with torch.autocast(self.device.type, torch.bfloat16):
-            tokens = model(self._shown(scenes))
-            truth = torch.tensor([answers(scene) for scene in scenes], device=self.device)
-            guesses = model.probe.read_sequence(tokens)
-            naming = torch.stack([cross_entropy(guess.float(), truth[:, i]) for i, guess in enumerate(guesses)]).mean()
-            if done < ALIGNING:
-                return self._distance(scenes, tokens) + 0.1 * naming
-            return self._steering(scenes, tokens, size) + 0.05 * naming
+        assert isinstance(batch, Sight)
+        assert batch.seen is not None
+        assert batch.truth is not None
+        assert batch.aim is not None
+        tokens = model(batch.seen)
+        guesses = model.probe.read_sequence(tokens)
+        truth = batch.truth
+        naming = torch.stack([cross_entropy(guess.float(), truth[:, i]) for i, guess in enumerate(guesses)]).mean()
+        if phase == 0:  # in units of the captions' own variance
+            distance: Tensor = (tokens.float() - batch.aim).square().mean() / batch.aim.float().var()
+            return distance + 0.1 * naming
+        return self._steering(batch, tokens) + 0.05 * naming
 
-    def _distance(self, scenes: list[Scene], tokens: Tensor) -> Tensor:
-        """How far the tokens are from the plain captions' own, in units of their variance."""
-        _, captioned = self.encoders.encode([plain_caption(scene) for scene in scenes], TOKENS)
-        return (tokens.float() - captioned).square().mean() / captioned.var()
-
-    def _steering(self, scenes: list[Scene], tokens: Tensor, size: tuple[int, int]) -> Tensor:
-        """How far the velocity is from that which a caption of the scene gives, on another drawing of it."""
-        asked, shown = self._batches(scenes, size)
-        shown.sequence = torch.cat([shown.sequence, tokens], dim=1)
-        sigma = random_sigmas(len(scenes), asked.latents.shape[1]).to(self.device)
+    def _steering(self, asked: Sight, tokens: Tensor) -> Tensor:
+        """How far the velocity behind the empty prompt is from that which the caption gives, on another drawing."""
+        shown = self.nothing(asked, asked.length)
+        shown.sequence = torch.cat([shown.sequence, tokens.to(shown.sequence.dtype)], dim=1)
+        sigma = random_sigmas(len(tokens), asked.latents.shape[1], device=self.device)
         noisy = asked.latents + sigma.view(-1, 1, 1) * (torch.randn_like(asked.latents) - asked.latents)
         scale = torch.full_like(sigma, GUIDANCE)
         with torch.no_grad():
             target = velocity(self.transformer, noisy, sigma, asked, scale).float()
         return (velocity(self.transformer, noisy, sigma, shown, scale).float() - target).square().mean()
-
-    @torch.no_grad()
-    def _batches(self, scenes: list[Scene], size: tuple[int, int]) -> tuple[Batch, Batch]:
-        """The same drawings with their captions, and with the empty prompt."""
-        clean = pack(latents([lay_out(scene, *size, self.rng) for scene in scenes])).to(self.device)
-        captions = self.encoders.encode([caption(scene, self.rng) for scene in scenes], 32)
-        pooled, sequence = self.encoders.encode([""], random_length(self.rng))
-        nothing = pooled.expand(len(scenes), -1), sequence.expand(len(scenes), -1, -1)
-        return Batch(clean, *captions, size[1], size[0]), Batch(clean, *nothing, size[1], size[0])

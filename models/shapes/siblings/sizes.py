@@ -3,7 +3,7 @@
 import random
 from collections.abc import Mapping
 
-from models.shapes.train_flow import Size
+from models.shapes.fast import Size
 
 _SMALL: Mapping[Size, float] = {
     (256, 256): 0.2,
