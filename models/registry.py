@@ -149,6 +149,21 @@ _KLEINS = (
     _klein("9B", True, "FLUX Non-Commercial", "the same before it was distilled"),
 )
 
+_FLUX2_SHAPES = ModelSpec(
+    name="flux2-shapes",
+    source=str(_HERE / "shapes" / "flux2-shapes"),
+    family="flux2",
+    variant="klein-4b",
+    max_sequence_length=32,
+    default_steps=4,
+    default_guidance=1.0,
+    licence="Apache-2.0",
+    summary="embedded FLUX.2: draws and edits shapes in 4 steps",
+    base="flux-shapes",
+    native_pixels=1024 * 640,
+)
+"""Listed from the moment that its weights are here: `python -m models.shapes.flux2.train`."""
+
 _SPECS = (
     ModelSpec(
         name="flux-shapes",
@@ -226,6 +241,7 @@ _SPECS = (
         licence="none (random weights)",
         summary="the same, without guidance embedding",
     ),
+    *(spec for spec in (_FLUX2_SHAPES,) if Path(spec.source).is_dir()),
     *_KLEINS,
     *map(_random, _KLEINS),
 )

@@ -91,7 +91,8 @@ class Flux2Runner:
     def denoise(self, rows: Sequence[Row]) -> None:
         pack = self._packed(rows)
         asked = [(row, conditioning_of(row)) for row in pack.rows]
-        latents = torch.cat([_model_input(row) for row, each in asked for _ in each.texts])
+        inputs = [_model_input(row) for row, each in asked for _ in each.texts]
+        latents = inputs[0] if len(inputs) == 1 else torch.cat(inputs)  # alone it keeps its layout, see `initial_noise`
         modulation = torch.stack([each.modulation[row.step_index] for row, each in asked for _ in each.texts])
         predicted = packed_forward(
             self.components.transformer, pack.layout, latents, pack.text, modulation, self._compute

@@ -25,8 +25,11 @@ def sigmas_of(config: Mapping[str, Any], num_steps: int, image_tokens: int) -> T
 
 
 def initial_noise(generator: torch.Generator, channels: int, sides: Sides, dtype: torch.dtype) -> Tensor:
-    """Noise of one picture, (h * w, C), on the CPU: the same on every device."""
-    return pack(torch.randn((1, channels, *sides), generator=generator, dtype=dtype)).contiguous()
+    """Noise of one picture, (h * w, C), on the CPU: the same on every device.
+
+    As the pipeline has it, the channels of a token are not neighbours in memory: the first product rounds by that.
+    """
+    return pack(torch.randn((1, channels, *sides), generator=generator, dtype=dtype))
 
 
 def position_ids(text_tokens: int, drawn: Sides, references: Sequence[Sides] = ()) -> Tensor:

@@ -1,0 +1,87 @@
+"""The text encoder of flux2-shapes: a Qwen3 as deep as FLUX.2 reads, and a vocabulary of whole words."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from models.flux2.architectures import READ_LAYERS
+from models.flux2.text_encoder import PromptEncoder
+from models.shapes.tokens import T5_LENGTH, corpus, t5_tokenizer
+
+WIDTH = 64
+SEQUENCE_WIDTH = WIDTH * len(READ_LAYERS)
+# Nothing but the words: a model that reads 32 tokens has none to spare for roles.
+CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+
+
+@dataclass
+class KleinText:
+    """The encoder and its tokenizer; `encode` is what Flux2KleinPipeline.encode_prompt does.
+
+    A `models.shapes.text.Encoders` to whoever trains a flow: its pooled vector is a zero that nobody reads.
+    """
+
+    encoder: PromptEncoder
+    tokenizer: PreTrainedTokenizerFast
+
+    def encode(self, prompts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
+        """Pooled (B, 1) and sequence (B, length, SEQUENCE_WIDTH), padding included, as FLUX.2 has it."""
+        words = self.tokenizer(
+            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        ).to(self.encoder.device)
+        layers = self.encoder(
+            input_ids=words["input_ids"],
+            attention_mask=words["attention_mask"],
+            output_hidden_states=True,
+            use_cache=False,
+        ).hidden_states
+        sequence = torch.cat([layers[layer] for layer in READ_LAYERS], dim=-1)
+        return sequence.new_zeros(len(sequence), 1), sequence
+
+    def on(self, device: torch.device) -> "KleinText":
+        """The same, moved to a device."""
+        self.encoder.to(device)
+        return self
+
+
+def new_text() -> KleinText:
+    """An untrained encoder for the vocabulary of the training captions."""
+    words = t5_tokenizer(corpus())
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words.backend_tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=T5_LENGTH,
+        padding_side="right",
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return KleinText(PromptEncoder(config(len(tokenizer))), tokenizer)
+
+
+def config(words: int, layers: int = READ_LAYERS[-1]) -> Qwen3Config:
+    """Of so many words and layers."""
+    return Qwen3Config(
+        vocab_size=words,
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=WIDTH // 2,
+        max_position_embeddings=T5_LENGTH,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
+
+
+def as_stock(encoder: PromptEncoder) -> Qwen3ForCausalLM:
+    """What the stock pipeline opens: one layer more, so that the last one that is read comes before the norm."""
+    whole = Qwen3ForCausalLM(config(encoder.config.vocab_size, READ_LAYERS[-1] + 1)).eval()
+    whole.model.load_state_dict(encoder.state_dict(), strict=False)
+    return whole
