@@ -19,7 +19,6 @@ import argparse
 import gc
 import json
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,12 +28,13 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from benchmarks.common import emit, environment
+from benchmarks.copies import in_float32, set_aside, with_own_weights
 from models.accelerator import Accelerator, open_accelerator, pick_dtype
 from models.arguments import resolve
 from models.components import FluxComponents
-from models.fusion import fuse
-from models.loading import load, silence_libraries
-from models.tuning import PLAIN, Tuning
+from models.loading import load, silence_libraries, tune
+from models.quantization import quantize
+from models.tuning import AUTO, PLAIN, Tuning
 from pipelines.families.flux1.packed import attention_shape, modulation_rows, packed_forward
 from pipelines.families.flux1.sampling import position_ids
 from pipelines.families.layout import PackLayout
@@ -42,9 +42,9 @@ from pipelines.ops.attention_choice import measure_ms
 from pipelines.ops.compute import Compute, choose_compute
 from server.bench.report import table
 
-ON = replace(
-    PLAIN, attention="auto", kernels="triton", fuse_qkv=True, fuse_mlp=True, vae_channels_last=True, compile_vae=False
-)
+ON = replace(AUTO.resolved("cuda"), replay=False)
+"""As a GPU serves, but that a step is never replayed: here single forwards are measured, and never twice at once."""
+
 SWITCHES = tuple(name for name in ON.__slots__ if getattr(ON, name) != getattr(PLAIN, name))
 
 
@@ -74,11 +74,15 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One row. Args: without: what the step computes anew that is otherwise kept (see `RECOMPUTED`)."""
+    """One row.
+
+    Args: without: what the step computes anew that is otherwise kept (see `RECOMPUTED`). float8: the blocks' weights.
+    """
 
     name: str
     tuning: Tuning
     without: str | None = None
+    float8: bool = False
 
 
 def cases() -> list[Case]:
@@ -87,8 +91,14 @@ def cases() -> list[Case]:
     alone = [Case(f"{name} alone", replace(PLAIN, **{name: getattr(ON, name)})) for name in SWITCHES]
     alone.insert(2, Case("kernels=compiled alone", replace(PLAIN, kernels="compiled")))
     but_one = [Case(f"on but {name}", replace(ON, **{name: getattr(PLAIN, name)})) for name in SWITCHES]
-    on = [Case("on", ON), Case("on, split_k off", replace(ON, split_k=False))]
-    return [Case("off", PLAIN), *kept, *alone, *on, *but_one]
+    compiled = replace(ON, kernels="compiled")
+    on = [
+        Case("on", ON),
+        Case("on, kernels=compiled", compiled),
+        Case("on, compile_vae", replace(ON, compile_vae=True)),
+    ]
+    float8 = [Case("on, float8", ON, float8=True), Case("on, float8, kernels=compiled", compiled, float8=True)]
+    return [Case("off", PLAIN), *kept, *alone, *on, *float8, *but_one]
 
 
 def make_inputs(components: FluxComponents, pack: Pack, text_tokens: int) -> Inputs:
@@ -130,7 +140,7 @@ def rope_of(components: FluxComponents, pack: Pack, text_tokens: int) -> Tensor:
 
 def with_exact(components: FluxComponents, inputs: Sequence[Inputs]) -> list[Inputs]:
     """Beside every pack, the plain forward in float32."""
-    transformer = deepcopy(components.transformer).float()
+    transformer = in_float32(components.transformer, components.device)
     exact = [
         packed_forward(transformer, i.layout, i.latents.float(), i.text.float(), i.modulation.float(), Compute())
         for i in inputs
@@ -155,8 +165,11 @@ def measure_case(
         return row | {"why_not": reason}
     notes: list[str] = []
     try:
-        transformer = deepcopy(components.transformer)
-        fuse(transformer, qkv=bool(case.tuning.fuse_qkv), mlp=bool(case.tuning.fuse_mlp))
+        own = with_own_weights(components, accelerator)
+        tune(own, case.tuning, accelerator)
+        transformer = own.transformer
+        if case.float8:
+            quantize(transformer, "fp8", accelerator)
         compute = choose_compute(
             case.tuning, *attention_shape(transformer), components.dtype, accelerator, notes.append
         )
@@ -166,12 +179,12 @@ def measure_case(
 
             def step(i: Inputs = i) -> None:
                 if case.without is not None:
-                    RECOMPUTED[case.without](components, i)
+                    RECOMPUTED[case.without](own, i)
                 _forward(transformer, i, compute)
 
             row["cells"][i.pack.name] = {"step_ms": measure_ms(step, accelerator, repeats)}
         row["error"] = max(errors)
-        row["decode_ms"] = _decode_ms(case.tuning, components, accelerator, inputs[0].pack, repeats)
+        row["decode_ms"] = _decode_ms(own, accelerator, inputs[0].pack, repeats)
     except Exception as exc:
         # Whatever breaks one row, a compiler's or a driver's own errors too, the others are still worth their time.
         row["why_not"] = f"broke: {type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else ''}"
@@ -200,16 +213,13 @@ def relative_error(result: Tensor, exact: Tensor) -> float:
     return float((result.float() - exact).square().mean().sqrt() / exact.square().mean().sqrt())
 
 
-def _decode_ms(tuning: Tuning, components: FluxComponents, accelerator: Accelerator, pack: Pack, repeats: int) -> float:
-    vae = deepcopy(components.vae)
-    if tuning.vae_channels_last:
-        vae.to(memory_format=torch.channels_last)
-    if tuning.compile_vae:
-        vae.decoder.compile(dynamic=True)
+def _decode_ms(components: FluxComponents, accelerator: Accelerator, pack: Pack, repeats: int) -> float:
     scale = components.vae_scale_factor
     shape = (1, components.latent_channels, pack.height // scale, pack.width // scale)
-    latents = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(components.device, components.dtype)
-    return measure_ms(lambda: vae.decode(latents), accelerator, repeats)
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(
+        accelerator.device, components.vae.dtype
+    )
+    return measure_ms(lambda: components.vae.decode(latents), accelerator, repeats)
 
 
 def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -247,6 +257,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     components = load(spec, accelerator, pick_dtype(arguments.dtype, accelerator))
     inputs = [make_inputs(components, pack, spec.max_sequence_length) for pack in arguments.packs]
     inputs = with_exact(components, inputs)
+    components = set_aside(components, accelerator, "transformer", "vae", "text_encoder", "text_encoder_2")
     rows = []
     for case in cases():
         if arguments.cases and case.name not in ("off", *arguments.cases):

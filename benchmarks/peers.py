@@ -18,8 +18,7 @@ import argparse
 import gc
 import json
 from collections.abc import Callable, Sequence
-from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import count as numbers
@@ -29,15 +28,18 @@ from statistics import median
 from typing import Any
 
 import torch
+from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import attention_backend
 
 from benchmarks.common import emit, environment
+from benchmarks.copies import set_aside, with_own_weights
 from benchmarks.engine import WINDOW_S, Job, Ours, Source, Stock
 from models.accelerator import Accelerator, open_accelerator, pick_dtype
 from models.arguments import resolve
 from models.components import FluxComponents
-from models.loading import load, silence_libraries
-from models.quantization import is_insensitive
+from models.loading import load, silence_libraries, tune
+from models.quantization import is_insensitive, quantize
+from models.tuning import AUTO
 from pipelines.families.flux1.runner import FluxRunner
 from pipelines.protocol.params import GenerationParams
 from server.bench.report import table
@@ -55,6 +57,7 @@ class Peer:
         missing: why it cannot run here; None if it can.
         is_exact: the same arithmetic as stock up to the order of rounding.
         batches: whether requests at once are drawn together.
+        acceleration: what its requests ask for.
         note: what a reader should know.
     """
 
@@ -63,6 +66,7 @@ class Peer:
     missing: Callable[[Accelerator], str | None] = lambda accelerator: None
     is_exact: bool = True
     batches: bool = False
+    acceleration: str = "none"
     note: str = ""
 
 
@@ -87,7 +91,15 @@ def batching(components: FluxComponents, accelerator: Accelerator) -> Stock:
 
 
 def engine(components: FluxComponents, accelerator: Accelerator) -> Ours:
-    return Ours(FluxRunner(components, accelerator), accelerator)
+    """As it is served on this kind of device."""
+    tune(components, AUTO.resolved(accelerator.kind), accelerator)
+    return Ours(FluxRunner(components, accelerator, AUTO), accelerator)
+
+
+def engine_float8(components: FluxComponents, accelerator: Accelerator) -> Ours:
+    tune(components, AUTO.resolved(accelerator.kind), accelerator)
+    quantize(components.transformer, "fp8", accelerator)
+    return Ours(FluxRunner(components, accelerator, AUTO), accelerator)
 
 
 def cudnn(components: FluxComponents, accelerator: Accelerator) -> Stock:
@@ -109,7 +121,7 @@ def compiled_cudnn(components: FluxComponents, accelerator: Accelerator) -> Stoc
 
 
 def flux_fast(components: FluxComponents, accelerator: Accelerator) -> Stock:
-    """The recipe's lossless parts: fused QKV, channels_last, FA3 or else cuDNN attention, tuned compilation.
+    """The recipe's lossless parts: fused QKV, channels_last, FA3 attention where it is here, tuned compilation.
 
     Source: huggingface/flux-fast, utils/pipeline_utils.py. Its AOT export is left out: it saves start-up, not steps.
     """
@@ -122,12 +134,20 @@ def flux_fast(components: FluxComponents, accelerator: Accelerator) -> Stock:
     transformer, vae = system.pipeline.transformer, system.pipeline.vae
     transformer.fuse_qkv_projections()
     vae.fuse_qkv_projections()
-    transformer.set_attention_backend("_flash_3" if find_spec("flash_attn_interface") else "_native_cudnn")
+    transformer.set_attention_backend("_flash_3" if offer_flash_attention_3() else "_native_cudnn")
     for module in (transformer, vae):
         module.to(memory_format=torch.channels_last)
     transformer.compile(mode="max-autotune", fullgraph=True)
     vae.decode = torch.compile(vae.decode, mode="max-autotune", fullgraph=True)
     return system
+
+
+def offer_flash_attention_3() -> bool:
+    """Whether diffusers can use FlashAttention 3; the wheel that PyPI has (fa3-fwd) is told it under its own name."""
+    if not attention_dispatch._CAN_USE_FLASH_ATTN_3 and find_spec("fa3_fwd_interface"):
+        attention_dispatch.flash_attn_3_func = import_module("fa3_fwd_interface").flash_attn_func
+        attention_dispatch._CAN_USE_FLASH_ATTN_3 = True
+    return bool(attention_dispatch._CAN_USE_FLASH_ATTN_3)
 
 
 def flux_fast_fp8(components: FluxComponents, accelerator: Accelerator) -> Stock:
@@ -151,6 +171,8 @@ def cache_dit(components: FluxComponents, accelerator: Accelerator) -> Stock:
 
 
 GPU = needs()
+_HAS_FA3 = any(find_spec(name) for name in ("flash_attn_interface", "fa3_fwd_interface"))
+_FLUX_FAST = f"fused QKV, channels_last, max-autotune, {'FlashAttention 3' if _HAS_FA3 else 'cuDNN attention'}"
 PEERS = (
     Peer("stock", stock, note="FluxPipeline, eager, one at a time"),
     Peer("request batching", batching, batches=True, note="equal requests within 50 ms, at most 8, in one call"),
@@ -158,8 +180,18 @@ PEERS = (
     Peer("compile_repeated_blocks", compiled, GPU),
     Peer("compile_repeated_blocks + cuDNN", compiled_cudnn, GPU),
     Peer("fluxserve engine", engine, batches=True),
-    Peer("flux-fast, exact parts", flux_fast, GPU, note="fused QKV, channels_last, max-autotune"),
-    Peer("flux-fast, fp8", flux_fast_fp8, needs("torchao"), is_exact=False, note="and float8 linears per row"),
+    Peer("fluxserve engine, float8", engine_float8, GPU, is_exact=False, batches=True),
+    Peer(
+        "fluxserve engine, float8 and caching",
+        engine_float8,
+        GPU,
+        is_exact=False,
+        batches=True,
+        acceleration="high",
+        note="hits on random weights mean nothing",
+    ),
+    Peer("flux-fast, exact parts", flux_fast, GPU, note=_FLUX_FAST),
+    Peer("flux-fast, fp8", flux_fast_fp8, needs("torchao"), is_exact=False, note=f"{_FLUX_FAST}, float8 by row"),
     # Last: it patches classes, not only its own pipeline.
     Peer(
         "cache-dit",
@@ -183,7 +215,7 @@ class Shape:
     def name(self) -> str:
         return f"{self.width}x{self.height}, {self.steps} steps"
 
-    def jobs(self, model: str, count: int, max_sequence_length: int) -> list[Job]:
+    def jobs(self, model: str, count: int, max_sequence_length: int, acceleration: str = "none") -> list[Job]:
         return [
             Job(
                 GenerationParams(
@@ -195,6 +227,7 @@ class Shape:
                     3.5,
                     seed,
                     max_sequence_length=max_sequence_length,
+                    acceleration=acceleration,
                 )
             )
             for seed in islice(_SEEDS, count)
@@ -210,14 +243,13 @@ def measure_peer(
         return row | {"why_not": reason}
     spec = components.spec
     try:
-        copies = {"transformer": deepcopy(components.transformer), "vae": deepcopy(components.vae)}
         # A model's set_attention_backend changes the default of all models, too; this puts it back.
         with attention_backend("native"):
-            system = peer.build(replace(components, **copies), accelerator)
+            system = peer.build(with_own_weights(components, accelerator), accelerator)
             for shape in shapes:
 
                 def jobs(count: int, shape: Shape = shape) -> list[Job]:
-                    return shape.jobs(spec.name, count, spec.max_sequence_length)
+                    return shape.jobs(spec.name, count, spec.max_sequence_length, peer.acceleration)
 
                 row["cells"][shape.name] = _figures(peer, system, jobs, settings)
     except Exception as exc:
@@ -280,6 +312,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     spec = resolve(arguments.model)
     components = load(spec, accelerator, pick_dtype(arguments.dtype, accelerator))
     shapes = [Shape(width, height, steps) for width, height in arguments.sizes for steps in arguments.steps]
+    components = set_aside(components, accelerator, "transformer", "vae")
     settings = Settings(arguments.count, arguments.warmup, arguments.clients)
     rows = []
     for peer in PEERS:

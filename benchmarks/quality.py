@@ -44,6 +44,7 @@ from models.shapes.captions import plain_caption
 from models.shapes.evaluate import contact_sheet, held_out_scenes, rates
 from models.shapes.scenes import Scene
 from models.shapes.scorer import Pixels
+from models.tuning import AUTO
 from pipelines.engine.engine import Engine
 from pipelines.engine.request import Row
 from pipelines.families.flux1.runner import FluxRunner
@@ -175,7 +176,7 @@ def measure(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[Pixels]
     silence_libraries()
     accelerator = open_accelerator(arguments.device)
     spec = resolve(arguments.model)
-    components = load(spec, accelerator, pick_dtype(arguments.dtype, accelerator))
+    components = load(spec, accelerator, pick_dtype(arguments.dtype, accelerator), tuning=AUTO)  # as it is served
     is_random = spec.source.startswith("random:")
     rule: HitRule = ForcedHits(arguments.forced_period) if is_random else FirstBlockRule(arguments.threshold)
     twin = _float8(components, accelerator)

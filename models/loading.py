@@ -71,14 +71,7 @@ def load(
                 "`fluxserve doctor` says which of --quantization and --offload make it fit."
             ) from exc
         raise
-    if not is_packed(components.transformer):  # their rows may be stored in different forms
-        recipe.fuse(components.transformer, bool(tuning.fuse_qkv), bool(tuning.fuse_mlp))
-    if tuning.vae_channels_last:
-        components.vae.to(memory_format=torch.channels_last)
-    if tuning.fuse_vae_norms and (kernel := checked_kernel(accelerator.device, dtype)):
-        fuse_norms(components.vae, kernel)
-    if tuning.compile_vae:
-        components.vae.decoder.compile(dynamic=True)
+    tune(components, tuning, accelerator)
     progress("quantization", 0.99)
     quantize(components.transformer, quantization, accelerator)
     if offload == "text+blocks":
@@ -88,6 +81,19 @@ def load(
     accelerator.mark().wait()  # prompts are encoded on another stream, which does not wait for this one
     progress("loaded", 1.0)
     return replace(components, load_s=time.monotonic() - started)
+
+
+def tune(components: Any, tuning: Tuning, accelerator: Accelerator) -> None:
+    """Do in place what of the switches concerns the weights. Args: tuning: resolved for this kind of device."""
+    if not is_packed(components.transformer):  # their rows may be stored in different forms
+        fuse_projections = recipe_of(components.spec).fuse
+        fuse_projections(components.transformer, bool(tuning.fuse_qkv), bool(tuning.fuse_mlp))
+    if tuning.vae_channels_last:
+        components.vae.to(memory_format=torch.channels_last)
+    if tuning.fuse_vae_norms and (kernel := checked_kernel(accelerator.device, components.vae.dtype)):
+        fuse_norms(components.vae, kernel)
+    if tuning.compile_vae:
+        components.vae.decoder.compile(dynamic=True)
 
 
 def _load_parts(

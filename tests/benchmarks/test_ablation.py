@@ -10,7 +10,7 @@ from benchmarks import ablation
 from models.accelerator import open_accelerator
 from models.loading import load
 from models.registry import TINY
-from models.tuning import PLAIN
+from models.tuning import AUTO, PLAIN
 
 FLAGS = ["--model", "random:tiny", "--device", "cpu", "--packs", "32x32", "16x16*3", "--repeats", "2"]
 QUICK = ["off, without modulation table", "attention alone", "kernels alone", "fuse_qkv alone", "fuse_mlp alone"]
@@ -42,6 +42,25 @@ def test_every_switch_is_measured_alone_and_left_out() -> None:
     for switch in ablation.SWITCHES:
         assert f"{switch} alone" in names
         assert f"on but {switch}" in names
+
+
+def test_what_a_gpu_serves_is_measured_in_float8_too() -> None:
+    served = replace(AUTO.resolved("cuda"), replay=False)
+    rows = {case.name: case for case in ablation.cases()}
+    assert rows["on"].tuning == served
+    assert (rows["on, float8"].tuning, rows["on, float8"].float8) == (served, True)
+
+
+def test_float8_weights_are_another_row_with_a_larger_error() -> None:
+    accelerator = open_accelerator("cpu")
+    with torch.inference_mode():
+        components = load(TINY, accelerator)
+        inputs = ablation.with_exact(components, [ablation.make_inputs(components, ablation.pack("32x32"), 8)])
+        rows = [
+            ablation.measure_case(ablation.Case("", PLAIN, float8=is_float8), components, accelerator, inputs, 1)
+            for is_float8 in (False, True)
+        ]
+    assert rows[0]["error"] < rows[1]["error"] / 10 < 0.1
 
 
 def test_half_precision_shows_in_the_error() -> None:

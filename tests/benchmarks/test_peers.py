@@ -10,10 +10,11 @@ import torch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
 from benchmarks import peers
-from benchmarks.engine import Stock
+from benchmarks.engine import Ours, Stock
 from models.accelerator import open_accelerator
 from models.loading import load
 from models.registry import TINY
+from models.tuning import AUTO, Tuning
 from pipelines.protocol.params import GenerationParams
 
 FLAGS = ["--model", "random:tiny", "--device", "cpu", "--sizes", "32x32", "--steps", "2"]
@@ -55,6 +56,15 @@ def test_a_peer_that_breaks_is_reported_and_the_others_go_on() -> None:
     text = peers.markdown([stock_row(), row], [shape], 1)
     assert "| broken |  |  |  |  | broke: ZeroDivisionError: division by zero |" in text
     assert "| stock | 2.000 | 1.00 | 0.5 | 1.00 | eager |" in text
+
+
+def test_the_engine_among_its_peers_is_the_one_that_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tuning] = []
+    monkeypatch.setattr(peers, "tune", lambda components, tuning, accelerator: seen.append(tuning))
+    accelerator = open_accelerator("cpu")
+    system = peers.engine(load(TINY, accelerator), accelerator)
+    assert isinstance(system, Ours)
+    assert seen == [AUTO.resolved("cpu")]
 
 
 def stock_row() -> dict[str, Any]:
