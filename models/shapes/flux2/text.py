@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from models.flux2.architectures import READ_LAYERS
 from models.flux2.text_encoder import PromptEncoder
+from models.shapes.text import Words
 from models.shapes.tokens import T5_LENGTH, corpus, t5_tokenizer
 
 WIDTH = 64
@@ -29,17 +30,31 @@ class KleinText:
 
     def encode(self, prompts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
         """Pooled (B, 1) and sequence (B, length, SEQUENCE_WIDTH), padding included, as FLUX.2 has it."""
+        return self.read(self.words(prompts, length))
+
+    def words(self, prompts: Sequence[str], length: int) -> Words:
+        """The prompts' token numbers, in the place of T5's."""
         words = self.tokenizer(
             list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        ).to(self.encoder.device)
+        )
+        return Words(torch.zeros(len(prompts), 1), words["input_ids"])
+
+    def read(self, words: Words) -> tuple[Tensor, Tensor]:
+        """Pooled and sequence of token numbers."""
+        ids = words.t5.to(self.device)
         layers = self.encoder(
-            input_ids=words["input_ids"],
-            attention_mask=words["attention_mask"],
+            input_ids=ids,
+            attention_mask=(ids != self.tokenizer.pad_token_id).long(),
             output_hidden_states=True,
             use_cache=False,
         ).hidden_states
-        sequence = torch.cat([layers[layer] for layer in READ_LAYERS], dim=-1)
-        return sequence.new_zeros(len(sequence), 1), sequence
+        return words.clip.to(ids.device), torch.cat([layers[layer] for layer in READ_LAYERS], dim=-1)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the encoder is."""
+        device: torch.device = self.encoder.device
+        return device
 
     def on(self, device: torch.device) -> "KleinText":
         """The same, moved to a device."""

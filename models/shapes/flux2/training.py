@@ -1,7 +1,6 @@
 """One run of the transformer of flux2-shapes: scenes and edits in turn, first plainly, then guided by a teacher."""
 
 import random
-from dataclasses import replace
 from typing import cast
 
 import torch
@@ -17,6 +16,11 @@ from models.shapes.train_flow import FlowTraining, draw_scenes
 EDITS = 0.45  # share of the steps: one model draws and edits
 GUIDANCE = 3.5  # what a teacher is asked with
 TAUGHT_PEAK = 0.3  # of the learning rates, once what is drawn is known
+
+
+def draw_late(encoders: Encoders, rng: random.Random, done: float, tokens: int) -> Batch:
+    """As at the end of the first part: a teacher goes on from there."""
+    return draw_both(encoders, rng, 1.0, tokens)
 
 
 def draw_both(encoders: Encoders, rng: random.Random, done: float, tokens: int) -> Batch:
@@ -41,24 +45,15 @@ class KleinTraining(FlowTraining):
             device=device,
             tokens=tokens,
             model=model,
-            draw=draw_both,
+            draw=draw_both if teacher is None else draw_late,
             guided_from=2.0,  # guidance is no input here: never
             peak=1.0 if teacher is None else TAUGHT_PEAK,
         )
         self.teacher = None if teacher is None else teacher.to(device).eval().requires_grad_(False)
 
-    def loss(self, done: float) -> Tensor:
-        """The loss of a fresh batch at the fraction `done` of the run."""
-        # A teacher goes on where the first part has ended.
-        at = done if self.teacher is None else 1.0
-        batch = self.draw(self.encoders, self.rng, at, self.tokens // self.together.count)
-        with torch.autocast(self.device.type, torch.bfloat16):
-            if self.teacher is None:
-                return flow_loss(self.model, batch)
-            return taught_loss(self.model, self.teacher, batch, self._untold(batch), GUIDANCE)
-
-    def _untold(self, batch: Batch) -> Batch:
-        """The same without words; a picture to edit stays."""
-        with torch.no_grad():
-            _, sequence = self.encoders.encode([""], batch.sequence.shape[1])
-        return replace(batch, sequence=sequence.expand(len(batch.latents), -1, -1))
+    def loss_of(self, batch: Batch, phase: int) -> Tensor:
+        """The loss of a batch, under autocast."""
+        if self.teacher is None:
+            return flow_loss(self.model, batch)
+        untold = self.nothing(batch, batch.sequence.shape[1])  # a picture to edit stays
+        return taught_loss(self.model, self.teacher, batch, untold, GUIDANCE)
