@@ -29,16 +29,24 @@ from server.bench.stamp import stamp
 
 ROOT = Path(__file__).parents[1]
 TARGETS: dict[str, tuple[str, ...]] = {
-    "server/jobs/store/transitions.py": ("tests/server/jobs/test_store.py", "tests/server/jobs/test_store_machine.py"),
+    "server/jobs/store/transitions.py": (
+        "tests/server/jobs/test_store.py",
+        "tests/server/jobs/test_controls.py",
+        "tests/server/jobs/test_store_machine.py",
+    ),
     "server/jobs/store/repeats.py": ("tests/server/jobs/test_store.py", "tests/server/routes/test_repeats.py"),
     "server/jobs/store/sqlite.py": ("tests/server/jobs/test_store.py", "tests/server/jobs/test_store_sqlite.py"),
-    "server/jobs/store/outbox.py": ("tests/server/jobs/test_store.py", "tests/server/jobs/test_store_sqlite.py"),
+    "server/jobs/store/outbox.py": (
+        "tests/server/jobs/test_store.py",
+        "tests/server/jobs/test_store_sqlite.py",
+        "tests/server/cli/test_cli_webhooks.py",
+    ),
     "server/jobs/store/fair.py": ("tests/server/jobs/test_store.py", "tests/server/jobs/test_store_sqlite.py"),
     "server/jobs/store/queue_index.py": ("tests/server/jobs/test_store.py", "tests/server/jobs/test_store_sqlite.py"),
     "server/jobs/dispatcher.py": ("tests/server/jobs/test_dispatcher.py",),
     "server/jobs/receivers.py": ("tests/server/jobs/test_webhooks.py",),
     "server/jobs/webhooks.py": ("tests/server/jobs/test_webhooks.py",),
-    "server/jobs/limits.py": ("tests/server/jobs/test_limits.py",),
+    "server/jobs/limits.py": ("tests/server/jobs/test_limits.py", "tests/server/gateway/test_keys.py"),
     "server/jobs/room.py": ("tests/server/jobs/test_room.py",),
     "server/files/objects.py": (
         "tests/server/files/test_objects.py",

@@ -140,7 +140,8 @@ def _vetted(url: httpx.URL, addresses: Sequence[Address], allowed: Sequence[Netw
         if any(address in network for network in allowed):
             return address
         if is_allowed(address, ()):
-            _check_port(url.port or (443 if url.scheme == "https" else 80))
+            if url.port is not None:  # the usual one of its scheme
+                _check_port(url.port)
             return address
     raise ForbiddenAddressError(f"{url.host} is not on the public internet; --allow-private-cidr allows more")
 

@@ -39,7 +39,14 @@ from server.jobs.store.writer import Change, GroupCommit, Transaction
 SWEPT_AT_ONCE = 200
 """Rows that one transaction of a sweep deletes."""
 
+_UNFINISHED = ("WHERE status = 'queued'", "WHERE status = 'running'")
+"""One by one, as the indexes are: asked for together, SQLite would read the whole table."""
 _SELECT = f"SELECT {', '.join(READ_COLUMNS)} FROM job"
+_SWEEP = (
+    "DELETE FROM job WHERE seq IN (SELECT seq FROM job WHERE finished_at <= ? UNION ALL "
+    "SELECT seq FROM job WHERE finished_at <= ? AND store_io = 0 LIMIT ?) RETURNING id, status"
+)
+"""Arguments: until when everything goes, until when what is private, and how many at most."""
 _INSERT_COLUMNS = (*CONSTANT_COLUMNS, *STATE_COLUMNS, *DERIVED_COLUMNS)
 _INSERT = f"INSERT INTO job ({', '.join(_INSERT_COLUMNS)}) VALUES ({', '.join('?' * len(_INSERT_COLUMNS))})"
 _CHANGED_COLUMNS = (*STATE_COLUMNS, "queue_rank")
@@ -207,7 +214,7 @@ class SqliteStore:
     def end_ephemeral(self) -> int:
         def end(tx: Transaction) -> int:
             now = self._clock()
-            gone = _jobs(tx, "WHERE is_ephemeral AND outcome IS NULL")
+            gone = [job for where in _UNFINISHED for job in _jobs(tx, f"{where} AND is_ephemeral")]
             return len(
                 self._save_all(
                     tx, ((job, transitions.ended(job, platform_outcomes.disconnected(), now)) for job in gone)
@@ -233,16 +240,12 @@ class SqliteStore:
         """Delete a few that have ended long enough ago; (id, status) of each."""
         now = self._clock()
         private_s = min(retention_s, PRIVATE_RETENTION_S)
-        query = (
-            "DELETE FROM job WHERE seq IN (SELECT seq FROM job WHERE finished_at <= ? "
-            "AND finished_at <= CASE store_io WHEN 1 THEN ? ELSE ? END LIMIT ?) RETURNING id, status"
-        )
-        rows = tx.execute(query, (now - private_s, now - retention_s, now - private_s, SWEPT_AT_ONCE))
+        rows = tx.execute(_SWEEP, (now - retention_s, now - private_s, SWEPT_AT_ONCE))
         return [(job_id, status) for job_id, status in rows]
 
     def unfinished_inputs(self, containing: str) -> list[str]:
-        query = "SELECT input FROM job WHERE status IN ('queued', 'running') AND instr(input, ?)"
-        return [text for (text,) in self._read(query, (containing,))]
+        queries = (f"SELECT input FROM job {where} AND instr(input, ?)" for where in _UNFINISHED)
+        return [text for query in queries for (text,) in self._read(query, (containing,))]
 
     def newest_at(self) -> float | None:
         for (created_at,) in self._read("SELECT created_at FROM job ORDER BY seq DESC LIMIT 1", ()):
@@ -378,7 +381,7 @@ class SqliteStore:
         for status, number in connection.execute("SELECT status, count(*) FROM job GROUP BY status"):
             if JobStatus(status).is_finished:
                 self._line.count(JobStatus(status), number)
-        for row in connection.execute(f"{_SELECT} WHERE status IN ('queued', 'running')"):
+        for row in connection.execute(" UNION ALL ".join(f"{_SELECT} {where}" for where in _UNFINISHED)):
             try:
                 self._line.change(None, from_row(row))
             except (ValueError, TypeError):

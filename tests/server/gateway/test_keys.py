@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from starlette.datastructures import Headers
 
-from server.gateway import keys
+from server.gateway import guesses, keys
 from server.gateway.guesses import WRONG_KEYS, Guesses, peer_of
 from server.gateway.key_file import USUAL_SCOPES, KeyFile, KeyFileError
 from server.gateway.keys import ANYBODY, LOOK_EVERY_S, Caller, KeyRing
@@ -206,3 +206,19 @@ def test_a_peer_is_the_network_that_a_caller_comes_from(client: str, forwarded: 
 )
 def test_a_caller_behind_a_proxy_is_not_local(client: Any, headers: dict[str, str], is_local: bool) -> None:
     assert is_local_caller({"type": "http", "client": client}, Headers(headers)) is is_local
+
+
+def test_no_more_than_so_many_peers_and_keys_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guesses, "PEERS", 3)
+    tries = Guesses(lambda: 100.0)
+    for _ in range(WRONG_KEYS):
+        tries.note_wrong("guesser")
+    for number in range(3):
+        tries.note_wrong(f"other-{number}")
+    tries.note_right("guesser", "found")  # three others came since: it is forgotten
+    for number in range(3):
+        tries.note_right(f"other-{number}", "key")
+    for _ in range(WRONG_KEYS):
+        tries.note_wrong("guesser")
+    with pytest.raises(PlainError):
+        tries.note_right("guesser", "found")

@@ -15,6 +15,7 @@ def test_a_minutes_submits_may_come_at_once_and_then_one_at_a_time() -> None:
     with pytest.raises(RateLimitedError) as caught:
         allowance.count_submit("ann")
     assert caught.value.retry_after_s == 20
+    assert "3 requests a minute" in str(caught.value)
     allowance.count_submit("bob")
     now[0] += 20
     allowance.count_submit("ann")
@@ -43,3 +44,22 @@ def test_who_keeps_all_it_may_submits_no_more() -> None:
     assert allowance.room("ann") == 0
     with pytest.raises(StorageFullError, match="100"):
         allowance.count_submit("ann")
+
+
+def test_asking_for_the_rate_counts_nothing() -> None:
+    now = [100.0]
+    allowance = Allowance(lambda tenant: Limits(per_minute=2), clock=lambda: now[0])
+    for _ in range(2):
+        allowance.check_rate("ann")
+        allowance.check_rate("ann")
+        allowance.count_submit("ann")
+    with pytest.raises(RateLimitedError):
+        allowance.check_rate("ann")
+    allowance.check_rate("bob")
+    now[0] += 30
+    allowance.check_rate("ann")
+
+
+def test_the_tighter_of_two_limits_counts_and_none_is_no_limit() -> None:
+    assert Limits(running=2, waiting=9).within(Limits(running=3, per_minute=7)) == Limits(2, 9, 7)
+    assert Limits(running=3).within(Limits(running=2)) == Limits(running=2)

@@ -8,14 +8,17 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import apsw
+import apsw.ext
 import pytest
 
-from server.jobs.store.base import JobStatus, StoreError
+from server.jobs.store import sqlite
+from server.jobs.store.base import Job, JobStatus, QueueFullError, StoreError
 from server.jobs.store.opening import MIGRATIONS, why_unusable
 from server.jobs.store.sqlite import SqliteStore
 from server.jobs.store.writer import Change, GroupCommit, Transaction
@@ -178,6 +181,77 @@ def test_what_arrives_during_a_commit_shares_the_next_one(path: Path) -> None:
     writer.close()
     assert sum(commits) == 20
     assert max(commits) == 20
+
+
+def together(store: SqliteStore, *calls: Callable[[], object]) -> list[object]:
+    """What they return, or raise, when one commit takes them all."""
+    gate = hold_back(store._writer)
+
+    def result(future: Future[object]) -> object:
+        return future.exception() or future.result()
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        futures = [pool.submit(call) for call in calls]
+        wait_for_inbox(store._writer, len(calls))
+        gate.set()
+        return [result(future) for future in futures]
+
+
+@pytest.mark.parametrize("limits", [{"max_queued": 3}, {"max_own": 3}])
+def test_the_limit_of_the_queue_counts_what_the_same_commit_lets_in(store: SqliteStore, limits: dict[str, int]) -> None:
+    store.enqueue(new_job())
+    ends = together(store, *(partial(store.enqueue, new_job(), **limits) for _ in range(6)))
+    assert sum(isinstance(end, QueueFullError) for end in ends) == 4
+    assert store.counts()[JobStatus.QUEUED] == 3
+
+
+def test_two_claims_of_one_commit_keep_within_what_a_tenant_may_run(store: SqliteStore) -> None:
+    for _ in range(4):
+        store.enqueue(new_job(tenant="ann"))
+
+    def claim(owner: str) -> list[Job]:
+        return store.claim(owner, 4, LEASE_S, at_most=lambda tenant: 3)
+
+    claims = together(store, partial(claim, "w1"), partial(claim, "w2"))
+    assert sorted(len(jobs) for jobs in claims if isinstance(jobs, list)) == [0, 3]
+
+
+def test_what_has_ended_is_counted_again_when_a_store_opens(path: Path) -> None:
+    store = SqliteStore(path)
+    for outcome in (REJECTED, REJECTED, None):
+        store.enqueue(new_job(outcome=outcome))
+    before = store.counts()
+    store.close()
+    store = SqliteStore(path)
+    assert store.counts() == before
+    assert (before[JobStatus.FAILED], before[JobStatus.QUEUED]) == (2, 1)
+    store.close()
+
+
+def test_no_start_and_no_sweep_reads_what_it_does_not_want(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred thousand results are hundreds of megabytes: they must not be read to find nothing in them."""
+    SqliteStore(path).close()
+    connection = apsw.Connection(str(path))
+    asked: list[str] = []
+    monkeypatch.setattr(sqlite, "connect", lambda *_: connection)
+    connection.trace_v2(apsw.SQLITE_TRACE_STMT, lambda event: asked.append(event["sql"]))
+    store = SqliteStore(path)
+    store.end_ephemeral()
+    store.recover()
+    store.sweep(7 * 86400.0)
+    store.close()
+    plans = [row[3] for sql in asked for row in plan_of(path, sql)]
+    assert any("job_private" in step for step in plans)
+    assert [step for step in plans if step.startswith("SCAN job") and "INDEX" not in step] == []
+
+
+def plan_of(path: Path, sql: str) -> list[tuple[int, int, int, str]]:
+    """How SQLite goes about a statement that reads or deletes; nothing for others."""
+    if not sql.lstrip().upper().startswith(("SELECT", "DELETE", "UPDATE")):
+        return []
+    connection = apsw.Connection(str(path))
+    values = (None,) * apsw.ext.query_info(connection, sql).bindings_count
+    return list(connection.execute(f"EXPLAIN QUERY PLAN {sql}", values))
 
 
 def test_promises_wait_for_the_disk_and_claims_do_not(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -276,6 +276,18 @@ def test_receivers_that_never_answer_leave_half_of_the_places_to_those_that_do()
     assert shares.has_room("proven")
 
 
+def test_no_more_than_a_hundred_deliveries_are_under_way() -> None:
+    shares = Receivers()
+    for number in range(receivers.AT_ONCE - 1):
+        shares.begin(f"receiver-{number}")
+    assert not shares.is_full
+    shares.begin("the last one")
+    assert shares.is_full
+    assert not shares.has_room("proven")
+    shares.end("the last one", has_answered=True)
+    assert not shares.is_full
+
+
 def test_a_receiver_has_fifteen_seconds_and_gets_one_copy(api: Api, receiver: Receiver) -> None:
     """The HTTP client's own limit would be five."""
     assert webhooks.TIMEOUT_S == 15
