@@ -533,3 +533,9 @@ def test_a_large_sweep_lets_others_in_between(store: SqliteStore) -> None:
         assert all(submitted.done() for submitted in in_between[:-2])
     assert store.counts()[JobStatus.FAILED] == 0
     assert store.counts()[JobStatus.QUEUED] == len(in_between)
+
+
+def test_a_tenant_that_has_had_nothing_leaves_nothing_behind(store: SqliteStore) -> None:
+    for number in range(20):
+        store.request_cancel(store.enqueue(new_job(tenant=f"tenant-{number}")).id)
+    assert not store._line._lines._tenants
