@@ -2,8 +2,8 @@
 
     python -m benchmarks.restart [--ended 91000] [--waiting 9000] [--log-mb 4]
 
-Fills a data folder through the store, in a process that is killed as a power cut would end it, its write-ahead log as
-long as `--log-mb` lets it grow. Then `fluxserve serve --model fake:` starts on it. Prints one JSON line; times are
+Fills a data folder through the store, in a process that is killed, its write-ahead log as long as `--log-mb` lets it
+grow. Then `fluxserve serve --model fake:` starts on it. Prints one JSON line; times are
 seconds since the start of the process.
 """
 
@@ -58,6 +58,7 @@ def fill(folder: Path, ended: int, waiting: int, log_mb: int) -> None:
     with ThreadPoolExecutor(THREADS) as pool:
         for _ in pool.map(store.enqueue, requests(ended, waiting)):
             pass
+    os.sync()  # a history is days old: what its first commit would else wait for is this minute's writing
     os.kill(os.getpid(), signal.SIGKILL)
 
 
