@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,15 +9,12 @@ from functools import partial
 
 import numpy as np
 import torch
-from diffusers import FluxTransformer2DModel
 from numpy.typing import NDArray
 from torch import Tensor
 
 from models.accelerator import Accelerator, Broken, Launched
 from models.auxiliaries import Find, no_auxiliaries
 from models.components import FluxComponents
-from models.packed import is_packed
-from models.streaming import is_streamed
 from models.tuning import AUTO, Tuning
 from pipelines.adapters.ahead import After
 from pipelines.adapters.cache import NO_ADAPTERS, AdapterCache
@@ -39,8 +35,8 @@ from pipelines.families.flux1.sampling import unpack_latents
 from pipelines.families.flux1.step_cache import CachedRow, FirstBlockRule, HitRule, StepCache, cached_forward
 from pipelines.families.layout import PackLayout
 from pipelines.families.prompts import PromptCache
-from pipelines.ops.compute import Compute, Note, as_it_is, choose_compute
-from pipelines.ops.replay import Replay
+from pipelines.families.replayed import replay_for, replayed
+from pipelines.ops.compute import Note, choose_compute
 from pipelines.pictures.decoding import delivered
 from pipelines.pictures.preview import LatentPreview
 from pipelines.pictures.safety import safety_checker
@@ -83,9 +79,7 @@ class FluxRunner:
         heads, head_dim = attention_shape(components.transformer)
         tuning = tuning.resolved(accelerator.kind)
         self._compute = choose_compute(tuning, heads, head_dim, components.dtype, accelerator, note)
-        self._replay = (
-            Replay(accelerator, note) if tuning.replay and _is_replayable(components, self._compute) else None
-        )
+        self._replay = replay_for(components.transformer, self._compute, tuning, accelerator, note)
         self._safety = safety_checker(components.safety)
         self._hit_rule = hit_rule or FirstBlockRule()
         self._preview: LatentPreview | None = None
@@ -156,10 +150,13 @@ class FluxRunner:
         compute = self._compute.eager() if pack.layout.uses else self._compute
         residuals = residuals_of(_net_rows(pack.rows), self._compute)
         if not any(row.request.caches_steps for row in pack.rows):
-            if self._replay is not None and not (residuals or pack.layout.uses):
-                return self._replayed(self._replay, transformer, pack, latents, modulation)
             additions = Additions(residuals, pack.layout, latents.device) if residuals else None
-            return packed_forward(transformer, pack.layout, latents, pack.text, modulation, compute, additions)
+
+            def forward(layout: PackLayout, latents: Tensor, text: Tensor, modulation: Tensor) -> Tensor:
+                return packed_forward(transformer, layout, latents, text, modulation, compute, additions)
+
+            replay = None if additions or pack.layout.uses else self._replay
+            return replayed(replay, pack.layout, latents, pack.text, modulation, forward)
         cached = [_cached(row) for row in pack.rows]
         velocity, hits = cached_forward(
             transformer, pack.layout, latents, pack.text, modulation, compute, cached, self._hit_rule, residuals
@@ -168,18 +165,6 @@ class FluxRunner:
         for row, is_hit in zip(pack.rows, hits, strict=True):
             row.computed = 1 / blocks if is_hit else 1.0
         return velocity
-
-    def _replayed(
-        self, replay: Replay, transformer: FluxTransformer2DModel, pack: _Pack, latents: Tensor, modulation: Tensor
-    ) -> Tensor:
-        def work(latents: Tensor, text: Tensor, modulation: Tensor, rope: Tensor) -> Tensor:
-            layout = pack.layout if rope is pack.layout.rope else dataclasses.replace(pack.layout, rope=rope)
-            return packed_forward(transformer, layout, latents, text, modulation, self._compute)
-
-        key = pack.layout.text_lengths, pack.layout.image_lengths
-        lengths = pack.layout.joint_lengths
-        inputs = latents, pack.text, modulation, pack.layout.rope
-        return replay.run(key, sum(lengths), inputs, work, self._compute.kept(lengths, latents.device))
 
     def decode(self, row: Row) -> Launched[Decoded]:
         conditioning, phase, latents = conditioning_of(row), phase_of(row), latents_of(row)
@@ -233,12 +218,6 @@ class FluxRunner:
             )
             self._pack = _Pack(ordered, phases, layout, torch.cat([c.text for c in conditionings]))
         return self._pack
-
-
-def _is_replayable(components: FluxComponents, compute: Compute) -> bool:
-    """Whether steps launch the same every time: no blocks that come and go, no weights unpacked as they are read."""
-    transformer = components.transformer
-    return compute.region is as_it_is and not is_packed(transformer) and not is_streamed(transformer)
 
 
 def held(row: Row, latents: Tensor) -> Tensor:

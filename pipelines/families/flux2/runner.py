@@ -28,6 +28,7 @@ from pipelines.families.flux2.limits import Flux2Limits
 from pipelines.families.flux2.packed import attention_shape, packed_forward
 from pipelines.families.layout import PackLayout
 from pipelines.families.prompts import PromptCache
+from pipelines.families.replayed import replay_for, replayed
 from pipelines.ops.compute import Note, choose_compute
 from pipelines.pictures.decoding import decode_in_memory, delivered
 from pipelines.pictures.preview import LatentPreview
@@ -63,13 +64,9 @@ class Flux2Runner:
         self.limits = Flux2Limits.of(components)
         self._accelerator = accelerator
         self._host = ThreadPoolExecutor(1, "pictures")
-        self._compute = choose_compute(
-            tuning.resolved(accelerator.kind),
-            *attention_shape(components.transformer),
-            components.dtype,
-            accelerator,
-            note,
-        )
+        tuning, shape = tuning.resolved(accelerator.kind), attention_shape(components.transformer)
+        self._compute = choose_compute(tuning, *shape, components.dtype, accelerator, note)
+        self._replay = replay_for(components.transformer, self._compute, tuning, accelerator, note)
         self._safety = safety_checker(components.safety)
         self.has_safety_checker = self._safety is not None
         self._preview: LatentPreview | None = None
@@ -94,9 +91,11 @@ class Flux2Runner:
         inputs = [_model_input(row) for row, each in asked for _ in each.texts]
         latents = inputs[0] if len(inputs) == 1 else torch.cat(inputs)  # alone it keeps its layout, see `initial_noise`
         modulation = torch.stack([each.modulation[row.step_index] for row, each in asked for _ in each.texts])
-        predicted = packed_forward(
-            self.components.transformer, pack.layout, latents, pack.text, modulation, self._compute
-        )
+
+        def forward(layout: PackLayout, latents: Tensor, text: Tensor, modulation: Tensor) -> Tensor:
+            return packed_forward(self.components.transformer, layout, latents, text, modulation, self._compute)
+
+        predicted = replayed(self._replay, pack.layout, latents, pack.text, modulation, forward)
         velocities, advanced = iter(predicted.split(pack.layout.image_lengths)), []
         for row, each in asked:
             latents = latents_of(row)

@@ -17,12 +17,16 @@ from models.registry import TINY
 from models.tuning import Tuning
 from pipelines.engine.engine import Engine
 from pipelines.families.flux1.runner import FluxRunner
+from pipelines.families.flux2.runner import Flux2Runner
 from pipelines.ops import replay as module
 from pipelines.ops.attention import offsets, varlen_attention
 from pipelines.ops.compute import Compute
 from pipelines.ops.replay import Replay
+from pipelines.protocol.conditions import InputPicture, Reference
 from pipelines.protocol.frames import Finished
 from tests.pipelines.driving import drain, make_params, of, pictures, submit
+from tests.pipelines.families.flux2.kleins import klein
+from tests.pipelines.families.flux2.kleins import params as klein_params
 
 
 class Recorder(CpuAccelerator):
@@ -129,3 +133,17 @@ def test_a_device_that_cannot_says_so_once_and_draws_on() -> None:
     replay = Replay(Broken(), notes.append)
     assert [float(replay.run("a", 1, (torch.tensor(3.0),), double)) for _ in range(4)] == [6.0] * 4
     assert notes == ["steps are launched kernel by kernel: RuntimeError: CUDA error: not permitted"]
+
+
+def test_flux2_is_replayed_with_its_references() -> None:
+    recorder = Recorder()
+    runner = Flux2Runner(klein(), recorder, Tuning(replay=True))
+    seen = InputPicture(32, 48, 3, np.random.default_rng(0).integers(0, 256, 32 * 48 * 3, np.uint8).tobytes()).to_dict()
+    for conditions, given in (((), []), ((Reference((0,)),), [seen])):
+        made = []
+        for each, accelerator in ((runner, recorder), (Flux2Runner(klein(), CpuAccelerator()), CpuAccelerator())):
+            alone = Engine(lambda _, runner=each: runner, accelerator)
+            submit(alone, "a", klein_params(conditions=conditions), pictures=given)
+            made.append(pictures(drain(alone), "a")[0])
+        assert np.array_equal(*made)
+    assert recorder.recorded == 2
