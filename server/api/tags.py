@@ -14,12 +14,10 @@ RESERVED = "fal."
 def read_tags(header: str | None) -> dict[str, str]:
     """The tags of `a=1,b=2`; of equal names the last counts. What breaks a rule is dropped, never the request.
 
-    Tags beyond the tenth, and those with which the header passes 1,024 bytes, are dropped as well.
+    Of the valid ones those beyond the tenth, and those with which they pass 1,024 bytes, are dropped as well.
     Source: fal.ai/docs/documentation/model-apis/request-tags.
     """
-    if not header:
-        return {}
-    return {name: value for name, value in _pairs(header) if _is_valid(name, value)}
+    return dict(_within_bounds(header)) if header else {}
 
 
 def read_pair(text: str) -> tuple[str, str]:
@@ -28,15 +26,15 @@ def read_pair(text: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
-def _pairs(header: str) -> Iterator[tuple[str, str]]:
+def _within_bounds(header: str) -> Iterator[tuple[str, str]]:
+    valid = [part for part in header.split(",") if _is_valid(*read_pair(part))]
     used = 0
-    for part in header.split(",")[:MAX_TAGS]:
+    for part in valid[:MAX_TAGS]:
         used += len(part.encode())
         if used > MAX_BYTES:
             return
         used += 1  # the comma
-        if "=" in part:
-            yield read_pair(part)
+        yield read_pair(part)
 
 
 def _is_valid(name: str, value: str) -> bool:

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from server.api import accounts, catalogue, platform
@@ -22,9 +22,16 @@ from server.jobs.store.base import Store
 Words = Annotated[list[str] | None, Query()]
 # A null has no spelling in a query, so the document does not offer one.
 When = datetime | SkipJsonSchema[None]
-Statuses = Annotated[list[accounts.Status] | SkipJsonSchema[None], Query()]
 Place = Annotated[int, Field(ge=0, lt=10**15)]
 Cursor = Annotated[Place | SkipJsonSchema[None], Query(description="The next_cursor of an earlier answer")]
+
+
+def words(values: list[str] | None) -> list[str]:
+    """fal takes several repeated, or with commas between."""
+    return [word for text in values or () for word in text.split(",") if word]
+
+
+Statuses = Annotated[list[accounts.Status] | SkipJsonSchema[None], BeforeValidator(words), Query()]
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     400: {"description": "A date, state or cursor that cannot be read"},
     404: {"description": "No such endpoint"},
@@ -114,11 +121,6 @@ def accounts_router(store: Store, prices: Prices, sign: Sign) -> APIRouter:
         return {"items": shown, "next_cursor": following, "has_more": following is not None}
 
     return router
-
-
-def words(values: list[str] | None) -> list[str]:
-    """fal takes several repeated, or with commas between."""
-    return [word for text in values or () for word in text.split(",") if word]
 
 
 def _tenant(request: Request, all_keys: bool = False) -> str | None:

@@ -33,6 +33,12 @@ def test_only_ten_count_and_duplicates_are_counted_before_they_are_removed() -> 
     assert read_tags(",".join(["same=1"] * 10 + ["late=1"])) == {"same": "1"}
 
 
+def test_what_breaks_a_rule_takes_no_place_from_what_does_not() -> None:
+    broken = ["fal.team=x", "alone", "=nameless", f"{'n' * 65}=v", f"n={'v' * 900}"] * 3
+    assert read_tags(",".join([*broken, "team=web"])) == {"team": "web"}
+    assert len(read_tags(",".join([*broken, *(f"t{number}=x" for number in range(11))]))) == 10
+
+
 def test_only_so_many_bytes_count() -> None:
     header = ",".join(f"t{number}={'v' * 250}" for number in range(5))
     assert list(read_tags(header)) == ["t0", "t1", "t2", "t3"]

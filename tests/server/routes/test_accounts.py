@@ -97,6 +97,14 @@ def test_requests_are_found_page_by_page_and_nobody_elses(api: Api) -> None:
     assert (seen["request_id"], seen["json_input"], seen["json_output"]) == (waiting, {"prompt": "a fox"}, None)
 
 
+def test_several_states_are_asked_for_with_commas_or_repeated(api: Api) -> None:
+    ids = [draw(api), draw(api, is_finished=False)]
+    both: Any
+    for both in ("success,queued", ["success", "queued"], ["success,failed", "queued"]):
+        assert [item["request_id"] for item in ask(api, BY_ENDPOINT, status=both)["items"]] == ids[::-1]
+    assert refusal(api, BY_ENDPOINT, status="success,done")[0] == 400
+
+
 def test_what_cannot_be_meant_is_refused_in_words(api: Api) -> None:
     assert refusal(api, BY_ENDPOINT, status="done")[0] == 400
     assert "start" in refusal(api, BY_ENDPOINT, start="soon")[1]
