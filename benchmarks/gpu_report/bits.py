@@ -26,7 +26,7 @@ def bits(subject: Subject, row: Figures) -> None:
         tuning = replace(subject.served, split_k=allowed)
         row[name] = tried(lambda tuning=tuning: _packs(subject, tuning))  # type: ignore[misc]
         row[f"products that move, {name}"] = tried(lambda allowed=allowed: _products(subject, allowed))  # type: ignore[misc]
-        tried(lambda: subject.accelerator.allow_split_k(True))
+        tried(subject.as_served)
 
 
 @torch.inference_mode()

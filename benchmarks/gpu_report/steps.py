@@ -18,7 +18,8 @@ from pipelines.families.flux1.runner import FluxRunner
 
 CHANGES: dict[str, dict[str, Any]] = {
     "on": {},
-    "split_k off": {"split_k": False},
+    "split_k on": {"split_k": True},
+    "replay off": {"replay": False},
     "kernels=torch": {"kernels": "torch"},
     "attention=grouped": {"attention": "grouped"},
     "attention=cudnn": {"attention": "cudnn"},
@@ -70,7 +71,7 @@ def way(subject: Subject, components: FluxComponents, tuning: Tuning) -> Any:
     try:
         return tried(lambda: _way(subject, components, tuning))
     finally:
-        tried(lambda: subject.accelerator.allow_split_k(True))
+        tried(subject.as_served)
 
 
 def _way(subject: Subject, components: FluxComponents, tuning: Tuning) -> Figures:

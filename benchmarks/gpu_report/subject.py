@@ -84,6 +84,10 @@ class Subject:
         """Every switch as this device has it."""
         return AUTO.resolved(self.accelerator.kind)
 
+    def as_served(self) -> None:
+        """Put back what holds for the whole process."""
+        self.accelerator.allow_split_k(self.served.split_k is not False)
+
     def in_float8(self, components: FluxComponents) -> FluxComponents:
         """With float8 weights in the blocks; the rest is shared."""
         transformer = share(components.transformer)

@@ -20,11 +20,26 @@ from benchmarks.gpu_report.summary import markdown
 from benchmarks.gpu_report.timing import class_of, kernels
 
 ROOT = Path(__file__).parents[2]
+SERVERS_OWN = [
+    "apsw",
+    "fastapi",
+    "starlette",
+    "pydantic",
+    "pydantic_settings",
+    "orjson",
+    "jwt",
+    "uvicorn",
+    "websockets",
+]
 
 
 def test_every_part_has_figures_and_the_folder_is_complete(tmp_path: Path) -> None:
+    """Where a GPU is lent there may be nothing that only the server needs."""
     flags = ["--device", "cpu", "--model", "random:tiny", "--size", "64", "--steps", "2", "--out", str(tmp_path)]
-    done = subprocess.run([sys.executable, "-m", "benchmarks.gpu_report", *flags], cwd=ROOT, capture_output=True)
+    without = f"import sys; sys.modules.update(dict.fromkeys({SERVERS_OWN}))"
+    run = "import runpy; runpy.run_module('benchmarks.gpu_report', run_name='__main__', alter_sys=True)"
+    command = [sys.executable, "-c", f"{without}; {run}", *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "report.json").read_text())
     assert list(report["parts"]) == [part.name for part in PARTS]
@@ -84,10 +99,12 @@ def test_a_part_is_not_begun_without_time(tmp_path: Path) -> None:
     "file", sorted(ROOT.glob("benchmarks/results/*/report.json")), ids=lambda file: file.parent.name
 )
 def test_kept_reports_can_be_drawn(file: Path, tmp_path: Path) -> None:
+    """Of some parts, too: a run may have been for a single question."""
     report = json.loads(file.read_text())
-    assert "## Steps" in markdown(report)
+    every = {"attention.png", "linears.png", "step.png", "ways.png"}
     drawn = {plot.name for plot in plots(report, tmp_path)}
-    assert {"step.png", "ways.png"} <= drawn <= {"attention.png", "linears.png", "step.png", "ways.png"}
+    assert markdown(report).startswith("# GPU report: NVIDIA H200")
+    assert drawn == every if file.parent.name.endswith("-first") else drawn <= every
 
 
 def test_kernels_are_summed_by_name_and_kind() -> None:
