@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from models.accelerator import Launched
+from models.registry import Family
 from pipelines.adapters.reading import AdapterWeights, read_adapter
 
 T = TypeVar("T")
@@ -24,24 +25,24 @@ class ReadAhead:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._thread = ThreadPoolExecutor(1, "adapters")
-        self._begun: OrderedDict[str, Future[AdapterWeights]] = OrderedDict()
+        self._begun: OrderedDict[tuple[str, Family], Future[AdapterWeights]] = OrderedDict()
 
-    def begin(self, file: str) -> Future[AdapterWeights]:
-        """Start to read a file, unless that has begun."""
-        found = self._begun.get(file)
+    def begin(self, file: str, family: Family = "flux") -> Future[AdapterWeights]:
+        """Start to read a file as a LoRA of a model family, unless that has begun."""
+        found = self._begun.get((file, family))
         if found is None:
-            found = self._begun[file] = self._thread.submit(read_adapter, self._folder / file)
+            found = self._begun[file, family] = self._thread.submit(read_adapter, self._folder / file, family)
             while len(self._begun) > _KEPT:
                 self._begun.popitem(last=False)
         return found
 
-    def take(self, file: str) -> AdapterWeights:
+    def take(self, file: str, family: Family = "flux") -> AdapterWeights:
         """What the file holds, kept here no longer. Raises: what reading raises."""
-        reading = self.begin(file)
+        reading = self.begin(file, family)
         try:
             return reading.result()
         finally:
-            self._begun.pop(file, None)
+            self._begun.pop((file, family), None)
 
 
 class After(Generic[T]):

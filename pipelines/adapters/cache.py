@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
+
+import torch
+from torch import nn
 
 from models.accelerator import Launched
 from models.adapter_files import AdapterError
-from models.components import FluxComponents
+from models.registry import ModelSpec
 from pipelines.adapters.adapter import FittedAdapter, Uses, fit
 from pipelines.adapters.ahead import After, ReadAhead
 from pipelines.engine.request import RequestError
@@ -19,6 +22,25 @@ T = TypeVar("T")
 
 ADAPTER_BYTES = 4 << 30
 """What the adapters of a worker's requests may take: some thirty of rank 16 over every linear of FLUX.1's blocks."""
+
+
+class Model(Protocol):
+    """What adapters are fitted to: a checkpoint's loaded parts."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    @property
+    def transformer(self) -> nn.Module: ...
+
+    @property
+    def text_encoder(self) -> nn.Module: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
 
 
 class AdapterCache:
@@ -33,16 +55,14 @@ class AdapterCache:
         self._held: OrderedDict[tuple[str, str], FittedAdapter] = OrderedDict()
         self.nbytes = 0
 
-    def launch(
-        self, components: FluxComponents, adapters: Sequence[Adapter], work: Callable[[], Launched[T]]
-    ) -> Launched[T]:
+    def launch(self, components: Model, adapters: Sequence[Adapter], work: Callable[[], Launched[T]]) -> Launched[T]:
         """Launch work that will need these adapters: now, or once the files that are not in memory have been read."""
         if self._files is None:
             return work()
         missing = [a.file for a in adapters if (components.spec.name, a.file) not in self._held]
-        return After([self._files.begin(file) for file in missing], work) if missing else work()
+        return After([self._files.begin(file, components.spec.family) for file in missing], work) if missing else work()
 
-    def get(self, components: FluxComponents, file: str) -> FittedAdapter:
+    def get(self, components: Model, file: str) -> FittedAdapter:
         """The adapter of this file, fitted to this model. Raises: AdapterError with one sentence."""
         key = components.spec.name, file
         if key not in self._held:
@@ -50,7 +70,7 @@ class AdapterCache:
         self._held.move_to_end(key)
         return self._held[key]
 
-    def uses(self, components: FluxComponents, adapters: Sequence[Adapter]) -> Uses:
+    def uses(self, components: Model, adapters: Sequence[Adapter]) -> Uses:
         """The adapters of a request with their scales. Raises: RequestError at the one that cannot be used."""
         found = []
         for index, adapter in enumerate(adapters):
@@ -65,11 +85,11 @@ class AdapterCache:
         for key in [key for key in self._held if key[0] == model]:
             self._drop(key)
 
-    def _read(self, components: FluxComponents, file: str) -> FittedAdapter:
+    def _read(self, components: Model, file: str) -> FittedAdapter:
         if self._files is None:
             raise AdapterError("this server keeps no adapters")
         try:
-            weights = self._files.take(file)
+            weights = self._files.take(file, components.spec.family)
         except OSError as exc:
             raise AdapterError("its file is gone; send the request again") from exc
         adapter = fit(weights, components.transformer, components.text_encoder, components.device, components.dtype)

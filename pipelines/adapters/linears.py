@@ -37,7 +37,7 @@ class AdaptedLinear(nn.Module):
 
 
 class Adaptable(Generic[M]):
-    """A FLUX.1 transformer, and once a request has adapters its twin, which shares all weights and takes them along.
+    """A transformer, and once a request has adapters its twin, which shares all weights and takes them along.
 
     Steps without adapters run the original: they pay nothing and draw what they always drew.
     """
@@ -63,9 +63,12 @@ def with_adapters(transformer: M) -> M:
     return twin
 
 
+_OF_A_ROW = ("norm_out.", "time_text_embed.", "time_guidance_embed.")
+
+
 def stream_of(name: str) -> Stream:
     """What the rows are that the linear of this name sees in a pack."""
-    if ".norm" in name or name.startswith(("norm_out.", "time_text_embed.")):
+    if ".norm" in name or "_stream_modulation" in name or name.startswith(_OF_A_ROW):
         return "row"
     if name.startswith("single_transformer_blocks."):
         return "joint"

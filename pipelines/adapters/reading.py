@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models.adapter_files import AdapterError, check_adapter_file, metadata_of, shown
+from models.registry import Family
+from pipelines.adapters import flux2
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ class AdapterWeights:
     text_encoder: dict[str, LowRank]
 
 
+_NAMES: dict[Family, str] = {"flux": "FLUX.1", "flux2": "FLUX.2"}
 _DOWN = (".lora_A.weight", ".lora.down.weight", ".lora_linear_layer.down.weight", ".lora_down.weight")
 _UP = (".lora_B.weight", ".lora.up.weight", ".lora_linear_layer.up.weight", ".lora_up.weight")
 _ALPHA = ".alpha"
@@ -58,8 +61,8 @@ _KOHYA_VARIANTS = (_KOHYA, ("lora_transformer_", "lora_te1_"), ("transformer.",)
 """How keys with kohya's endings begin, one way a file; beside them the converter drops all others."""
 
 
-def read_adapter(file: Path) -> AdapterWeights:
-    """Read and convert one LoRA. Raises: AdapterError with one sentence; OSError."""
+def read_adapter(file: Path, family: Family = "flux") -> AdapterWeights:
+    """Read and convert one LoRA of a model family. Raises: AdapterError with one sentence; OSError."""
     check_adapter_file(file)
     training = _training(metadata_of(file))
     try:
@@ -67,11 +70,12 @@ def read_adapter(file: Path) -> AdapterWeights:
     except SafetensorError as exc:
         raise AdapterError("its header is damaged: safetensors cannot read it") from exc
     _check_values(tensors)
-    _check_beginnings(tensors)
+    if family == "flux":
+        _check_beginnings(tensors)
     try:
-        converted, alphas = _converted(tensors)
+        converted, alphas = (flux2.converted(tensors), {}) if family == "flux2" else _converted(tensors)
     except Exception as exc:  # a foreign file meets asserts, missing keys and arithmetic on shapes in the converter
-        raise AdapterError(_unreadable(exc, tensors)) from exc
+        raise AdapterError(_unreadable(exc, tensors, _NAMES[family])) from exc
     return _paired(converted, alphas, training)
 
 
@@ -102,12 +106,12 @@ def _converted(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
     return converted | joined, {key.removesuffix(_ALPHA): float(alpha) for key, alpha in (alphas or {}).items()}
 
 
-def _unreadable(error: Exception, tensors: Mapping[str, Tensor]) -> str:
+def _unreadable(error: Exception, tensors: Mapping[str, Tensor], model: str) -> str:
     """The key that the converter stumbled over, if it says which."""
     named = next((key for key in tensors if key in str(error) or _common_name(key) in str(error)), None)
     if named is None:
-        return f"its keys are in no layout of FLUX.1 that is known; the first is {shown(next(iter(tensors)))}"
-    return f"no layer of FLUX.1 fits its key {shown(named)}"
+        return f"its keys are in no layout of {model} that is known; the first is {shown(next(iter(tensors)))}"
+    return f"no layer of {model} fits its key {shown(named)}"
 
 
 def _common_name(key: str) -> str:

@@ -208,6 +208,10 @@ def _klein(size: str, best: Variant, others: tuple[Variant, ...] = ()) -> tuple[
         Endpoint(f"{app}/edit", flux2.KleinDistilledEdit, distilled, f"{name}: edit pictures", "image-editing"),
         Endpoint(f"{app}/base", flux2.KleinBase, base, f"{name} before distillation: real guidance"),
         Endpoint(f"{app}/base/edit", flux2.KleinBaseEdit, base, f"{name} before distillation: edit", "image-editing"),
+        Endpoint(f"{app}/lora", flux2.KleinDistilledLora, distilled, f"{name} with LoRAs"),
+        Endpoint(f"{app}/edit/lora", flux2.KleinDistilledEditLora, distilled, f"{name}, LoRAs: edit", "image-editing"),
+        Endpoint(f"{app}/base/lora", flux2.KleinBaseLora, base, f"{name} before distillation, with LoRAs"),
+        Endpoint(f"{app}/base/edit/lora", flux2.KleinBaseEditLora, base, f"{name} base, LoRAs: edit", "image-editing"),
     )
 
 

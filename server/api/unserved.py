@@ -4,7 +4,6 @@ from __future__ import annotations
 
 _FINETUNED = "its finetunes live at their maker; use a LoRA with fal-ai/flux-lora, or with fal-ai/flux-lora-fill"
 _FLUX_2 = "it needs FLUX.2 [dev], which this version cannot load; fal-ai/flux-2/klein/4b is served"
-_FLUX_2_LORA = "LoRAs of FLUX.2 cannot be applied yet; it is served without /lora"
 _SDXL = "it needs an SDXL checkpoint, which this version cannot load"
 
 _FLUX_2_ENDPOINTS = (
@@ -16,11 +15,6 @@ _FLUX_2_ENDPOINTS = (
         "hdr-style", "multiple-angles", "realism", "satellite-view-style", "sepia-vintage", "virtual-tryon")),
 )  # fmt: skip
 
-_FLUX_2_LORA_ENDPOINTS = tuple(
-    f"flux-2/klein/{size}{kind}"
-    for size in ("4b", "9b")
-    for kind in ("/lora", "/edit/lora", "/base/lora", "/base/edit/lora")
-)
 _SDXL_ENDPOINTS = tuple(
     f"{app}{kind}"
     for app in ("playground-v25", "fast-lightning-sdxl")
@@ -42,7 +36,6 @@ UNSERVED: dict[str, str] = {
         "flux-vision-upscaler": "it needs a captioning model and an upscaler's ControlNet, which are not here",
         "lucidflux": "it needs LucidFlux' own networks, which this server cannot load",
         **dict.fromkeys(_FLUX_2_ENDPOINTS, _FLUX_2),
-        **dict.fromkeys(_FLUX_2_LORA_ENDPOINTS, _FLUX_2_LORA),
         **dict.fromkeys(_SDXL_ENDPOINTS, _SDXL),
     }.items()
 }

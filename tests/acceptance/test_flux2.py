@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from tests.acceptance.serving import Server
 from tests.acceptance.test_first_picture import download
@@ -83,9 +86,32 @@ def test_the_list_says_which_checkpoint_answers(kleins: Server) -> None:
     assert rows["fal-ai/flux/dev"]["status"] == "unavailable"
 
 
+def test_a_lora_changes_what_it_draws(kleins: Server, tmp_path: Path) -> None:
+    width = 32
+    layer = "transformer.single_transformer_blocks.0.attn.to_out"
+    file = tmp_path / "mine.safetensors"
+    up = torch.randn(width, 2, generator=torch.Generator().manual_seed(1))
+    save_file({f"{layer}.lora_A.weight": torch.ones(2, 4 * width), f"{layer}.lora_B.weight": up}, file)
+    child = proxied_child(kleins)
+    try:
+        body = {"prompt": "a red circle", "seed": 7, "image_size": SIZE}
+        plain, adapted = (
+            child(
+                """
+                loras = [{"path": fal_client.upload_file(file)}] if file else []
+                return fal_client.run(endpoint, {**body, "loras": loras})
+                """,
+                endpoint=f"{APP}/lora",
+                body=body,
+                file=given,
+            )
+            for given in ("", str(file))
+        )
+    finally:
+        child.kill()
+    assert not np.array_equal(pixels(kleins, plain), pixels(kleins, adapted))
+
+
 def test_what_it_cannot_do_is_said(kleins: Server) -> None:
     few = httpx.post(f"{kleins.url}/run/{APP}", json={"prompt": "a", "num_inference_steps": 2})
     assert (few.status_code, few.json()["detail"][0]["loc"]) == (422, ["body", "num_inference_steps"])
-    lora = httpx.post(f"{kleins.url}/run/{APP}/lora", json={"prompt": "a"})
-    assert lora.status_code == 404
-    assert "LoRAs of FLUX.2" in lora.json()["detail"]

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from diffusers import Flux2Transformer2DModel
 from torch import Tensor
 
 from models.accelerator import Accelerator
 from models.flux2.components import Flux2Components
+from pipelines.adapters.binding import bound, everywhere
+from pipelines.adapters.cache import AdapterCache
+from pipelines.adapters.linears import Adaptable
 from pipelines.engine.request import Admission, Request
 from pipelines.families.flow import rotations
 from pipelines.families.flux2.conditioning import Conditioning
@@ -32,11 +36,15 @@ class Admitter:
         limits: Flux2Limits,
         accelerator: Accelerator,
         prompts: PromptCache[PromptEmbedding],
+        adapters: AdapterCache,
+        adaptable: Adaptable[Flux2Transformer2DModel],
     ) -> None:
         self._components = components
         self._limits = limits
         self._accelerator = accelerator
         self._prompts = prompts
+        self._adapters = adapters
+        self._adaptable = adaptable
 
     def prepare(self, request: Request) -> list[Tensor]:
         """The pictures to look at, on the host; may run on any thread."""
@@ -45,7 +53,7 @@ class Admitter:
         return [reference(request.pictures[index], self._components.size_multiple) for index in indices]
 
     def admit(self, params: GenerationParams, pictures: Sequence[Tensor]) -> Admission:
-        """Args: pictures: from `prepare`."""
+        """Args: pictures: from `prepare`. Raises: RequestError."""
         conditioning = self._condition(params, pictures)
         noise = tuple(self._noise(seed, conditioning) for seed in params.seeds)
         return Admission(conditioning, noise, tokens=conditioning.tokens)
@@ -59,28 +67,34 @@ class Admitter:
             self._limits.text_tokens(params), (height, width), [(each.shape[-2], each.shape[-1]) for each in latents]
         )
         prompts = [params.prompt, params.negative_prompt] if self._limits.is_guided(params) else [params.prompt]
+        uses = self._adapters.uses(components, params.adapters)
+        with bound(everywhere(uses)):
+            transformer = self._adaptable.for_pack(uses)
+            texts = [self._text(transformer, prompt, self._limits.text_tokens(params)) for prompt in prompts]
+            modulation = self._modulation(transformer, sigmas[:-1], params.guidance_scale)
         return Conditioning(
-            texts=tuple(self._text(prompt, self._limits.text_tokens(params)) for prompt in prompts),
+            texts=tuple(texts),
             guidance=params.guidance_scale,
-            modulation=self._modulation(sigmas[:-1], params.guidance_scale),
+            modulation=modulation,
             sigmas=tuple(sigmas.tolist()),
             sigma_steps=upload((sigmas[1:] - sigmas[:-1]).to(components.dtype)),
             rope=rotations(components.transformer.pos_embed, upload(ids)),
             sides=(height, width),
             references=torch.cat([pack(each) for each in latents]).to(components.dtype) if latents else None,
+            uses=uses,
         )
 
-    def _text(self, prompt: str, max_length: int) -> Tensor:
+    def _text(self, transformer: Flux2Transformer2DModel, prompt: str, max_length: int) -> Tensor:
         found = self._prompts.get(prompt, max_length)
         if found is None:
             found = encode_prompt(self._components, prompt, max_length, self._accelerator.to_device)
             self._prompts.put(prompt, max_length, found)
-        embedded: Tensor = self._components.transformer.context_embedder(found.tokens)
+        embedded: Tensor = transformer.context_embedder(found.tokens)
         return embedded
 
-    def _modulation(self, sigmas: Tensor, guidance: float) -> Tensor:
+    def _modulation(self, transformer: Flux2Transformer2DModel, sigmas: Tensor, guidance: float) -> Tensor:
         """(steps, 17 D). On a CPU a product for each step, as in the stock pipeline: many rows round differently."""
-        transformer, dtype = self._components.transformer, self._components.dtype
+        dtype = self._components.dtype
         train_steps = float(self._components.sigma_config.get("num_train_timesteps", 1000))
         # The stock pipeline rounds timesteps to the model's dtype, too.
         times = self._accelerator.to_device((sigmas * train_steps).to(dtype)) / 1000 * 1000

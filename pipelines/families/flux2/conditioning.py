@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from pipelines.adapters.adapter import Uses
 from pipelines.engine.request import Row
 from pipelines.families.flux2.sampling import Sides
 
@@ -23,6 +24,7 @@ class Conditioning:
         rope: complex64 (T + N + M, 1, head_dim / 2).
         sides: of the drawn picture.
         references: (M, C) latents of pictures to look at, behind the drawn tokens.
+        uses: its adapters.
     """
 
     texts: tuple[Tensor, ...]
@@ -33,6 +35,7 @@ class Conditioning:
     rope: Tensor
     sides: Sides
     references: Tensor | None = None
+    uses: Uses = ()
 
     @property
     def text_tokens(self) -> int:
@@ -53,7 +56,8 @@ class Conditioning:
     def tensors(self) -> tuple[Tensor, ...]:
         """What steps read of it."""
         references = () if self.references is None else (self.references,)
-        return (*self.texts, self.modulation, self.sigma_steps, self.rope, *references)
+        adapters = [tensor for adapter, _ in self.uses for tensor in adapter.tensors]
+        return (*self.texts, self.modulation, self.sigma_steps, self.rope, *references, *adapters)
 
 
 @dataclass(slots=True)

@@ -37,8 +37,6 @@ class Flux2Limits:
         for condition in params.conditions:
             if not isinstance(condition, Reference):
                 raise RequestError(f"a FLUX.2 model cannot do {condition.kind.replace('_', ' ')} here")
-        if params.adapters:
-            raise RequestError("LoRAs of FLUX.2 cannot be applied here yet", ("loras", 0, "path"))
         height, width = self.drawn(params)
         if height * width > self.max_pixels:
             raise RequestError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from models.flux2.components import Flux2Components
 from models.tuning import AUTO, Tuning
 from pipelines.adapters.ahead import After
 from pipelines.adapters.cache import NO_ADAPTERS, AdapterCache
+from pipelines.adapters.linears import Adaptable
 from pipelines.engine.request import Admission, Request, Row
 from pipelines.engine.runner import Decoded
 from pipelines.families.flow import euler_step
@@ -63,6 +63,8 @@ class Flux2Runner:
         self.components = components
         self.limits = Flux2Limits.of(components)
         self._accelerator = accelerator
+        self._adapters = adapters
+        self._adaptable = Adaptable(components.transformer)
         self._host = ThreadPoolExecutor(1, "pictures")
         tuning, shape = tuning.resolved(accelerator.kind), attention_shape(components.transformer)
         self._compute = choose_compute(tuning, *shape, components.dtype, accelerator, note)
@@ -71,7 +73,9 @@ class Flux2Runner:
         self.has_safety_checker = self._safety is not None
         self._preview: LatentPreview | None = None
         self._pack: _Pack | None = None
-        self._admitter = Admitter(components, self.limits, accelerator, PromptCache(prompt_cache_bytes))
+        self._admitter = Admitter(
+            components, self.limits, accelerator, PromptCache(prompt_cache_bytes), adapters, self._adaptable
+        )
 
     def admit(self, request: Request) -> Launched[Admission]:
         # Resizing takes milliseconds of a processor: no reason to launch the steps of others later.
@@ -81,8 +85,12 @@ class Flux2Runner:
         def work() -> Admission:
             return self._admitter.admit(request.params, [] if prepared is None else prepared.result())
 
-        launch = partial(self._accelerator.launch, "text", work, waits=False)
-        return launch() if prepared is None else After([prepared], launch)
+        def launch() -> Launched[Admission]:
+            return self._accelerator.launch("text", work, waits=False)
+
+        return self._adapters.launch(
+            self.components, request.params.adapters, launch if prepared is None else lambda: After([prepared], launch)
+        )
 
     @torch.inference_mode()
     def denoise(self, rows: Sequence[Row]) -> None:
@@ -91,11 +99,7 @@ class Flux2Runner:
         inputs = [_model_input(row) for row, each in asked for _ in each.texts]
         latents = inputs[0] if len(inputs) == 1 else torch.cat(inputs)  # alone it keeps its layout, see `initial_noise`
         modulation = torch.stack([each.modulation[row.step_index] for row, each in asked for _ in each.texts])
-
-        def forward(layout: PackLayout, latents: Tensor, text: Tensor, modulation: Tensor) -> Tensor:
-            return packed_forward(self.components.transformer, layout, latents, text, modulation, self._compute)
-
-        predicted = replayed(self._replay, pack.layout, latents, pack.text, modulation, forward)
+        predicted = self._predict(pack, latents, modulation)
         velocities, advanced = iter(predicted.split(pack.layout.image_lengths)), []
         for row, each in asked:
             latents = latents_of(row)
@@ -107,6 +111,17 @@ class Flux2Runner:
         for row, latents, velocity in advanced:
             row.latents = latents
             row.state = RowState(velocity if row.request.params.preview_every else None)
+
+    def _predict(self, pack: _Pack, latents: Tensor, modulation: Tensor) -> Tensor:
+        """The velocity of every entry of the pack. Steps with adapters run other modules than those recorded."""
+        uses = pack.layout.uses
+        transformer = self._adaptable.for_pack(uses)
+        compute, replay = (self._compute.eager(), None) if uses else (self._compute, self._replay)
+
+        def forward(layout: PackLayout, latents: Tensor, text: Tensor, modulation: Tensor) -> Tensor:
+            return packed_forward(transformer, layout, latents, text, modulation, compute)
+
+        return replayed(replay, pack.layout, latents, pack.text, modulation, forward)
 
     def decode(self, row: Row) -> Launched[Decoded]:
         latents, params, sides = latents_of(row), row.request.params, conditioning_of(row).sides
@@ -142,7 +157,7 @@ class Flux2Runner:
         return decoded
 
     def _packed(self, rows: Sequence[Row]) -> _Pack:
-        """The pack of these rows, kept while they stay the same; equal sizes stand together."""
+        """The pack of these rows, kept while they stay the same; equal adapters stand together, then equal sizes."""
         ordered = tuple(sorted(rows, key=_order_key))
         if self._pack is None or self._pack.rows != ordered:
             entries = [(conditioning_of(row), text) for row in ordered for text in conditioning_of(row).texts]
@@ -153,6 +168,7 @@ class Flux2Runner:
                 text_lengths=tuple(each.text_tokens for each, _ in entries),
                 image_lengths=tuple(each.image_tokens for each, _ in entries),
                 rope=torch.cat([each.rope for each, _ in entries]),
+                uses=tuple(each.uses for each, _ in entries) if any(each.uses for each, _ in entries) else (),
             )
             self._pack = _Pack(ordered, layout, torch.cat([text for _, text in entries]))
         return self._pack
@@ -164,6 +180,7 @@ def _model_input(row: Row) -> Tensor:
     return latents if references is None else torch.cat((latents, references))
 
 
-def _order_key(row: Row) -> tuple[int, int]:
-    conditioning = conditioning_of(row)
-    return conditioning.image_tokens, conditioning.text_tokens
+def _order_key(row: Row) -> tuple[tuple[tuple[str, float], ...], int, int]:
+    conditioning, adapters = conditioning_of(row), row.request.params.adapters
+    named = tuple((adapter.file, adapter.scale) for adapter in adapters)
+    return named, conditioning.image_tokens, conditioning.text_tokens

@@ -10,6 +10,7 @@ from pipelines.protocol.conditions import Condition, Reference
 from server.api.schemas.base import (
     Accelerated,
     Acceleration,
+    Adapted,
     AnyOutputFormat,
     Checked,
     Guided,
@@ -86,3 +87,19 @@ class KleinBase(Base, Sized):
 
 class KleinBaseEdit(Editing, Base):
     """The same with /edit."""
+
+
+class KleinDistilledLora(KleinDistilled, Adapted):
+    """fal-ai/flux-2/klein/4b/lora and 9b/lora."""
+
+
+class KleinDistilledEditLora(KleinDistilledEdit, Adapted):
+    """The same with /edit/lora."""
+
+
+class KleinBaseLora(KleinBase, Adapted):
+    """fal-ai/flux-2/klein/4b/base/lora and 9b/base/lora."""
+
+
+class KleinBaseEditLora(KleinBaseEdit, Adapted):
+    """The same with /base/edit/lora."""

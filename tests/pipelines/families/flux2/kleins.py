@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,22 +53,27 @@ def theirs(
     wanted: GenerationParams, images: Sequence[Image.Image] = (), is_base: bool = False
 ) -> list[NDArray[np.uint8]]:
     """Diffusers' own pictures, of the size that the model draws, before any crop."""
-    components = klein(is_base)
-    pipeline, (height, width) = components.pipeline(), runner(is_base).limits.drawn(wanted)
+    pipeline = klein(is_base).pipeline()
+    return [theirs_with(pipeline, replace(wanted, seed=seed), is_base, images) for seed in wanted.seeds]
+
+
+@torch.inference_mode()
+def theirs_with(
+    pipeline: Any, wanted: GenerationParams, is_base: bool = False, images: Sequence[Image.Image] = ()
+) -> NDArray[np.uint8]:
+    """What a stock pipeline draws for one seed."""
+    height, width = runner(is_base).limits.drawn(wanted)
     max_length = runner(is_base).limits.text_tokens(wanted)
     negative, _ = pipeline.encode_prompt(wanted.negative_prompt, max_sequence_length=max_length)
-    drawn = [
-        pipeline(
-            image=list(images) or None,
-            prompt=wanted.prompt,
-            height=height,
-            width=width,
-            num_inference_steps=wanted.num_inference_steps,
-            guidance_scale=wanted.guidance_scale,
-            negative_prompt_embeds=negative,
-            max_sequence_length=max_length,
-            generator=torch.Generator().manual_seed(seed),
-        ).images[0]
-        for seed in wanted.seeds
-    ]
-    return [np.asarray(image) for image in drawn]
+    drawn = pipeline(
+        image=list(images) or None,
+        prompt=wanted.prompt,
+        height=height,
+        width=width,
+        num_inference_steps=wanted.num_inference_steps,
+        guidance_scale=wanted.guidance_scale,
+        negative_prompt_embeds=negative,
+        max_sequence_length=max_length,
+        generator=torch.Generator().manual_seed(wanted.seed),
+    )
+    return np.asarray(drawn.images[0])

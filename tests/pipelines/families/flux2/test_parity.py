@@ -11,7 +11,7 @@ from PIL import Image
 from pipelines.engine.engine import Engine
 from pipelines.engine.request import RequestError
 from pipelines.families.flux2.prepare import reference
-from pipelines.protocol.conditions import Adapter, ImageToImage, InputPicture, Reference
+from pipelines.protocol.conditions import ImageToImage, InputPicture, Reference
 from pipelines.protocol.frames import Cancel, Cancelled, Failed, Finished, Preview
 from pipelines.protocol.params import GenerationParams
 from tests.pipelines.driving import drain, of, pictures, submit
@@ -147,7 +147,6 @@ def test_a_preview_comes_near_the_picture() -> None:
     ("changes", "words"),
     [
         ({"conditions": (ImageToImage(0, 0.5),)}, "cannot do image to image"),
-        ({"adapters": (Adapter("a.safetensors"),)}, "LoRAs of FLUX.2"),
         ({"width": 4096, "height": 4096}, "more than"),
     ],
 )
