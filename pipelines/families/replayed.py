@@ -31,9 +31,15 @@ def replay_for(
 
 
 def replayed(
-    replay: Replay | None, layout: PackLayout, latents: Tensor, text: Tensor, modulation: Tensor, forward: Forward
+    replay: Replay | None,
+    compute: Compute,
+    layout: PackLayout,
+    latents: Tensor,
+    text: Tensor,
+    modulation: Tensor,
+    forward: Forward,
 ) -> Tensor:
-    """`forward` over this pack, replayed if one of the same lengths came before."""
+    """`forward` over this pack, replayed if one of the same lengths came before. Args: compute: what it runs on."""
     if replay is None:
         return forward(layout, latents, text, modulation)
 
@@ -43,4 +49,6 @@ def replayed(
         return forward(held, latents, text, modulation)
 
     key = layout.text_lengths, layout.image_lengths
-    return replay.run(key, sum(layout.joint_lengths), (latents, text, modulation, layout.rope), work)
+    lengths = layout.joint_lengths
+    inputs = latents, text, modulation, layout.rope
+    return replay.run(key, sum(lengths), inputs, work, compute.kept(lengths, latents.device))

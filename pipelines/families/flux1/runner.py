@@ -156,7 +156,7 @@ class FluxRunner:
                 return packed_forward(transformer, layout, latents, text, modulation, compute, additions)
 
             replay = None if additions or pack.layout.uses else self._replay
-            return replayed(replay, pack.layout, latents, pack.text, modulation, forward)
+            return replayed(replay, compute, pack.layout, latents, pack.text, modulation, forward)
         cached = [_cached(row) for row in pack.rows]
         velocity, hits = cached_forward(
             transformer, pack.layout, latents, pack.text, modulation, compute, cached, self._hit_rule, residuals

@@ -121,7 +121,7 @@ class Flux2Runner:
         def forward(layout: PackLayout, latents: Tensor, text: Tensor, modulation: Tensor) -> Tensor:
             return packed_forward(transformer, layout, latents, text, modulation, compute)
 
-        return replayed(replay, pack.layout, latents, pack.text, modulation, forward)
+        return replayed(replay, compute, pack.layout, latents, pack.text, modulation, forward)
 
     def decode(self, row: Row) -> Launched[Decoded]:
         latents, params, sides = latents_of(row), row.request.params, conditioning_of(row).sides

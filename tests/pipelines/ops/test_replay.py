@@ -19,7 +19,7 @@ from pipelines.engine.engine import Engine
 from pipelines.families.flux1.runner import FluxRunner
 from pipelines.families.flux2.runner import Flux2Runner
 from pipelines.ops import replay as module
-from pipelines.ops.attention import offsets, varlen_attention
+from pipelines.ops.attention import grouped_attention, offsets, varlen_attention
 from pipelines.ops.compute import Compute
 from pipelines.ops.replay import Replay
 from pipelines.protocol.conditions import InputPicture, Reference
@@ -110,6 +110,25 @@ def test_a_recording_holds_what_it_reads_besides_its_inputs() -> None:
     assert still() is not None
     replay._kept.clear()
     assert still() is None
+
+
+def test_both_families_let_a_recording_hold_its_offsets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU the only attention is one that needs none: here it is said to."""
+    monkeypatch.setattr("pipelines.ops.compute.READS_OFFSETS", (grouped_attention,))
+    recorder = Recorder()
+    runners = {
+        "flux": FluxRunner(load(TINY, recorder), recorder, Tuning(replay=True)),
+        "flux2": Flux2Runner(klein(), recorder, Tuning(replay=True)),
+    }
+    for name, runner in runners.items():
+        engine = Engine(lambda _, runner=runner: runner, recorder)  # type: ignore[misc]
+        submit(
+            engine, "a", make_params(num_inference_steps=3) if name == "flux" else klein_params(num_inference_steps=3)
+        )
+        assert pictures(drain(engine), "a")
+        assert runner._replay is not None
+        (recording,) = runner._replay._kept.values()
+        assert isinstance(recording.keeps, Tensor), name
 
 
 def test_other_attention_reads_its_inputs_alone() -> None:
