@@ -28,6 +28,8 @@ from server.api.endpoints import ENDPOINTS
 from server.api.prices import Prices
 from server.bench.stamp import stamp
 from server.gateway.keys import ANYBODY
+from server.jobs.live import LiveJobs
+from server.jobs.service import JobService
 from server.jobs.store.base import JobStatus, NewJob, Outcome
 from server.jobs.store.sqlite import SqliteStore
 from server.jobs.store.writer import Transaction
@@ -94,7 +96,8 @@ def questions() -> dict[str, tuple[str, dict[str, Any]]]:
 async def measure(store: SqliteStore, repeat: int) -> dict[str, Any]:
     """Median, least, and processor time of every question."""
     pages = FastAPI()
-    pages.include_router(accounts_router(store, Prices(), str))
+    jobs = JobService(store, LiveJobs(), 1, lambda: None, lambda job_id: None, lambda: None, sign=str)
+    pages.include_router(accounts_router(jobs, Prices()))
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await pages({**scope, "caller": ANYBODY}, receive, send)

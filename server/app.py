@@ -18,7 +18,6 @@ from starlette.types import Receive, Scope, Send
 
 from server.api import catalogue, wire
 from server.api.errors import InputError, problem, to_wire
-from server.api.prices import Prices
 from server.api.v1 import shaped_response
 from server.files.uploads import Uploads
 from server.gateway.areas import Area
@@ -57,9 +56,7 @@ def create_app(node: Node, plain_port: int | None = None) -> Gateway:
     """An ASGI app that serves `node` and owns its life: the lifespan starts and stops it.
 
     Args: plain_port: where plain HTTP listens, for addresses of files; without it they follow the caller alone.
-    Raises: PricesError.
     """
-    prices = Prices.read(node.settings.prices)
     metrics = Metrics(node.store.counts, lambda: node.health(), node.store.get)
     node.jobs.live.on_end(metrics.jobs.note_end)
     keys = node.keys
@@ -84,7 +81,7 @@ def create_app(node: Node, plain_port: int | None = None) -> Gateway:
     )
     pages.include_router(system_router(lambda: node.health(), node.served, metrics, VERSION, keys))
     pages.include_router(workers_router(node.workers))
-    pages.include_router(accounts_router(node.store, prices, sign))
+    pages.include_router(accounts_router(node.jobs, node.prices))
     pages.include_router(controls_router(node.jobs))
     pages.include_router(platform_router(node.served, VERSION, keys))
     pages.include_router(clients_router(node.settings, keys))

@@ -16,6 +16,7 @@ from models.arguments import resolve_all
 from models.registry import EMBEDDED_LORAS, ModelSpec
 from server.api import wire
 from server.api.preparation import Preparation
+from server.api.prices import Prices
 from server.api.schemas.sizes import PRESETS
 from server.api.served import Served
 from server.files import content_credentials
@@ -80,6 +81,7 @@ class Node:
     disk: Disk
     jobs: JobService
     keys: KeyRing
+    prices: Prices
     upkeep: Upkeep
     request_threads: ThreadPoolExecutor
     _is_announced: bool = False
@@ -92,20 +94,22 @@ class Node:
         """Open the data directory and wire everything; starts nothing.
 
         Args: worker_command: another program in the place of our workers.
-        Raises: StoreError, TooFewThreadsError, CredentialsError, DamagedSecretError, UnknownModelError or ValueError
+        Raises: StoreError, TooFewThreadsError, CredentialsError, DamagedSecretError, PricesError, UnknownModelError or
+            ValueError
             with one sentence for the operator.
         """
         specs = resolve_all(settings.model_arguments, settings.model_folders)
         names = devices(settings.device, count_gpus())
         command = worker_command or (FAKE_COMMAND if specs[0].is_fake else WORKER_COMMAND)
         request_threads = threads.started(REQUEST_THREADS, "request")
+        prices = Prices.read(settings.prices)
         private_folder(settings.data_dir)
         clock = SteadyClock()
         store = SqliteStore(settings.data_dir / "jobs.db", clock)
         live = LiveJobs()
         objects = Objects(settings.data_dir / "files", clock, _signed_addresses(settings))
         keys = key_ring(settings)
-        allowance = Allowance(keys.limits, objects.stored_bytes)
+        allowance = allowance_of(keys, objects, prices)
         outputs = Outputs(objects, settings.retention_s + FILE_MARGIN_S, credentials=_credentials(settings))
         served = Served(specs)
         allowed = parse_networks(settings.allow_private_cidrs)
@@ -145,6 +149,7 @@ class Node:
                 sign=objects.signed,
             ),
             keys=keys,
+            prices=prices,
             upkeep=Upkeep(
                 store,
                 objects,
@@ -283,6 +288,15 @@ def _credentials(settings: Settings) -> Credentials | None:
     if settings.c2pa_cert is None or settings.c2pa_key is None:
         return None
     return content_credentials.read(settings.c2pa_cert, settings.c2pa_key)
+
+
+def allowance_of(keys: KeyRing, objects: Objects, prices: Prices) -> Allowance:
+    """What the keys may take: their limits, and their budgets at these prices."""
+    return Allowance(
+        keys.limits,
+        objects.stored_bytes,
+        budgets=lambda key_id: [prices.budget(rule) for rule in keys.budgets(key_id)],
+    )
 
 
 def key_ring(settings: Settings) -> KeyRing:

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from server.api.prices import UNIT, Prices
 from server.api.wire import Sign, absolute
 from server.jobs.store.accounts import DAY_S, Usage, billable_units
-from server.jobs.store.base import Job, JobStatus
+from server.jobs.store.base import Job, JobStatus, Store
+from server.jobs.store.budgets import Budget
 
 Status = Literal["success", "error", "queued", "running", "completed", "failed", "cancelled"]
 STATUSES: dict[Status, tuple[JobStatus, ...]] = {
@@ -59,6 +60,18 @@ def usage_entry(row: Usage, prices: Prices, tag: str) -> dict[str, Any]:
         "requests": row.requests,
         "failures": row.failures,
     } | ({"tags": {tag: row.value}} if tag else {})
+
+
+def budget_entry(budget: Budget, store: Store, key_id: str) -> dict[str, Any]:
+    """A budget of a key and how much of it is used, or waits to be."""
+    now = store.now()
+    return {
+        "amount": budget.amount,
+        "unit": budget.unit,
+        "period": budget.period,
+        "used": budget.of(store.units_since(key_id, budget.first_day(now))),
+        "renews_on": budget.next_date(now).isoformat(),
+    }
 
 
 def request_entry(job: Job) -> dict[str, Any]:

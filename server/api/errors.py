@@ -18,7 +18,7 @@ from server.files.uploads import StorageRefusedError, TooLargeError, UploadError
 from server.http.errors import PlainError, WireError
 from server.jobs.limits import RateLimitedError, StorageFullError
 from server.jobs.service import JobLostError, ServerStoppingError, WebhookRefusedError
-from server.jobs.store.base import DiskRefusedError, QueueFullError, RepeatMismatchError, StoreError
+from server.jobs.store.base import BudgetSpentError, DiskRefusedError, QueueFullError, RepeatMismatchError, StoreError
 
 RETRY_AFTER_S = 10
 """When to come again after the disk has refused: it is looked at once a second."""
@@ -112,6 +112,9 @@ def to_wire(exc: Exception) -> WireError:
         return error
     if isinstance(exc, StorageFullError):
         return RequestError(403, "storage_limit_exceeded", str(exc))
+    if isinstance(exc, BudgetSpentError):
+        # fal's own words come first: programs look for them.
+        return RequestError(403, "budget_exceeded", f"User is locked. Reason: Exhausted balance. {exc}")
     if isinstance(exc, DiskRefusedError):
         detail = "The server has no room to store requests now"
         return RequestError(507, "runner_scheduling_failure", detail, True, RETRY_AFTER_S)

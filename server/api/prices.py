@@ -10,6 +10,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError
 
 from server.api.endpoints import ENDPOINTS
+from server.jobs.limits import BudgetRule
+from server.jobs.store.budgets import Budget
 
 ANY = "*"
 UNIT = "megapixels"
@@ -55,6 +57,12 @@ class Prices:
     def of(self, endpoint: str) -> float:
         """Of one megapixel."""
         return self.by_endpoint.get(endpoint, self.by_endpoint.get(ANY, 0.0))
+
+    def budget(self, rule: BudgetRule) -> Budget:
+        """A key's rule with what endpoints cost now."""
+        if rule.unit == "megapixels":
+            return Budget(rule.amount, UNIT, rule.period, lambda endpoint: 1.0)
+        return Budget(rule.amount, self.currency, rule.period, self.of)
 
     def cost(self, endpoint: str, units: float) -> float:
         """Of so many megapixels, to the millionth."""

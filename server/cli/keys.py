@@ -8,14 +8,24 @@ from typing import Annotated, Any
 
 import typer
 
-from server.cli.failures import ENVIRONMENT, CommandError
+from server.cli.failures import ENVIRONMENT, USAGE, CommandError
 from server.cli.options import Config, DataDir, Json, settings_from
 from server.gateway.key_file import USUAL_SCOPES, IssuedKey, KeyFile, KeyFileError, KeyScope
-from server.jobs.limits import Limits
+from server.jobs.limits import BudgetRule, Limits
 
 app = typer.Typer(no_args_is_help=True, help="Issue, list and revoke API keys.")
 
 MB = 10**6
+Budgets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--budget",
+        metavar="AMOUNT/PERIOD",
+        help="What may be used with it, in UTC days or months: 5/day or 100/month in the currency of --prices, "
+        "200mp/day in megapixels; repeatable.",
+        show_default="no limit",
+    ),
+]
 
 
 @app.command("new")
@@ -33,6 +43,7 @@ def new(
     waiting: Annotated[int | None, typer.Option(min=1, help="Waiting requests; one more gets 429.")] = None,
     per_minute: Annotated[int | None, typer.Option(min=1, help="Submits in a minute; more get 429.")] = None,
     storage_mb: Annotated[int | None, typer.Option(min=1, help="MB of results and uploads that are kept.")] = None,
+    budget: Budgets = None,
     data_dir: DataDir = None,
     config: Config = None,
     as_json: Json = False,
@@ -43,10 +54,29 @@ def new(
     """
     limits = Limits(running, waiting, per_minute, None if storage_mb is None else storage_mb * MB)
     try:
-        key, issued = _file(data_dir, config).issue(name, tenant, scope or USUAL_SCOPES, limits)
+        key, issued = _file(data_dir, config).issue(name, tenant, scope or USUAL_SCOPES, limits, _budgets(budget))
     except KeyFileError as exc:
         raise CommandError(str(exc), ENVIRONMENT) from exc
     print(json.dumps(_described(issued) | {"key": key}) if as_json else key)
+
+
+@app.command("set")
+def set_budgets(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="The part of the key before the colon.")],
+    budget: Budgets = None,
+    data_dir: DataDir = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Give a key these budgets in the place of those it has; without any it has none."""
+    budgets, key_id = _budgets(budget), key_id.partition(":")[0]
+    try:
+        is_known = _file(data_dir, config).set_budgets(key_id, budgets)
+    except KeyFileError as exc:
+        raise CommandError(str(exc), ENVIRONMENT) from exc
+    if not is_known:
+        raise _no_such_key(key_id)
+    print(json.dumps({"key": key_id, "budgets": budget or []}) if as_json else f"set: {key_id}")
 
 
 @app.command("list")
@@ -76,8 +106,19 @@ def revoke(
     except KeyFileError as exc:
         raise CommandError(str(exc), ENVIRONMENT) from exc
     if not has_ended:
-        raise CommandError(f"no key {key_id.partition(':')[0]} is in use; `fluxserve keys list` shows them")
+        raise _no_such_key(key_id.partition(":")[0])
     print(json.dumps({"revoked": key_id}) if as_json else f"revoked: {key_id}")
+
+
+def _no_such_key(key_id: str) -> CommandError:
+    return CommandError(f"no key {key_id} is in use; `fluxserve keys list` shows them")
+
+
+def _budgets(texts: list[str] | None) -> list[BudgetRule]:
+    try:
+        return [BudgetRule.parse(text) for text in texts or ()]
+    except ValueError as exc:
+        raise CommandError(f"--budget {exc}", USAGE) from exc
 
 
 def _file(data_dir: Any, config: Any) -> KeyFile:

@@ -19,7 +19,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from server.files.private import private_folder, replace_private
-from server.jobs.limits import Limits
+from server.jobs.limits import BudgetRule, Limits
 from server.jobs.store.base import StoreError
 
 SECRET_BYTES = 32
@@ -53,6 +53,7 @@ class IssuedKey(BaseModel):
         digest: SHA-256 of the whole key in hex: enough for a secret of 256 random bits.
         created_at, revoked_at: Unix seconds; a revoked key stays listed.
         limits: what it says of its tenant's share; None leaves it to the server.
+        budgets: what may be used with it, all of them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,6 +66,7 @@ class IssuedKey(BaseModel):
     created_at: float
     revoked_at: float | None = None
     limits: Limits = Limits()
+    budgets: tuple[BudgetRule, ...] = ()
 
 
 class _Content(BaseModel):
@@ -105,6 +107,7 @@ class KeyFile:
         tenant: str | None = None,
         scopes: Sequence[KeyScope] = USUAL_SCOPES,
         limits: Limits | None = None,
+        budgets: Sequence[BudgetRule] = (),
     ) -> tuple[str, IssuedKey]:
         """Make a key: what its owner gets, this once, and what is stored. Raises: KeyFileError."""
         key_id = str(uuid.uuid4())
@@ -117,20 +120,27 @@ class KeyFile:
             scopes=tuple(scopes),
             created_at=time.time(),
             limits=limits or Limits(),
+            budgets=tuple(budgets),
         )
         self._change(lambda keys: (*keys, issued))
         return key, issued
 
     def revoke(self, key_id: str) -> bool:
         """End a key for good; False if there is none of this id that still works. Raises: KeyFileError."""
-        now = time.time()
+        return self._update(key_id, revoked_at=time.time())
+
+    def set_budgets(self, key_id: str, budgets: Sequence[BudgetRule]) -> bool:
+        """Give a key these budgets and no other; False as above. Raises: KeyFileError."""
+        return self._update(key_id, budgets=tuple(budgets))
+
+    def _update(self, key_id: str, **values: object) -> bool:
         living = [key for key in self.read() if key.id == key_id and key.revoked_at is None]
 
-        def revoked(keys: tuple[IssuedKey, ...]) -> tuple[IssuedKey, ...]:
-            return tuple(key.model_copy(update={"revoked_at": now}) if key.id == key_id else key for key in keys)
+        def updated(keys: tuple[IssuedKey, ...]) -> tuple[IssuedKey, ...]:
+            return tuple(key.model_copy(update=values) if key.id == key_id else key for key in keys)
 
         if living:
-            self._change(revoked)
+            self._change(updated)
         return bool(living)
 
     def _change(self, edit: Callable[[tuple[IssuedKey, ...]], tuple[IssuedKey, ...]]) -> None:

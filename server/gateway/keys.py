@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 
 from server.gateway.key_file import IssuedKey, KeyFile, KeyFileError, KeyScope, digest_of
 from server.http.errors import PlainError
-from server.jobs.limits import Limits
+from server.jobs.limits import BudgetRule, Limits
 from server.jobs.store.base import SHARED
 
 log = logging.getLogger("fluxserve.keys")
@@ -59,6 +59,7 @@ class _Keys:
     by_digest: dict[str, Caller]
     by_id: dict[str, Caller]
     limits: dict[str, Limits]
+    budgets: dict[str, tuple[BudgetRule, ...]]
 
 
 class KeyRing:
@@ -123,6 +124,10 @@ class KeyRing:
         """What a tenant may take: the tightest of its keys, and the server's own for what they leave open."""
         return self._keys.limits.get(tenant, self._defaults)
 
+    def budgets(self, key_id: str) -> tuple[BudgetRule, ...]:
+        """What may be used with a key; keys of the settings have none."""
+        return self._keys.budgets.get(key_id, ())
+
     def _look(self, at_once: bool = False) -> None:
         """Take note of what commands have changed in the file."""
         now = self._clock()
@@ -152,6 +157,7 @@ class KeyRing:
             by_digest,
             {caller.key: caller for caller in by_digest.values()},
             {tenant: own.over(self._defaults) for tenant, own in limits.items()},
+            {key.id: key.budgets for key in issued if key.budgets},
         )
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Lock
+from typing import Literal
+
+from server.jobs.store.budgets import Budget, Period
 
 MINUTE_S = 60.0
 
@@ -46,6 +50,24 @@ class Limits:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class BudgetRule:
+    """What a key's owner was told: so much `money`, in the currency of the price table, or so many megapixels."""
+
+    amount: float
+    unit: Literal["money", "megapixels"]
+    period: Period
+
+    @classmethod
+    def parse(cls, text: str) -> BudgetRule:
+        """`5/day` in money, `200mp/month` in megapixels. Raises: ValueError."""
+        found = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)(mp)?/(day|month)", text.strip().lower())
+        if found is None:
+            raise ValueError(f"{text!r} is no budget: write 5/day (in the currency of --prices) or 200mp/month")
+        amount, unit, period = found.groups()
+        return cls(float(amount), "megapixels" if unit else "money", "day" if period == "day" else "month")
+
+
 class RateLimitedError(Exception):
     """More submits than the key may make. Args: retry_after_s: when the next one will be taken."""
 
@@ -68,6 +90,7 @@ class Allowance:
     """Asks whether a tenant may go on; safe to use from any thread.
 
     Args: limits_of: of a tenant, as they are now. stored: bytes that it keeps. clock: seconds that only go forward.
+        budgets: of a key, by its id, as they are now.
     """
 
     def __init__(
@@ -75,7 +98,9 @@ class Allowance:
         limits_of: Callable[[str], Limits] = lambda tenant: Limits(),
         stored: Callable[[str], int] = lambda tenant: 0,
         clock: Callable[[], float] = time.monotonic,
+        budgets: Callable[[str], Sequence[Budget]] = lambda key_id: (),
     ) -> None:
+        self.budgets = budgets
         self._limits_of = limits_of
         self._stored = stored
         self._clock = clock

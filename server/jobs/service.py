@@ -15,6 +15,7 @@ from server.jobs.limits import Allowance
 from server.jobs.live import LiveJobs
 from server.jobs.store.accounts import PauseKind
 from server.jobs.store.base import (
+    BudgetSpentError,
     CancelOutcome,
     DiskRefusedError,
     Job,
@@ -79,7 +80,7 @@ class JobService:
 
         Args: max_queued: the caller's own limit on waiting jobs; the server's holds too.
         Raises: WebhookRefusedError, DiskRefusedError before anything is accepted that could not be finished;
-            RateLimitedError, StorageFullError, QueueFullError, RepeatMismatchError, StoreError.
+            RateLimitedError, StorageFullError, QueueFullError, BudgetSpentError, RepeatMismatchError, StoreError.
         """
         if new.webhook_url is not None:
             try:
@@ -91,8 +92,9 @@ class JobService:
         self.allowance.count_submit(new.tenant)
         limit = self.max_queue if max_queued is None else min(max_queued, self.max_queue)
         try:
-            job = self.store.enqueue(new, limit, self.allowance.waiting(new.tenant))
-        except (QueueFullError, RepeatMismatchError):
+            waiting, budgets = self.allowance.waiting(new.tenant), self.allowance.budgets(new.key_id)
+            job = self.store.enqueue(new, limit, waiting, budgets)
+        except (QueueFullError, BudgetSpentError, RepeatMismatchError):
             raise
         except StoreError:
             self.note_refused_write()

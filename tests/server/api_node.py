@@ -8,18 +8,18 @@ from typing import Any, cast
 
 from models.registry import REGISTRY
 from pipelines.protocol.frames import Preview, Progress
+from server.api.prices import Prices
 from server.api.served import Served
 from server.files.addresses import SignedAddresses
 from server.files.inputs import Inputs
 from server.files.objects import Objects
 from server.files.picture_pool import PicturePool
 from server.http.outgoing import parse_networks, refuse_at_sight
-from server.jobs.limits import Allowance
 from server.jobs.live import LiveJobs
 from server.jobs.service import JobService
 from server.jobs.store.base import Job, JobStatus, Outcome, Store
 from server.jobs.store.memory import MemoryStore
-from server.node import key_ring
+from server.node import allowance_of, key_ring
 from server.settings import Settings
 from server.workers.process import WorkerEvents, WorkerOptions, Workers
 
@@ -43,7 +43,7 @@ class ApiNode:
         self.served = Served((REGISTRY["FLUX.1-dev"],))
         self.keys = key_ring(self.settings)
         self.workers = Workers("none", [], WorkerOptions(()), cast("WorkerEvents", None))
-        allowance = Allowance(self.keys.limits, self.objects.stored_bytes)
+        self.prices = Prices.read(self.settings.prices)
         self.jobs = JobService(
             self.store,
             self.live,
@@ -51,7 +51,7 @@ class ApiNode:
             _nothing,
             _nothing,
             _nothing,
-            allowance=allowance,
+            allowance=allowance_of(self.keys, self.objects, self.prices),
             sign=self.objects.signed,
             check_webhook=partial(refuse_at_sight, allowed=parse_networks(self.settings.allow_private_cidrs)),
         )

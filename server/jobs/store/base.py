@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from server.jobs.store.accounts import Pause, PauseKind, Search, Usage, UsageQuestion
+    from server.jobs.store.budgets import Budget
 
 SHARED = ""
 """The tenant of what was asked for without a key: whoever is let in and knows its id may read it."""
@@ -260,6 +261,10 @@ class QueueFullError(StoreError):
     """More jobs wait than the caller or the server allows; nothing was stored."""
 
 
+class BudgetSpentError(StoreError):
+    """A budget of the key has no room for the job; nothing was stored. The sentence says which."""
+
+
 class RepeatMismatchError(StoreError):
     """The idempotency key has been given to a submit that asks for something else; nothing was stored."""
 
@@ -271,7 +276,13 @@ class Store(Protocol):
     clock counts for leases and deadlines.
     """
 
-    def enqueue(self, new: NewJob, max_queued: int | None = None, max_own: int | None = None) -> Job:
+    def enqueue(
+        self,
+        new: NewJob,
+        max_queued: int | None = None,
+        max_own: int | None = None,
+        budgets: Sequence[Budget] = (),
+    ) -> Job:
         """Store a job durably; returns after the commit.
 
         A submit that repeats an earlier one (`Repeat`: the same name within NAMED_KEPT_S; without one the same
@@ -279,7 +290,7 @@ class Store(Protocol):
         returns that one's row, in any state.
 
         Raises: RepeatMismatchError; QueueFullError when `max_queued` jobs or more wait already, or `max_own` of its
-            tenant; StoreError.
+            tenant; BudgetSpentError when one of its key's `budgets` has no room for it; StoreError.
         """
 
     def note_answer(self, job_id: str, is_delivered: bool) -> None:
@@ -400,6 +411,9 @@ class Store(Protocol):
     def usage(self, question: UsageQuestion, limit: int, offset: int = 0) -> list[Usage]:
         """A page of what was drawn, by day, tenant, endpoint, key and label; counted when a job ends, once, and kept
         when the job is gone."""
+
+    def units_since(self, key_id: str, first_day: int) -> Mapping[str, int]:
+        """Megapixels by endpoint: what a key has used since that day, and what its unfinished jobs will use."""
 
     def due_webhooks(self, limit: int, per_receiver: int | None = None) -> list[WebhookDelivery]:
         """Deliveries whose time has come, oldest first.

@@ -58,6 +58,12 @@ def usage(execute: Execute, question: UsageQuestion, limit: int, offset: int) ->
     return [Usage(*row) for row in execute(f"{query} LIMIT ? OFFSET ?", (*where.values, limit, offset))]
 
 
+def units_of_key(execute: Execute, key_id: str, first_day: int) -> dict[str, int]:
+    """Megapixels by endpoint that a key has used since that day."""
+    query = "SELECT endpoint, sum(units) FROM usage WHERE name = '' AND key_id = ? AND day >= ? GROUP BY endpoint"
+    return {endpoint: int(units) for endpoint, units in execute(query, (key_id, first_day))}
+
+
 def found(search: Search, limit: int) -> tuple[str, tuple[Any, ...]]:
     """The query for `seq` of what a search finds, the newest first."""
     where = _Where()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from server.jobs.receivers import receiver_of
+from server.jobs.store import budgets as budget_rules
 from server.jobs.store import platform_outcomes, transitions
 from server.jobs.store.accounts import USAGE_KEPT_DAYS, Pause, PauseKind, Search, Usage, UsageQuestion, day_of, entries
 from server.jobs.store.base import (
@@ -34,6 +35,7 @@ from server.jobs.store.base import (
     WebhookDelivery,
     WebhookTry,
 )
+from server.jobs.store.budgets import Budget, Pending
 from server.jobs.store.clock import SteadyClock
 from server.jobs.store.queue_index import QueueIndex, state_of
 
@@ -61,10 +63,17 @@ class MemoryStore:
         self._pauses: dict[tuple[PauseKind, str], Pause] = {}
         self._usage: list[tuple[str, Usage]] = []
         self._line = QueueIndex()
+        self._pending = Pending()
         self._last_seq = 0
         self._is_closed = False
 
-    def enqueue(self, new: NewJob, max_queued: int | None = None, max_own: int | None = None) -> Job:
+    def enqueue(
+        self,
+        new: NewJob,
+        max_queued: int | None = None,
+        max_own: int | None = None,
+        budgets: Sequence[Budget] = (),
+    ) -> Job:
         with self._open():
             if (earlier := self._earlier(new)) is not None:
                 return earlier
@@ -74,6 +83,8 @@ class MemoryStore:
                 raise QueueFullError(f"{max_queued} requests wait already")
             if new.outcome is None and max_own is not None and self._line.length_of(new.tenant) >= max_own:
                 raise QueueFullError(f"{max_own} requests of this key wait already")
+            if new.outcome is None:
+                budget_rules.check(budgets, new, lambda day: self.units_since(new.key_id, day), self._clock())
             self._last_seq += 1
             if new.repeat is not None:
                 self._repeats[new.id] = new
@@ -277,6 +288,14 @@ class MemoryStore:
                         counts[place] += number
             return [Usage(*key, *counts) for key, counts in sorted(sums.items())][offset : offset + limit]
 
+    def units_since(self, key_id: str, first_day: int) -> Mapping[str, int]:
+        with self._open():
+            units = self._pending.of(key_id)
+            for name, usage in self._usage:
+                if not name and usage.key_id == key_id and usage.day is not None and usage.day >= first_day:
+                    units[usage.endpoint] += usage.units
+            return units
+
     def due_webhooks(self, limit: int, per_receiver: int | None = None) -> list[WebhookDelivery]:
         with self._open():
             now = self._clock()
@@ -366,6 +385,7 @@ class MemoryStore:
     def _save(self, before: Job | None, after: Job) -> Job:
         self._jobs[after.id] = after
         self._line.change(before, after)
+        self._pending.change(before, after)
         if after.status.is_finished:
             self._usage += entries(after)
         if after.status.is_finished and after.webhook_url is not None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import apsw
 
+from server.jobs.store import budgets as budget_rules
 from server.jobs.store import ledger, outbox, platform_outcomes, repeats, transitions
 from server.jobs.store.accounts import Pause, PauseKind, Search, Usage, UsageQuestion
 from server.jobs.store.base import (
@@ -30,6 +32,7 @@ from server.jobs.store.base import (
     WebhookDelivery,
     WebhookTry,
 )
+from server.jobs.store.budgets import Budget, Pending, expected_units
 from server.jobs.store.clock import SteadyClock
 from server.jobs.store.opening import become_owner, connect, migrate
 from server.jobs.store.queue_index import QueueIndex, state_of
@@ -69,6 +72,7 @@ class SqliteStore:
         self._files = (path, path.with_name(path.name + "-wal"))
         self._damaged: list[int] = []
         self._line = QueueIndex()
+        self._pending = Pending()
         self._read_lock = threading.Lock()
         self._is_closed = False
         try:
@@ -84,8 +88,14 @@ class SqliteStore:
             raise
         self._writer = GroupCommit(connection, self._note_changes)
 
-    def enqueue(self, new: NewJob, max_queued: int | None = None, max_own: int | None = None) -> Job:
-        return self._writer.run(lambda tx: self._insert(tx, new, max_queued, max_own))
+    def enqueue(
+        self,
+        new: NewJob,
+        max_queued: int | None = None,
+        max_own: int | None = None,
+        budgets: Sequence[Budget] = (),
+    ) -> Job:
+        return self._writer.run(lambda tx: self._insert(tx, new, max_queued, max_own, budgets))
 
     def note_answer(self, job_id: str, is_delivered: bool) -> None:
         self._writer.post(lambda tx: repeats.note_answer(tx.execute, job_id, is_delivered))
@@ -282,6 +292,9 @@ class SqliteStore:
     def usage(self, question: UsageQuestion, limit: int, offset: int = 0) -> list[Usage]:
         return ledger.usage(self._read, question, limit, offset)
 
+    def units_since(self, key_id: str, first_day: int) -> Mapping[str, int]:
+        return self._pending.of(key_id) + Counter(ledger.units_of_key(self._read, key_id, first_day))
+
     def due_webhooks(self, limit: int, per_receiver: int | None = None) -> list[WebhookDelivery]:
         if per_receiver is None:
             return outbox.due(self._read, self._clock(), limit)
@@ -323,7 +336,14 @@ class SqliteStore:
             return from_row(row)
         return None
 
-    def _insert(self, tx: Transaction, new: NewJob, max_queued: int | None, max_own: int | None) -> Job:
+    def _insert(
+        self,
+        tx: Transaction,
+        new: NewJob,
+        max_queued: int | None,
+        max_own: int | None,
+        budgets: Sequence[Budget] = (),
+    ) -> Job:
         now = self._clock()
         if (earlier := repeats.earlier(tx.execute, new, now)) is not None:
             return _jobs(tx, "WHERE seq = ?", (earlier,))[0]
@@ -331,6 +351,8 @@ class SqliteStore:
             raise QueueFullError(f"{max_queued} requests wait already")
         if new.outcome is None and max_own is not None and self._waiting_in(tx, new.tenant) >= max_own:
             raise QueueFullError(f"{max_own} requests of this key wait already")
+        if new.outcome is None and budgets:
+            budget_rules.check(budgets, new, partial(self._units_in, tx, new.key_id), now)
         if _one_job(tx, new.id) is not None:
             raise StoreError(f"request id {new.id} is taken")
         job = transitions.created(new, 0, now)
@@ -344,6 +366,16 @@ class SqliteStore:
         """Waiting jobs (of one tenant) as this transaction sees them: the line knows only what is committed."""
         known = self._line.length if tenant is None else self._line.length_of(tenant)
         return known + sum(_is_waiting(after, tenant) - _is_waiting(before, tenant) for before, after in tx.changes)
+
+    def _units_in(self, tx: Transaction, key_id: str, first_day: int) -> Mapping[str, int]:
+        """`units_since` as this transaction sees it."""
+        units = self._pending.of(key_id)
+        units.update(ledger.units_of_key(tx.execute, key_id, first_day))
+        for before, after in tx.changes:
+            for job, sign in ((before, -1), (after, 1)):
+                if job is not None and not job.status.is_finished and job.key_id == key_id:
+                    units[job.endpoint] += sign * expected_units(job.params)
+        return units
 
     def _change_current(
         self, job_id: str, owner: str, epoch: int, rule: Callable[[Job], Job], is_promise: bool = True
@@ -376,6 +408,7 @@ class SqliteStore:
     def _note_changes(self, changes: list[Change]) -> None:
         for before, after in changes:
             self._line.change(before, after)
+            self._pending.change(before, after)
 
     def _fill_line(self, connection: apsw.Connection) -> None:
         for status, number in connection.execute("SELECT status, count(*) FROM job GROUP BY status"):
@@ -383,7 +416,9 @@ class SqliteStore:
                 self._line.count(JobStatus(status), number)
         for row in connection.execute(" UNION ALL ".join(f"{_SELECT} {where}" for where in _UNFINISHED)):
             try:
-                self._line.change(None, from_row(row))
+                job = from_row(row)
+                self._line.change(None, job)
+                self._pending.change(None, job)
             except (ValueError, TypeError):
                 self._damaged.append(row[0])
 

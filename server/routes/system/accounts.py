@@ -13,11 +13,10 @@ from server.api import accounts, catalogue, platform
 from server.api.body import read_object
 from server.api.prices import Prices
 from server.api.tags import read_pair
-from server.api.wire import Sign
 from server.gateway.key_file import KeyScope
 from server.gateway.keys import Caller
+from server.jobs.service import JobService
 from server.jobs.store.accounts import Search, UsageQuestion
-from server.jobs.store.base import Store
 
 Words = Annotated[list[str] | None, Query()]
 # A null has no spelling in a query, so the document does not offer one.
@@ -39,9 +38,10 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
 ALL_KEYS = "Of all keys, for a key with the scope admin"
 
 
-def accounts_router(store: Store, prices: Prices, sign: Sign) -> APIRouter:
+def accounts_router(jobs: JobService, prices: Prices) -> APIRouter:
     """The routes. Plain `def`: they wait for the store, on threads."""
     router = APIRouter(responses=_ANSWERS)
+    store = jobs.store
 
     @router.get("/v1/models/pricing")
     def pricing(endpoint_id: Words = None) -> dict[str, Any]:
@@ -85,6 +85,9 @@ def accounts_router(store: Store, prices: Prices, sign: Sign) -> APIRouter:
             shown: dict[str, Any] = {"time_series": accounts.time_series(page, prices, name)}
         else:
             shown = {"summary": [accounts.usage_entry(row, prices, name) for row in page]}
+        caller: Caller = request.scope["caller"]
+        budgets = [accounts.budget_entry(budget, store, caller.key) for budget in jobs.allowance.budgets(caller.key)]
+        shown |= {"budgets": budgets} if budgets else {}
         return shown | {"next_cursor": following, "has_more": following is not None}
 
     @router.get("/v1/models/requests/by-endpoint")
@@ -113,11 +116,13 @@ def accounts_router(store: Store, prices: Prices, sign: Sign) -> APIRouter:
             until=accounts.moment(end, store.now() + 1),
             before=cursor,
         )
-        jobs = store.find(search, limit + 1)
-        page = jobs[:limit]
-        following = str(page[-1].seq) if len(jobs) > limit else None
+        found = store.find(search, limit + 1)
+        page = found[:limit]
+        following = str(page[-1].seq) if len(found) > limit else None
         with_payloads = "payloads" in words(expand)
-        shown = [accounts.request_entry(job) | (accounts.payloads(job, sign) if with_payloads else {}) for job in page]
+        shown = [
+            accounts.request_entry(job) | (accounts.payloads(job, jobs.sign) if with_payloads else {}) for job in page
+        ]
         return {"items": shown, "next_cursor": following, "has_more": following is not None}
 
     return router

@@ -243,6 +243,24 @@ def test_keys_are_issued_once_listed_without_secrets_and_revoked(cli: Cli, tmp_p
     assert all("digest" not in key for key in shown)
 
 
+def test_a_keys_budgets_are_given_with_it_and_changed_later(cli: Cli, tmp_path: Path) -> None:
+    here = ("--json", "--data-dir", str(tmp_path))
+    made = json.loads(cli("keys", "new", "--budget", "5/day", "--budget", "200mp/month", *here).out)
+    assert made["budgets"] == [
+        {"amount": 5.0, "unit": "money", "period": "day"},
+        {"amount": 200.0, "unit": "megapixels", "period": "month"},
+    ]
+    assert cli("keys", "set", made["id"], "--budget", "2.5/month", *here).code == 0
+    (shown,) = json.loads(cli("keys", "list", *here).out)["keys"]
+    assert shown["budgets"] == [{"amount": 2.5, "unit": "money", "period": "month"}]
+    assert cli("keys", "set", made["id"], *here).code == 0
+    assert json.loads(cli("keys", "list", *here).out)["keys"][0]["budgets"] == []
+    wrong = cli("keys", "set", made["id"], "--budget", "much/week", *here)
+    assert (wrong.code, "200mp/month" in wrong.err) == (2, True)
+    unknown = cli("keys", "set", "nobody", "--budget", "5/day", *here)
+    assert (unknown.code, "keys list" in unknown.err) == (1, True)
+
+
 def test_a_damaged_key_file_is_named(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "keys.json").write_text("{")
     done = cli("keys", "list", "--data-dir", str(tmp_path))

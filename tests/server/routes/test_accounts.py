@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from server.gateway.key_file import KeyFile
+from server.jobs.limits import BudgetRule
 from server.jobs.store.sqlite import SqliteStore
 from tests.server.api_node import ApiNode
-from tests.server.api_server import Api, serve
+from tests.server.api_server import Api, eventually, serve
 
 ANN, BOB = "Key ann:secret", "Key bob:secret"
 BY_ENDPOINT = "/v1/models/requests/by-endpoint"
@@ -117,6 +118,30 @@ def test_only_a_key_with_the_scope_admin_sees_everybodys_usage(api: Api, tmp_pat
     key, _ = KeyFile(tmp_path / "keys.json").issue("app", None)
     status, text = refusal(api, "/v1/models/usage", f"Key {key}", all_keys=True)
     assert (status, "admin" in text) == (403, True)
+
+
+def test_a_key_over_its_budget_is_refused_in_fals_words_until_the_operator_raises_it(api: Api, tmp_path: Path) -> None:
+    keys = KeyFile(tmp_path / "keys.json")
+    key, issued = keys.issue("app", budgets=[BudgetRule.parse("0.05/day"), BudgetRule.parse("100mp/month")])
+    headers = {"authorization": f"Key {key}"}
+    draw(api, f"Key {key}")
+    draw(api, f"Key {key}", is_finished=False)
+    refused = api.http.post("/queue/fal-ai/flux/dev", json={"prompt": "a fox"}, headers=headers)
+    assert (refused.status_code, refused.headers["x-fal-retryable"]) == (403, "false")
+    assert refused.json()["detail"].startswith("User is locked. Reason: Exhausted balance.")
+    assert "0.05 EUR a day" in refused.json()["detail"]
+    at_openai = api.http.post("/v1/images/generations", json={"prompt": "a fox"}, headers=headers)
+    assert (at_openai.status_code, at_openai.json()["error"]["code"]) == (403, "budget_exceeded")
+    shown = ask(api, "/v1/models/usage", f"Key {key}")["budgets"]
+    assert [(line["used"], line["amount"], line["unit"]) for line in shown] == [
+        (0.05, 0.05, "EUR"),
+        (2, 100, "megapixels"),
+    ]
+    assert "budgets" not in ask(api, "/v1/models/usage")
+    draw(api, is_finished=False)
+    keys.set_budgets(issued.id, [BudgetRule.parse("1/day")])
+    eventually(lambda: ask(api, "/v1/models/usage", f"Key {key}")["budgets"][0]["amount"] == 1)
+    draw(api, f"Key {key}", is_finished=False)
 
 
 def test_prices_are_the_operators(api: Api) -> None:
