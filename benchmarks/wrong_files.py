@@ -3,7 +3,7 @@
     python -m benchmarks.wrong_files
 
 Makes a corpus in a temporary folder (large files are sparse), gives each file as --model, and prints a table of
-seconds, exit status and sentence, the slowest last.
+seconds, of them the processor's, exit status and sentence, the slowest last.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 Make = Callable[[Path], object]
+_COMMAND = "from server.cli.main import main; main()"
 
 
 def weights(file: Path, names: Iterable[str], megabytes: float = 100) -> Path:
@@ -174,10 +175,10 @@ CORPUS: dict[str, tuple[str, Make, str]] = {
         lambda f: raw(f, {"__metadata__": {"notes": "a" * 90_000_000}}, 0),
         "not a safetensors file",
     ),
-    "150,000 tensors": (
+    "90,000 tensors": (
         "deep.safetensors",
-        lambda f: weights(f, (f"t{n:06}" for n in range(150_000)), 10),
-        "150000 tensors, more than any model",
+        lambda f: weights(f, (f"t{n:06}" for n in range(90_000)), 10),
+        "90000 tensors, more than any model",
     ),
     "a header of nested lists": (
         "nested.safetensors",
@@ -207,13 +208,15 @@ CORPUS: dict[str, tuple[str, Make, str]] = {
 """(name, how it is made, what its sentence says)"""
 
 
-def measured(command: list[str], folder: Path) -> tuple[float, int, str]:
-    """(seconds, exit status, what it said)"""
-    started = time.monotonic()
+def measured(command: list[str], folder: Path) -> tuple[float, float, int, str]:
+    """(seconds, of them the processor's, exit status, what it said)"""
+    started, before = time.monotonic(), os.times()
     done = subprocess.run(
-        [sys.executable, "-m", "server.cli.main", *command], capture_output=True, text=True, timeout=120, cwd=folder
+        [sys.executable, "-c", _COMMAND, *command], capture_output=True, text=True, timeout=120, cwd=folder
     )
-    return time.monotonic() - started, done.returncode, (done.stderr or done.stdout).strip()
+    after = os.times()
+    worked = after.children_user + after.children_system - before.children_user - before.children_system
+    return time.monotonic() - started, worked, done.returncode, (done.stderr or done.stdout).strip()
 
 
 def main() -> None:
@@ -228,10 +231,11 @@ def main() -> None:
             make(file)
             serve = ["serve", "--port", "0", "--tls-port", "0", "--device", "cpu", "--data-dir", str(root / "data")]
             for command in (serve, ["generate", "x", "-o", str(root / "x.png")]):
-                seconds, status, said = measured([*command, "--model", str(file)], root)
-                rows.append((seconds, f"| {command[0]} | {kind} | {seconds:.2f} s | {status} | {said} |"))
+                seconds, worked, status, said = measured([*command, "--model", str(file)], root)
+                line = f"| {command[0]} | {kind} | {seconds:.2f} s | {worked:.2f} s | {status} | {said} |"
+                rows.append((worked, line))
             subprocess.run(["rm", "-r", str(root / "one")], check=True)
-    print("| command | file | after | exit | sentence |\n|---|---|---|---|---|")
+    print("| command | file | after | processor | exit | sentence |\n|---|---|---|---|---|---|")
     print("\n".join(line for _, line in sorted(rows)))
 
 

@@ -67,6 +67,16 @@ def markdown() -> list[str]:
     return head + [_line(size) for size in SIZES_GB]
 
 
+def short_markdown() -> list[str]:
+    """The table of the README: cards of equal rows share a line."""
+    rows: dict[str, list[str]] = {}
+    for size in SIZES_GB:
+        file, flags, device = _line(size).split(" | ")[1:4]
+        rows.setdefault(f"{file} | {flags} | {device}", []).append(f"{size} GB")
+    head = ["| card | transformer | flags | needed on the GPU |", "|---|---|---|---|"]
+    return head + [f"| {', '.join(sizes)} | {row} |" for row, sizes in rows.items()]
+
+
 def streamed_markdown() -> list[str]:
     """What blocks that wait on the host need and cost, a line a form of the transformer."""
     head = [

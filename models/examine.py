@@ -29,7 +29,6 @@ def facts() -> dict[str, object]:
     """Versions and GPUs."""
     return {
         "torch": torch.__version__,
-        "cuda": torch.version.cuda,
         "threads": torch.get_num_threads(),
         "gpus": gpu_facts(),
         "diffusers": diffusers.__version__,

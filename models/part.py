@@ -21,6 +21,7 @@ from models.nf4 import WIDE, read_states, with_nf4
 from models.packed import Stored
 from models.reading import mapped, read
 from models.scaled import BESIDE, with_scaled
+from models.single.gguf import t5_tokenizer
 from models.single.header import loaded_bytes
 from models.single.layout import SCALES, with_scales
 
@@ -83,8 +84,9 @@ class Part:
         return self._build(self._tensors(dtype, in_memory, read_bytes), dtype)
 
     def _build(self, tensors: dict[str, Stored], dtype: torch.dtype) -> nn.Module:
-        own = {name.removeprefix(self.prefix): tensors.pop(name) for name in list(tensors)}
-        converted = self.convert(in_stored_forms(own, self.label))
+        converted = self.convert(  # nothing here may hold on to what packed weights were made from
+            in_stored_forms({name.removeprefix(self.prefix): tensors.pop(name) for name in list(tensors)}, self.label)
+        )
         return build(self.label, self.kind, self.config, converted, dtype, self.keeps_packed)
 
     def _tensors(self, dtype: torch.dtype, in_memory: bool, read_bytes: Callable[[int], None]) -> dict[str, Stored]:
@@ -135,8 +137,10 @@ def image_processor(folder: Path) -> Any:
 
 
 def tokenizer(folder: Path) -> Any:
-    """Raises: LoadError."""
+    """Args: folder: or a GGUF file with T5's vocabulary. Raises: LoadError."""
     label = f"{folder.parent.name}: the part {folder.name}"
+    if folder.suffix == ".gguf":
+        return made(label, lambda: t5_tokenizer(folder))
     return made(label, lambda: AutoTokenizer.from_pretrained(folder, **_OFFLINE))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -49,6 +50,14 @@ def test_nothing_that_is_served_imports_tests_or_benchmarks(package: str) -> Non
             if len(words) > 1 and words[0] in ("import", "from") and words[1].split(".")[0] in ("tests", "benchmarks"):
                 offenders.append(f"{file.relative_to(ROOT)}:{number}: {line.strip()}")
     assert offenders == []
+
+
+def test_one_file_names_the_libraries_of_devices() -> None:
+    """Besides training, which is not served: another kind of device is one class there."""
+    named = re.compile(r"torch\.(cuda|xpu|mps|mtia|version)\b")
+    files = [file for package in PACKAGES for file in (ROOT / package).rglob("*.py") if "shapes" not in file.parts]
+    offenders = [str(file.relative_to(ROOT)) for file in files if named.search(file.read_text())]
+    assert offenders == ["models/accelerator.py"]
 
 
 def broken_contracts(folder: Path) -> str:

@@ -17,7 +17,7 @@ DTYPE_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
 }  # fmt: skip
-_MAX_HEADER, _MAX_TENSORS = 16 << 20, 50_000
+_MAX_HEADER, _MAX_TENSORS = 8 << 20, 50_000
 """Bytes, and names. A FLUX.1 checkpoint of everything has 0.2 MB and 1,500 names, packed several times that; LoRAs may
 bring megabytes of notes. The format allows 100 MB, which would take a while to look at."""
 _POINTER = b"version https://git-lfs"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from models.errors import LoadError
+from models.files.gguf import brings_tokenizer
 from models.single.contents import Header, Held, contents, what_it_is
 from models.single.header import header_of
 from models.single.search import companion, tokenizer_folder
@@ -15,9 +16,9 @@ _WORDS = {
     "vae": "FLUX.1's VAE (ae.safetensors)",
     "text_encoder": "CLIP (clip_l.safetensors)",
     "text_encoder_2": "T5 (t5xxl_fp16.safetensors)",
-    "tokenizer": "CLIP's tokenizer (a folder `tokenizer` with tokenizer.json, or vocab.json and merges.txt)",
-    "tokenizer_2": "T5's tokenizer (a folder `tokenizer_2` with tokenizer.json or spiece.model)",
+    "tokenizer_2": "T5's tokenizer (a folder `tokenizer_2` with tokenizer.json or spiece.model; T5 as GGUF brings it)",
 }
+_CLIP = Path(__file__).parents[1] / "tokenizers" / "clip"
 _PARTS, _TOKENIZERS = ("text_encoder", "text_encoder_2", "vae"), ("tokenizer", "tokenizer_2")
 
 
@@ -33,11 +34,17 @@ def held_part(name: str, file: Path) -> tuple[Header, Held]:
 def companions(file: Path, folders: Sequence[Path]) -> tuple[dict[str, Path], dict[str, Path]]:
     """(files of the other parts, folders of the tokenizers), in the file, around it or in `folders`.
 
+    CLIP's tokenizer is the one in this repository where there is no other; T5 as GGUF brings its own.
+
     Raises: LoadError naming what is missing.
     """
     own = contents(header_of(file))
     homes = {name: file if name in own else companion(name, file, folders) for name in _PARTS}
     tokenizers = {name: tokenizer_folder(name, file, folders) for name in _TOKENIZERS}
+    t5 = homes["text_encoder_2"]
+    if tokenizers["tokenizer_2"] is None and t5 is not None and brings_tokenizer(t5):
+        tokenizers["tokenizer_2"] = t5
+    tokenizers["tokenizer"] = tokenizers["tokenizer"] or _CLIP
     missing = [_WORDS[name] for name, where in (homes | tokenizers).items() if where is None]
     if missing:
         raise LoadError(

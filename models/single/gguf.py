@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import T5Tokenizer
 
 from models.errors import LoadError
 from models.files.gguf import KIND, PLAIN, reader
 from models.files.headers import TensorEntry
 from models.packed import GgufWeight, Stored
+
+_WORDS = "tokenizer.ggml."
+"""In front of the fields of a vocabulary."""
 
 
 def gguf_mapped(file: Path) -> dict[str, Stored]:
@@ -31,6 +35,14 @@ def gguf_matrix(name: str, entry: TensorEntry, raw: torch.Tensor) -> Stored:
     return packed(
         name, raw.reshape(math.prod(entry.shape[:-1]), -1), gguf.GGMLQuantizationType[entry.dtype.removeprefix(KIND)]
     )
+
+
+def t5_tokenizer(file: Path) -> T5Tokenizer:
+    """T5's tokenizer from the vocabulary beside its weights, as llama.cpp writes it. Raises: KeyError without one."""
+    found = {name: field.contents() for name, field in reader(file).fields.items() if name.startswith(_WORDS)}
+    vocabulary = list(zip(found[f"{_WORDS}tokens"], map(float, found[f"{_WORDS}scores"]), strict=True))
+    charsmap = found.get(f"{_WORDS}precompiled_charsmap")
+    return T5Tokenizer(vocabulary, _spm_precompiled_charsmap=bytes(charsmap) if charsmap else None, extra_ids=0)
 
 
 def _mapped(tensor: Any) -> Stored:

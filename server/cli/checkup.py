@@ -83,8 +83,7 @@ def _examine(arguments: Sequence[str], folders: Sequence[str]) -> tuple[dict[str
 
 
 def _versions(facts: dict[str, Any]) -> Finding:
-    built = f"CUDA {facts['cuda']}" if facts["cuda"] else "CPU only"
-    versions = f"{facts['torch']} ({built}), diffusers {facts['diffusers']}, transformers {facts['transformers']}"
+    versions = f"{facts['torch']}, diffusers {facts['diffusers']}, transformers {facts['transformers']}"
     return Finding("torch", "ok", versions)
 
 

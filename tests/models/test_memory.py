@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,7 @@ def test_the_table_of_cards_is_what_is_counted() -> None:
     manual = (ROOT / "docs" / "operations.md").read_text()
     assert "\n".join(cards.markdown()) in manual
     assert "\n".join(cards.streamed_markdown()) in manual
+    assert "\n".join(cards.short_markdown()) in (ROOT / "README.md").read_text()
     best = cards.best_fit(24_000_000_000)
     assert best is not None
     assert best.device == need(DEV, Preset("none", "text+modulation")).device
@@ -165,6 +167,21 @@ def test_the_table_of_cards_is_what_is_counted() -> None:
     counted = need(DEV, Preset("none", "text+blocks"))
     assert (streamed.device, streamed.host) == (counted.device, counted.host)
     assert cards.best_fit(3_000_000_000) is None
+
+
+def test_counted_weights_are_what_a_gpu_allocated() -> None:
+    report = ROOT / "benchmarks" / "results" / "h200-2026-11-27-kernels" / "report.json"
+    (seen,) = {part["memory"]["allocated"] for part in _parts(json.loads(report.read_bytes())) if "load_s" in part}
+    counted = need(DEV, PRESETS[0]).weights
+    assert counted <= seen <= 1.005 * counted
+
+
+def _parts(report: Any) -> Iterator[dict[str, Any]]:
+    """Every JSON object inside."""
+    if isinstance(report, dict):
+        yield report
+    for each in report.values() if isinstance(report, dict) else report if isinstance(report, list) else ():
+        yield from _parts(each)
 
 
 def test_every_listed_model_has_an_architecture() -> None:
