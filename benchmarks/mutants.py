@@ -35,7 +35,11 @@ TARGETS: dict[str, tuple[str, ...]] = {
         "tests/server/jobs/test_store_machine.py",
     ),
     "server/jobs/store/repeats.py": ("tests/server/jobs/test_store.py", "tests/server/routes/test_repeats.py"),
-    "server/jobs/store/sqlite.py": ("tests/server/jobs/test_store.py", "tests/server/jobs/test_store_sqlite.py"),
+    "server/jobs/store/sqlite.py": (
+        "tests/server/jobs/test_store.py",
+        "tests/server/jobs/test_store_sqlite.py",
+        "tests/server/jobs/test_accounts.py",
+    ),
     "server/jobs/store/outbox.py": (
         "tests/server/jobs/test_store.py",
         "tests/server/jobs/test_store_sqlite.py",

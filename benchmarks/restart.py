@@ -3,8 +3,8 @@
     python -m benchmarks.restart [--ended 91000] [--waiting 9000] [--log-mb 4]
 
 Fills a data folder through the store, in a process that is killed, its write-ahead log as long as `--log-mb` lets it
-grow. Then `fluxserve serve --model fake:` starts on it. Prints one JSON line; times are
-seconds since the start of the process.
+grow. Then `fluxserve serve --model fake:` starts on an empty folder and on it. Prints one JSON line; times
+are seconds since the start of the process.
 """
 
 from __future__ import annotations
@@ -62,6 +62,15 @@ def fill(folder: Path, ended: int, waiting: int, log_mb: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def start_anew(folder: Path) -> dict[str, float]:
+    """Seconds from the start of a server without a history to its first answer."""
+    server = Server(folder, model="fake:").start()
+    try:
+        return {"livez": round(server.wait_live(), 2)}
+    finally:
+        server.kill_everything()
+
+
 def start(folder: Path, waiting: int) -> dict[str, float]:
     """Seconds from the start of a server to its answers."""
     server = Server(folder, model="fake:").start()
@@ -93,7 +102,8 @@ def measure(folder: Path, ended: int, waiting: int, log_mb: int) -> dict[str, An
     filling.join()
     assert filling.exitcode == -signal.SIGKILL, "the history could not be stored"
     sizes = {name: round((folder / name).stat().st_size / 1e6, 1) for name in ("jobs.db", "jobs.db-wal")}
-    return {"benchmark": "restart", "ended": ended, "waiting": waiting, "mb": sizes, "seconds": start(folder, waiting)}
+    seconds = {"without a history": start_anew(folder.with_name("empty")), "with it": start(folder, waiting)}
+    return {"benchmark": "restart", "ended": ended, "waiting": waiting, "mb": sizes, "seconds": seconds}
 
 
 def main() -> None:
