@@ -9,7 +9,7 @@ _SIGNS: tuple[tuple[str, str], ...] = (
     (".lora_A.", "a LoRA that was not merged; serve the base model and give the LoRA with each request"),
     (".lora_down.", "a LoRA that was not merged; serve the base model and give the LoRA with each request"),
     ("_lora", "a LoRA that was not merged; serve the base model and give the LoRA with each request"),
-    ("double_stream_modulation_img.", "FLUX.2, which is another architecture"),
+    ("double_stream_modulation_img.", "FLUX.2, which is read from diffusers' folders only"),
     ("distilled_guidance_layer.", "Chroma, which is another architecture"),
     ("joint_blocks.", "Stable Diffusion 3, which is another architecture"),
     ("input_blocks.", "Stable Diffusion or SDXL, which is another architecture"),

@@ -16,6 +16,10 @@ HUB_MODELS: Mapping[str, str] = {
     "black-forest-labs/FLUX.1-schnell": "fal-ai/flux/schnell",
     "black-forest-labs/FLUX.1-Krea-dev": "fal-ai/flux/krea",
     "black-forest-labs/FLUX.1-Kontext-dev": "fal-ai/flux-kontext/dev",
+    "black-forest-labs/FLUX.2-klein-4B": "fal-ai/flux-2/klein/4b",
+    "black-forest-labs/FLUX.2-klein-9B": "fal-ai/flux-2/klein/9b",
+    "black-forest-labs/FLUX.2-klein-base-4B": "fal-ai/flux-2/klein/4b/base",
+    "black-forest-labs/FLUX.2-klein-base-9B": "fal-ai/flux-2/klein/9b/base",
 }
 """Repositories of the Hugging Face hub and the endpoint that draws with them."""
 

@@ -44,6 +44,10 @@ class Served:
                     return spec
         raise _missing(variants[0])
 
+    def answers(self, variants: Sequence[Variant]) -> bool:
+        """Whether one of them is here."""
+        return any(spec.variant in variants for spec in self.all)
+
     def beside(self, spec: ModelSpec, variant: Variant) -> ModelSpec:
         """The checkpoint of that variant whose work `spec` understands. Raises: NotServedError."""
         found = next((other for other in self.all if other.variant == variant and _are_kin(spec, other)), None)

@@ -19,7 +19,7 @@ from server.api import endpoints, wire
 from server.api.body import read_object
 from server.api.endpoints import Endpoint
 from server.api.progress import steps
-from server.api.schemas.openai import ImageRequest
+from server.api.schemas.openai import Candidates, ImageRequest
 from server.api.served import Served
 from server.api.submission import RequestOptions, new_job
 from server.api.tags import read_tags
@@ -77,7 +77,7 @@ async def _wish(served: Served, request: Request) -> Wish:
         asked = ImageRequest.model_validate(await read_object(request))
     except ValidationError as exc:
         raise input_error(exc) from exc
-    endpoint = _endpoint(asked.endpoint_id)
+    endpoint = _endpoint(asked.endpoints, served)
     caller: Caller = request.scope["caller"]
     tags = read_tags(request.headers.get("x-fal-tags"))
     options = RequestOptions(caller.tenant, key_id=caller.key, tags=tags)
@@ -88,11 +88,13 @@ async def _wish(served: Served, request: Request) -> Wish:
     return Wish(asked, replace(new, params=params, output=new.output | {"format": asked.file_format}))
 
 
-async def draw(jobs: JobService, served: Served, request: Request, model: str, body: dict[str, Any]) -> dict[str, Any]:
-    """Run an input of fal's endpoint `model` on this connection; OpenAI's answer. Raises: WireError, StoreError."""
+async def draw(
+    jobs: JobService, served: Served, request: Request, models: Candidates, body: dict[str, Any]
+) -> dict[str, Any]:
+    """Run an input of one of fal's endpoints on this connection; OpenAI's answer. Raises: WireError, StoreError."""
     target: Target = request.scope["target"]
     caller: Caller = request.scope["caller"]
-    endpoint = _endpoint(model)
+    endpoint = _endpoint(models, served)
     tags = read_tags(request.headers.get("x-fal-tags"))
     options = RequestOptions(caller.tenant, key_id=caller.key, tags=tags)
     new = new_job(endpoint, str(uuid.uuid4()), body, options, served, is_ephemeral=True)
@@ -101,7 +103,13 @@ async def draw(jobs: JobService, served: Served, request: Request, model: str, b
     return {"created": int(time.time()), "data": [_entry(image) for image in images]}
 
 
-def _endpoint(model: str) -> Endpoint:
+def _endpoint(models: Candidates, served: Served) -> Endpoint:
+    """The first that a checkpoint here answers, else the first. Raises: WireError 404."""
+    found = [_named(model) for model in models]
+    return next((row for row in found if served.answers(row.variants)), found[0])
+
+
+def _named(model: str) -> Endpoint:
     """Raises: WireError 404."""
     try:
         endpoint, rest = endpoints.find(model)

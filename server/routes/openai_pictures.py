@@ -55,8 +55,8 @@ async def _answer(jobs: JobService, served: Served, inputs: Inputs, request: Req
         if not urls:
             raise InputError([problem(["image"], "Field required", "missing")])
         mask = await _as_fal_mask(inputs, files["mask"][0]) if "mask" in files else None
-        endpoint = wish.endpoint(len(urls), mask is not None, is_variation)
-        return json_response(await draw(jobs, served, request, endpoint, wish.with_pictures(urls, mask)))
+        endpoints = wish.endpoints_for(len(urls), mask is not None, is_variation)
+        return json_response(await draw(jobs, served, request, endpoints, wish.with_pictures(urls, mask)))
     except (WireError, StoreError) as exc:
         return error_answer(to_wire(exc))
 

@@ -11,7 +11,12 @@ from pydantic_core import PydanticCustomError
 
 from server.api.schemas.base import MAX_PROMPT_CHARACTERS, Seed
 
-DEFAULT_MODEL = "fal-ai/flux/dev"
+Candidates = tuple[str, ...]
+"""Endpoint ids; the first whose checkpoint is served is meant."""
+
+DEFAULTS: Candidates = ("fal-ai/flux/dev", "fal-ai/flux-2/klein/4b")
+_EDITS: Candidates = ("fal-ai/flux-kontext/dev", "fal-ai/flux-2/klein/4b/edit")
+_EDITS_OF_SEVERAL: Candidates = ("fal-ai/flux-pro/kontext/multi", "fal-ai/flux-2/klein/4b/edit")
 _OPENAIS_MODELS = ("dall-e-", "gpt-image-", "chatgpt-image-")
 _NEW_QUALITIES = frozenset({"auto", "low", "medium", "high"})
 _NEW_FIELDS = ("output_format", "output_compression", "background", "moderation", "partial_images")
@@ -22,9 +27,7 @@ class ImageRequest(BaseModel):
     """`POST /v1/images/generations`. `style`, `user` and what else OpenAI knows is ignored."""
 
     prompt: str = Field(max_length=MAX_PROMPT_CHARACTERS)
-    model: str = Field(
-        DEFAULT_MODEL, description="An endpoint id from /v1/models; OpenAI's own names mean the default."
-    )
+    model: str = Field("", description="An endpoint id from /v1/models; empty, or OpenAI's own names, choose one.")
     n: int = Field(1, ge=1, le=4)
     size: str = Field(
         "auto",
@@ -69,9 +72,13 @@ class ImageRequest(BaseModel):
         return self.output_format or "png"
 
     @property
-    def endpoint_id(self) -> str:
-        """The endpoint id that `model` means."""
-        return DEFAULT_MODEL if self.model.startswith(_OPENAIS_MODELS) else self.model
+    def endpoints(self) -> Candidates:
+        """What `model` means."""
+        return (self.model,) if self._names_one else DEFAULTS
+
+    @property
+    def _names_one(self) -> bool:
+        return bool(self.model) and not self.model.startswith(_OPENAIS_MODELS)
 
     @property
     def is_inline(self) -> bool:
@@ -105,17 +112,16 @@ class PictureRequest(ImageRequest):
     """
 
     prompt: str = Field("", max_length=MAX_PROMPT_CHARACTERS)
-    model: str = Field("", description="An endpoint id from /v1/models; empty chooses one.")
 
-    def endpoint(self, pictures: int, has_mask: bool, is_variation: bool) -> str:
-        """The endpoint that is meant."""
-        if self.model and not self.model.startswith(_OPENAIS_MODELS):
-            return self.model
+    def endpoints_for(self, pictures: int, has_mask: bool, is_variation: bool) -> Candidates:
+        """What is meant."""
+        if self._names_one:
+            return (self.model,)
         if is_variation:
-            return "fal-ai/flux/dev/redux"
+            return ("fal-ai/flux/dev/redux",)
         if has_mask:
-            return "fal-ai/flux-lora/inpainting"
-        return "fal-ai/flux-kontext/dev" if pictures == 1 else "fal-ai/flux-pro/kontext/multi"
+            return ("fal-ai/flux-lora/inpainting",)
+        return _EDITS if pictures == 1 else _EDITS_OF_SEVERAL
 
     def with_pictures(self, urls: list[str], mask: str | None) -> dict[str, Any]:
         """As an input of fal's endpoints, which call a picture by one of three names and ignore the others."""

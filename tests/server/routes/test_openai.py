@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from models.registry import REGISTRY
 from server.jobs.store.base import Job, JobStatus, Outcome
 from tests.server.api_node import ApiNode
 from tests.server.api_server import Api, eventually, serve
@@ -42,6 +43,18 @@ def test_a_picture_by_address(api: Api, pool: ThreadPoolExecutor) -> None:
     body = answer.result().json()
     assert isinstance(body["created"], int)
     assert api.http.get(body["data"][0]["url"]).status_code == 200
+
+
+@pytest.mark.parametrize("model", [{}, {"model": None}, {"model": "gpt-image-1"}])
+def test_where_only_flux2_is_served_it_draws(api: Api, pool: ThreadPoolExecutor, model: dict[str, Any]) -> None:
+    object.__setattr__(api.node.served, "specs", (REGISTRY["FLUX.2-klein-4B"],))
+    object.__setattr__(api.node.served, "on_demand", ())
+    job, answer = begun(api, pool, **model)
+    assert job.endpoint == "fal-ai/flux-2/klein/4b"
+    api.node.finish(job)
+    assert answer.result().status_code == 200
+    named = api.http.post(PATH, json={"prompt": "a", "model": "fal-ai/flux/dev"})
+    assert named.status_code == 404
 
 
 def test_a_picture_in_the_answer(api: Api, pool: ThreadPoolExecutor) -> None:

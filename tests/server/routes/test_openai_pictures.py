@@ -106,3 +106,14 @@ def test_an_edit_without_its_checkpoint_names_the_flag(api: Api) -> None:
     answer = api.http.post("/v1/images/edits", files=[picture()], data={"prompt": "x"})
     assert answer.status_code == 404
     assert "--model FLUX.1-Kontext-dev" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(("count", "path"), [(1, "edits"), (2, "edits")])
+def test_where_only_flux2_is_served_it_edits(api: Api, pool: ThreadPoolExecutor, count: int, path: str) -> None:
+    object.__setattr__(api.node.served, "specs", (REGISTRY["FLUX.2-klein-4B"],))
+    object.__setattr__(api.node.served, "on_demand", ())
+    job, answer = begun(api, pool, path, [picture("image[]")] * count, prompt="make it green")
+    assert job.endpoint == "fal-ai/flux-2/klein/4b/edit"
+    assert len(job.input["image_urls"]) == count
+    api.node.finish(job)
+    assert answer.result().status_code == 200
