@@ -209,19 +209,19 @@ def test_a_preview_is_a_small_data_uri() -> None:
         assert opened.size == (WIDTH, HEIGHT)
 
 
-def test_only_file_addresses_become_absolute() -> None:
+def test_only_file_addresses_become_absolute_and_signed() -> None:
     body = {
         "images": [{"url": "/files/a.png"}, {"url": "data:image/png;base64,AA"}, {"url": "https://else/files/x"}],
         "prompt": "/files/not-an-address",
         "nested": {"url": "/files/b.png"},
     }
-    made = absolute(body, "http://host:1/v3")
+    made = absolute(body, "http://host:1/v3", lambda path: f"{path}?signed")
     assert [image["url"] for image in made["images"]] == [
-        "http://host:1/v3/files/a.png",
+        "http://host:1/v3/files/a.png?signed",
         "data:image/png;base64,AA",
         "https://else/files/x",
     ]
-    assert (made["prompt"], made["nested"]["url"]) == ("/files/not-an-address", "http://host:1/v3/files/b.png")
+    assert (made["prompt"], made["nested"]["url"]) == ("/files/not-an-address", "http://host:1/v3/files/b.png?signed")
     assert body["nested"] == {"url": "/files/b.png"}, "the stored body is not touched"
 
 
