@@ -44,13 +44,17 @@ def exact(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> T
 
 
 def fuse_norms(vae: AutoencoderKL, kernel: Kernel) -> None:
-    """Put a GroupNormSilu in place of every such pair of the VAE's convolutional blocks, in place."""
+    """Put a GroupNormSilu in place of every such pair of the VAE's convolutional blocks, in place.
+
+    What is fused already stays as it is: checkpoints share their VAE.
+    """
     for block in vae.modules():
         if isinstance(block, ResnetBlock2D) and isinstance(block.nonlinearity, nn.SiLU):
             block.norm1, block.norm2 = GroupNormSilu(block.norm1, kernel), GroupNormSilu(block.norm2, kernel)
             block.nonlinearity = nn.Identity()
     for part in (vae.encoder, vae.decoder):
-        part.conv_norm_out, part.conv_act = GroupNormSilu(part.conv_norm_out, kernel), nn.Identity()
+        if isinstance(part.conv_act, nn.SiLU):
+            part.conv_norm_out, part.conv_act = GroupNormSilu(part.conv_norm_out, kernel), nn.Identity()
 
 
 def checked_kernel(device: torch.device, dtype: torch.dtype) -> Kernel | None:
