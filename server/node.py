@@ -95,8 +95,7 @@ class Node:
 
         Args: worker_command: another program in the place of our workers.
         Raises: StoreError, TooFewThreadsError, CredentialsError, DamagedSecretError, PricesError, UnknownModelError or
-            ValueError
-            with one sentence for the operator.
+            ValueError with one sentence for the operator.
         """
         specs = resolve_all(settings.model_arguments, settings.model_folders)
         names = devices(settings.device, count_gpus())

@@ -116,9 +116,12 @@ def _no_such_key(key_id: str) -> CommandError:
 
 def _budgets(texts: list[str] | None) -> list[BudgetRule]:
     try:
-        return [BudgetRule.parse(text) for text in texts or ()]
+        rules = [BudgetRule.parse(text) for text in texts or ()]
     except ValueError as exc:
         raise CommandError(f"--budget {exc}", USAGE) from exc
+    if any(rule.unit == "money" for rule in rules):
+        typer.echo("a budget in money bounds nothing where the server has no price: see `serve --prices`", err=True)
+    return rules
 
 
 def _file(data_dir: Any, config: Any) -> KeyFile:

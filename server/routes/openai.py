@@ -35,7 +35,7 @@ from server.jobs.service import JobService
 from server.jobs.store.base import NewJob, Outcome
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"description": "An error in OpenAI's shape"} for status in (400, 401, 404, 413, 429, 499, 500, 503)
+    status: {"description": "An error in OpenAI's shape"} for status in (400, 401, 403, 404, 413, 429, 499, 500, 503)
 }
 _NO_USAGE = {
     "total_tokens": 0,

@@ -175,6 +175,8 @@ def test_the_model_list_speaks_fal_and_openai(api: Api) -> None:
     assert {entry["endpoint_id"] for entry in body["models"]} == set(ENDPOINTS)
     assert {entry["id"] for entry in body["data"]} == set(ENDPOINTS)
     (pro,) = api.http.get("/v1/models", params={"endpoint_id": "fal-ai/flux-pro"}).json()["models"]
+    two = api.http.get("/v1/models", params={"endpoint_id": "fal-ai/flux-pro,fal-ai/flux/dev"}).json()["models"]
+    assert {entry["endpoint_id"] for entry in two} == {"fal-ai/flux-pro", "fal-ai/flux/dev"}
     assert (pro["metadata"]["served_by"], pro["metadata"]["is_substitute"]) == ("FLUX.1-dev", True)
     assert len(api.http.get("/v1/models", params={"q": "schnell", "limit": 1}).json()["models"]) == 1
     assert api.http.get("/v1/models", params={"limit": 0}).status_code == 400

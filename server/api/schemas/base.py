@@ -47,13 +47,15 @@ AnyOutputFormat = Literal["jpeg", "png", "webp"]
 
 
 def _no_boolean(value: Any) -> Any:
-    """pydantic takes true for 1; as a seed it is a mistake."""
+    """pydantic takes true for 1; as a seed or a count it is a mistake."""
     if isinstance(value, bool):
         raise PydanticCustomError("int_type", "Input should be a valid integer")
     return value
 
 
-Seed = Annotated[int, BeforeValidator(_no_boolean)]
+NotBoolean = BeforeValidator(_no_boolean)
+"""Stands behind bounds: those in front of it are in the published schema, too."""
+Seed = Annotated[int, NotBoolean]
 
 
 def _digit(value: Any) -> Any:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from server.api.schemas.base import MAX_PROMPT_CHARACTERS, Seed
+from server.api.schemas.base import MAX_PROMPT_CHARACTERS, NotBoolean, Seed
 
 Candidates = tuple[str, ...]
 """Endpoint ids; the first whose checkpoint is served is meant."""
@@ -28,7 +28,7 @@ class ImageRequest(BaseModel):
 
     prompt: str = Field(max_length=MAX_PROMPT_CHARACTERS)
     model: str = Field("", description="An endpoint id from /v1/models; empty, or OpenAI's own names, choose one.")
-    n: int = Field(1, ge=1, le=4)
+    n: Annotated[int, Field(ge=1, le=4), NotBoolean] = 1
     size: str = Field(
         "auto",
         description="auto, or WIDTHxHEIGHT in pixels.",
@@ -38,12 +38,16 @@ class ImageRequest(BaseModel):
         None, description="url, unless another field shows a caller of the gpt-image models, who reads b64_json."
     )
     output_format: Literal["png", "jpeg", "webp"] | None = Field(None, description="png if not given.")
-    output_compression: int | None = Field(None, ge=0, le=100, description="Accepted; pictures keep their quality.")
+    output_compression: Annotated[int, Field(ge=0, le=100), NotBoolean] | None = Field(
+        None, description="Accepted; pictures keep their quality."
+    )
     background: Literal["auto", "opaque", "transparent"] | None = None
     moderation: str | None = Field(None, description="Accepted; the server's own safety checker decides.")
     quality: str | None = Field(None, description="Accepted; the model's own number of steps is drawn.")
     stream: bool = Field(False, description="Events instead of one answer, the last with the picture.")
-    partial_images: int | None = Field(None, ge=0, le=3, description="Small pictures on the way, where it streams.")
+    partial_images: Annotated[int, Field(ge=0, le=3), NotBoolean] | None = Field(
+        None, description="Small pictures on the way, where it streams."
+    )
     seed: Seed | None = Field(None, description="Not in OpenAI's API; repeats a picture.")
 
     @field_validator("model", "size", "n", "stream", mode="before")

@@ -18,8 +18,8 @@ from server.gateway.keys import Caller
 from server.jobs.service import JobService
 from server.jobs.store.accounts import Search, UsageQuestion
 
-Words = Annotated[list[str] | None, Query()]
 # A null has no spelling in a query, so the document does not offer one.
+Words = Annotated[list[str] | SkipJsonSchema[None], Query()]
 When = datetime | SkipJsonSchema[None]
 Place = Annotated[int, Field(ge=0, lt=10**15)]
 Cursor = Annotated[Place | SkipJsonSchema[None], Query(description="The next_cursor of an earlier answer")]

@@ -12,11 +12,10 @@ from server.api import catalogue, platform
 from server.api.served import Served
 from server.gateway.keys import KeyRing
 from server.http.errors import PlainError, WireError
-from server.routes.system.accounts import Cursor
+from server.routes.system.accounts import Cursor, Words, words
 
 MARKDOWN = "text/markdown; charset=utf-8"
 EXPAND_OPENAPI = "openapi-3.0"
-Ids = Annotated[list[str] | None, Query()]
 
 
 def platform_router(served: Served, version: str, keys: KeyRing) -> APIRouter:
@@ -29,21 +28,22 @@ def platform_router(served: Served, version: str, keys: KeyRing) -> APIRouter:
         q: str | None = None,
         category: str | None = None,
         status: str | None = None,
-        endpoint_id: Ids = None,
-        expand: Ids = None,
+        endpoint_id: Words = None,
+        expand: Words = None,
         cursor: Cursor = None,
         limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
     ) -> dict[str, Any]:
         """The endpoints, as fal and as OpenAI list them."""
         origin = request.scope["target"].origin
-        rows = [row for row in catalogue.all_endpoints() if not endpoint_id or row.id in endpoint_id]
+        wanted = words(endpoint_id)
+        rows = [row for row in catalogue.all_endpoints() if not wanted or row.id in wanted]
         found = [row for row in rows if not q or q.lower() in f"{row.id} {row.summary}".lower()]
         found = [row for row in found if category in (None, row.category)]
         page, following = platform.page_of(found, limit, cursor)
         listed = catalogue.model_list(page, served)
         for row, entry in zip(page, listed["models"], strict=True):
             entry["metadata"] |= platform.details(row, origin)
-            if expand and EXPAND_OPENAPI in expand:
+            if EXPAND_OPENAPI in words(expand):
                 entry["openapi"] = catalogue.queue_openapi(row, version, not keys.is_open, origin)
         if status is not None:
             listed["models"] = [entry for entry in listed["models"] if entry["metadata"]["status"] == status]

@@ -250,6 +250,9 @@ def test_a_keys_budgets_are_given_with_it_and_changed_later(cli: Cli, tmp_path: 
         {"amount": 5.0, "unit": "money", "period": "day"},
         {"amount": 200.0, "unit": "megapixels", "period": "month"},
     ]
+    in_money = cli("keys", "set", made["id"], "--budget", "2.5/month", *here)
+    assert (in_money.code, "--prices" in in_money.err) == (0, True)
+    assert cli("keys", "set", made["id"], "--budget", "1mp/day", *here).err == ""
     assert cli("keys", "set", made["id"], "--budget", "2.5/month", *here).code == 0
     (shown,) = json.loads(cli("keys", "list", *here).out)["keys"]
     assert shown["budgets"] == [{"amount": 2.5, "unit": "money", "period": "month"}]

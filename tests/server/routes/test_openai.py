@@ -192,6 +192,8 @@ def test_endpoints_by_aspect_ratio_take_the_size_as_one(api: Api, pool: ThreadPo
     ("body", "status", "param", "code"),
     [
         ({"n": 5}, 400, "n", "less_than_equal"),
+        ({"n": True}, 400, "n", "int_type"),
+        ({"partial_images": False, "stream": True}, 400, "partial_images", "int_type"),
         ({"size": "big"}, 400, "size", "size"),
         ({"size": "9000x9000"}, 400, "image_size", "image_too_large"),
         ({"size": "0x5"}, 400, "image_size.width", "greater_than"),
