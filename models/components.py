@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
@@ -21,12 +21,37 @@ class SafetyModel:
     image_processor: Any
 
 
+class Components:
+    """What the components of every family have. Attributes: WEIGHTS: names of the parts with weights."""
+
+    WEIGHTS: ClassVar[tuple[str, ...]]
+    transformer: Any
+    safety: SafetyModel | None
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.transformer.device
+        return device
+
+    @property
+    def guidance_embeds(self) -> bool:
+        return bool(self.transformer.config.guidance_embeds)
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """The weights by part name."""
+        parts: dict[str, nn.Module] = {name: getattr(self, name) for name in self.WEIGHTS}
+        return parts | ({"safety_checker": self.safety.model} if self.safety else {})
+
+
 @dataclass(frozen=True)
-class FluxComponents:
+class FluxComponents(Components):
     """Everything one checkpoint needs, on one device, in one dtype, frozen in eval mode.
 
     Tokenizers and encoders are what the checkpoint's `model_index.json` names; two checkpoints may share them.
     """
+
+    WEIGHTS = ("transformer", "vae", "text_encoder", "text_encoder_2")
 
     spec: ModelSpec
     transformer: FluxTransformer2DModel
@@ -47,11 +72,6 @@ class FluxComponents:
         return dtype
 
     @property
-    def device(self) -> torch.device:
-        device: torch.device = self.transformer.device
-        return device
-
-    @property
     def vae_scale_factor(self) -> int:
         """Pixels a latent cell covers along one side."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
@@ -64,21 +84,6 @@ class FluxComponents:
     @property
     def latent_channels(self) -> int:
         return int(self.vae.config.latent_channels)
-
-    @property
-    def guidance_embeds(self) -> bool:
-        return bool(self.transformer.config.guidance_embeds)
-
-    @property
-    def modules(self) -> dict[str, nn.Module]:
-        """The weights by part name."""
-        parts: dict[str, nn.Module] = {
-            "transformer": self.transformer,
-            "vae": self.vae,
-            "text_encoder": self.text_encoder,
-            "text_encoder_2": self.text_encoder_2,
-        }
-        return parts | ({"safety_checker": self.safety.model} if self.safety else {})
 
     def pipeline(self) -> FluxPipeline:
         """Diffusers' own pipeline over the same modules: the oracle of tests and benchmarks."""

@@ -6,8 +6,6 @@ capability 8.9 or more (or triton's interpreter).
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -55,7 +53,3 @@ def empty_rows(count: int, width: int, device: torch.device) -> Rows:
 def warps(block: int) -> int:
     """Sixteen values a thread, within what a GPU can start."""
     return min(16, max(1, block // 512))
-
-
-KERNELS: dict[str, Any] = {"quantize": _quantize_kernel}
-"""By name, for tests that compile them ahead of time."""

@@ -10,16 +10,18 @@ import torch
 from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline, Flux2Transformer2DModel
 from torch import nn
 
-from models.components import SafetyModel
+from models.components import Components, SafetyModel
 from models.registry import ModelSpec
 
 
 @dataclass(frozen=True)
-class Flux2Components:
+class Flux2Components(Components):
     """Everything one checkpoint needs, on one device, in one dtype, frozen in eval mode.
 
     Args: is_distilled: whether it draws without a second, unprompted forward.
     """
+
+    WEIGHTS = ("transformer", "vae", "text_encoder")
 
     spec: ModelSpec
     transformer: Flux2Transformer2DModel
@@ -38,11 +40,6 @@ class Flux2Components:
         return dtype
 
     @property
-    def device(self) -> torch.device:
-        device: torch.device = self.transformer.device
-        return device
-
-    @property
     def size_multiple(self) -> int:
         """Sides of drawn pictures are multiples of this: one token is 2 x 2 latent cells."""
         return int(2 ** len(self.vae.config.block_out_channels))
@@ -51,20 +48,6 @@ class Flux2Components:
     def channels(self) -> int:
         """Of one token."""
         return int(self.transformer.config.in_channels)
-
-    @property
-    def guidance_embeds(self) -> bool:
-        return bool(self.transformer.config.guidance_embeds)
-
-    @property
-    def modules(self) -> dict[str, nn.Module]:
-        """The weights by part name."""
-        parts: dict[str, nn.Module] = {
-            "transformer": self.transformer,
-            "vae": self.vae,
-            "text_encoder": self.text_encoder,
-        }
-        return parts | ({"safety_checker": self.safety.model} if self.safety else {})
 
     def pipeline(self) -> Flux2KleinPipeline:
         """Diffusers' own pipeline over the same modules: the oracle of tests and benchmarks."""

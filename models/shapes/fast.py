@@ -164,7 +164,7 @@ class Steps:
 
     def __init__(self, training: "FlowTraining", fast: Fast) -> None:
         self._training, self._feed = training, fast.feed
-        # Its backward pass over our small heads reads what is not its own (torch 2.11 with CUDA 13, H200).
+        # cuDNN's attention reads what is not its own on the way back (torch 2.11 with CUDA 13, H200).
         torch.backends.cuda.enable_cudnn_sdp(False)
         self._record = fast.record and training.device.type == "cuda"
         self._stores: dict[Key, Store] = {key: Store() for key in fast.feed.keys}

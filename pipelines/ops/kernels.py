@@ -251,12 +251,3 @@ TRITON = Ops(
     _joint_heads,
     _join_gelu,
 )
-
-KERNELS: dict[str, Any] = {
-    "norm_modulate": _norm_modulate_kernel,
-    "gate_add": _gate_add_kernel,
-    "heads": _heads_kernel,
-    "join_gelu": _join_gelu_kernel,
-    "join_gelu_float8": _join_gelu_float8_kernel,
-}
-"""By name, for tests that compile them ahead of time."""
