@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from server.cli import bench, certs, doctor, env, generate, jobs, keys, mcp, models, serve, webhooks, workers
+from server.cli import bench, certs, conform, doctor, env, generate, jobs, keys, mcp, models, serve, webhooks, workers
 from server.cli.failures import CommandError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.command()(certs.certs)
 app.command()(models.models)
 app.command()(doctor.doctor)
 app.command()(mcp.mcp)
+app.command()(conform.conform)
 app.add_typer(bench.app, name="bench")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(keys.app, name="keys")

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from server.conform.cases import Case
 from tests.compatibility import page
 from tests.compatibility.page import Proof, Results
 from tests.compatibility.rows import Row
@@ -90,7 +91,9 @@ def proofs(items: Iterable[pytest.Item], outcomes: dict[str, tuple[str, str]]) -
 
 
 def title_of(item: pytest.Item) -> str:
-    """The test's name as a sentence, without its number."""
+    """The test's name as a sentence, without its number; a case of `fluxserve conform` has its own."""
+    if isinstance(case := getattr(item, "callspec", None) and item.callspec.params.get("case"), Case):
+        return case.title
     words = getattr(item, "originalname", item.name).removeprefix("test_").split("_")
     return " ".join(words[1:] if words[0].isdigit() else words)
 

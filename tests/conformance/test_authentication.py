@@ -14,7 +14,6 @@ from websockets.sync.client import connect
 from tests.conformance.child import Child, js_child, python_child
 from tests.conformance.conftest import KEY, need_node
 from tests.conformance.scripted import DEV, TINY, Scripted
-from tests.conformance.test_addressing import routes
 
 FOX = {"prompt": "a fox", **TINY}
 
@@ -88,16 +87,6 @@ def test_018_the_scheme_is_read_without_regard_to_case(locked: httpx.Client, wor
     refused = locked.post(f"/run/{DEV}", json=FOX, headers=with_key(word, "eyJhbGciOiJSUzI1NiJ9.e30.x"))
     assert refused.status_code == 401
     assert isinstance(refused.json()["detail"], str)
-
-
-@pytest.mark.case(19)
-def test_019_preflights_need_no_key_on_any_route(locked: httpx.Client) -> None:
-    asked = {"origin": "https://a.test", "access-control-request-method": "POST"}
-    uploads = [("PUT", "/files/upload/token"), ("PUT", "/files/upload/token/1"), ("GET", "/files/x.png")]
-    for _, path in [*routes("00000000-0000-4000-8000-000000000000"), *uploads]:
-        answer = locked.options(path, headers=asked)
-        assert answer.is_success, path
-        assert answer.headers["access-control-allow-origin"] in ("*", "https://a.test")
 
 
 @pytest.mark.case(20)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import httpx
 import pytest
 
 from tests.conformance.child import Child
@@ -75,16 +74,6 @@ def test_059_a_crash_on_the_last_attempt_is_told_once(server: Scripted, python: 
     assert "nginx" not in server.result(request_id).text
     assert results(record, request_id) == [503, 503]  # the client's and ours
     server.server.wait_ready()  # the worker is back for the next test
-
-
-@pytest.mark.case(60)
-def test_060_response_and_a_slash_are_the_same_address(server: Scripted, http: httpx.Client) -> None:
-    request_id = server.submit("a fox")
-    server.until_status(request_id, "COMPLETED")
-    answers = [http.get(f"/queue/fal-ai/flux/requests/{request_id}{tail}") for tail in ("", "/", "/response")]
-    answers += [http.get(f"/queue/fal-ai/flux/dev/requests/{request_id}/response/")]
-    assert [answer.status_code for answer in answers] == [200] * 4
-    assert all(answer.json() == answers[0].json() for answer in answers)
 
 
 @pytest.mark.case(61)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 
-import httpx
 import pytest
 
 from tests.conformance.child import Child
@@ -89,15 +88,3 @@ def test_028_an_unknown_endpoint_is_404_with_a_sentence(python: Child, js: Child
     failed = js.fails(RUN_JS, endpoint="fal-ai/no-such-app", input=FOX)
     assert (failed.name, failed.status) == ("ApiError", 404)
     assert isinstance(failed.facts["body"]["detail"], str)
-
-
-@pytest.mark.case(29)
-def test_029_wrong_methods_and_malformed_json(http: httpx.Client) -> None:
-    for method in ("PUT", "DELETE", "PATCH", "GET"):
-        answer = http.request(method, f"/run/{DEV}")
-        assert answer.status_code == 405, method
-        assert isinstance(answer.json()["detail"], str)
-    for body in (b"{", b'{"prompt": "a fox"', b"nonsense", b"\xff\xfe{}"):
-        answer = http.post(f"/run/{DEV}", content=body, headers={"content-type": "application/json"})
-        assert answer.status_code == 422, body
-        assert answer.json()["detail"][0]["type"] == "json_invalid"
