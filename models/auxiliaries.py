@@ -18,6 +18,7 @@ from transformers import AutoModelForDepthEstimation, SiglipVisionModel
 from models.accelerator import Accelerator
 from models.checkpoint_files import locate
 from models.errors import LoadError
+from models.files.folder import part_in
 from models.part import image_processor, open_part
 from models.placement import place
 from models.registry import ModelSpec
@@ -90,7 +91,7 @@ def check_auxiliary(spec: ModelSpec) -> None:
     folder = locate(spec)
     for name, kind in _PARTS[spec.variant].items():
         with _without_notices():
-            open_part(folder / name, kind).check()
+            open_part(part_in(folder, name), kind).check()
     if spec.variant in _PROCESSORS:
         image_processor(folder / _PROCESSORS[spec.variant])
 
@@ -121,7 +122,7 @@ class _Loader:
 
     def part(self, name: str, kind: Any) -> Any:
         """The module in one folder of the checkpoint."""
-        part = open_part(self.folder / name, kind)
+        part = open_part(part_in(self.folder, name), kind)
         with _without_notices():
             part.check()
             module = part.load(self.dtype, self.accelerator.device.type == "cpu")

@@ -14,7 +14,7 @@ from transformers import AutoModelForImageClassification, CLIPTextModel, T5Encod
 from models.arguments import read_object
 from models.checkpoint_files import locate
 from models.errors import LoadError
-from models.files.folder import OTHERS, check_folder, config
+from models.files.folder import OTHERS, check_folder, config, part_in
 from models.part import Part, image_processor, made, open_part, tokenizer
 from models.registry import ModelSpec
 from models.single.parts import file_parts, sigmas_of, transformer_part
@@ -67,17 +67,17 @@ def open_checkpoint(spec: ModelSpec) -> Checkpoint:
 def _folder(folder: Path, names: tuple[str, ...]) -> Checkpoint:
     """Args: names: the parts that are wanted of it."""
     pipeline = check_folder(folder, names, OTHERS)
-    parts, processor = {name: open_part(folder / name, KINDS[name]) for name in names}, None
-    if (folder / SAFETY / "config.json").is_file():
+    parts, processor = {name: open_part(part_in(folder, name), KINDS[name]) for name in names}, None
+    if (part_in(folder, SAFETY) / "config.json").is_file():
         parts[SAFETY], processor = safety_part(folder)
-    label, scheduler = f"{folder.name}/scheduler", folder / "scheduler"
+    label, scheduler = f"{folder.name}/scheduler", part_in(folder, "scheduler")
     sigmas = made(label, lambda: FlowMatchEulerDiscreteScheduler.load_config(scheduler))
     return Checkpoint(
         folder.name,
         pipeline,
         parts,
-        tokenizer=tokenizer(folder / "tokenizer"),
-        tokenizer_2=tokenizer(folder / "tokenizer_2"),
+        tokenizer=tokenizer(part_in(folder, "tokenizer")),
+        tokenizer_2=tokenizer(part_in(folder, "tokenizer_2")),
         sigma_config=dict(sigmas),
         image_processor=processor,
     )
@@ -86,7 +86,7 @@ def _folder(folder: Path, names: tuple[str, ...]) -> Checkpoint:
 def _with_transformer(folder: Path, file: Path) -> Checkpoint:
     """A folder's checkpoint with the transformer of a file, and with its noise levels if it is of another kind."""
     base = _folder(folder, tuple(name for name in KINDS if name != "transformer"))
-    before = read_object(folder / "transformer" / "config.json")
+    before = read_object(part_in(folder, "transformer") / "config.json")
     part, variant = transformer_part(file, before)
     is_alike = bool(before.get("guidance_embeds", False)) == bool(part.config["guidance_embeds"])
     return replace(
@@ -117,7 +117,7 @@ def safety_part(folder: Path) -> tuple[Part, Any]:
     CompVis: `safety_checker/` (StableDiffusionSafetyChecker) + `feature_extractor/`.
     Classifier: `safety_checker/` with a `preprocessor_config.json` beside its weights.
     """
-    part = folder / SAFETY
+    part = part_in(folder, SAFETY)
     is_concepts = "StableDiffusionSafetyChecker" in (config(part).get("architectures") or ())
     processor = image_processor(folder / "feature_extractor" if is_concepts else part)
     return open_part(part, StableDiffusionSafetyChecker if is_concepts else AutoModelForImageClassification), processor

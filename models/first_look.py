@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from models.files.folder import FLUX1_PIPELINES, FLUX2_PIPELINES, OTHERS, check_folder
+from models.files.folder import FLUX1_PIPELINES, FLUX2_PIPELINES, OTHERS, check_folder, part_in
 from models.files.headers import read_header
 from models.files.weights import weight_files
 from models.registry import ModelSpec
@@ -37,5 +37,5 @@ def _look_into(folder: Path, spec: ModelSpec) -> None:
     own = tuple(part for part in parts if part != "transformer" or spec.transformer is None)
     check_folder(folder, own, others, pipelines)
     for part in own:
-        for file in weight_files(folder / part):
+        for file in weight_files(part_in(folder, part)):
             read_header(file)

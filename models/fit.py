@@ -8,6 +8,7 @@ from pathlib import Path
 
 from models.counts import AnyArchitecture
 from models.errors import LoadError
+from models.files.folder import part_in
 from models.files.weights import identity, weight_files
 from models.memory import Need, Preset, need, part_bytes, presumed_architecture, working_bytes
 from models.registry import ModelSpec
@@ -59,7 +60,7 @@ def _key(spec: ModelSpec, arch: AnyArchitecture, part: str) -> object:
     """Equal for what a worker holds once: the same files, or the same part of published checkpoints to be fetched."""
     if part == "transformer" or spec.source.startswith("random:"):
         return (spec.name, part)
-    folder = Path(spec.source) / part
+    folder = part_in(Path(spec.source), part)
     if not folder.is_dir():
         return (part, repr({name: asdict(arch).get(name) for name in ("clip", "t5", "text", "vae")}))
     try:

@@ -16,6 +16,7 @@ from models.architectures import ARCHITECTURES, FLUX_TRANSFORMER, Architecture
 from models.arguments import read_object
 from models.checkpoint_files import locate
 from models.counts import AnyArchitecture, flux2_blocks, flux2_width
+from models.files.folder import part_in
 from models.flux2.architectures import ARCHITECTURES as FLUX2_ARCHITECTURES
 from models.flux2.architectures import FLUX2_TRANSFORMER, READ_LAYERS, Flux2Architecture
 from models.registry import ModelSpec
@@ -65,7 +66,7 @@ def random_architecture(name: str) -> AnyArchitecture:
 
 def _config(folder: Path, part: str) -> dict[str, Any]:
     name = "scheduler_config.json" if part == "scheduler" else "config.json"
-    config: dict[str, Any] = json.loads((folder / part / name).read_text())
+    config: dict[str, Any] = json.loads((part_in(folder, part) / name).read_text())
     return config
 
 

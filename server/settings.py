@@ -25,7 +25,7 @@ from pydantic_settings import (
 VERSION = "0.1.0"
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-"""The default data folder lies here, so that commands find a running server's files from any folder."""
+"""Where our packages lie: a checkout, or the `site-packages` that a wheel was installed into."""
 
 PREFIX = "FLUXSERVE_"
 OTHER_VARIABLES = frozenset({"FLUXSERVE_CONFIG", "FLUXSERVE_TEST_MODEL"})
@@ -41,6 +41,14 @@ WILDCARD_HOSTS = frozenset({"", "0.0.0.0", "::"})
 
 Words = Annotated[tuple[str, ...], NoDecode]
 """A list that the environment may give as one comma-separated value."""
+
+
+def default_data_dir() -> Path:
+    """One place whatever the working folder, so that commands find a running server's files: beside the code in a
+    checkout, else where the XDG base directory specification keeps a user's data."""
+    if (CHECKOUT / "pyproject.toml").is_file():
+        return CHECKOUT / "data"
+    return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "fluxserve"
 
 
 class SettingsError(Exception):
@@ -98,7 +106,7 @@ class Settings(BaseSettings):
     tls_port: int = Field(8443, ge=0, le=65535)
     tls_cert: Path | None = None
     tls_key: Path | None = None
-    data_dir: Path = CHECKOUT / "data"
+    data_dir: Path = Field(default_factory=default_data_dir)
     models: Words = ("flux-shapes",)
     transformer: str | None = None
     model_dirs: Words = ()

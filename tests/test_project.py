@@ -13,9 +13,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 
 from server.cli.main import app
-from server.settings import VERSION
+from server.settings import VERSION, Settings
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -66,23 +67,29 @@ def test_make_help_lists_every_command() -> None:
     assert set(phony.split()) == set(re.findall(r"^  make ([a-z-]+)", shown, re.MULTILINE))
 
 
-def dockerfile() -> list[tuple[str, str]]:
-    """The instructions of Dockerfile.cuda and their arguments, continued lines joined."""
-    lines = [line for line in (ROOT / "Dockerfile.cuda").read_text().splitlines() if not line.lstrip().startswith("#")]
+IMAGES = ("Dockerfile.cuda", "deploy/Dockerfile.cpu")
+of_each_image = pytest.mark.parametrize("image", IMAGES)
+
+
+def dockerfile(image: str) -> list[tuple[str, str]]:
+    """The instructions of an image's file and their arguments, continued lines joined."""
+    lines = [line for line in (ROOT / image).read_text().splitlines() if not line.lstrip().startswith("#")]
     joined = "\n".join(lines).replace("\\\n", " ")
     return [(name, rest) for name, _, rest in (line.strip().partition(" ") for line in joined.splitlines()) if name]
 
 
-def test_the_image_copies_what_exists_and_is_not_ignored() -> None:
+@of_each_image
+def test_the_image_copies_what_exists_and_is_not_ignored(image: str) -> None:
     ignored = set((ROOT / ".dockerignore").read_text().split())
-    sources = [word for name, rest in dockerfile() if name == "COPY" for word in rest.split()[:-1]]
-    assert {"requirements.lock", "server", "pipelines", "models"} <= set(sources)
+    sources = [word for name, rest in dockerfile(image) if name == "COPY" for word in rest.split()[:-1]]
+    assert {"requirements.lock", "server", "pipelines", "models", "CHANGELOG.md"} <= set(sources)
     assert all((ROOT / source).exists() for source in sources)
     assert not ignored & set(sources)
 
 
-def test_the_image_runs_the_command_that_is_installed_as_nobody_special() -> None:
-    instructions = dict(dockerfile())
+@of_each_image
+def test_the_image_runs_the_command_that_is_installed_as_nobody_special(image: str) -> None:
+    instructions = dict(dockerfile(image))
     script, subcommand = json.loads(instructions["ENTRYPOINT"])
     assert script in PROJECT["scripts"]
     assert subcommand in {command.name or command.callback.__name__ for command in app.registered_commands}
@@ -93,15 +100,34 @@ def test_the_image_runs_the_command_that_is_installed_as_nobody_special() -> Non
     compile(code, "HEALTHCHECK", "exec")
 
 
-def test_the_image_needs_to_write_nowhere_but_in_its_volumes_and_tmp() -> None:
-    (environment,) = [rest for name, rest in dockerfile() if name == "ENV"]
+@of_each_image
+def test_the_image_needs_to_write_nowhere_but_in_its_volumes_and_tmp(image: str) -> None:
+    (environment,) = [rest for name, rest in dockerfile(image) if name == "ENV"]
     values = dict(word.split("=", 1) for word in environment.split())
-    volumes = json.loads(dict(dockerfile())["VOLUME"])
+    volumes = json.loads(dict(dockerfile(image))["VOLUME"])
     assert {values["FLUXSERVE_DATA_DIR"], values["HF_HOME"]} == set(volumes)
     assert values["PYTHONDONTWRITEBYTECODE"] == "1"
-    head = (ROOT / "Dockerfile.cuda").read_text().partition("FROM")[0]
+    head = (ROOT / image).read_text().partition("FROM")[0]
     for flag in ("--read-only", "--tmpfs /tmp", "--cap-drop ALL", "no-new-privileges"):
         assert flag in head
+
+
+def test_compose_starts_the_images_with_a_key_and_nothing_they_do_not_need() -> None:
+    services = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())["services"]
+    for name, service in services.items():
+        image = service["build"]["dockerfile"]
+        assert image in IMAGES
+        assert (ROOT / "deploy" / service["build"]["context"]).resolve() == ROOT
+        instructions = dict(dockerfile(image))
+        mounted = {volume.partition(":")[2] for volume in service["volumes"]}
+        assert mounted == set(json.loads(instructions["VOLUME"]))
+        assert {port.partition(":")[2] for port in service["ports"]} == set(instructions["EXPOSE"].split())
+        assert service["environment"]["FLUXSERVE_API_KEYS"].startswith("${FLUXSERVE_API_KEYS:?"), name
+        assert (service["read_only"], service["cap_drop"], service["tmpfs"]) == (True, ["ALL"], ["/tmp"])
+        fields = {
+            variable.removeprefix("FLUXSERVE_").lower() for variable in service["environment"] if "FLUX" in variable
+        }
+        assert fields <= set(Settings.model_fields)
 
 
 def script(name: str) -> ModuleType:

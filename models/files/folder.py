@@ -29,6 +29,25 @@ _TORCHAO = frozenset(
 """Its ways of packing that leave plain numbers and scales; others are laid out for one kind of card."""
 
 
+LONGEST_PATH = 4096
+
+
+def part_in(folder: Path, name: str) -> Path:
+    """The folder of a checkpoint's part.
+
+    A part that lies in another checkpoint is a link to it or, where files cannot be links (a wheel, git on some
+    systems), a file that holds the link's text.
+    """
+    part = folder / name
+    try:
+        if not part.is_file() or part.stat().st_size > LONGEST_PATH:
+            return part
+        text = part.read_text()
+        return (folder / text).resolve() if text and (folder / text).is_dir() else part
+    except (OSError, ValueError):  # no text, or none that can be a path
+        return part
+
+
 def check_folder(
     folder: Path, parts: tuple[str, ...], others: tuple[str, ...], pipelines: frozenset[str] = FLUX1_PIPELINES
 ) -> str:
@@ -41,9 +60,10 @@ def check_folder(
         raise LoadError(f"{folder.name}: no model_index.json, so this is not a diffusers pipeline folder.")
     pipeline = check_pipeline(folder, pipelines)
     for part in parts:
-        config(folder / part)
+        config(part_in(folder, part))
     for other in others:
-        if not (folder / other).is_dir() or not any((folder / other).iterdir()):
+        place = part_in(folder, other)
+        if not place.is_dir() or not any(place.iterdir()):
             raise LoadError(f"{folder.name}: the part {other} is missing; fetch the checkpoint again.")
     return pipeline
 

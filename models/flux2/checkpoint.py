@@ -13,7 +13,7 @@ from models.arguments import read_object
 from models.checkpoint import SAFETY, safety_part
 from models.checkpoint_files import locate
 from models.errors import LoadError
-from models.files.folder import FLUX2_PIPELINES, check_folder
+from models.files.folder import FLUX2_PIPELINES, check_folder, part_in
 from models.flux2.architectures import READ_LAYERS
 from models.flux2.text_encoder import text_encoder_part
 from models.part import Part, made, open_part, tokenizer
@@ -43,16 +43,15 @@ def open_flux2(spec: ModelSpec) -> Flux2Checkpoint:
     folder = locate(spec)
     check_folder(folder, PARTS, ("tokenizer", "scheduler"), FLUX2_PIPELINES)
     parts = {
-        "text_encoder": text_encoder_part(folder / "text_encoder"),
-        "vae": open_part(folder / "vae", AutoencoderKLFlux2),
-        "transformer": open_part(folder / "transformer", Flux2Transformer2DModel),
+        "text_encoder": text_encoder_part(part_in(folder, "text_encoder")),
+        "vae": open_part(part_in(folder, "vae"), AutoencoderKLFlux2),
+        "transformer": open_part(part_in(folder, "transformer"), Flux2Transformer2DModel),
     }
     processor = None
-    if (folder / SAFETY / "config.json").is_file():
+    if (part_in(folder, SAFETY) / "config.json").is_file():
         parts[SAFETY], processor = safety_part(folder)
-    scheduler = made(
-        f"{folder.name}/scheduler", lambda: FlowMatchEulerDiscreteScheduler.load_config(folder / "scheduler")
-    )
+    place = part_in(folder, "scheduler")
+    scheduler = made(f"{folder.name}/scheduler", lambda: FlowMatchEulerDiscreteScheduler.load_config(place))
     for part in parts.values():
         part.check()
     parts["vae"].check_numbers()
@@ -63,7 +62,7 @@ def open_flux2(spec: ModelSpec) -> Flux2Checkpoint:
 
 
 def _tokenizer(folder: Path) -> Any:
-    words = tokenizer(folder / "tokenizer")
+    words = tokenizer(part_in(folder, "tokenizer"))
     if not words.chat_template:
         raise LoadError(f"{folder.name}: the part tokenizer has no chat template; fetch the checkpoint again.")
     return words

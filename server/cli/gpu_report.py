@@ -17,7 +17,9 @@ _ROOT = Path(__file__).parents[2]
 def report_gpu(settings: Settings, out: Path, budget_s: float, as_json: bool) -> None:
     """Measure in a process of its own, which has torch. Raises: CommandError with the exit status of that process."""
     if not (_ROOT / "benchmarks" / "gpu_report").is_dir():
-        raise CommandError("the GPU report is measured from a checkout of fluxserve, not from its image", ENVIRONMENT)
+        raise CommandError(
+            "the GPU report is measured from a checkout of fluxserve, not from an image or a wheel", ENVIRONMENT
+        )
     command = [sys.executable, "-m", "benchmarks.gpu_report", "--out", str(out.resolve()), "--budget", str(budget_s)]
     done = subprocess.run(
         [*command, "--device", settings.device],

@@ -8,7 +8,22 @@ from typing import Annotated
 
 import typer
 
-from server.cli import bench, certs, conform, doctor, env, generate, jobs, keys, mcp, models, serve, webhooks, workers
+from server.cli import (
+    bench,
+    certs,
+    conform,
+    doctor,
+    env,
+    generate,
+    jobs,
+    keys,
+    mcp,
+    models,
+    release,
+    serve,
+    webhooks,
+    workers,
+)
 from server.cli.failures import CommandError
 
 app = typer.Typer(
@@ -24,6 +39,8 @@ app.command()(models.models)
 app.command()(doctor.doctor)
 app.command()(mcp.mcp)
 app.command()(conform.conform)
+app.command()(release.changelog)
+app.command()(release.completion)
 app.add_typer(bench.app, name="bench")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(keys.app, name="keys")
@@ -33,14 +50,17 @@ app.add_typer(workers.app, name="workers")
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(f"fluxserve {version('fluxserve')}")
+        print(f"fluxserve {version('fluxserve')}\nwhat changed: fluxserve changelog")
         raise typer.Exit
 
 
 @app.callback()
 def _top(
     show_version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Print the version and where its changes are."
+        ),
     ] = False,
 ) -> None:
     """Your own fal: FLUX on your GPUs behind the fal.ai model API."""

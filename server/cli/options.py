@@ -17,7 +17,10 @@ from server.settings import Settings, SettingsError, load
 
 DataDir = Annotated[
     Path | None,
-    typer.Option(help="Folder of the store, pictures and certificates.", show_default="data in the checkout"),
+    typer.Option(
+        help="Folder of the store, pictures and certificates.",
+        show_default="data in the checkout, else ~/.local/share/fluxserve",
+    ),
 ]
 Config = Annotated[
     Path | None, typer.Option(help="TOML file with settings; flags and FLUXSERVE_* beat it.", envvar="FLUXSERVE_CONFIG")

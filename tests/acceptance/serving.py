@@ -28,7 +28,7 @@ STOP_S = 30.0
 class Server:
     """One serving process; `start` again after a stop or a kill keeps its ports and its data folder.
 
-    Args: command: what stands for `fluxserve`; it runs in the checkout.
+    Args: command: what stands for `fluxserve`. folder: where it runs.
     """
 
     data_dir: Path
@@ -36,6 +36,7 @@ class Server:
     environment: dict[str, str] = field(default_factory=dict)
     model: str = MODEL
     command: tuple[str, ...] = COMMAND
+    folder: Path = ROOT
     port: int = field(default_factory=lambda: free_port())
     tls_port: int = field(default_factory=lambda: free_port())
     process: subprocess.Popen[str] | None = None
@@ -86,7 +87,7 @@ class Server:
                 stderr=subprocess.STDOUT,
                 text=True,
                 env=clean_environment() | self.environment,
-                cwd=ROOT,
+                cwd=self.folder,
             )
         return self
 

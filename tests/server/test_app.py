@@ -14,6 +14,7 @@ import pytest
 from server.api import catalogue, endpoints
 from server.api.endpoints import ENDPOINTS
 from server.api.schemas import answers
+from server.settings import CHECKOUT, VERSION
 from tests.server.api_node import ApiNode
 from tests.server.api_server import Api, serve
 
@@ -154,7 +155,11 @@ def test_head_is_get_without_a_body(api: Api) -> None:
 def test_health_pages(api: Api) -> None:
     assert api.http.get("/livez").json() == {"status": "ok"}
     assert api.http.get("/readyz").status_code == 200
-    assert api.http.get("/health").json()["state"] == "ready"
+    health = api.http.get("/health").json()
+    assert (health["state"], health["version"]) == ("ready", VERSION)
+    changes = api.http.get(health["changelog"])
+    assert changes.text == (CHECKOUT / "CHANGELOG.md").read_text()
+    assert changes.headers["content-type"] == "text/markdown; charset=utf-8"
     api.node.ready = False
     loading = api.http.get("/readyz/")
     assert (loading.status_code, loading.json()) == (503, {"status": "loading"})

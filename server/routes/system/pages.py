@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse
 from starlette.responses import Response
 
-from server.api import catalogue, endpoints
+from server.api import catalogue, endpoints, release
 from server.api.served import Served
 from server.gateway.keys import KeyRing
 from server.http.errors import PlainError
@@ -44,7 +44,7 @@ def system_router(
     @router.get("/health")
     async def health_page() -> Response:
         """State, load progress and workers."""
-        return json_response(health() | {"version": version})
+        return json_response(health() | {"version": version, "changelog": "/docs/changelog"})
 
     @router.get("/metrics", response_class=PlainTextResponse)
     async def prometheus() -> Response:
@@ -64,6 +64,11 @@ def system_router(
     async def docs(request: Request) -> HTMLResponse:
         """The endpoints and their fields as one static page."""
         return reference(request)
+
+    @router.get("/docs/changelog", response_class=PlainTextResponse)
+    def changelog() -> Response:
+        """What changed, release by release, in Markdown."""
+        return Response(release.changelog(), media_type="text/markdown; charset=utf-8")
 
     return router
 

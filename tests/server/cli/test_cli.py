@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -59,6 +60,32 @@ def test_the_console_script_is_installed_and_knows_its_version() -> None:
     out = subprocess.run([script, "--version"], capture_output=True, text=True, timeout=30)
     assert out.returncode == 0
     assert out.stdout.startswith("fluxserve 0.")
+
+
+def test_the_changelog_is_printed_by_release_or_whole(cli: Cli) -> None:
+    newest, whole = cli("changelog").out, cli("changelog", "--all").out
+    assert newest.startswith("## ")
+    assert newest.count("\n## ") == 0
+    assert newest.strip() in whole
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_commands(cli: Cli, shell: str) -> None:
+    script = cli("completion", shell).out
+    assert "_FLUXSERVE_COMPLETE" in script
+    if shutil.which(shell) is None:
+        return
+    parsed = subprocess.run([shell, "-n"], input=script, capture_output=True, text=True, timeout=30)
+    assert (parsed.returncode, parsed.stderr) == (0, "")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_finds_the_command_that_was_begun(cli: Cli) -> None:
+    program = Path(sys.executable).with_name("fluxserve")
+    asked = f"{cli('completion', 'bash').out}\nCOMP_WORDS=(fluxserve comp) COMP_CWORD=1\n"
+    asked += f'_fluxserve_completion {program}\necho "${{COMPREPLY[@]}}"'
+    shown = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, timeout=60)
+    assert shown.stdout.split() == ["completion"]
 
 
 @pytest.mark.parametrize(
