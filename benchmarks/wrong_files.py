@@ -147,7 +147,7 @@ CORPUS: dict[str, tuple[str, Make, str]] = {
         "holds no model that is known",
     ),
     "cut short": ("cut.safetensors", _cut, "cut short or damaged: 500000000 bytes"),
-    "a pickle": ("model.ckpt", lambda f: f.write_bytes(pickle.dumps([1])), "pickled weights are never loaded"),
+    "a pickle": ("model.ckpt", lambda f: f.write_bytes(pickle.dumps([1])), "a pickle, which is never loaded"),
     "a pickle under another name": (
         "model.safetensors",
         lambda f: content(f, b"PK\x03\x04", 2_000_000_000),
@@ -194,7 +194,7 @@ CORPUS: dict[str, tuple[str, Make, str]] = {
     "GGUF under another name": (
         "x.safetensors",
         lambda f: f.write_bytes(b"GGUF\x03\0\0\0" + b"\0" * 99),
-        "rename it to .gguf",
+        "holds no model that is known",
     ),
     "FLUX.1 without companions": ("flux1-dev.safetensors", lambda f: weights(f, _FLUX, 23_800), "needs CLIP"),
     "a folder of SDXL": (

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from models.errors import LoadError
 from models.fake import PREFIX as FAKE
 from models.fake import fake_spec
 from models.files.folder import FLUX2_PIPELINES, part_in
+from models.files.paths import exists, has_near, typed, why_absent
 from models.registry import REGISTRY, UNLISTED, ModelSpec, Variant
 from models.single.contents import variant_of
 from models.single.header import header_of
@@ -30,6 +32,10 @@ _PIPELINES: dict[str, Variant] = {
     "FluxFillPipeline": "fill",
     "FluxPriorReduxPipeline": "redux",
 }
+_SHAPED: tuple[Variant, ...] = (
+    "schnell", "fill", "redux", "controlnet", "depth-estimator", "klein-4b", "klein-9b", "klein-base-4b",
+    "klein-base-9b",
+)  # fmt: skip
 _NAMES: tuple[Variant, ...] = ("schnell", "krea", "srpo", "kontext", "fill", "redux", "canny", "depth", "controlnet")
 
 
@@ -55,7 +61,7 @@ def resolve(argument: str, folders: Sequence[Path] = ()) -> ModelSpec:
     name, equals, rest = argument.partition("=")
     if rest.startswith(FAKE):
         raise UnknownModelError(f"--model {argument!r}: what only pretends is called fake; give {rest} alone")
-    if not equals or Path(argument).expanduser().exists():
+    if not equals or exists(argument) or _pair(argument, folders)[0] in REGISTRY:
         return _with_file(argument, folders)
     if not _NAME.fullmatch(name):
         raise UnknownModelError(
@@ -65,9 +71,7 @@ def resolve(argument: str, folders: Sequence[Path] = ()) -> ModelSpec:
     if name not in REGISTRY:
         return replace(found, name=name)
     declared = REGISTRY[name]
-    if found.variant != declared.variant and (
-        found.family != declared.family or {"schnell"} & {found.variant, declared.variant}
-    ):
+    if _is_told(found) and (found.family, _shape(found)) != (declared.family, _shape(declared)):
         raise UnknownModelError(
             f"--model {argument!r}: the weights in {rest} are of the kind {found.variant}, "
             f"but {name} is {declared.variant}: give the name of that kind"
@@ -107,20 +111,53 @@ def _fake(argument: str) -> ModelSpec:
         raise UnknownModelError(str(exc)) from exc
 
 
+def _is_told(found: ModelSpec) -> bool:
+    """Whether files told what it is for, not a name."""
+    return found.file is not None or (Path(found.source) / "model_index.json").is_file()
+
+
+def _shape(spec: ModelSpec) -> str:
+    """Variants of one shape differ by nothing that files could tell."""
+    return "control" if spec.variant in ("canny", "depth") else spec.variant if spec.variant in _SHAPED else "dev"
+
+
 def _with_file(argument: str, folders: Sequence[Path]) -> ModelSpec:
     """What stands behind `NAME=`: a model, or `MODEL+FILE`."""
-    base, plus, name = argument.rpartition("+")
-    if not plus or not name.endswith(WEIGHT_SUFFIXES) or Path(argument).expanduser().exists():
+    base, name = _pair(argument, folders)
+    if name is None:
         return _meant(argument, folders)
     spec, file = _meant(base, folders), _file(name, folders)
     if file is None:
-        raise UnknownModelError(f"there is no {name}{_nearest_path(Path(name).expanduser())}")
+        raise UnknownModelError(_no_file(name))
     return _of_file(replace(spec, name=f"{spec.name}+{file.stem}", transformer=str(file)))
 
 
+def _pair(argument: str, folders: Sequence[Path]) -> tuple[str, str | None]:
+    """MODEL and FILE of `MODEL+FILE`; no FILE if it is none. Paths may hold a `+` as well."""
+    cuts = [] if exists(argument) else [match.start() for match in re.finditer(r"\+", argument)]
+    pairs = [(argument[:cut], argument[cut + 1 :]) for cut in cuts]
+    whole = [pair for pair in pairs if _file(pair[1], folders)]
+    likely = [pair for pair in pairs if _may_be_model(pair[0])]
+    return next(iter((*whole, *likely)), (argument, None))
+
+
+def _may_be_model(text: str) -> bool:
+    return text in REGISTRY or text in UNLISTED or exists(text) or ("/" in text and not _is_path(text))
+
+
 def _file(name: str, folders: Sequence[Path]) -> Path | None:
-    path = Path(name).expanduser()
-    return path.resolve() if path.is_file() else find_file(name, folders)
+    path = os.path.expanduser(name)
+    return typed(name) if os.path.isfile(path) else find_file(name, folders)
+
+
+def _no_file(name: str) -> str:
+    if not name:
+        return "--transformer needs a file"
+    if not exists(name):
+        return why_absent(name)
+    if typed(name).is_dir():
+        return f"{name} is a folder; --transformer takes a file, and --model a folder"
+    return f"{name} is no file with weights"
 
 
 def _of_file(spec: ModelSpec) -> ModelSpec:
@@ -146,16 +183,15 @@ def _meant(argument: str, folders: Sequence[Path]) -> ModelSpec:
     known = REGISTRY.get(argument) or UNLISTED.get(argument)
     if known is not None:
         return known
-    path = Path(argument).expanduser()
-    if path.exists():
-        return _local(path.resolve(), folders)
+    if exists(argument):
+        return _local(argument, folders)
     if argument.endswith(WEIGHT_SUFFIXES) and (found := find_file(argument, folders)) is not None:
-        return _local(found, folders)
+        return _local(str(found), folders)
     by_source = {spec.source: spec for spec in REGISTRY.values()}
     if argument in by_source:
         return by_source[argument]
     if _is_path(argument):
-        raise UnknownModelError(f"there is no {argument}{_nearest_path(path)}")
+        raise UnknownModelError(why_absent(argument))
     if argument.count("/") == 1 and all(argument.split("/")):
         name = argument.split("/")[1]
         variant = _named_klein(name) or _variant("", name, {})
@@ -168,10 +204,14 @@ def _meant(argument: str, folders: Sequence[Path]) -> ModelSpec:
     )
 
 
-def _local(path: Path, folders: Sequence[Path]) -> ModelSpec:
+def _local(argument: str, folders: Sequence[Path]) -> ModelSpec:
     """What lies here; what is wrong with it, loading says."""
+    path = typed(argument)
     if path.is_file():
         return _of_file(ModelSpec(path.stem, str(path), folders=tuple(str(folder) for folder in folders)))
+    if not path.is_dir():
+        raise UnknownModelError(f"{argument} is neither a file nor a folder")
+    path = path.resolve()
     index, config = read_object(path / "model_index.json"), read_object(part_in(path, "transformer") / "config.json")
     class_name = str(index.get("_class_name", ""))
     if class_name in FLUX2_PIPELINES:
@@ -186,6 +226,8 @@ def _variant(class_name: str, name: str, config: dict[str, Any]) -> Variant:
     if class_name in _PIPELINES:
         return _PIPELINES[class_name]
     named: Variant = next((variant for variant in _NAMES if variant in name.lower()), "dev")
+    if class_name.startswith("FluxControl") and not class_name.startswith("FluxControlNet"):
+        return "depth" if named == "depth" else "canny"
     if class_name == "FluxPipeline" and config:
         is_schnell = not config.get("guidance_embeds", False)
         return "schnell" if is_schnell else ("dev" if named == "schnell" else named)
@@ -241,15 +283,4 @@ def _is_path(argument: str) -> bool:
     """Whether what does not exist can only have been meant as a path."""
     if argument.startswith((".", "/", "~")) or argument.endswith(WEIGHT_SUFFIXES) or argument.count("/") > 1:
         return True
-    parent = Path(argument).parent
-    return "/" in argument and parent.is_dir() and bool(_nearest_path(Path(argument)))
-
-
-def _nearest_path(path: Path) -> str:
-    """What to add to the sentence: `; did you mean ...?`, or which folder on the way is missing."""
-    if not path.parent.is_dir():
-        here = next(parent for parent in path.parents if parent.is_dir())
-        return f": there is no folder {here / path.relative_to(here).parts[0]}"
-    names: Sequence[str] = sorted(entry.name for entry in path.parent.iterdir())
-    close = difflib.get_close_matches(path.name, names, 1, cutoff=0.7)
-    return f"; did you mean {path.parent / close[0]}?" if close else ""
+    return "/" in argument and has_near(argument)

@@ -139,7 +139,7 @@ def image_processor(folder: Path) -> Any:
 def tokenizer(folder: Path) -> Any:
     """Args: folder: or a GGUF file with T5's vocabulary. Raises: LoadError."""
     label = f"{folder.parent.name}: the part {folder.name}"
-    if folder.suffix == ".gguf":
+    if folder.is_file():
         return made(label, lambda: t5_tokenizer(folder))
     return made(label, lambda: AutoTokenizer.from_pretrained(folder, **_OFFLINE))
 

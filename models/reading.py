@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models.building import DTYPES
-from models.files.gguf import KIND
+from models.files.gguf import KIND, is_gguf
 from models.files.headers import TensorEntry
 from models.packed import FLOAT8, Stored
 from models.single.gguf import gguf_mapped, gguf_matrix
@@ -27,7 +27,7 @@ def mapped(files: Iterable[Path]) -> dict[str, Stored]:
 
 
 def _mapped(file: Path) -> dict[str, Stored]:
-    return gguf_mapped(file) if file.suffix == ".gguf" else dict(load_file(file))
+    return gguf_mapped(file) if is_gguf(file) else dict(load_file(file))
 
 
 def read(

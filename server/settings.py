@@ -366,5 +366,5 @@ def _sentence(error: Any) -> str:
     if field == "device":
         text = "must be auto, cpu, cuda, or a list such as cuda:0,1 or cpu,cpu"
     has_secret = field == "api_keys" or (field == "public_url" and "@" in str(error["input"]))
-    got = "" if has_secret or isinstance(error["input"], tuple) else f", not {error['input']!r}"
+    got = "" if has_secret or isinstance(error["input"], tuple | list) else f", not {error['input']!r}"
     return f"{flag_of(field)}: {text}{got}"

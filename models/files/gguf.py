@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from models.errors import LoadError
 from models.files.headers import TensorEntry
 
+_MAGIC = b"GGUF"
 KIND = "GGUF:"
 """In front of a block kind's name where safetensors headers have a dtype."""
 PLAIN = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
+
+
+def is_gguf(file: Path) -> bool:
+    """By its first bytes, whatever it is called; False for what cannot be read."""
+    try:
+        with _opened(file) as stream:
+            return stream.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False
+
+
+def _opened(file: Path) -> BinaryIO:
+    """Raises: OSError, also for a pipe, which would be waited for without end."""
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise OSError(errno.EINVAL, "no regular file")
+    return file.open("rb")
 
 
 def gguf_header(file: Path) -> dict[str, TensorEntry]:
@@ -28,7 +48,7 @@ def gguf_header(file: Path) -> dict[str, TensorEntry]:
 
 def brings_tokenizer(file: Path) -> bool:
     """Whether it is a GGUF file with T5's vocabulary, as llama.cpp writes it. Raises: LoadError."""
-    fields = reader(file).fields if file.suffix == ".gguf" else {}
+    fields = reader(file).fields if is_gguf(file) else {}
     kind = fields.get("tokenizer.ggml.model")
     return "tokenizer.ggml.tokens" in fields and kind is not None and kind.contents() == "t5"
 
@@ -39,8 +59,9 @@ def reader(file: Path) -> Any:
     if find_spec("gguf") is None:
         raise LoadError(f"{label} is a GGUF file; install what reads it: pip install 'gguf>=0.17'.")
     try:
-        stat = file.stat()
-        return _reader(file, stat.st_size, stat.st_mtime_ns)
+        with _opened(file) as stream:
+            found = os.fstat(stream.fileno())
+        return _reader(file, found.st_size, found.st_mtime_ns)
     except Exception as exc:
         reason = str(exc).splitlines()[0][:200] if str(exc) else type(exc).__name__
         raise LoadError(f"{label} is damaged or no GGUF file ({reason}); fetch it again.") from exc

@@ -77,7 +77,7 @@ def _what_else(start: bytes) -> str:
     if start.startswith(_POINTER):
         return " but a Git LFS pointer to one; run `git lfs pull`"
     if start.startswith(b"GGUF"):
-        return " but GGUF; rename it to .gguf"
+        return " but GGUF; give it by itself, as --transformer FILE"
     if start.startswith((b"PK", b"\x80")):
         return " but a pickle, which is never loaded; fetch the safetensors form"
     return "; fetch the checkpoint again"

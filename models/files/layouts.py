@@ -9,6 +9,7 @@ _SIGNS: tuple[tuple[str, str], ...] = (
     (".lora_A.", "a LoRA that was not merged; serve the base model and give the LoRA with each request"),
     (".lora_down.", "a LoRA that was not merged; serve the base model and give the LoRA with each request"),
     ("_lora", "a LoRA that was not merged; serve the base model and give the LoRA with each request"),
+    ("controlnet_", "a ControlNet, which is served from a folder with its config.json"),
     ("double_stream_modulation_img.", "FLUX.2, which is read from diffusers' folders only"),
     ("distilled_guidance_layer.", "Chroma, which is another architecture"),
     ("joint_blocks.", "Stable Diffusion 3, which is another architecture"),

@@ -56,8 +56,9 @@ def contents(names: Iterable[str]) -> dict[str, Held]:
         prefix = next((prefix for prefix in prefixes if prefix + sign in known), None)
         if prefix is not None and part not in held:
             held[part] = Held(prefix, layout)
-    if "transformer" in held and not any(held["transformer"].prefix + name in known for name in _FLUX1):
-        del held["transformer"]
+    is_flux1 = "transformer" in held and any(held["transformer"].prefix + name in known for name in _FLUX1)
+    if not is_flux1 or any(name.startswith("controlnet_") for name in known):
+        held.pop("transformer", None)
     return held
 
 

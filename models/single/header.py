@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from models.errors import LoadError
-from models.files.gguf import gguf_header
+from models.files.gguf import gguf_header, is_gguf
 from models.files.headers import TensorEntry, read_header
 from models.single.contents import Header
 
@@ -24,11 +23,8 @@ def loaded_bytes(entry: TensorEntry, itemsize: int = 2, keeps_packed: bool = Tru
 
 
 def header_of(file: Path) -> Header:
-    """Raises: LoadError for a pickle, and for what is damaged."""
-    if file.suffix == ".gguf":
-        return gguf_header(file)
-    if file.suffix in (".safetensors", ".sft"):
-        return read_header(file)
-    raise LoadError(
-        f"{file.name} is no safetensors or GGUF file; pickled weights are never loaded, take the safetensors form."
-    )
+    """Its container is told by its first bytes; what is amiss with it, in the words of its name.
+
+    Raises: LoadError for a pickle, and for what is damaged.
+    """
+    return gguf_header(file) if is_gguf(file) or file.suffix == ".gguf" else read_header(file)

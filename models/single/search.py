@@ -5,6 +5,7 @@ No torch.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -28,7 +29,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "vocab.json")
 def find_file(name: str, roots: Iterable[Path]) -> Path | None:
     """A file by its name in these folders or ComfyUI's below them; None if it is in none."""
     every = (folder / name for root in roots for folder in _folders(root))
-    return next((file for file in every if file.is_file()), None)
+    return next((file for file in every if os.path.isfile(file)), None)
 
 
 def companion(part: str, file: Path, roots: Sequence[Path]) -> Path | None:
@@ -47,7 +48,7 @@ def companion(part: str, file: Path, roots: Sequence[Path]) -> Path | None:
 
 def tokenizer_folder(part: str, file: Path, roots: Sequence[Path]) -> Path | None:
     """The folder of a tokenizer (`tokenizer` is CLIP's, `tokenizer_2` T5's); None if there is none."""
-    places = [place for root in (*roots, *_near(file)) for place in (root, *root.parents[:2])]
+    places = [place for root in (*roots, *_near(file)) for place in (root, root / "models", *root.parents[:2])]
     folders = (place / name for place in places for name in _TOKENIZERS[part])
     return next((folder for folder in folders if any((folder / name).is_file() for name in _TOKENIZER_FILES)), None)
 
@@ -74,6 +75,9 @@ def _header(file: Path, size: int, modified_ns: int) -> Mapping[str, TensorEntry
 
 
 def _names(file: Path) -> Iterable[str]:
-    """Names in a file's header; none if it is damaged: it is then no companion."""
-    stat = file.stat()
+    """Names in a file's header; none if it is damaged or a link to nowhere: it is then no companion."""
+    try:
+        stat = file.stat()
+    except OSError:
+        return ()
     return _header(file, stat.st_size, stat.st_mtime_ns)

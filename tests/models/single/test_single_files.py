@@ -206,7 +206,7 @@ def test_what_is_missing_beside_a_file_is_named(narrow: FluxComponents, tmp_path
 @pytest.mark.parametrize(
     ("name", "raw", "words"),
     [
-        ("x.ckpt", b"PK\x03\x04", "pickled weights are never loaded"),
+        ("x.ckpt", b"PK\x03\x04", "a pickle, which is never loaded"),
         ("x.gguf", b"GGUF\x03\x00\x00\x00" + b"\xff" * 40, "damaged or no GGUF file"),
         ("x.gguf", b"<html>", "damaged or no GGUF file"),
         ("x.safetensors", b"<html>please log in", "is not a safetensors file"),
