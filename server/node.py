@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from models.arguments import resolve_all
+from models.fingerprint import fingerprint
 from models.registry import EMBEDDED_LORAS, ModelSpec
 from server.api import wire
 from server.api.preparation import Preparation
@@ -37,12 +38,13 @@ from server.jobs.dispatcher import Dispatcher
 from server.jobs.limits import Allowance, Limits
 from server.jobs.live import LiveJobs
 from server.jobs.preparation import Preparations
+from server.jobs.result_cache import ResultCache
 from server.jobs.service import JobService
 from server.jobs.store.base import JobStatus, Store, StoreError
 from server.jobs.store.clock import SteadyClock
 from server.jobs.store.sqlite import SqliteStore
 from server.jobs.upkeep import Upkeep
-from server.settings import Settings
+from server.settings import VERSION, Settings
 from server.workers import threads
 from server.workers.devices import count_gpus, devices
 from server.workers.process import FAKE_COMMAND, WORKER_COMMAND, WorkerOptions, Workers, WorkerState
@@ -146,6 +148,7 @@ class Node:
                 allowance=allowance,
                 check_webhook=partial(refuse_at_sight, allowed=allowed),
                 sign=objects.signed,
+                cache=_result_cache(settings, specs, store, outputs),
             ),
             keys=keys,
             prices=prices,
@@ -281,6 +284,13 @@ def _adapters(settings: Settings, specs: Sequence[ModelSpec], objects: Objects, 
         settings.max_adapter_mb << 20,
         allowed,
     )
+
+
+def _result_cache(settings: Settings, specs: Sequence[ModelSpec], store: Store, outputs: Outputs) -> ResultCache | None:
+    if not settings.result_cache:
+        return None
+    how = (settings.device, settings.dtype, settings.quantization, settings.acceleration, settings.tuning)
+    return ResultCache(store, outputs, fingerprint(Served(specs).all, VERSION, how, settings.embed_parameters))
 
 
 def _credentials(settings: Settings) -> Credentials | None:

@@ -93,6 +93,7 @@ class Settings(BaseSettings):
         prices: a TOML file with what a megapixel costs by endpoint; None for nothing.
         keep_alive_s: an idle connection is closed after so many seconds. Longer than what proxies keep one to us
             (nginx and Amazon's load balancers: 60), else they would send a request into one that we are closing.
+        result_cache: a request that would draw what is stored is answered from it.
         embed_parameters: prompt and seed go into picture files, too, beside model, endpoint and request id.
     """
 
@@ -143,6 +144,7 @@ class Settings(BaseSettings):
     prices: Path | None = None
     keep_alive_s: int = Field(75, ge=1)
     embed_parameters: bool = False
+    result_cache: bool = False
 
     @field_validator("models", "aliases", "model_dirs", "api_keys", "allow_private_cidrs", mode="before")
     @classmethod

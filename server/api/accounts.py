@@ -86,7 +86,7 @@ def request_entry(job: Job) -> dict[str, Any]:
         "status": job.status.value,
         "status_code": None if outcome is None else outcome.http_status,
         "duration": None if ended is None or job.started_at is None else round(ended - job.started_at, 3),
-        "billable_units": billable_units(outcome.body) if outcome and job.status is JobStatus.COMPLETED else 0,
+        "billable_units": billable_units(outcome) if outcome else 0,
         "auth_method": job.key_id,
         "model": job.model,
         "tags": job.tags,

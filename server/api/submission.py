@@ -104,6 +104,7 @@ def new_job(
     """The job for one input. Raises: InputError if the model rejects it, NotServedError if no checkpoint can do it."""
     parsed = parse(endpoint, body)
     wish = decide(parsed, served.model_for(endpoint.variants), served, preview_every=preview_every)
+    fetches = bool(wish.pictures or parsed.adapters())
     return NewJob(
         id=job_id,
         endpoint=endpoint.id,
@@ -113,7 +114,7 @@ def new_job(
         | ({"access": options.access} if options.access != "allow" else {})
         | ({"retries": options.retries} if options.retries else {})
         | ({} if options.embed_parameters is None else {"embed_parameters": options.embed_parameters})
-        | ({"needs_inputs": True} if wish.pictures or parsed.adapters() else {}),
+        | ({"needs_inputs": True} if fetches else {}),
         priority=options.priority,
         start_within_s=options.start_within_s,
         max_attempts=options.max_attempts,
@@ -126,6 +127,7 @@ def new_job(
         tenant=options.tenant,
         key_id=options.key_id,
         tags=options.tags,
+        is_repeatable=options.store_io and parsed.wanted_seed() is not None and not fetches,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from server.api.errors import MODEL_ERROR_HEADERS, request_error_headers
 from server.api.paths import app_root
 from server.files.outputs import FILES_PREFIX
-from server.jobs.store.accounts import billable_units
+from server.jobs.store.accounts import billable_units, is_cached
 from server.jobs.store.base import Job, JobState, JobStatus, Outcome
 
 Sign = Callable[[str], str]
@@ -75,7 +75,9 @@ def result(outcome: Outcome, origin: str, sign: Sign) -> tuple[int, dict[str, An
 
 def _headers(outcome: Outcome) -> dict[str, str]:
     if outcome.status is JobStatus.COMPLETED:
-        return {"x-fal-billable-units": str(billable_units(outcome.body))}
+        return {"x-fal-billable-units": str(billable_units(outcome))} | (
+            {"x-fluxserve-cache": "hit"} if is_cached(outcome) else {}
+        )
     if isinstance(outcome.body.get("detail"), list):
         return MODEL_ERROR_HEADERS if outcome.http_status == 422 else {"x-fal-retryable": "false"}
     kind = outcome.body.get("error_type") or outcome.error_type or "internal_error"

@@ -133,6 +133,9 @@ def serve(
     embed_parameters: Annotated[
         bool | None, typer.Option("--embed-parameters", help="Write prompt and seed into picture files, too.")
     ] = None,
+    result_cache: Annotated[
+        bool | None, typer.Option("--result-cache", help="Answer a repeated request with a seed from its pictures.")
+    ] = None,
     config: Config = None,
 ) -> None:
     """Serve the fal model API until Ctrl-C."""
@@ -180,6 +183,7 @@ def serve(
         prices=prices,
         keep_alive_s=keep_alive_s,
         embed_parameters=embed_parameters,
+        result_cache=result_cache,
     )
     _check_models(settings)
     _check_device(settings)

@@ -109,6 +109,27 @@ class Outputs:
             "height": picture.height,
         }
 
+    def deliver_again(
+        self, image: Mapping[str, Any], sync_mode: bool, ttl_s: float | None, access: Access, tenant: str
+    ) -> dict[str, Any] | None:
+        """The entry of a picture that is stored already, for another result: a file of its own, or a data URI.
+
+        Returns: None if its file is gone. Raises: OSError if the disk refuses.
+        """
+        path = None if image["file_name"] is None else self._objects.path(image["file_name"])
+        if path is None:
+            return None
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:  # swept since
+            return None
+        if sync_mode:
+            return {**image, "url": _data_uri(image["content_type"], data), "file_name": None}
+        ttl_s = self._ttl_s if ttl_s is None else ttl_s
+        suffix = path.suffix.removeprefix(".")
+        name = self._objects.put(data, image["content_type"], suffix, None, ttl_s, None, access, tenant)
+        return {**image, "url": FILES_PREFIX + name, "file_name": name}
+
     def discard(self, images: Sequence[Mapping[str, Any]]) -> None:
         """Delete the files of entries that no result will name."""
         for image in images:

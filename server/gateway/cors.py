@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 EXPOSED = (
     "x-fal-request-id, x-fal-request-timeout-type, x-fal-error-type, x-fal-retryable, x-fal-needs-retry, "
-    "x-fal-billable-units, etag"
+    "x-fal-billable-units, x-fluxserve-cache, etag"
 )
 ALLOWED_METHODS = "GET, HEAD, POST, PUT, OPTIONS"
 ALLOWED_HEADERS = "authorization, content-type, accept, x-fal-target-url"

@@ -37,6 +37,14 @@ class _Live:
     waiting: set[asyncio.Future[None]] = field(default_factory=set)
 
 
+def log_entry(message: str, level: str = "INFO") -> dict[str, Any]:
+    """A line of a log, of this moment, in fal's form."""
+    timestamp = datetime.now(UTC).isoformat(timespec="microseconds")
+    # Twice: fal's Swift client requires `labels`, the JavaScript one reads what stands beside it.
+    labels = {"level": level, "source": "USER"}
+    return {"message": message, **labels, "labels": labels, "timestamp": timestamp}
+
+
 class LiveJobs:
     """Changes of jobs, reported from any thread and awaited on any event loop.
 
@@ -57,10 +65,7 @@ class LiveJobs:
 
     def log(self, job_id: str, message: str, level: str = "INFO") -> None:
         """Add a line to the job's log, in fal's form."""
-        timestamp = datetime.now(UTC).isoformat(timespec="microseconds")
-        # Twice: fal's Swift client requires `labels`, the JavaScript one reads what stands beside it.
-        labels = {"level": level, "source": "USER"}
-        entry = {"message": message, **labels, "labels": labels, "timestamp": timestamp}
+        entry = log_entry(message, level)
         self._change(job_id, lambda live: live.logs.append(entry))
 
     def step(self, frame: Progress) -> None:

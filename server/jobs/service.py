@@ -9,10 +9,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from server.files import disk
 from server.http.outgoing import ForbiddenAddressError
 from server.http.pacing import Lanes
 from server.jobs.limits import Allowance
 from server.jobs.live import LiveJobs
+from server.jobs.result_cache import ResultCache
 from server.jobs.store.accounts import PauseKind
 from server.jobs.store.base import (
     BudgetSpentError,
@@ -58,6 +60,7 @@ class JobService:
         allowance: what each tenant may take.
         lanes: turns of the tenants' submits.
         sign: makes the relative address of a file one that can be handed out.
+        cache: answers what is stored already; None draws everything.
         check_webhook: raises ForbiddenAddressError for an address that is known to be out of bounds; takes no time.
     """
 
@@ -74,6 +77,7 @@ class JobService:
     check_webhook: Callable[[str], None] = lambda url: None
     sign: Callable[[str], str] = lambda address: address
     lanes: Lanes = field(default_factory=Lanes)
+    cache: ResultCache | None = None
 
     def submit(self, new: NewJob, max_queued: int | None = None) -> Job:
         """Store a job durably and wake the dispatcher, or find the one that this submit repeats. Any thread.
@@ -90,15 +94,7 @@ class JobService:
         if (problem := self.storage_problem()) is not None:
             raise DiskRefusedError(problem)
         self.allowance.count_submit(new.tenant)
-        limit = self.max_queue if max_queued is None else min(max_queued, self.max_queue)
-        try:
-            waiting, budgets = self.allowance.waiting(new.tenant), self.allowance.budgets(new.key_id)
-            job = self.store.enqueue(new, limit, waiting, budgets)
-        except (QueueFullError, BudgetSpentError, RepeatMismatchError):
-            raise
-        except StoreError:
-            self.note_refused_write()
-            raise
+        job = self._stored(new, self.max_queue if max_queued is None else min(max_queued, self.max_queue))
         if job.id == new.id and job.tags:  # a repeated submit has logged them
             self.live.log(job.id, "tags: " + ", ".join(f"{name}={value}" for name, value in job.tags.items()))
         if job.id == new.id and job.outcome is not None:
@@ -107,6 +103,32 @@ class JobService:
             self.live.changed(job.id)
         self.wake()
         return job
+
+    def _stored(self, new: NewJob, limit: int) -> Job:
+        """Raises: QueueFullError, BudgetSpentError, RepeatMismatchError, StoreError."""
+        waiting, budgets = self.allowance.waiting(new.tenant), self.allowance.budgets(new.key_id)
+        job: Job | None = None
+        try:
+            new = self._recalled(new)
+            job = self.store.enqueue(new, limit, waiting, budgets)
+        except (QueueFullError, BudgetSpentError, RepeatMismatchError):
+            raise
+        except StoreError:
+            self.note_refused_write()
+            raise
+        finally:
+            if self.cache is not None and (job is None or job.id != new.id):
+                self.cache.discard(new)
+        return job
+
+    def _recalled(self, new: NewJob) -> NewJob:
+        """The job, answered if its pictures are stored. Raises: StoreError."""
+        if self.cache is None:
+            return new
+        try:
+            return self.cache.answered(new)
+        except OSError as exc:
+            raise DiskRefusedError(disk.describe(exc)) from exc
 
     def note_answer(self, job_id: str, is_delivered: bool) -> None:
         """Whether the answer to its submit could be written: if not, the same submit gets the same answer again."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from server.jobs.store.base import Job, JobStatus
+from server.jobs.store.base import Job, JobStatus, Outcome
 
 DAY_S = 86400
 MEGAPIXEL = 1 << 20
@@ -79,10 +79,19 @@ class Search:
     before: int | None = None
 
 
-def billable_units(body: Mapping[str, Any]) -> int:
-    """Megapixels of all pictures of a result, each rounded up; one is 1024 x 1024 pixels."""
-    sizes = ((int(image.get("width") or 0), int(image.get("height") or 0)) for image in body.get("images", ()))
+def billable_units(outcome: Outcome) -> int:
+    """Megapixels of all pictures of a result, each rounded up; one is 1024 x 1024 pixels. None for what was not drawn:
+    failures, and answers from stored pictures."""
+    if outcome.status is not JobStatus.COMPLETED or is_cached(outcome):
+        return 0
+    images = outcome.body.get("images", ())
+    sizes = ((int(image.get("width") or 0), int(image.get("height") or 0)) for image in images)
     return sum(max(1, math.ceil(width * height / MEGAPIXEL)) for width, height in sizes)
+
+
+def is_cached(outcome: Outcome) -> bool:
+    """Whether it was answered from the pictures of an earlier request."""
+    return "cached_request_id" in outcome.metrics
 
 
 def day_of(unix_s: float) -> int:
@@ -95,6 +104,6 @@ def entries(job: Job) -> Iterator[tuple[str, Usage]]:
     assert job.outcome is not None
     assert job.finished_at is not None
     is_good = job.status is JobStatus.COMPLETED
-    counts = int(is_good), int(not is_good), billable_units(job.outcome.body) if is_good else 0
+    counts = int(is_good), int(not is_good), billable_units(job.outcome)
     for name, value in [("", ""), *job.tags.items()]:
         yield name, Usage(day_of(job.finished_at), job.tenant, job.endpoint, job.key_id, value, *counts)

@@ -149,6 +149,8 @@ class NewJob:
         key_id: of the key it was asked for with; empty without one.
         tags: its caller's labels, for usage and search.
         repeat: what it would be known by if it came again; None if each is a job of its own.
+        is_repeatable: the same values draw the same pictures: its caller chose the seed, and nothing is fetched.
+        picture_key: what its pictures follow from, if they may answer a later job.
         outcome: set when the job ends in the moment it is stored (input the model rejects).
     """
 
@@ -169,6 +171,8 @@ class NewJob:
     key_id: str = ""
     tags: dict[str, str] = field(default_factory=dict)
     repeat: Repeat | None = None
+    is_repeatable: bool = False
+    picture_key: bytes | None = None
     outcome: Outcome | None = None
 
 
@@ -207,6 +211,7 @@ class Job:
     has_begun: bool
     outcome: Outcome | None
     ahead_s: float = 0.0
+    picture_key: bytes | None = None
 
     @property
     def queue_rank(self) -> float:
@@ -411,6 +416,9 @@ class Store(Protocol):
     def usage(self, question: UsageQuestion, limit: int, offset: int = 0) -> list[Usage]:
         """A page of what was drawn, by day, tenant, endpoint, key and label; counted when a job ends, once, and kept
         when the job is gone."""
+
+    def drawn(self, new: NewJob) -> Job | None:
+        """The newest completed job of its tenant with its `picture_key` whose payloads are kept."""
 
     def units_since(self, key_id: str, first_day: int) -> Mapping[str, int]:
         """Megapixels by endpoint: what a key has used since that day, and what its unfinished jobs will use."""

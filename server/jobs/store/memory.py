@@ -288,6 +288,15 @@ class MemoryStore:
                         counts[place] += number
             return [Usage(*key, *counts) for key, counts in sorted(sums.items())][offset : offset + limit]
 
+    def drawn(self, new: NewJob) -> Job | None:
+        with self._open():
+            found = [
+                job
+                for job in self._in_state(JobStatus.COMPLETED)
+                if job.store_io and (job.picture_key, job.tenant) == (new.picture_key, new.tenant)
+            ]
+            return max(found, key=lambda job: job.seq, default=None)
+
     def units_since(self, key_id: str, first_day: int) -> Mapping[str, int]:
         with self._open():
             units = self._pending.of(key_id)

@@ -11,7 +11,7 @@ from server.jobs.store.base import Job, JobStatus, Outcome
 
 CONSTANT_COLUMNS = (
     "id", "endpoint", "input", "params", "output", "priority", "created_at", "start_deadline", "max_attempts",
-    "is_ephemeral", "webhook_url", "base_url", "store_io", "hint_bucket", "tenant", "key_id", "tags",
+    "is_ephemeral", "webhook_url", "base_url", "store_io", "hint_bucket", "tenant", "key_id", "tags", "picture_key",
 )  # fmt: skip
 """Set when a job is stored, and never again."""
 

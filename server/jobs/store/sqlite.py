@@ -292,6 +292,12 @@ class SqliteStore:
     def usage(self, question: UsageQuestion, limit: int, offset: int = 0) -> list[Usage]:
         return ledger.usage(self._read, question, limit, offset)
 
+    def drawn(self, new: NewJob) -> Job | None:
+        query = f"{_SELECT} WHERE picture_key = ? AND tenant = ? AND status = 'completed' AND store_io = 1"
+        for row in self._read(f"{query} ORDER BY seq DESC LIMIT 1", (new.picture_key, new.tenant)):
+            return from_row(row)
+        return None
+
     def units_since(self, key_id: str, first_day: int) -> Mapping[str, int]:
         return self._pending.of(key_id) + Counter(ledger.units_of_key(self._read, key_id, first_day))
 

@@ -56,6 +56,7 @@ def created(new: NewJob, seq: int, now: float) -> Job:
         tenant=new.tenant,
         key_id=new.key_id,
         tags=new.tags,
+        picture_key=new.picture_key,
         has_begun=False,
         outcome=None,
     )

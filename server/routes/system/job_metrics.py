@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from server.jobs.store.accounts import billable_units
+from server.jobs.store.accounts import billable_units, is_cached
 from server.jobs.store.base import Job, JobStatus, StoreError
 
 _BUCKETS_S = (0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 900)
@@ -26,6 +26,9 @@ class JobMetrics:
         self._images = Counter("fluxserve_images", "Pictures in results", ["endpoint"], registry=registry)
         self._units = Counter(
             "fluxserve_megapixels", "Megapixels in results, each picture rounded up", ["endpoint"], registry=registry
+        )
+        self._cached = Counter(
+            "fluxserve_cached_requests", "Requests answered from stored pictures", ["endpoint"], registry=registry
         )
         self._waited = Histogram(
             "fluxserve_request_queue_seconds",
@@ -51,10 +54,12 @@ class JobMetrics:
         if job is None or job.outcome is None:
             return
         self._ended.labels(job.endpoint, job.status.value).inc()
+        if is_cached(job.outcome):
+            self._cached.labels(job.endpoint).inc()
         self._note_times(job)
         if job.status is JobStatus.COMPLETED:
             self._images.labels(job.endpoint).inc(len(job.outcome.body.get("images", ())))
-            self._units.labels(job.endpoint).inc(billable_units(job.outcome.body))
+            self._units.labels(job.endpoint).inc(billable_units(job.outcome))
 
     def _note_times(self, job: Job) -> None:
         if job.started_at is None or job.finished_at is None:

@@ -45,8 +45,9 @@ def used(store: Store, **question: Any) -> list[tuple[Any, ...]]:
 
 
 def test_a_megapixel_is_a_unit_and_every_picture_is_rounded_up() -> None:
-    assert billable_units(PICTURE.body) == 3
-    assert billable_units({"images": []}) == 0
+    assert billable_units(PICTURE) == 3
+    assert billable_units(replace(PICTURE, body={"images": []})) == 0
+    assert billable_units(replace(PICTURE, status=JobStatus.FAILED)) == 0
 
 
 def test_usage_is_counted_by_endpoint_key_and_day(store: Store, clock: Clock) -> None:

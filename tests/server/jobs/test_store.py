@@ -60,6 +60,37 @@ def fetch(store: Store, job_id: str) -> Job:
     return job
 
 
+# Pictures that answer a later request
+
+KEY = b"what decides a picture"
+
+
+def draw(store: Store, **changes: Any) -> str:
+    """A job with KEY, ended well."""
+    new = new_job(picture_key=KEY, **changes)
+    store.enqueue(new)
+    job = claim_one(store)
+    assert store.finish(job.id, "w1", job.epoch, DONE)
+    return new.id
+
+
+def test_the_newest_picture_of_a_tenant_is_found_by_what_decides_it(store: Store) -> None:
+    asked = new_job(picture_key=KEY, tenant="ann")
+    draw(store, tenant="bob")
+    draw(store)
+    draw(store, tenant="ann", store_io=False)
+    assert store.drawn(asked) is None
+    draw(store, tenant="ann")
+    newest = draw(store, tenant="ann")
+    store.enqueue(asked)
+    found = store.drawn(asked)
+    assert found is not None
+    assert (found.id, found.picture_key) == (newest, KEY)
+    assert store.drawn(new_job(picture_key=b"another", tenant="ann")) is None
+    store.sweep(-1)
+    assert store.drawn(asked) is None
+
+
 # Submits that come twice
 
 NAMED, UNNAMED = Repeat("key-1", b"body"), Repeat(None, b"body")
