@@ -5,6 +5,7 @@
 The node is real, its worker pretends. Every request is submitted, polled to its end, read and its picture fetched; one
 in ten is watched over an event stream, one in ten cancelled, one in ten malformed. Prints one JSON line: `growth` holds
 the medians of the last fifth beside those of the second one (the first warms up), of the node and of its children.
+Every sample goes to the standard error output.
 """
 
 from __future__ import annotations
@@ -83,6 +84,7 @@ class Soak:
                 "threads": float(node.num_threads()),
             }
         )
+        print(json.dumps(self.samples[-1]), file=sys.stderr, flush=True)
 
 
 async def _load(served: Served, seconds: float, rate: float) -> Soak:

@@ -52,8 +52,8 @@ MAX_PREPARING = 64
 """Requests of a worker whose pictures or adapters are being fetched: they do not count as held, so that a slow
 address keeps no other request waiting."""
 SAVE_GRACE_S = 1.0
-"""After a worker's death: how long to wait for the saving of pictures that had already arrived from it. Its other
-requests wait as long, and 2 s are promised to them; an encoder that died with it takes longer to start."""
+"""After a worker's death: how long to wait for the saving of pictures that had already arrived from it. An encoder that
+died with it takes longer to start: then they are drawn again."""
 
 
 class Dispatcher:
@@ -84,7 +84,7 @@ class Dispatcher:
         self._is_in_haste = False
         self._runs: dict[str, Run] = {}
         self._unseen: Counter[str] = Counter()
-        self._endings: dict[asyncio.Task[object], str] = {}
+        self._endings: dict[asyncio.Task[object], Run | None] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._owners: set[str] = set()
         self._claiming = asyncio.Lock()
@@ -167,7 +167,7 @@ class Dispatcher:
             del self._runs[run.job.id]
         self._unseen[worker.name] = 0
         not_started = frozenset(run.job.id for run in lost if not run.has_started)
-        self._end_by(owner, self._release_claims_of_dead_worker(owner, not_started))
+        self._see_to(self._release_claims_of_dead_worker(owner, not_started))
 
     def _tell_of_loading(self, worker: Worker, frame: Loading) -> None:
         """In the logs of all that it holds, for none goes on meanwhile: a line every tenth."""
@@ -184,7 +184,7 @@ class Dispatcher:
             case Started():
                 run.has_started = True
                 if not may_repeat(run.job):
-                    self._end_by(run.owner, self._completion.note_begun(run))
+                    self._see_to(self._completion.note_begun(run))
                 self._live.log(
                     frame.job_id, "started" if run.job.attempt == 1 else f"started, attempt {run.job.attempt}"
                 )
@@ -208,7 +208,7 @@ class Dispatcher:
     def _end_run(self, run: Run, ending: Coroutine[Any, Any, object]) -> None:
         """The worker is done with it; its room is free while the node finishes the rest."""
         del self._runs[run.job.id]
-        self._end_by(run.owner, self._end_or_release(run, ending))
+        self._see_to(self._end_or_release(run, ending), run)
         self._wake.set()
 
     async def _end_or_release(self, run: Run, ending: Coroutine[Any, Any, object]) -> None:
@@ -219,9 +219,10 @@ class Dispatcher:
             logger.exception("request %s: its end was not recorded; it will run again", run.job.id)
             await self._completion.retry_elsewhere(run)
 
-    def _end_by(self, owner: str, ending: Coroutine[Any, Any, object]) -> None:
+    def _see_to(self, ending: Coroutine[Any, Any, object], ends: Run | None = None) -> None:
+        """Args: ends: the run that its worker has finished with, and that ends with this."""
         task = asyncio.create_task(ending)
-        self._endings[task] = owner
+        self._endings[task] = ends
         task.add_done_callback(self._note_ending)
 
     def _note_ending(self, task: asyncio.Task[object]) -> None:
@@ -231,22 +232,26 @@ class Dispatcher:
         self._wake.set()
 
     async def _release_claims_of_dead_worker(self, owner: str, not_started: frozenset[str]) -> None:
-        """Let the claims of a dead worker go, after what it had delivered is saved."""
-        this = asyncio.current_task()
-        saves = [task for task, saver in self._endings.items() if saver == owner and task is not this]
-        if saves:
-            await asyncio.wait(saves, timeout=SAVE_GRACE_S)
+        """Let the claims of a dead worker go: at once, but for what it had delivered, if that cannot be saved soon."""
         async with self._claiming:
             pass  # a claim of the dead worker may be under way
         not_started |= self._unsent.pop(owner, frozenset())
+        saves = {task: run.job.id for task, run in self._endings.items() if run is not None and run.owner == owner}
+        await self._release(owner, not_started, frozenset(saves.values()))
+        if saves:
+            await asyncio.wait(saves, timeout=SAVE_GRACE_S)
+            await self._release(owner, not_started)
+        self._owners.discard(owner)
+
+    async def _release(self, owner: str, not_started: frozenset[str], keep: frozenset[str] = frozenset()) -> None:
         for job in await self._completion.retry_until_stored(
-            lambda: self._store.release(owner, died=True, not_started=not_started)
+            lambda: self._store.release(owner, died=True, not_started=not_started, keep=keep)
         ):
             self._completion.notify_watchers(job)
             if job.status is JobStatus.QUEUED:
                 self._live.log(job.id, "the worker stopped; the request will run again", "WARN")
             logger.warning("request %s lost its worker %s: now %s", job.id, owner, job.status)
-        self._owners.discard(owner)
+        self._wake.set()
 
     async def _claim_when_woken(self) -> None:
         while True:

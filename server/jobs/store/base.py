@@ -349,8 +349,14 @@ class Store(Protocol):
 
         Returns: False, and changes nothing, if this claim is not the current one: the epoch fences off stale claims."""
 
-    def release(self, owner: str, died: bool, not_started: frozenset[str] = frozenset()) -> list[Job]:
-        """Give up all claims of `owner`: jobs wait again in their old place, or end.
+    def release(
+        self,
+        owner: str,
+        died: bool,
+        not_started: frozenset[str] = frozenset(),
+        keep: frozenset[str] = frozenset(),
+    ) -> list[Job]:
+        """Give up all claims of `owner` but those to `keep`: jobs wait again in their old place, or end.
 
         With `died`, counts a death for each that is not `not_started` (ids that the worker had not begun), a lone
         death if it was the only such one; a job that was running at MAX_DEATHS deaths or MAX_LONE_DEATHS lone

@@ -168,9 +168,16 @@ class MemoryStore:
             self._save(job, transitions.ended(job, outcome, self._clock()))
             return True
 
-    def release(self, owner: str, died: bool, not_started: frozenset[str] = frozenset()) -> list[Job]:
+    def release(
+        self,
+        owner: str,
+        died: bool,
+        not_started: frozenset[str] = frozenset(),
+        keep: frozenset[str] = frozenset(),
+    ) -> list[Job]:
         with self._open():
-            return self._save_all(transitions.released(self._held_by(owner), died, not_started, self._clock()))
+            held = [job for job in self._held_by(owner) if job.id not in keep]
+            return self._save_all(transitions.released(held, died, not_started, self._clock()))
 
     def release_one(self, job_id: str, owner: str, epoch: int) -> bool:
         with self._open():

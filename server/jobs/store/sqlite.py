@@ -165,9 +165,16 @@ class SqliteStore:
     def finish(self, job_id: str, owner: str, epoch: int, outcome: Outcome) -> bool:
         return self._change_current(job_id, owner, epoch, lambda job: transitions.ended(job, outcome, self._clock()))
 
-    def release(self, owner: str, died: bool, not_started: frozenset[str] = frozenset()) -> list[Job]:
+    def release(
+        self,
+        owner: str,
+        died: bool,
+        not_started: frozenset[str] = frozenset(),
+        keep: frozenset[str] = frozenset(),
+    ) -> list[Job]:
         def release(tx: Transaction) -> list[Job]:
-            held = _jobs(tx, "WHERE status = 'running' AND owner = ?", (owner,))
+            running = _jobs(tx, "WHERE status = 'running' AND owner = ?", (owner,))
+            held = [job for job in running if job.id not in keep]
             return self._save_all(tx, transitions.released(held, died, not_started, self._clock()))
 
         return self._writer.run(release)

@@ -396,6 +396,34 @@ def test_a_death_counts_for_what_ran_though_another_claim_was_being_committed(
     assert [job.deaths for job in jobs] == [1, 0]
 
 
+def test_at_a_death_what_is_being_saved_holds_up_nobody_and_is_saved(
+    folder: Path, gates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> list[Job]:
+        async with running(folder) as node:
+            may_save, deliver = asyncio.Event(), node.outputs.deliver
+
+            async def deliver_late(*arguments: Any) -> dict[str, Any]:
+                await may_save.wait()
+                return await deliver(*arguments)
+
+            monkeypatch.setattr(node.outputs, "deliver", deliver_late)
+            drawn = submit(node)
+            await until(lambda: any("finished" in line["message"] for line in node.live.logs(drawn)))
+            other = submit(node, "wait other")
+            await until(lambda: node.live.progress(other) is not None)
+            (worker,) = node.workers
+            crashes(worker)
+            await until(lambda: (job := node.store.get(other)) is not None and job.deaths == 1)
+            may_save.set()
+            (gates / "other").touch()
+            return [await ended(node, job_id) for job_id in (drawn, other)]
+
+    jobs = asyncio.run(main())
+    assert [(job.status, job.attempt) for job in jobs] == [(JobStatus.COMPLETED, 1), (JobStatus.COMPLETED, 2)]
+    assert [job.deaths for job in jobs] == [0, 1]
+
+
 def test_low_priority_yields(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCRIPTED_LOAD_S", "0.3")
 

@@ -513,6 +513,15 @@ def test_a_death_releases_only_its_own_claims(store: Store) -> None:
     assert store.get(other.id) == other
 
 
+def test_what_is_being_saved_stays_claimed_when_its_worker_dies(store: Store) -> None:
+    """And counts for nothing: the other was alone in the worker."""
+    drawn, running = store.enqueue(new_job()), store.enqueue(new_job())
+    claims = {job.id: job for job in store.claim("w1", 2, LEASE_S)}
+    (released,) = store.release("w1", died=True, keep=frozenset({drawn.id}))
+    assert (released.id, released.status, released.lone_deaths) == (running.id, JobStatus.QUEUED, 1)
+    assert store.finish(drawn.id, "w1", claims[drawn.id].epoch, DONE)
+
+
 def test_no_retry_means_one_attempt(store: Store) -> None:
     store.enqueue(new_job(max_attempts=1))
     claim_one(store)

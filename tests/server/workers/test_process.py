@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,7 +18,6 @@ import pytest
 
 from models import host_memory
 from pipelines.protocol.frames import Finished, Frame, Progress, Submit
-from pipelines.worker.__main__ import parse_arguments
 from server.workers.process import MAX_BACKOFF_S, WORKER_COMMAND, Worker, WorkerOptions, Workers, WorkerState
 
 ROOT = Path(__file__).parents[3]
@@ -55,21 +55,28 @@ async def one_worker(witness: Witness, hang_s: float = 30.0, device: str = "cpu"
         await workers.stop()
 
 
+def understood_by_the_worker(arguments: list[str]) -> Namespace:
+    """Imported here: the tests of the node need this file's helpers and not torch."""
+    from pipelines.worker.__main__ import parse_arguments
+
+    return parse_arguments(arguments[len(WORKER_COMMAND) :])
+
+
 def test_the_real_worker_understands_what_it_is_started_with() -> None:
     options = WorkerOptions(("flux-shapes", "a/b"), "float32", "fp8", "regular", tuning="kernels=torch", memory_gb=0.5)
     given = options.argv(5, "cuda:1")
-    understood = parse_arguments(given[len(WORKER_COMMAND) :])
+    understood = understood_by_the_worker(given)
     assert (understood.fd, understood.device, understood.model) == (5, "cuda:1", ["flux-shapes", "a/b"])
     assert (understood.dtype, understood.quantization, understood.memory_gb) == ("float32", "fp8", 0.5)
     assert understood.tuning == "kernels=torch"
     assert understood.acceleration == "regular"
-    assert parse_arguments(WorkerOptions(("m",)).argv(5, "cpu")[len(WORKER_COMMAND) :]).memory_gb is None
-    assert parse_arguments(WorkerOptions(("m",), no_mmap=True).argv(5, "cpu")[len(WORKER_COMMAND) :]).no_mmap
+    assert understood_by_the_worker(WorkerOptions(("m",)).argv(5, "cpu")).memory_gb is None
+    assert understood_by_the_worker(WorkerOptions(("m",), no_mmap=True).argv(5, "cpu")).no_mmap
 
 
 def test_the_worker_is_told_what_to_draw_before_it_is_ready() -> None:
     options = WorkerOptions(("m",), warmup="full", warmup_sizes=((1024, 768), (512, 512)))
-    understood = parse_arguments(options.argv(5, "cpu")[len(WORKER_COMMAND) :])
+    understood = understood_by_the_worker(options.argv(5, "cpu"))
     assert (understood.warmup, understood.warmup_size) == ("full", [(1024, 768), (512, 512)])
 
 
