@@ -23,6 +23,7 @@ from server.files.uploads import Uploads
 from server.gateway.areas import Area
 from server.gateway.gateway import Gateway
 from server.gateway.guard import Guard
+from server.gateway.key_file import KeyFile
 from server.gateway.origins import Own
 from server.gateway.tokens import Tokens
 from server.http.errors import PlainError, WireError
@@ -40,6 +41,7 @@ from server.routes.openai import openai_router
 from server.routes.openai_pictures import openai_pictures_router
 from server.routes.system.accounts import accounts_router
 from server.routes.system.controls import controls_router
+from server.routes.system.keys import keys_router
 from server.routes.system.metrics import Metrics
 from server.routes.system.pages import reference, system_router
 from server.routes.system.platform import platform_router
@@ -83,6 +85,7 @@ def create_app(node: Node, plain_port: int | None = None) -> Gateway:
     pages.include_router(workers_router(node.workers))
     pages.include_router(accounts_router(node.jobs, node.prices))
     pages.include_router(controls_router(node.jobs))
+    pages.include_router(keys_router(KeyFile(node.settings.key_file), keys, node.jobs))
     pages.include_router(platform_router(node.served, VERSION, keys))
     pages.include_router(clients_router(node.settings, keys))
     pages.include_router(pages_router(plain=reference))

@@ -55,6 +55,7 @@ class _Step:
     started: float
     start: Marker
     end: Marker
+    shares: dict[Request, float]
     requests: list[tuple[Request, int]]
     previews: list[tuple[Row, int]]
 
@@ -161,6 +162,7 @@ class Engine:
         """
         for request in self.scheduler.expired(self._clock()):
             self._fail(request, "deadline", "the request did not start in time")
+        self._settle(may_wait=False)  # before a picture is delivered, its last step is reported
         for end in self._decodes.poll():
             self._deliver(end)
         rows = [] if self._decodes.is_behind else self._admit(self.scheduler.plan(), wait)
@@ -247,7 +249,8 @@ class Engine:
                 reports.append((request, request.step))
         previews = [(row, row.step_index) for row in rows if _wants_preview(row)]
         computed = [row.computed for row in rows]
-        self._in_flight.append(_Step(lengths, computed, began, start, end, reports, previews))
+        shares = _shares(rows, lengths)
+        self._in_flight.append(_Step(lengths, computed, began, start, end, shares, reports, previews))
 
     def _recover(self, rows: list[Row], error: Exception) -> None:
         """A step failed: out of memory makes the next ones smaller; else every row is tried alone."""
@@ -280,6 +283,8 @@ class Engine:
         elapsed = step.end.elapsed_ms(step.start)
         ms = (now - step.started) * 1e3 if elapsed is None else elapsed
         self.scheduler.observe(step.lengths, ms, step.computed)
+        for request, share in step.shares.items():
+            request.timings["device"] = request.timings.get("device", 0.0) + share * ms / 1e3
         for request, done in step.requests:
             if not request.is_gone:
                 before = request.timings["queue_wait"] + request.timings["encode"]
@@ -320,6 +325,7 @@ class Engine:
         )
         for name, seconds in (("decode", end.decode_s), ("safety", end.safety_s)):
             request.timings[name] = request.timings.get(name, 0.0) + seconds
+            request.timings["device"] = request.timings.get("device", 0.0) + seconds
         row.release()
         request.rows_pending -= 1
         if request.rows_pending == 0:
@@ -358,7 +364,16 @@ class Engine:
             row.release()
 
 
-_TIMINGS = ("queue_wait", "encode", "denoise", "decode", "safety", "inference")
+_TIMINGS = ("queue_wait", "encode", "denoise", "decode", "safety", "device", "inference")
+
+
+def _shares(rows: list[Row], lengths: list[int]) -> dict[Request, float]:
+    """What part of a step is whose, by the tokens that the model computed for it."""
+    work = [length * row.computed for row, length in zip(rows, lengths, strict=True)]
+    shares: dict[Request, float] = {}
+    for row, own in zip(rows, work, strict=True):
+        shares[row.request] = shares.get(row.request, 0.0) + own / (sum(work) or 1.0)
+    return shares
 
 
 def _refusal(submit: Submit, error: Exception) -> Failed:

@@ -236,7 +236,7 @@ class FakeWorker:
         took_s = self._clock() - request.began
         waited_s = request.began - request.arrived
         timings = {"queue_wait": waited_s, "encode": 0.0, "denoise": took_s, "decode": 0.0, "safety": 0.0}
-        self._wire.send(Finished(*request.key, timings | {"inference": took_s}))
+        self._wire.send(Finished(*request.key, timings | {"device": took_s, "inference": took_s}))
 
 
 def _describe(spec: ModelSpec) -> dict[str, Any]:

@@ -162,7 +162,8 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """All pictures were sent. `timings` in seconds: queue_wait, encode, denoise, decode, safety, inference."""
+    """All pictures were sent. `timings` in seconds: queue_wait, encode, denoise, decode, safety, inference; and
+    `device`: of the device's time, the part that was its own (steps shared with others count by tokens)."""
 
     job_id: str
     epoch: int

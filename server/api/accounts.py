@@ -59,6 +59,8 @@ def usage_entry(row: Usage, prices: Prices, tag: str) -> dict[str, Any]:
         "auth_method": row.key_id,
         "requests": row.requests,
         "failures": row.failures,
+        "images": row.images,
+        "gpu_seconds": round(row.seconds, 3),
     } | ({"tags": {tag: row.value}} if tag else {})
 
 
@@ -87,6 +89,7 @@ def request_entry(job: Job) -> dict[str, Any]:
         "status_code": None if outcome is None else outcome.http_status,
         "duration": None if ended is None or job.started_at is None else round(ended - job.started_at, 3),
         "billable_units": billable_units(outcome) if outcome else 0,
+        "gpu_seconds": None if outcome is None else outcome.metrics.get("device_time"),
         "auth_method": job.key_id,
         "model": job.model,
         "tags": job.tags,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from server.api.endpoints import ENDPOINTS, Endpoint
 from server.api.prices import UNIT, Prices
 from server.http.errors import WireError
+
+Row = TypeVar("Row")
 
 HUB_MODELS: Mapping[str, str] = {
     "black-forest-labs/FLUX.1-dev": "fal-ai/flux/dev",
@@ -24,7 +26,7 @@ HUB_MODELS: Mapping[str, str] = {
 """Repositories of the Hugging Face hub and the endpoint that draws with them."""
 
 
-def page_of(rows: Sequence[Endpoint], limit: int, cursor: int | None) -> tuple[Sequence[Endpoint], str | None]:
+def page_of(rows: Sequence[Row], limit: int, cursor: int | None) -> tuple[Sequence[Row], str | None]:
     """One page of a list and the cursor of the next, None at the end."""
     start = cursor or 0
     end = start + limit

@@ -47,6 +47,7 @@ SYSTEM_SEGMENTS = frozenset(
         "docs",
         "playground",
         "history",
+        "keys",
         "ui",
         "favicon.ico",
         "mcp",

@@ -37,8 +37,8 @@ _BY_PATH = {
 }
 
 
-_OPERATOR = ("/v1/jobs", "/v1/pauses")
-"""What is about everybody's requests."""
+_OPERATOR = ("/v1/jobs", "/v1/pauses", "/v1/keys")
+"""What is about everybody."""
 
 _LISTS = ("/v1/models/requests", *_OPERATOR)
 """Where requests are found without knowing their ids."""

@@ -131,7 +131,20 @@ class KeyFile:
 
     def set_budgets(self, key_id: str, budgets: Sequence[BudgetRule]) -> bool:
         """Give a key these budgets and no other; False as above. Raises: KeyFileError."""
-        return self._update(key_id, budgets=tuple(budgets))
+        return self.change(key_id, budgets=budgets)
+
+    def change(
+        self,
+        key_id: str,
+        name: str | None = None,
+        limits: Limits | None = None,
+        budgets: Sequence[BudgetRule] | None = None,
+    ) -> bool:
+        """Give a key another name, other limits, other budgets; None keeps what it has. False as above.
+
+        Raises: KeyFileError."""
+        given = {"name": name, "limits": limits, "budgets": None if budgets is None else tuple(budgets)}
+        return self._update(key_id, **{field: value for field, value in given.items() if value is not None})
 
     def _update(self, key_id: str, **values: object) -> bool:
         living = [key for key in self.read() if key.id == key_id and key.revoked_at is None]

@@ -92,6 +92,15 @@ class KeyRing:
         self._look()
         return self._is_open
 
+    @property
+    def configured(self) -> list[str]:
+        """The ids of the keys that the settings name; nobody can revoke them here."""
+        return [caller.key for caller in self._configured.values()]
+
+    def refresh(self) -> None:
+        """Take note at once of a change to the file."""
+        self._look(at_once=True)
+
     def check(self, headers: Headers) -> Caller:
         """Who asks; raises PlainError 401 with fal's words, UnknownKeyError for a wrong key.
 

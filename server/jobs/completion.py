@@ -131,6 +131,8 @@ class Completion:
             return
         body = self._result_body(images, [picture.has_nsfw_concept for picture in pictures], run.job.params, timings)
         metrics = {"inference_time": timings.get("inference")}
+        if (device_s := timings.get("device")) is not None:
+            metrics["device_time"] = device_s
         if not await self.end(run, Outcome(JobStatus.COMPLETED, 200, body, metrics=metrics)):
             self._outputs.discard(images)
 

@@ -67,6 +67,12 @@ class BudgetRule:
         amount, unit, period = found.groups()
         return cls(float(amount), "megapixels" if unit else "money", "day" if period == "day" else "month")
 
+    def __str__(self) -> str:
+        """As `parse` reads it."""
+        return (
+            f"{self.amount:.6f}".rstrip("0").rstrip(".") + f"{'mp' if self.unit == 'megapixels' else ''}/{self.period}"
+        )
+
 
 class RateLimitedError(Exception):
     """More submits than the key may make. Args: retry_after_s: when the next one will be taken."""

@@ -24,6 +24,7 @@ from server.settings import Settings
 from server.workers.process import WorkerEvents, WorkerOptions, Workers
 
 OWNER = "test-worker"
+METRICS = {"inference_time": 1.5, "device_time": 1.25}
 
 
 class ApiNode:
@@ -101,7 +102,7 @@ class ApiNode:
             "has_nsfw_concepts": [False],
             "prompt": params.get("prompt"),
         }
-        return Outcome(JobStatus.COMPLETED, 200, body, metrics={"inference_time": 1.5}, logs=self.live.logs(job.id))
+        return Outcome(JobStatus.COMPLETED, 200, body, metrics=METRICS, logs=self.live.logs(job.id))
 
 
 def _nothing(*about: str) -> None:

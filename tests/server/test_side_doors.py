@@ -19,7 +19,7 @@ from tests.server.api_server import Api, serve
 
 ELSEWHERE = {"x-forwarded-for": "203.0.113.9", "x-fal-target-url": "https://queue.fal.run/fal-ai/flux/requests/x"}
 OPEN = {
-    "/", "/docs", "/openapi.json", "/favicon.ico", "/llms.txt", "/livez", "/readyz", "/playground", "/history",
+    "/", "/docs", "/openapi.json", "/favicon.ico", "/llms.txt", "/livez", "/readyz", "/playground", "/history", "/keys",
     "/ui/app.js", "/rest/.well-known/jwks.json",
 }  # fmt: skip
 """docs/security.md lists these, and the files, whose addresses nobody guesses."""
@@ -29,7 +29,7 @@ BESIDE_THE_DOCUMENT = (
     "/rest/storage/upload/initiate", "/rest/storage/upload/initiate-multipart", "/files/upload",
     "/files/upload/multipart",
     "/run/fal-ai/flux/dev/realtime", "/ws/fal-ai/flux/dev", "/tokens/", "/storage/upload/initiate", "/fal-ai/flux/dev",
-    "/queue/fal-ai/flux/requests/x/status/stream", "/debug", "/admin", "/config", "/shutdown", "/v1/keys", "/v1/files",
+    "/queue/fal-ai/flux/requests/x/status/stream", "/debug", "/admin", "/config", "/shutdown", "/v1/files",
 )  # fmt: skip
 
 

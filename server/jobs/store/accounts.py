@@ -36,6 +36,7 @@ class Usage:
         day: since 1970-01-01, UTC; None for a sum over days.
         value: of the label that was asked for; empty if none was.
         requests: that ended well. failures: that ended otherwise. units: megapixels, see `billable_units`.
+        images: pictures in results. seconds: of devices, each request's own part; those of failed ones are not known.
     """
 
     day: int | None
@@ -46,6 +47,8 @@ class Usage:
     requests: int
     failures: int
     units: int
+    images: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,8 @@ def entries(job: Job) -> Iterator[tuple[str, Usage]]:
     assert job.outcome is not None
     assert job.finished_at is not None
     is_good = job.status is JobStatus.COMPLETED
-    counts = int(is_good), int(not is_good), billable_units(job.outcome)
+    images = len(job.outcome.body.get("images", ())) if is_good else 0
+    counts = int(is_good), int(not is_good), billable_units(job.outcome), images
+    seconds = float(job.outcome.metrics.get("device_time") or 0.0)
     for name, value in [("", ""), *job.tags.items()]:
-        yield name, Usage(day_of(job.finished_at), job.tenant, job.endpoint, job.key_id, value, *counts)
+        yield name, Usage(day_of(job.finished_at), job.tenant, job.endpoint, job.key_id, value, *counts, seconds)

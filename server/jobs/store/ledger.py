@@ -11,7 +11,13 @@ from server.jobs.store.base import Job
 
 Execute = Callable[[str, tuple[Any, ...]], Iterable[tuple[Any, ...]]]
 
-_SUMS = ", ".join(f"{column} = {column} + excluded.{column}" for column in ("requests", "failures", "units"))
+_COUNTS = ("requests", "failures", "units", "images", "seconds")
+_USAGE_COLUMNS = ("day", "tenant", "endpoint", "key_id", "value", *_COUNTS)
+_ADDED = ", ".join(f"{column} = {column} + excluded.{column}" for column in _COUNTS)
+_INSERT_USAGE = (
+    f"INSERT INTO usage (name, {', '.join(_USAGE_COLUMNS)}) VALUES (?{', ?' * len(_USAGE_COLUMNS)}) "
+    f"ON CONFLICT DO UPDATE SET {_ADDED}"
+)
 
 
 def label(execute: Execute, job: Job) -> None:
@@ -23,21 +29,7 @@ def label(execute: Execute, job: Job) -> None:
 def count(execute: Execute, job: Job) -> None:
     """Add an ended job to usage."""
     for name, usage in entries(job):
-        execute(
-            "INSERT INTO usage (name, day, tenant, endpoint, key_id, value, requests, failures, units) "
-            f"VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET {_SUMS}",
-            (
-                name,
-                usage.day,
-                usage.tenant,
-                usage.endpoint,
-                usage.key_id,
-                usage.value,
-                usage.requests,
-                usage.failures,
-                usage.units,
-            ),
-        )
+        execute(_INSERT_USAGE, (name, *(getattr(usage, column) for column in _USAGE_COLUMNS)))
 
 
 def usage(execute: Execute, question: UsageQuestion, limit: int, offset: int) -> list[Usage]:
@@ -51,9 +43,9 @@ def usage(execute: Execute, question: UsageQuestion, limit: int, offset: int) ->
     where.any_of("key_id", question.keys)
     what = "tenant, endpoint, key_id, value"
     if question.by_day:
-        query = f"SELECT day, {what}, requests, failures, units FROM usage {where} ORDER BY day, {what}"
+        query = f"SELECT day, {what}, {', '.join(_COUNTS)} FROM usage {where} ORDER BY day, {what}"
     else:
-        sums = "sum(requests), sum(failures), sum(units)"
+        sums = ", ".join(f"sum({column})" for column in _COUNTS)
         query = f"SELECT NULL, {what}, {sums} FROM usage {where} GROUP BY {what} ORDER BY {what}"
     return [Usage(*row) for row in execute(f"{query} LIMIT ? OFFSET ?", (*where.values, limit, offset))]
 

@@ -285,14 +285,13 @@ class MemoryStore:
 
     def usage(self, question: UsageQuestion, limit: int, offset: int = 0) -> list[Usage]:
         with self._open():
-            sums: dict[tuple[Any, ...], list[int]] = {}
+            sums: dict[tuple[Any, ...], list[Any]] = {}
             for name, usage in self._usage:
                 if name == question.name and _is_asked_for(usage, question):
                     day = usage.day if question.by_day else None
                     key = (day, usage.tenant, usage.endpoint, usage.key_id, usage.value)
-                    counts = sums.setdefault(key, [0, 0, 0])
-                    for place, number in enumerate((usage.requests, usage.failures, usage.units)):
-                        counts[place] += number
+                    counts = (usage.requests, usage.failures, usage.units, usage.images, usage.seconds)
+                    sums[key] = [old + new for old, new in zip(sums.get(key, [0] * 5), counts, strict=True)]
             return [Usage(*key, *counts) for key, counts in sorted(sums.items())][offset : offset + limit]
 
     def drawn(self, new: NewJob) -> Job | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BeforeValidator, Field
 from pydantic.json_schema import SkipJsonSchema
+from starlette.responses import StreamingResponse
 
-from server.api import accounts, catalogue, platform
+from server.api import accounts, catalogue, platform, usage_table
 from server.api.body import read_object
 from server.api.prices import Prices
 from server.api.tags import read_pair
@@ -53,7 +54,7 @@ def accounts_router(jobs: JobService, prices: Prices) -> APIRouter:
         """What so much would cost."""
         return platform.estimate(await read_object(request), prices)
 
-    @router.get("/v1/models/usage")
+    @router.get("/v1/models/usage", responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}})
     def usage(
         request: Request,
         endpoint_id: Words = None,
@@ -65,8 +66,10 @@ def accounts_router(jobs: JobService, prices: Prices) -> APIRouter:
         all_keys: Annotated[bool, Query(description=ALL_KEYS)] = False,
         cursor: Cursor = None,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    ) -> dict[str, Any]:
-        """Requests and megapixels by day, endpoint and key; apart by the values of a label with `tag=NAME`."""
+        form: Annotated[Literal["json", "csv"], Query(alias="format", description="csv: the whole table")] = "json",
+    ) -> Any:
+        """Requests, pictures, megapixels and GPU seconds by day, endpoint and key; apart by the values of a label with
+        `tag=NAME`."""
         name, value = read_pair(tag)
         question = UsageQuestion(
             tenant=_tenant(request, all_keys),
@@ -77,6 +80,10 @@ def accounts_router(jobs: JobService, prices: Prices) -> APIRouter:
             keys=tuple(words(auth_method)),
             by_day=words(expand) != ["summary"],
         )
+        if form == "csv":
+            headers = {"content-disposition": 'attachment; filename="usage.csv"'}
+            table = usage_table.lines(store, question, prices)
+            return StreamingResponse(table, media_type="text/csv; charset=utf-8", headers=headers)
         offset = cursor or 0
         rows = store.usage(question, limit + 1, offset)
         page = rows[:limit]

@@ -45,6 +45,7 @@ def pages_router(plain: Callable[[Request], Response]) -> APIRouter:
 
     @router.get("/playground")
     @router.get("/history")
+    @router.get("/keys")
     def first() -> Response:
         return page(0)
 

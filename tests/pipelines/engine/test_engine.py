@@ -378,6 +378,25 @@ def test_timings_add_up(runner: FakeRunner) -> None:
     assert timings["encode"] + timings["denoise"] <= timings["inference"]
 
 
+def test_a_step_is_shared_out_by_tokens(runner: FakeRunner) -> None:
+    now = [0.0]
+
+    def tick() -> float:
+        now[0] += 0.001
+        return now[0]
+
+    engine = Engine({TINY.name: runner}.__getitem__, FragileDevice(), clock=tick)
+    submit(engine, "small", make_params(num_inference_steps=8))
+    submit(engine, "large", make_params(num_inference_steps=8, num_images=3))
+    frames = drain(engine)
+    (small,), (large,) = of(frames, "small", Finished), of(frames, "large", Finished)
+    assert isinstance(small, Finished)
+    assert isinstance(large, Finished)
+    own = [end.timings["device"] - end.timings["decode"] - end.timings["safety"] for end in (small, large)]
+    assert sum(own) == pytest.approx(engine.steps * 0.001)  # every step took one tick, and is counted once
+    assert own[1] > 2 * own[0] > 0
+
+
 def test_an_engine_with_nothing_to_do_says_so(engine: Engine) -> None:
     assert not engine.has_work
     assert engine.step() == []

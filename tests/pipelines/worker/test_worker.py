@@ -97,7 +97,7 @@ def test_a_request_is_started_progresses_and_finishes(peer: Peer) -> None:
     assert all(len(f.pixels) == f.width * f.height * 3 for f in pictures)
     finished = frames[-1]
     assert isinstance(finished, protocol.Finished)
-    assert set(finished.timings) == {"queue_wait", "encode", "denoise", "decode", "safety", "inference"}
+    assert set(finished.timings) == {"queue_wait", "encode", "denoise", "decode", "safety", "device", "inference"}
 
 
 def test_cancel_is_answered_and_the_rest_goes_on(peer: Peer) -> None:

@@ -74,6 +74,13 @@ def test_usage_is_counted_by_endpoint_key_and_day(store: Store, clock: Clock) ->
     assert [row.day for row in store.usage(UsageQuestion("ann", (0, today)), 2, 3)] == [today]
 
 
+def test_pictures_and_seconds_of_devices_are_counted_too(store: Store) -> None:
+    for seconds in (1.25, None):
+        draw(store, replace(PICTURE, metrics={"device_time": seconds}), tenant="ann", key_id="a")
+    (row,) = store.usage(UsageQuestion("ann", (0, 10**6), by_day=False), 10)
+    assert (row.requests, row.images, row.seconds) == (2, 2 * len(PICTURE.body["images"]), 1.25)
+
+
 def test_usage_is_told_apart_by_the_values_of_a_label(store: Store) -> None:
     draw(store, tenant="ann", tags={"team": "web", "user": "7"})
     draw(store, tenant="ann", tags={"team": "app"})

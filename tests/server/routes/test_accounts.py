@@ -63,6 +63,8 @@ def test_usage_is_ones_own_with_the_operators_prices(api: Api) -> None:
         "currency": "EUR",
         "requests": 2,
         "failures": 0,
+        "images": 2,
+        "gpu_seconds": 2.5,
     }
     assert bucket["bucket"].endswith("T00:00:00.000+00:00")
     (total,) = ask(api, "/v1/models/usage", expand="summary", auth_method=key)["summary"]

@@ -13,7 +13,7 @@ import pytest
 
 from server.jobs.store.base import JobStatus, Outcome, StoreError
 from server.jobs.store.sqlite import SqliteStore
-from tests.server.api_node import ApiNode
+from tests.server.api_node import METRICS, ApiNode
 from tests.server.api_server import Api, eventually, serve
 
 APP = "/queue/fal-ai/flux"
@@ -193,7 +193,7 @@ def test_status_while_waiting_running_and_done(api: Api) -> None:
     done = status(api, first)
     assert done.status_code == 200
     assert (done.json()["status"], done.json()["logs"]) == ("COMPLETED", None)
-    assert done.json()["metrics"] == {"inference_time": 1.5}
+    assert done.json()["metrics"] == METRICS
     assert "error" not in done.json()
     for answer in (waiting, running, done):
         assert {"status", "request_id", "response_url", "status_url", "cancel_url"} <= set(answer.json())

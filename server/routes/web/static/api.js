@@ -23,6 +23,7 @@ export class ApiError extends Error {
       const [place, field, ...inner] = loc[0] === "body" ? loc : ["body", ...loc];
       if (place && field !== undefined) this.fields[field] ??= inner.length ? `${inner.join(" ")}: ${msg}` : msg;
     }
+    if (body?.error?.param) this.fields[body.error.param.split(".")[0]] = body.error.message; // below /v1, the first alone
   }
 }
 
@@ -52,6 +53,7 @@ export async function call(area, path, init = {}) {
 }
 
 export const getJson = async (area, path) => (await call(area, path)).json();
+export const send = (method, path, body) => call("", path, { method, body: body && JSON.stringify(body) });
 export const postJson = async (area, path, body) => (await call(area, path, { method: "POST", body: JSON.stringify(body) })).json();
 
 /** Draw now: yields an event a step, and last the result. Aborting `signal` cancels the request. */

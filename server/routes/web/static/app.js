@@ -3,8 +3,10 @@
 import { html, render, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { connection, getJson, root } from "./api.js";
 import { History } from "./history.js";
+import { Keys } from "./keys.js";
 import { Playground } from "./playground.js";
 
+const PAGES = { history: History, keys: Keys };
 const here = () => decodeURI(location.pathname.slice(root.pathname.length)).replace(/\/$/, "");
 
 function App() {
@@ -22,7 +24,7 @@ function App() {
   }, []);
   const load = () => getJson("", "v1/models").then((list) => setModels(list.models), (error) => error.status === 401 && setAsked(error.message));
   useEffect(() => { load(); }, []);
-  const Page = path === "history" ? History : Playground;
+  const Page = PAGES[path] ?? Playground;
   return html`<${Header} path=${path} onKey=${() => setAsked("")} />
     <${Page} path=${path} models=${models} go=${go} ask=${setAsked} />
     ${asked !== null && html`<${Connection} reason=${asked} onClose=${() => { setAsked(null); load(); }} />`}`;
@@ -37,8 +39,9 @@ function Header({ path, onKey }) {
   }, [theme]);
   return html`<header class="top">
     <a class="name" href=${root.href}><img src=${new URL("ui/icon.svg", root)} alt="" width="24" height="24" />fluxserve</a>
-    <nav aria-label="Pages"><a href=${root.href} aria-current=${path === "history" ? undefined : "page"}>Playground</a>
-      <a href=${new URL("history", root)} aria-current=${path === "history" ? "page" : undefined}>History</a><a href=${new URL("docs", root)}>API</a></nav>
+    <nav aria-label="Pages"><a href=${root.href} aria-current=${path in PAGES ? undefined : "page"}>Playground</a>
+      ${Object.keys(PAGES).map((page) => html`<a key=${page} href=${new URL(page, root)} aria-current=${path === page ? "page" : undefined}>${page[0].toUpperCase() + page.slice(1)}</a>`)}
+      <a href=${new URL("docs", root)}>API</a></nav>
     <button type="button" class="quiet" onClick=${onKey}>${connection.key ? "Key set" : "Key"}</button>
     <label class="inline"><span class="hidden">Colours</span><select value=${theme} onChange=${(event) => setTheme(event.target.value)}>
       <option value="">Auto</option><option value="light">Light</option><option value="dark">Dark</option></select></label>

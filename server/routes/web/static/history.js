@@ -2,7 +2,7 @@
 
 import { html, useEffect, useState } from "./vendor/htm-preact.js";
 import { getJson, local, root } from "./api.js";
-import { Code } from "./playground.js";
+import { Code } from "./blocks.js";
 
 const PAGE = 25;
 const STATES = ["queued", "running", "completed", "failed", "cancelled"];

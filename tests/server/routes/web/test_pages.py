@@ -22,7 +22,7 @@ from tests.server.api_server import Api, serve
 HTML = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 
 
-@pytest.mark.parametrize("path", ["/", "/history", "/playground", "/playground/fal-ai/flux/dev"])
+@pytest.mark.parametrize("path", ["/", "/history", "/keys", "/playground", "/playground/fal-ai/flux/dev"])
 def test_a_browser_gets_a_page_that_may_load_nothing_from_elsewhere(api: Api, path: str) -> None:
     page = api.http.get(path, headers=HTML)
     policy = page.headers["content-security-policy"]
