@@ -197,10 +197,10 @@ CORPUS: dict[str, tuple[str, Make, str]] = {
         "holds no model that is known",
     ),
     "FLUX.1 without companions": ("flux1-dev.safetensors", lambda f: weights(f, _FLUX, 23_800), "needs CLIP"),
-    "a folder of SDXL": (
+    "a folder of Stable Diffusion 3": (
         "sdxl",
-        _folder({"_class_name": "StableDiffusionXLPipeline"}),
-        "for StableDiffusionXLPipeline, another architecture",
+        _folder({"_class_name": "StableDiffusion3Pipeline"}),
+        "for StableDiffusion3Pipeline, another architecture",
     ),
     "an empty folder": ("nothing", _folder(None), "no model_index.json"),
     "a folder without parts": ("hollow", _folder({"_class_name": "FluxPipeline"}), "text_encoder has no config.json"),

@@ -17,7 +17,7 @@ from typing import Any
 from models.errors import LoadError
 from models.fake import PREFIX as FAKE
 from models.fake import fake_spec
-from models.files.folder import FLUX2_PIPELINES, part_in
+from models.files.folder import FLUX2_PIPELINES, SDXL_PIPELINES, part_in
 from models.files.paths import exists, has_near, typed, why_absent
 from models.registry import REGISTRY, UNLISTED, ModelSpec, Variant
 from models.single.contents import variant_of
@@ -40,6 +40,8 @@ _NAMES: tuple[Variant, ...] = ("schnell", "krea", "srpo", "kontext", "fill", "re
 
 
 _HEADS_OF_4B = 24
+_LIGHTNING_STEPS = 4
+_SDXL_DEFAULTS = {row.variant: row for row in REGISTRY.values() if row.family == "sdxl"}
 _KLEIN_STEPS, _KLEIN_BASE_STEPS, _KLEIN_BASE_GUIDANCE = 4, 50, 4.0
 
 
@@ -129,6 +131,8 @@ def _with_file(argument: str, folders: Sequence[Path]) -> ModelSpec:
     spec, file = _meant(base, folders), _file(name, folders)
     if file is None:
         raise UnknownModelError(_no_file(name))
+    if spec.family == "sdxl":
+        return _of_unet(replace(spec, name=f"{spec.name}+{file.stem}", transformer=str(file)))
     return _of_file(replace(spec, name=f"{spec.name}+{file.stem}", transformer=str(file)))
 
 
@@ -179,6 +183,16 @@ def _of_file(spec: ModelSpec) -> ModelSpec:
     )
 
 
+def _of_unet(spec: ModelSpec) -> ModelSpec:
+    """SDXL with another UNet: what it is for, only its name says. As published: sdxl_lightning_4step_unet."""
+    name = Path(str(spec.transformer)).name.lower()
+    if "lightning" not in name:
+        return spec
+    steps = re.search(r"(\d)[-_]?step", name)
+    few = int(steps[1]) if steps else _LIGHTNING_STEPS
+    return replace(spec, variant="lightning", default_steps=few, default_guidance=1.0)
+
+
 def _meant(argument: str, folders: Sequence[Path]) -> ModelSpec:
     known = REGISTRY.get(argument) or UNLISTED.get(argument)
     if known is not None:
@@ -194,7 +208,7 @@ def _meant(argument: str, folders: Sequence[Path]) -> ModelSpec:
         raise UnknownModelError(why_absent(argument))
     if argument.count("/") == 1 and all(argument.split("/")):
         name = argument.split("/")[1]
-        variant = _named_klein(name) or _variant("", name, {})
+        variant = _named_klein(name) or _named_sdxl(name) or _variant("", name, {})
         return _with_defaults(ModelSpec(name=name, source=argument, variant=variant))
     close = difflib.get_close_matches(argument, REGISTRY, 1)
     meant = f"did you mean {close[0]}? Else give" if close else "give"
@@ -214,7 +228,9 @@ def _local(argument: str, folders: Sequence[Path]) -> ModelSpec:
     path = path.resolve()
     index, config = read_object(path / "model_index.json"), read_object(part_in(path, "transformer") / "config.json")
     class_name = str(index.get("_class_name", ""))
-    if class_name in FLUX2_PIPELINES:
+    if class_name in SDXL_PIPELINES:
+        variant = _sdxl(path)
+    elif class_name in FLUX2_PIPELINES:
         variant = _klein(is_base=not index.get("is_distilled", False), is_large=_is_large(config))
     else:
         variant = _variant(class_name, path.name, config)
@@ -232,6 +248,24 @@ def _variant(class_name: str, name: str, config: dict[str, Any]) -> Variant:
         is_schnell = not config.get("guidance_embeds", False)
         return "schnell" if is_schnell else ("dev" if named == "schnell" else named)
     return named
+
+
+def _sdxl(folder: Path) -> Variant:
+    """What a folder of SDXL is for: Playground's schedule is its own; Lightning's UNet only its name tells."""
+    scheduler = read_object(part_in(folder, "scheduler") / "scheduler_config.json")
+    if str(scheduler.get("_class_name", "")).startswith("EDM"):
+        return "playground"
+    return _named_sdxl(folder.name) or "sdxl"
+
+
+def _named_sdxl(name: str) -> Variant | None:
+    """The SDXL that a name speaks of, if it does."""
+    words = name.lower()
+    if "playground-v2.5" in words:
+        return "playground"
+    if "sdxl" not in words and "diffusion-xl" not in words:
+        return None
+    return "lightning" if "lightning" in words else "sdxl"
 
 
 def _named_klein(name: str) -> Variant | None:
@@ -265,6 +299,10 @@ def _with_defaults(spec: ModelSpec) -> ModelSpec:
             default_steps=_KLEIN_BASE_STEPS if is_base else _KLEIN_STEPS,
             default_guidance=_KLEIN_BASE_GUIDANCE if is_base else 1.0,
         )
+    if spec.variant in _SDXL_DEFAULTS:
+        row = _SDXL_DEFAULTS[spec.variant]
+        kept = {name: getattr(row, name) for name in ("family", "max_sequence_length", "max_pixels")}
+        return replace(spec, default_steps=row.default_steps, default_guidance=row.default_guidance, **kept)
     if spec.variant != "schnell":
         return spec
     return replace(spec, max_sequence_length=_SCHNELL_TOKENS, default_steps=_SCHNELL_STEPS)

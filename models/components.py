@@ -22,20 +22,28 @@ class SafetyModel:
 
 
 class Components:
-    """What the components of every family have. Attributes: WEIGHTS: names of the parts with weights."""
+    """What the components of every family have.
+
+    Attributes: WEIGHTS: names of the parts with weights. CORE: of the one that every step runs.
+    """
 
     WEIGHTS: ClassVar[tuple[str, ...]]
-    transformer: Any
+    CORE: ClassVar[str] = "transformer"
     safety: SafetyModel | None
 
     @property
+    def core(self) -> Any:
+        """What every step runs."""
+        return getattr(self, self.CORE)
+
+    @property
     def device(self) -> torch.device:
-        device: torch.device = self.transformer.device
+        device: torch.device = self.core.device
         return device
 
     @property
     def guidance_embeds(self) -> bool:
-        return bool(self.transformer.config.guidance_embeds)
+        return bool(self.core.config.guidance_embeds)
 
     @property
     def modules(self) -> dict[str, nn.Module]:

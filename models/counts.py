@@ -8,8 +8,10 @@ from typing import Any
 
 from models.architectures import FLUX_TRANSFORMER, Architecture
 from models.flux2.architectures import FLUX2_TRANSFORMER, READ_LAYERS, Flux2Architecture
+from models.sdxl.architectures import SdxlArchitecture
+from models.sdxl.counts import unet_parameters
 
-AnyArchitecture = Architecture | Flux2Architecture
+AnyArchitecture = Architecture | Flux2Architecture | SdxlArchitecture
 
 _TIME_CHANNELS = 256
 _T5_BUCKETS = 32
@@ -43,7 +45,9 @@ class Counts:
 
 
 def counts_of(arch: AnyArchitecture) -> Counts:
-    """Of either generation."""
+    """Of any family."""
+    if isinstance(arch, SdxlArchitecture):
+        return _sdxl_counts(arch)
     if isinstance(arch, Flux2Architecture):
         text = {"text_encoder": qwen3_parameters(arch.text)}
         transformer, words = flux2_parameters(arch.transformer), arch.text["vocab_size"] * arch.text["hidden_size"]
@@ -55,6 +59,15 @@ def counts_of(arch: AnyArchitecture) -> Counts:
         blocks, modulation = flux1_blocks(arch.transformer), modulation_parameters(arch.transformer)
         width = _width(_full(arch.transformer))
     return Counts(text, vae_parameters(arch.vae), transformer, blocks, modulation, words, width)
+
+
+def _sdxl_counts(arch: SdxlArchitecture) -> Counts:
+    """Its UNet counts as the transformer; nothing of it waits on the host or is rounded."""
+    clip, clip_2 = arch.clip, arch.clip_2
+    projection = clip_2["hidden_size"] * clip_2["projection_dim"]
+    text = {"text_encoder": clip_parameters(clip), "text_encoder_2": clip_parameters(clip_2) + projection}
+    words, width = clip_2["vocab_size"] * clip_2["hidden_size"], arch.unet["block_out_channels"][0]
+    return Counts(text, vae_parameters(arch.vae), unet_parameters(arch.unet), (), 0, words, width)
 
 
 def transformer_parameters(transformer: Mapping[str, Any]) -> int:

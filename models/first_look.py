@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from models.files.folder import FLUX1_PIPELINES, FLUX2_PIPELINES, OTHERS, check_folder, part_in
+from models.files.folder import FLUX1_PIPELINES, FLUX2_PIPELINES, OTHERS, SDXL_PIPELINES, check_folder, part_in
 from models.files.headers import read_header
 from models.files.weights import weight_files
 from models.registry import ModelSpec
@@ -15,6 +15,7 @@ from models.single.companions import companions, held_part
 
 _FOLDERS = {
     "flux": (("text_encoder", "text_encoder_2", "vae", "transformer"), OTHERS, FLUX1_PIPELINES),
+    "sdxl": (("text_encoder", "text_encoder_2", "vae", "unet"), OTHERS, SDXL_PIPELINES),
     "flux2": (("text_encoder", "vae", "transformer"), ("tokenizer", "scheduler"), FLUX2_PIPELINES),
 }
 """By family: folders with weights, the others, and the pipelines that they may be for."""
@@ -24,7 +25,7 @@ def first_look(spec: ModelSpec) -> None:
     """A checkpoint of this machine that draws. Raises: LoadError if it can be seen that it cannot be served."""
     if not spec.draws or spec.source.startswith("random:"):
         return
-    if spec.file is not None:
+    if spec.file is not None and spec.family != "sdxl":
         held_part("transformer", spec.file)
     if spec.file is not None and spec.transformer is None:
         companions(spec.file, tuple(map(Path, spec.folders)))
@@ -34,7 +35,7 @@ def first_look(spec: ModelSpec) -> None:
 
 def _look_into(folder: Path, spec: ModelSpec) -> None:
     parts, others, pipelines = _FOLDERS[spec.family]
-    own = tuple(part for part in parts if part != "transformer" or spec.transformer is None)
+    own = tuple(part for part in parts if part not in ("transformer", "unet") or spec.transformer is None)
     check_folder(folder, own, others, pipelines)
     for part in own:
         for file in weight_files(part_in(folder, part)):

@@ -20,6 +20,9 @@ from models.files.folder import part_in
 from models.flux2.architectures import ARCHITECTURES as FLUX2_ARCHITECTURES
 from models.flux2.architectures import FLUX2_TRANSFORMER, READ_LAYERS, Flux2Architecture
 from models.registry import ModelSpec
+from models.sdxl.architectures import ARCHITECTURES as SDXL_ARCHITECTURES
+from models.sdxl.architectures import SdxlArchitecture
+from models.sdxl.counts import unet_flops
 
 _TIME_CHANNELS = 256
 """Width of the sinusoidal embedding of a timestep or guidance value."""
@@ -55,12 +58,18 @@ def architecture_of(spec: ModelSpec) -> AnyArchitecture:
         forwards = 1 if read_object(folder / "model_index.json").get("is_distilled", False) else 2
         transformer, vae, text = (_config(folder, part) for part in ("transformer", "vae", "text_encoder"))
         return Flux2Architecture(transformer, vae, text, _config(folder, "scheduler"), forwards)
+    if spec.family == "sdxl":
+        names = ("unet", "vae", "text_encoder", "text_encoder_2", "scheduler")
+        unet, vae, clip, clip_2, scheduler = (_config(folder, part) for part in names)
+        return SdxlArchitecture(unet, vae, clip, clip_2, scheduler, forwards=2 if spec.default_guidance > 1 else 1)
     parts = ("transformer", "vae", "text_encoder", "text_encoder_2", "scheduler")
     return Architecture(*(_config(folder, part) for part in parts))
 
 
 def random_architecture(name: str) -> AnyArchitecture:
     """Raises: KeyError for an unknown name."""
+    if name in SDXL_ARCHITECTURES:
+        return SDXL_ARCHITECTURES[name]
     return FLUX2_ARCHITECTURES[name] if name in FLUX2_ARCHITECTURES else ARCHITECTURES[name]
 
 
@@ -72,6 +81,8 @@ def _config(folder: Path, part: str) -> dict[str, Any]:
 
 def request_flops(arch: AnyArchitecture, width: int, height: int, steps: int, text_tokens: int) -> RequestFlops:
     """One picture of so many pixels; sides are rounded up to whole tokens, as the engine draws them."""
+    if isinstance(arch, SdxlArchitecture):
+        return _sdxl_flops(arch, width, height, steps)
     cell = 2 ** len(arch.vae["block_out_channels"])
     rows, columns = -(-height // cell), -(-width // cell)
     if isinstance(arch, Flux2Architecture):
@@ -81,6 +92,16 @@ def request_flops(arch: AnyArchitecture, width: int, height: int, steps: int, te
         text = clip_flops(arch.clip) + t5_flops(arch.t5, text_tokens)
         step = step_flops(arch.transformer, rows * columns, text_tokens)
     return RequestFlops(text, step, steps, decode_flops(arch.vae, 2 * rows, 2 * columns))
+
+
+def _sdxl_flops(arch: SdxlArchitecture, width: int, height: int, steps: int) -> RequestFlops:
+    cell = 2 ** (len(arch.vae["block_out_channels"]) - 1)
+    rows, columns = -(-height // cell), -(-width // cell)
+    projection = 2 * arch.clip_2["hidden_size"] * arch.clip_2["projection_dim"]
+    text = arch.forwards * (clip_flops(arch.clip) + clip_flops(arch.clip_2) + projection)
+    return RequestFlops(
+        text, arch.forwards * unet_flops(arch.unet, rows, columns), steps, decode_flops(arch.vae, rows, columns)
+    )
 
 
 def step_flops(transformer: Mapping[str, Any], image_tokens: int, text_tokens: int) -> int:

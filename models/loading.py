@@ -61,6 +61,8 @@ def load(
     tuning = tuning.resolved(accelerator.kind)
     if offload == "text+blocks" and tuning.kernels == "compiled":
         raise LoadError("--offload text+blocks cannot be compiled: use another --tuning kernels.")
+    if offload == "text+blocks" and not recipe.streams:
+        raise LoadError(f"model {spec.name} has no blocks that could wait on the host: use --offload text.")
     dtype = dtype or accelerator.default_dtype
     try:
         components = _load_parts(recipe, spec, accelerator.device, dtype, quantization, progress, cache, offload)
@@ -73,10 +75,10 @@ def load(
         raise
     tune(components, tuning, accelerator)
     progress("quantization", 0.99)
-    quantize(components.transformer, quantization, accelerator)
+    quantize(components.core, quantization, accelerator)
     if offload == "text+blocks":
-        stream_blocks(components.transformer, accelerator)
-    components.transformer.to(accelerator.device)
+        stream_blocks(components.core, accelerator)
+    components.core.to(accelerator.device)
     accelerator.release_cached_memory()  # of joining projections and shrinking weights: 9.5 GB of 43 on a GPU
     accelerator.mark().wait()  # prompts are encoded on another stream, which does not wait for this one
     progress("loaded", 1.0)
@@ -85,9 +87,9 @@ def load(
 
 def tune(components: Any, tuning: Tuning, accelerator: Accelerator) -> None:
     """Do in place what of the switches concerns the weights. Args: tuning: resolved for this kind of device."""
-    if not is_packed(components.transformer):  # their rows may be stored in different forms
+    if not is_packed(components.core):  # their rows may be stored in different forms
         fuse_projections = recipe_of(components.spec).fuse
-        fuse_projections(components.transformer, bool(tuning.fuse_qkv), bool(tuning.fuse_mlp))
+        fuse_projections(components.core, bool(tuning.fuse_qkv), bool(tuning.fuse_mlp))
     if tuning.vae_channels_last:
         components.vae.to(memory_format=torch.channels_last)
     if tuning.fuse_vae_norms and (kernel := checked_kernel(accelerator.device, components.vae.dtype)):
@@ -111,7 +113,7 @@ def _load_parts(
         return recipe.random(spec, device, dtype, progress, offload)
     # What is to be shrunk, or to wait, is made so on the host: the device may have no room for it before.
     is_changed = quantization != "none" or offload == "text+blocks"
-    homes = {"transformer": torch.device("cpu")} if is_changed else {}
+    homes = {recipe.core: torch.device("cpu")} if is_changed else {}
     checkpoint = recipe.open(spec)
     parts = _Parts(checkpoint, device, dtype, progress, cache or PartCache(), offload, homes)
     _check_host(spec.name, parts.host_bytes())

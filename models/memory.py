@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 from models.counts import AnyArchitecture, Counts, counts_of
 from models.flops import architecture_of, random_architecture
 from models.registry import REGISTRY, ModelSpec
+from models.sdxl.architectures import SdxlArchitecture
 
 Offload = Literal["none", "text", "text+modulation", "text+blocks"]
 """What waits in the host's memory until it is used: nothing, the text encoders, the transformer's modulation too, or
@@ -26,6 +27,9 @@ OFFLOADS: tuple[Offload, ...] = get_args(Offload)
 
 _STEP_VECTORS = 26
 """Vectors of the model's width that a joint token holds at a step's fullest moment, at two bytes a number."""
+_UNET_PLANES = 16
+"""Planes of the widest full-size activation that a UNet holds at its fullest moment, those kept for its second half
+included; attention's products are never held."""
 _DECODE_PLANES = 5
 """Planes of the widest full-size activation that a decode holds at its fullest moment."""
 TILED_SIDE = 512
@@ -135,6 +139,8 @@ def presumed_architecture(spec: ModelSpec) -> AnyArchitecture:
         return presumed_architecture(REGISTRY[spec.base])
     if spec.source.startswith("random:") or Path(spec.source).is_absolute():
         return architecture_of(spec)
+    if spec.family == "sdxl":
+        return random_architecture("random:SDXL")
     if spec.family == "flux2":
         return random_architecture("random:FLUX.2-klein-9B" if "9b" in spec.variant else "random:FLUX.2-klein-4B")
     return random_architecture("random:FLUX.1-schnell" if spec.variant == "schnell" else "random:FLUX.1-dev")
@@ -150,6 +156,10 @@ def random_bytes(spec: ModelSpec, itemsize: int) -> int:
 
 def step_bytes(arch: AnyArchitecture, width: int, height: int, text_tokens: int) -> int:
     """Activations of one denoising step over one picture, in half precision."""
+    if isinstance(arch, SdxlArchitecture):
+        side = 2 ** (len(arch.vae["block_out_channels"]) - 1)
+        cells = -(-height // side) * -(-width // side)
+        return int(2 * _UNET_PLANES * arch.forwards * cells * counts_of(arch).width)
     cell = 2 ** len(arch.vae["block_out_channels"])
     tokens = -(-height // cell) * -(-width // cell) + text_tokens
     return int(2 * _STEP_VECTORS * tokens * counts_of(arch).width)

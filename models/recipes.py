@@ -16,6 +16,10 @@ from models.fusion import fuse, fuse_flux2
 from models.part import Part
 from models.random_weights import random_components
 from models.registry import Family, ModelSpec
+from models.sdxl.checkpoint import KINDS as SDXL_KINDS
+from models.sdxl.checkpoint import SdxlCheckpoint, open_sdxl
+from models.sdxl.components import SdxlComponents
+from models.sdxl.random_weights import random_sdxl
 
 LoadPart = Callable[[str], Any]
 """From a part's name to its module, where it belongs."""
@@ -43,12 +47,16 @@ class Recipe:
         assemble: its components, from what `open` gave and a way to load each part.
         random: components with random weights: (spec, device, dtype, progress, offload). Raises LoadError.
         fuse: joins a transformer's projections in place: (transformer, qkv, mlp).
+        core: name of the part that every step runs.
+        streams: whether its blocks may wait on the host.
     """
 
     open: Callable[[ModelSpec], Opened]
     assemble: Callable[[ModelSpec, Any, LoadPart], Any]
     random: Callable[..., Any]
     fuse: Callable[[Any, bool, bool], None]
+    core: str = "transformer"
+    streams: bool = True
 
 
 def _flux1(spec: ModelSpec, checkpoint: Checkpoint, load: LoadPart) -> FluxComponents:
@@ -73,6 +81,22 @@ def _flux2(spec: ModelSpec, checkpoint: Flux2Checkpoint, load: LoadPart) -> Flux
     )
 
 
+def _sdxl(spec: ModelSpec, checkpoint: SdxlCheckpoint, load: LoadPart) -> SdxlComponents:
+    return SdxlComponents(
+        spec=spec,
+        **{name: load(name) for name in SDXL_KINDS},
+        tokenizer=checkpoint.tokenizer,
+        tokenizer_2=checkpoint.tokenizer_2,
+        scheduler_config=checkpoint.scheduler_config,
+        empty_is_zero=checkpoint.empty_is_zero,
+        safety=_safety(checkpoint, load),
+    )
+
+
+def _leave(core: Any, qkv: bool, mlp: bool) -> None:
+    """A UNet runs as diffusers has it."""
+
+
 def _safety(checkpoint: Opened, load: LoadPart) -> SafetyModel | None:
     return SafetyModel(load(SAFETY), checkpoint.image_processor) if SAFETY in checkpoint.parts else None
 
@@ -80,6 +104,7 @@ def _safety(checkpoint: Opened, load: LoadPart) -> SafetyModel | None:
 RECIPES: dict[Family, Recipe] = {
     "flux": Recipe(open_checkpoint, _flux1, random_components, fuse),
     "flux2": Recipe(open_flux2, _flux2, random_flux2, fuse_flux2),
+    "sdxl": Recipe(open_sdxl, _sdxl, random_sdxl, _leave, core="unet", streams=False),
 }
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-Family = Literal["flux", "flux2"]
+Family = Literal["flux", "flux2", "sdxl"]
 Variant = Literal[
     "dev", "schnell", "krea", "srpo", "kontext", "fill", "canny", "depth", "redux", "controlnet", "depth-estimator",
-    "klein-4b", "klein-9b", "klein-base-4b", "klein-base-9b",
+    "klein-4b", "klein-9b", "klein-base-4b", "klein-base-9b", "sdxl", "lightning", "playground",
 ]  # fmt: skip
 
 AUXILIARIES: tuple[Variant, ...] = ("redux", "controlnet", "depth-estimator")
@@ -135,6 +135,22 @@ def _klein(size: str, is_base: bool, licence: str, summary: str) -> ModelSpec:
     )
 
 
+def _sdxl(name: str, source: str, variant: Variant, steps: int, guidance: float, licence: str, text: str) -> ModelSpec:
+    """A checkpoint of SDXL's architecture: 3.5 B parameters, trained at a megapixel."""
+    return ModelSpec(
+        name=name,
+        source=source,
+        family="sdxl",
+        variant=variant,
+        max_sequence_length=77,
+        max_pixels=2048 * 2048,
+        default_steps=steps,
+        default_guidance=guidance,
+        licence=licence,
+        summary=text,
+    )
+
+
 def _random(spec: ModelSpec) -> ModelSpec:
     """The same architecture with random weights."""
     name = f"random:{spec.name}"
@@ -148,6 +164,18 @@ _KLEINS = (
     _klein("9B", False, "FLUX Non-Commercial", "draws and edits in 4 steps, 9 B parameters"),
     _klein("9B", True, "FLUX Non-Commercial", "the same before it was distilled"),
 )
+
+_SDXLS = (
+    _sdxl(
+        "Playground-v2.5", "playgroundai/playground-v2.5-1024px-aesthetic", "playground", 25, 3.0,
+        "Playground v2.5 Community", "SDXL's architecture, EDM's schedule",
+    ),
+    _sdxl("SDXL", "stabilityai/stable-diffusion-xl-base-1.0", "sdxl", 30, 5.0, "OpenRAIL++-M", "3.5 B parameters"),
+)  # fmt: skip
+_LIGHTNING = _sdxl(
+    "SDXL-Lightning", "ByteDance/SDXL-Lightning", "lightning", 4, 1.0, "OpenRAIL++-M", "SDXL in few steps"
+)
+"""Published as UNets alone: `--model SDXL+sdxl_lightning_4step_unet.safetensors`, or a folder with one in it."""
 
 _FLUX2_SHAPES = ModelSpec(
     name="flux2-shapes",
@@ -243,7 +271,8 @@ _SPECS = (
     ),
     *(spec for spec in (_FLUX2_SHAPES,) if Path(spec.source).is_dir()),
     *_KLEINS,
-    *map(_random, _KLEINS),
+    *_SDXLS,
+    *map(_random, (*_KLEINS, *_SDXLS, _LIGHTNING)),
 )
 
 REGISTRY: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}
@@ -272,7 +301,25 @@ TINY_KLEIN_BASE = replace(
     TINY_KLEIN, name="random:tiny-klein-base", source="random:tiny-klein-base", variant="klein-base-4b",
     default_guidance=4.0,
 )  # fmt: skip
-UNLISTED = {spec.name: spec for spec in (TINY, TINY_KLEIN, TINY_KLEIN_BASE)}
+TINY_SDXL = replace(
+    TINY,
+    name="random:tiny-sdxl",
+    source="random:tiny-sdxl",
+    family="sdxl",
+    variant="sdxl",
+    max_sequence_length=77,
+    default_guidance=5.0,
+    summary="an SDXL of a few thousand random weights, for tests; not listed",
+)
+TINY_LIGHTNING = replace(
+    TINY_SDXL, name="random:tiny-lightning", source="random:tiny-lightning", variant="lightning", default_guidance=1.0
+)
+TINY_PLAYGROUND = replace(
+    TINY_SDXL, name="random:tiny-playground", source="random:tiny-playground", variant="playground",
+    default_guidance=3.0,
+)  # fmt: skip
+_TINIES = (TINY, TINY_KLEIN, TINY_KLEIN_BASE, TINY_SDXL, TINY_LIGHTNING, TINY_PLAYGROUND)
+UNLISTED = {spec.name: spec for spec in _TINIES}
 
 
 def siblings(specs: Sequence[ModelSpec]) -> tuple[ModelSpec, ...]:

@@ -18,8 +18,10 @@ FLUX1_PIPELINES = frozenset(
 """Pipelines over FLUX.1's transformer, text encoders and VAE."""
 FLUX2_PIPELINES = frozenset(f"Flux2Klein{kind}Pipeline" for kind in ("", "Inpaint"))
 """Pipelines over FLUX.2's transformer and VAE, and Qwen3."""
+SDXL_PIPELINES = frozenset(f"StableDiffusionXL{kind}Pipeline" for kind in ("", "Img2Img", "Inpaint"))
+"""Pipelines over SDXL's UNet, two CLIPs and VAE."""
 OTHERS = ("tokenizer", "tokenizer_2", "scheduler")
-"""Folders of every FLUX.1 checkpoint beside those with weights."""
+"""Folders of every FLUX.1 and SDXL checkpoint beside those with weights."""
 _TORCHAO = frozenset(
     (
         "Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig", "IntxWeightOnlyConfig",
@@ -76,7 +78,8 @@ def check_pipeline(folder: Path, pipelines: frozenset[str] = FLUX1_PIPELINES) ->
     if pipeline not in pipelines:
         raise LoadError(
             f"{folder.name} is a checkpoint for {pipeline[:100]}, another architecture; "
-            "FLUX.1's are served (FluxPipeline and its kin), and FLUX.2 [klein]'s (Flux2KleinPipeline)."
+            "FLUX.1's are served (FluxPipeline and its kin), FLUX.2 [klein]'s (Flux2KleinPipeline), and SDXL's "
+            "(StableDiffusionXLPipeline)."
         )
     return pipeline
 

@@ -134,6 +134,7 @@ class Engine:
             priority=submit.priority,
             start_by=None if submit.start_within_s is None else now + submit.start_within_s,
             caches_steps=choice.caches_steps,
+            alike=limits.alike(params),
             added=now,
         )
         if choice.note is not None:

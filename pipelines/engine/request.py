@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,7 @@ class Request:
     Args:
         job_id, epoch: whose frames these are.
         group: rows of different groups never share a step (the weights they run on).
+        alike: nor do rows in which this differs, though the weights are the same (sizes, where a step takes one).
         caches_steps: its rows may skip most of a step that would change little.
         pictures: what its conditions name by index.
         tokens: joint tokens of one row, on the average of its steps, as predicted when it arrived.
@@ -68,6 +70,7 @@ class Request:
     priority: int = 0
     start_by: float | None = None
     caches_steps: bool = False
+    alike: Hashable = None
     pictures: tuple[InputPicture, ...] = ()
     work_ms: float = 0.0
     is_admitted: bool = False

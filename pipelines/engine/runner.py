@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -41,6 +41,9 @@ class Limits(Protocol):
 
     def tokens(self, params: GenerationParams) -> int:
         """Tokens that one picture adds to a step: what the cost model counts."""
+
+    def alike(self, params: GenerationParams) -> Hashable:
+        """Rows whose answers differ never share a step; None where all may."""
 
 
 class Runner(Protocol):

@@ -119,7 +119,7 @@ class Scheduler:
         return late
 
     def plan(self) -> tuple[Row, ...]:
-        """The rows of the next step, all of one group; empty when nothing is left to do.
+        """The rows of the next step, all of one group and alike; empty when nothing is left to do.
 
         The same tuple comes back until something happens that could change it.
         """
@@ -189,7 +189,7 @@ class Scheduler:
         self._group = self._choose_group()
         for position, (_, _, _, row) in enumerate(self._order):
             request = row.request
-            if request.group != self._group:
+            if request.group != self._group or (picked and request.alike != picked[0].request.alike):
                 continue
             is_new = not request.is_admitted and id(request) not in newcomers
             row_ms = self.cost.row_ms(row.tokens)

@@ -19,6 +19,7 @@ from pipelines.adapters.cache import AdapterCache
 from pipelines.engine.runner import Runner
 from pipelines.families.flux1.runner import FluxRunner
 from pipelines.families.flux2.runner import Flux2Runner
+from pipelines.families.sdxl.runner import SdxlRunner
 from pipelines.ops.compute import Note
 
 
@@ -90,6 +91,7 @@ class Family:
 FAMILIES: dict[str, Family] = {
     "flux": Family(load, FluxRunner, float8_part="transformer", caches_steps=True),
     "flux2": Family(load, Flux2Runner, float8_part="transformer"),
+    "sdxl": Family(load, SdxlRunner),
 }
 """By `ModelSpec.family`."""
 

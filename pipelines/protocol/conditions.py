@@ -49,11 +49,15 @@ class InputPicture:
 
 @dataclass(frozen=True, slots=True)
 class ImageToImage:
-    """Start from an encoded picture. Args: strength: share of the steps that are drawn, in (0, 1]; 1 ignores it."""
+    """Start from an encoded picture.
+
+    Args: strength: share of the steps that are drawn, in (0, 1]; 1 ignores it. rounds_down: see `kept_steps`.
+    """
 
     kind: ClassVar[str] = "image_to_image"
     picture: int
     strength: float
+    rounds_down: bool = False
 
     def __post_init__(self) -> None:
         _check_pictures(self.picture)
@@ -70,6 +74,7 @@ class Inpaint:
 
     Args: is_differential: grey says how much may change, from nothing (black) to all (white): such a place is held
         to the picture for the first part of the steps.
+        rounds_down: see `kept_steps`.
     """
 
     kind: ClassVar[str] = "inpaint"
@@ -77,6 +82,7 @@ class Inpaint:
     mask: int
     strength: float
     is_differential: bool = False
+    rounds_down: bool = False
 
     def __post_init__(self) -> None:
         _check_pictures(self.picture, self.mask)
@@ -254,8 +260,13 @@ def check_conditions(conditions: tuple[Condition, ...]) -> None:
         raise ValueError(f"{' and '.join(starts)} exclude each other: both say where the picture starts")
 
 
-def kept_steps(num_steps: int, strength: float) -> int:
-    """Of `num_steps`, how many a request of this strength draws: diffusers' `get_timesteps`, so at least one."""
+def kept_steps(num_steps: int, strength: float, rounds_down: bool = False) -> int:
+    """Of `num_steps`, how many a request of this strength draws: diffusers' `get_timesteps`, and at least one.
+
+    Args: rounds_down: a step that is drawn in part is left out, as by SDXL's pipelines; FLUX's draw it.
+    """
+    if rounds_down:
+        return max(1, int(num_steps * strength))
     return num_steps - int(max(num_steps - min(num_steps * strength, num_steps), 0))
 
 

@@ -108,7 +108,7 @@ class GenerationParams:
         start = self.find(ImageToImage) or self.find(Inpaint)
         refine = self.find(Refine)
         steps = self.num_inference_steps
-        first = steps if start is None else kept_steps(steps, start.strength)
+        first = steps if start is None else kept_steps(steps, start.strength, start.rounds_down)
         return (first,) if refine is None else (first, kept_steps(steps, refine.strength))
 
     @property

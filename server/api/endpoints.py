@@ -9,7 +9,7 @@ from typing import Literal
 
 from models.registry import Variant
 from server.api.paths import app_root, endpoint_id
-from server.api.schemas import control, fill, flux2, general, image_to_image, kontext, redux, text_to_image, ultra
+from server.api.schemas import control, fill, flux2, general, image_to_image, kontext, redux, sdxl, text_to_image, ultra
 from server.api.schemas.base import Input
 from server.api.unserved import UNSERVED
 from server.http.errors import PlainError
@@ -217,7 +217,38 @@ def _klein(size: str, best: Variant, others: tuple[Variant, ...] = ()) -> tuple[
 
 _KLEIN = (*_klein("4b", "klein-4b", ("klein-9b",)), *_klein("9b", "klein-9b", ("klein-4b",)))
 
-_ROWS = (*_PRO, *_open("fal-ai/flux"), *_open("fal-ai/flux-1"), *_LORA, *_GENERAL, *_KONTEXT_ROWS, *_KLEIN)
+_LIGHTNING: tuple[Variant, ...] = ("lightning",)
+_PLAYGROUND: tuple[Variant, ...] = ("playground",)
+
+
+def _three(
+    app: str, schemas: tuple[type[Input], type[Input], type[Input]], variants: tuple[Variant, ...], name: str
+) -> tuple[Endpoint, ...]:
+    """From text, from a picture, behind a mask."""
+    drawn, reworked, masked = schemas
+    return (
+        Endpoint(app, drawn, variants, name),
+        _reworked(f"{app}/image-to-image", reworked, variants, name),
+        Endpoint(f"{app}/inpainting", masked, variants, f"{name}: repaint what a mask covers", "inpainting"),
+    )
+
+
+_SDXL = (
+    *_three(
+        "fal-ai/fast-lightning-sdxl",
+        (sdxl.Lightning, sdxl.LightningImageToImage, sdxl.LightningInpainting),
+        _LIGHTNING,
+        "SDXL-Lightning in 1, 2, 4 or 8 steps",
+    ),
+    *_three(
+        "fal-ai/playground-v25",
+        (sdxl.Playground, sdxl.PlaygroundImageToImage, sdxl.PlaygroundInpainting),
+        _PLAYGROUND,
+        "Playground v2.5",
+    ),
+)
+
+_ROWS = (*_PRO, *_open("fal-ai/flux"), *_open("fal-ai/flux-1"), *_LORA, *_GENERAL, *_KONTEXT_ROWS, *_KLEIN, *_SDXL)
 
 ENDPOINTS: dict[str, Endpoint] = {row.id: row for row in _ROWS}
 _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}(/[A-Za-z0-9][A-Za-z0-9._-]{0,99}){1,7}")

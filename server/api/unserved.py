@@ -4,7 +4,6 @@ from __future__ import annotations
 
 _FINETUNED = "its finetunes live at their maker; use a LoRA with fal-ai/flux-lora, or with fal-ai/flux-lora-fill"
 _FLUX_2 = "it needs FLUX.2 [dev], which this version cannot load; fal-ai/flux-2/klein/4b is served"
-_SDXL = "it needs an SDXL checkpoint, which this version cannot load"
 
 _FLUX_2_ENDPOINTS = (
     "flux-2", "flux-2/edit", "flux-2/lora", "flux-2/lora/edit", "flux-2/turbo", "flux-2/turbo/edit", "flux-2/flash",
@@ -14,12 +13,6 @@ _FLUX_2_ENDPOINTS = (
         "add-background", "apartment-staging", "ballpoint-pen-sketch", "digital-comic-art", "face-to-full-portrait",
         "hdr-style", "multiple-angles", "realism", "satellite-view-style", "sepia-vintage", "virtual-tryon")),
 )  # fmt: skip
-
-_SDXL_ENDPOINTS = tuple(
-    f"{app}{kind}"
-    for app in ("playground-v25", "fast-lightning-sdxl")
-    for kind in ("", "/image-to-image", "/inpainting")
-)
 
 UNSERVED: dict[str, str] = {
     f"fal-ai/{name}": reason
@@ -36,7 +29,6 @@ UNSERVED: dict[str, str] = {
         "flux-vision-upscaler": "it needs a captioning model and an upscaler's ControlNet, which are not here",
         "lucidflux": "it needs LucidFlux' own networks, which this server cannot load",
         **dict.fromkeys(_FLUX_2_ENDPOINTS, _FLUX_2),
-        **dict.fromkeys(_SDXL_ENDPOINTS, _SDXL),
     }.items()
 }
 """endpoint id -> why."""

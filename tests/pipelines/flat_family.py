@@ -54,6 +54,9 @@ class FlatLimits:
     def tokens(self, params: GenerationParams) -> int:
         return 1
 
+    def alike(self, params: GenerationParams) -> None:
+        pass
+
 
 @dataclass(frozen=True)
 class FlatComponents:

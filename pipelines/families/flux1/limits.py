@@ -98,6 +98,9 @@ class Flux1Limits:
         """T5 tokens that the prompt is padded or cut to."""
         return min(params.max_sequence_length, self.max_sequence_length)
 
+    def alike(self, params: GenerationParams) -> None:
+        """A packed step takes pictures of all sizes together."""
+
     def tokens(self, params: GenerationParams) -> int:
         """Joint tokens that one picture adds to a step, on the average of its steps."""
         cells = [(height * width) // self.size_multiple**2 for height, width in self.phases(params)]

@@ -60,6 +60,9 @@ class Flux2Limits:
         """Whether each step asks the model twice, with the prompt and with the negative one."""
         return params.guidance_scale > 1 and not self.is_distilled
 
+    def alike(self, params: GenerationParams) -> None:
+        """A packed step takes pictures of all sizes together."""
+
     def tokens(self, params: GenerationParams) -> int:
         """Tokens that one picture adds to a step; references, whose sizes are not known yet, count as the picture."""
         height, width = self.sides(params)
