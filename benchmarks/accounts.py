@@ -27,6 +27,7 @@ from server.api.accounts import iso
 from server.api.endpoints import ENDPOINTS
 from server.api.prices import Prices
 from server.bench.stamp import stamp
+from server.files.objects import Objects
 from server.gateway.keys import ANYBODY
 from server.jobs.live import LiveJobs
 from server.jobs.service import JobService
@@ -39,7 +40,7 @@ DAYS = 30
 AT_ONCE = 500
 START = 1_767_225_600.0  # 2026-01-01
 SEARCH = "/v1/models/requests/by-endpoint"
-PROMPT = "a red circle"
+COLOURS = ("red", "green", "blue", "yellow", "violet")
 PICTURE = {"url": "/files/a.png", "content_type": "image/png", "width": 1024, "height": 1024}
 LOG = [{"message": f"step {step}/28", "level": "INFO", "timestamp": "2026-01-01T00:00:00+00:00"} for step in range(28)]
 
@@ -47,13 +48,14 @@ LOG = [{"message": f"step {step}/28", "level": "INFO", "timestamp": "2026-01-01T
 def new_job(number: int) -> NewJob:
     """One request that has ended."""
     is_good = number % 100 != 99
-    body: dict[str, Any] = {"images": [PICTURE], "prompt": PROMPT, "seed": number} if is_good else {"detail": "no"}
+    prompt = f"a {COLOURS[number % 5]} circle on shelf {number}"
+    body: dict[str, Any] = {"images": [PICTURE], "prompt": prompt, "seed": number} if is_good else {"detail": "no"}
     outcome = Outcome(JobStatus.COMPLETED if is_good else JobStatus.FAILED, 200 if is_good else 500, body, logs=LOG)
     return NewJob(
         f"request-{number}",
         list(ENDPOINTS)[number % 5],
-        {"prompt": PROMPT},
-        {"model": "flux-shapes", "prompt": PROMPT, "seed": number},
+        {"prompt": prompt},
+        {"model": "flux-shapes", "prompt": prompt, "seed": number},
         key_id=f"key-{number // 7 % 5}",
         tags={"team": f"t{number % 10}", "user": str(number * 7919 % 1000)},
         outcome=outcome,
@@ -75,8 +77,8 @@ def fill(folder: Path, requests: int) -> SqliteStore:
     return store
 
 
-def questions() -> dict[str, tuple[str, dict[str, Any]]]:
-    """Path and query of every page that is asked for."""
+def questions(requests: int) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Path and query of every page that is asked for. Args: requests: how many there are."""
     month = {"start": iso(START), "end": iso(START + DAYS * 86400), "limit": 1000}
     usage = "/v1/models/usage"
     return {
@@ -90,21 +92,25 @@ def questions() -> dict[str, tuple[str, dict[str, Any]]]:
         "search_nothing": (SEARCH, {"limit": 100, "status": "queued", "auth_method": "key-1"}),
         "search_first_day": (SEARCH, {"limit": 100, "end": iso(START + 86400)}),
         "search_with_payloads": (SEARCH, {"limit": 100, "expand": "payloads"}),
+        "history_first_page": (SEARCH, {"limit": 25, "expand": "payloads"}),
+        "history_deep_page": (SEARCH, {"limit": 25, "expand": "payloads", "cursor": requests // 2}),
+        "history_common_word": (SEARCH, {"limit": 25, "expand": "payloads", "q": "circle"}),
+        "history_rare_words": (SEARCH, {"limit": 25, "expand": "payloads", "q": "red shelf 77"}),
     }
 
 
-async def measure(store: SqliteStore, repeat: int) -> dict[str, Any]:
+async def measure(store: SqliteStore, objects: Objects, requests: int, repeat: int) -> dict[str, Any]:
     """Median, least, and processor time of every question."""
     pages = FastAPI()
     jobs = JobService(store, LiveJobs(), 1, lambda: None, lambda job_id: None, lambda: None, sign=str)
-    pages.include_router(accounts_router(jobs, Prices()))
+    pages.include_router(accounts_router(jobs, Prices(), objects))
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await pages({**scope, "caller": ANYBODY}, receive, send)
 
     figures = {}
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
-        for name, (path, query) in questions().items():
+        for name, (path, query) in questions(requests).items():
             taken, worked = [], []
             for _ in range(repeat):
                 began, began_cpu = time.perf_counter(), time.process_time()
@@ -128,7 +134,7 @@ def main() -> None:
         store = fill(Path(folder), asked.requests)
         filled_s = round(time.perf_counter() - began, 1)
         megabytes = round((Path(folder) / "jobs.db").stat().st_size / 1e6)
-        figures = asyncio.run(measure(store, asked.repeat))
+        figures = asyncio.run(measure(store, Objects(Path(folder) / "files"), asked.requests, asked.repeat))
         store.close()
     print(json.dumps({"requests": asked.requests, "filled_s": filled_s, "mb": megabytes, **figures, **stamp()}))
 

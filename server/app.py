@@ -83,7 +83,7 @@ def create_app(node: Node, plain_port: int | None = None) -> Gateway:
     )
     pages.include_router(system_router(lambda: node.health(), node.served, metrics, VERSION, keys))
     pages.include_router(workers_router(node.workers))
-    pages.include_router(accounts_router(node.jobs, node.prices))
+    pages.include_router(accounts_router(node.jobs, node.prices, node.objects))
     pages.include_router(controls_router(node.jobs))
     pages.include_router(keys_router(KeyFile(node.settings.key_file), keys, node.jobs))
     pages.include_router(platform_router(node.served, VERSION, keys))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -38,16 +39,20 @@ def list_(
     endpoint: Endpoint = None,
     of_key: OfKey = None,
     model: OfModel = None,
-    limit: Annotated[int, typer.Option(min=1, max=100, help="So many at most, the newest.")] = 20,
+    text: Annotated[str, typer.Option(help="Words of the prompt, or beginnings of words.", show_default=False)] = "",
+    since: Annotated[str | None, typer.Option(help="A date or time, UTC.", show_default=False)] = None,
+    until: Annotated[str | None, typer.Option(help="A date or time, UTC; not itself.", show_default=False)] = None,
+    limit: Annotated[int, typer.Option(min=1, help="So many at most, the newest.")] = 20,
     url: Url = None,
     key: Key = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
     """Print requests, the newest first, and what is held back."""
-    query = {"status": status, "tag": tag, "endpoint_id": endpoint, "auth_method": of_key, "model": model}
-    asked = {name: value for name, value in query.items() if value} | {"limit": limit}
-    found = _ask("GET", "/v1/jobs", url, key, data_dir, params=asked)
+    query: dict[str, Any] = {"status": status, "tag": tag, "endpoint_id": endpoint, "auth_method": of_key}
+    query |= {"model": model, "q": text, "start": since, "end": until}
+    asked = {name: value for name, value in query.items() if value}
+    found = _pages(limit, lambda page: _ask("GET", "/v1/jobs", url, key, data_dir, params=asked | page))
     found["paused"] = _ask("GET", "/v1/pauses", url, key, data_dir)["items"]
     print(json.dumps(found) if as_json else "\n".join([_table(found["items"]), *map(_pause_line, found["paused"])]))
 
@@ -57,6 +62,22 @@ def show(request_id: Id, url: Url = None, key: Key = None, data_dir: DataDir = N
     """Print one request with its place in the queue, its error and its log."""
     found = _ask("GET", f"/v1/jobs/{quote(request_id, safe='')}", url, key, data_dir)
     print(json.dumps(found) if as_json else _described(found))
+
+
+@app.command()
+def delete(
+    request_id: Annotated[list[str], typer.Argument(metavar="REQUEST_ID...", show_default=False)],
+    url: Url = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Delete ended requests with their pictures, for good. What was used stays counted."""
+    for each in request_id:
+        answer = _ask("DELETE", f"/v1/models/requests/{quote(each, safe='')}/payloads", url, key, data_dir)
+        files = answer["cdn_delete_results"]
+        told = json.dumps({"request_id": each} | answer) if as_json else f"deleted: {each}, {len(files)} files"
+        print("\n".join([told, *(f"{file['link']}: {file['exception']}" for file in files if file["exception"])]))
 
 
 @app.command()
@@ -135,6 +156,18 @@ def _held(model: str | None, of_key: str | None) -> str:
 
 def _ask(method: str, path: str, url: str | None, key: str | None, data_dir: Path | None, **about: Any) -> Any:
     return operator.ask(method, path, url, key, settings_from(None, data_dir=data_dir).data_dir, **about)
+
+
+def _pages(limit: int, ask: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+    """So many of a list that comes a hundred at a time."""
+    items: list[dict[str, Any]] = []
+    page: dict[str, Any] = {"limit": min(limit, 100)}
+    while True:
+        answer = ask(page)
+        items += answer["items"]
+        if len(items) >= limit or answer["next_cursor"] is None:
+            return {**answer, "items": items}
+        page = {"limit": min(limit - len(items), 100), "cursor": answer["next_cursor"]}
 
 
 def _table(items: list[dict[str, Any]]) -> str:

@@ -31,7 +31,6 @@ _BY_PATH = {
     (Area.SYSTEM, "/v1/workers/sleep"): KeyScope.ADMIN,
     (Area.SYSTEM, "/v1/workers/wake"): KeyScope.ADMIN,
     (Area.SYSTEM, "/v1/images/generations"): KeyScope.RUN,
-    (Area.SYSTEM, "/v1/models/requests/by-endpoint"): KeyScope.QUEUE,
     (Area.REST, "/tokens"): KeyScope.RUN,
     (Area.REST, "/tokens/realtime"): KeyScope.RUN,
 }
@@ -40,7 +39,10 @@ _BY_PATH = {
 _OPERATOR = ("/v1/jobs", "/v1/pauses", "/v1/keys")
 """What is about everybody."""
 
-_LISTS = ("/v1/models/requests", *_OPERATOR)
+_REQUESTS = ("/v1/models/requests",)
+"""A key's own requests."""
+
+_LISTS = (*_REQUESTS, *_OPERATOR)
 """Where requests are found without knowing their ids."""
 
 
@@ -110,6 +112,8 @@ def _scope_for(target: Target) -> KeyScope | None:
         return KeyScope.FILES
     if _is_below(target, _OPERATOR):
         return KeyScope.ADMIN
+    if _is_below(target, _REQUESTS):
+        return KeyScope.QUEUE
     return _BY_PATH.get((target.area, target.path))
 
 
@@ -118,9 +122,11 @@ def _is_below(target: Target, paths: tuple[str, ...]) -> bool:
 
 
 def _is_at_this_machine(target: Target, scope: Scope, headers: Headers) -> bool:
-    """Whether a program here asks, and not a page in a browser, which would bring an origin or its own host name."""
+    """Whether a program here asks, or our own page, and no other page in a browser, which would bring another origin,
+    or its own host name."""
     host = urlsplit(target.origin).hostname or ""
-    return is_local_caller(scope, headers) and "origin" not in headers and (is_loopback(host) or host in FAL_HOSTS)
+    is_own = headers.get("origin") in (None, target.origin)
+    return is_local_caller(scope, headers) and is_own and (is_loopback(host) or host in FAL_HOSTS)
 
 
 def _query_token(query: bytes) -> str | None:

@@ -68,7 +68,8 @@ class UsageQuestion:
 @dataclass(frozen=True, slots=True)
 class Search:
     """Which jobs. Args: tenant: None for everybody's. tags: all must be there. statuses, endpoints, keys, ids, models:
-    any if empty. since, until: Unix seconds of the submit. before: only jobs stored before this `seq`."""
+    any if empty. text: words of the prompt, or beginnings of words; all must be there, whatever their case.
+    since, until: Unix seconds of the submit. before: only jobs stored before this `seq`."""
 
     tenant: str | None
     tags: tuple[tuple[str, str], ...] = ()
@@ -77,6 +78,7 @@ class Search:
     keys: tuple[str, ...] = ()
     ids: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
+    text: str = ""
     since: float = 0.0
     until: float = math.inf
     before: int | None = None
@@ -95,6 +97,12 @@ def billable_units(outcome: Outcome) -> int:
 def is_cached(outcome: Outcome) -> bool:
     """Whether it was answered from the pictures of an earlier request."""
     return "cached_request_id" in outcome.metrics
+
+
+def searchable(job: Job) -> str:
+    """The prompt that a job is found by; none if it is not to be kept."""
+    prompt = job.input.get("prompt") if job.store_io else None
+    return prompt if isinstance(prompt, str) else ""
 
 
 def day_of(unix_s: float) -> int:

@@ -398,6 +398,11 @@ class Store(Protocol):
 
         Trims the delivery log, too."""
 
+    def delete(self, job_id: str) -> Job | None:
+        """Delete an ended job with all that hangs on it, a webhook that is still due as well; usage stays.
+
+        Returns: the row as it was, or None, and changes nothing, if there is none or it has not ended."""
+
     def unfinished_inputs(self, containing: str) -> list[str]:
         """The inputs, as JSON texts, of jobs that have not ended, as far as they contain that text."""
 

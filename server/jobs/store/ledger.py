@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from server.jobs.store.accounts import DAY_S, USAGE_KEPT_DAYS, Search, Usage, UsageQuestion, entries
+from server.jobs.store.accounts import DAY_S, USAGE_KEPT_DAYS, Search, Usage, UsageQuestion, entries, searchable
 from server.jobs.store.base import Job
 
 Execute = Callable[[str, tuple[Any, ...]], Iterable[tuple[Any, ...]]]
@@ -20,8 +20,12 @@ _INSERT_USAGE = (
 )
 
 
-def label(execute: Execute, job: Job) -> None:
-    """Note the labels of a job that was just stored."""
+def note(execute: Execute, job: Job) -> None:
+    """Note what a job that was just stored is found by: its labels and the words of its prompt."""
+    if prompt := searchable(job):
+        # A half of a surrogate pair, which JSON may hold, is no text for SQLite.
+        text = prompt.encode("utf-8", "replace").decode()
+        execute("INSERT INTO job_text (rowid, prompt) VALUES (?, ?)", (job.seq, text))
     for name, value in job.tags.items():
         execute("INSERT INTO job_tag (name, value, job_seq) VALUES (?, ?, ?)", (name, value, job.seq))
 
@@ -69,6 +73,8 @@ def found(search: Search, limit: int) -> tuple[str, tuple[Any, ...]]:
     where.any_of("key_id", search.keys)
     where.any_of("id", search.ids)
     where.any_of("model", search.models)
+    if search.text:
+        where.add("seq IN (SELECT rowid FROM job_text WHERE job_text MATCH ?)", _words(search.text))
     if search.since > 0:
         where.add("created_at >= ?", search.since)
     if search.until < math.inf:
@@ -86,6 +92,12 @@ def sweep(execute: Execute, now: float, limit: int) -> bool:
         f"DELETE FROM usage WHERE ({key}) IN (SELECT {key} FROM usage WHERE day < ? LIMIT ?) RETURNING 1", (last, limit)
     )
     return bool(list(gone))
+
+
+def _words(text: str) -> str:
+    """FTS5's question for all these words, or beginnings of words; nothing in them is an operator."""
+    quoted = text.encode("utf-8", "replace").decode().replace("\0", " ").replace('"', '""').split()
+    return " ".join(f'"{word}"*' for word in quoted)
 
 
 class _Where:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +13,17 @@ from typing import Any
 from server.jobs.receivers import receiver_of
 from server.jobs.store import budgets as budget_rules
 from server.jobs.store import platform_outcomes, transitions
-from server.jobs.store.accounts import USAGE_KEPT_DAYS, Pause, PauseKind, Search, Usage, UsageQuestion, day_of, entries
+from server.jobs.store.accounts import (
+    USAGE_KEPT_DAYS,
+    Pause,
+    PauseKind,
+    Search,
+    Usage,
+    UsageQuestion,
+    day_of,
+    entries,
+    searchable,
+)
 from server.jobs.store.base import (
     LOG_KEPT_S,
     LOG_ROWS,
@@ -248,6 +259,17 @@ class MemoryStore:
             self._usage = [(name, usage) for name, usage in self._usage if usage.day is not None and usage.day >= kept]
             return [job.id for job in old]
 
+    def delete(self, job_id: str) -> Job | None:
+        with self._open():
+            job = self._jobs.get(job_id)
+            if job is None or not job.status.is_finished:
+                return None
+            del self._jobs[job_id]
+            self._webhooks.pop(job_id, None)
+            self._repeats.pop(job_id, None)
+            self._line.change(job, None)
+            return job
+
     def unfinished_inputs(self, containing: str) -> list[str]:
         with self._open():
             texts = [json.dumps(job.input) for job in self._jobs.values() if not job.status.is_finished]
@@ -441,9 +463,15 @@ def _is_found(job: Job, search: Search) -> bool:
         and (not search.keys or job.key_id in search.keys)
         and (not search.models or job.model in search.models)
         and (not search.ids or job.id in search.ids)
+        and _has_words(job, search.text)
         and search.since <= job.created_at < search.until
         and (search.before is None or job.seq < search.before)
     )
+
+
+def _has_words(job: Job, text: str) -> bool:
+    words = re.findall(r"\w+", searchable(job).lower())
+    return all(any(word.startswith(begin) for word in words) for begin in text.lower().split())
 
 
 def _is_asked_for(usage: Usage, question: UsageQuestion) -> bool:

@@ -260,6 +260,19 @@ class SqliteStore:
         rows = tx.execute(_SWEEP, (now - retention_s, now - private_s, SWEPT_AT_ONCE))
         return [(job_id, status) for job_id, status in rows]
 
+    def delete(self, job_id: str) -> Job | None:
+        def take(tx: Transaction) -> Job | None:
+            job = _one_job(tx, job_id)
+            if job is None or not job.status.is_finished:
+                return None
+            tx.execute("DELETE FROM job WHERE seq = ?", (job.seq,))
+            return job
+
+        job = self._writer.run(take)
+        if job is not None:
+            self._line.forget(job.id, job.status)
+        return job
+
     def unfinished_inputs(self, containing: str) -> list[str]:
         queries = (f"SELECT input FROM job {where} AND instr(input, ?)" for where in _UNFINISHED)
         return [text for query in queries for (text,) in self._read(query, (containing,))]
@@ -372,7 +385,7 @@ class SqliteStore:
         tx.connection.execute(_INSERT, to_row(job, _INSERT_COLUMNS))
         job = replace(job, seq=tx.connection.last_insert_rowid())
         repeats.note(tx.execute, job.seq, new, now)
-        ledger.label(tx.execute, job)
+        ledger.note(tx.execute, job)
         return self._record(tx, None, job)
 
     def _waiting_in(self, tx: Transaction, tenant: str | None = None) -> int:

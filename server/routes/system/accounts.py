@@ -14,8 +14,11 @@ from server.api import accounts, catalogue, platform, usage_table
 from server.api.body import read_object
 from server.api.prices import Prices
 from server.api.tags import read_pair
+from server.files.objects import Objects
 from server.gateway.key_file import KeyScope
 from server.gateway.keys import Caller
+from server.http.errors import PlainError, WireError
+from server.jobs import deletion
 from server.jobs.service import JobService
 from server.jobs.store.accounts import Search, UsageQuestion
 
@@ -31,15 +34,22 @@ def words(values: list[str] | None) -> list[str]:
     return [word for text in values or () for word in text.split(",") if word]
 
 
+Text = Annotated[
+    str, Query(max_length=200, description="Words of the prompt, or beginnings of words; all must be in it")
+]
 Statuses = Annotated[list[accounts.Status] | SkipJsonSchema[None], BeforeValidator(words), Query()]
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     400: {"description": "A date, state or cursor that cannot be read"},
     404: {"description": "No such endpoint"},
 }
+_DELETION: dict[int | str, dict[str, Any]] = {
+    404: {"description": "No such request of this key"},
+    409: {"description": "It has not ended"},
+}
 ALL_KEYS = "Of all keys, for a key with the scope admin"
 
 
-def accounts_router(jobs: JobService, prices: Prices) -> APIRouter:
+def accounts_router(jobs: JobService, prices: Prices, objects: Objects) -> APIRouter:
     """The routes. Plain `def`: they wait for the store, on threads."""
     router = APIRouter(responses=_ANSWERS)
     store = jobs.store
@@ -105,6 +115,7 @@ def accounts_router(jobs: JobService, prices: Prices) -> APIRouter:
         request_id: Words = None,
         status: Statuses = None,
         tag: Words = None,
+        q: Text = "",
         start: When = None,
         end: When = None,
         expand: Words = None,
@@ -119,6 +130,7 @@ def accounts_router(jobs: JobService, prices: Prices) -> APIRouter:
             endpoints=tuple(words(endpoint_id)),
             keys=tuple(words(auth_method)),
             ids=tuple(words(request_id)),
+            text=q,
             since=accounts.moment(start, 0.0),
             until=accounts.moment(end, store.now() + 1),
             before=cursor,
@@ -131,6 +143,22 @@ def accounts_router(jobs: JobService, prices: Prices) -> APIRouter:
             accounts.request_entry(job) | (accounts.payloads(job, jobs.sign) if with_payloads else {}) for job in page
         ]
         return {"items": shown, "next_cursor": following, "has_more": following is not None}
+
+    @router.delete("/v1/models/requests/{request_id}/payloads", responses=_DELETION)
+    def delete(request: Request, request_id: str) -> dict[str, Any]:
+        """Delete an ended request of one's own, or with the scope admin anybody's, with the pictures of its result."""
+        caller: Caller = request.scope["caller"]
+        job = store.get(request_id)
+        is_theirs = job is not None and (job.tenant == caller.tenant or KeyScope.ADMIN in caller.scopes)
+        try:
+            deleted = deletion.delete(job, store, objects) if job is not None and is_theirs else None
+        except deletion.NotEndedError as exc:
+            raise PlainError(409, "The request has not ended: cancel it first") from exc
+        if deleted is None:
+            raise WireError(404, {"detail": f"No request {request_id[:64]} is kept here", "code": "not_found"})
+        base = request.scope["target"].files
+        files = [{"link": f"{base}{address}", "exception": problem} for address, problem in deleted.items()]
+        return {"cdn_delete_results": files}
 
     return router
 

@@ -15,7 +15,7 @@ from server.http.errors import WireError
 from server.jobs.service import JobService
 from server.jobs.store.accounts import PauseKind, Search
 from server.jobs.store.base import CancelOutcome, Job, JobStatus
-from server.routes.system.accounts import Cursor, Statuses, Words, words
+from server.routes.system.accounts import Cursor, Statuses, Text, When, Words, words
 
 AT_ONCE = 500
 """Requests that one call cancels; the answer says whether there are more."""
@@ -82,6 +82,9 @@ def controls_router(jobs: JobService) -> APIRouter:
         endpoint_id: Words = None,
         auth_method: Words = None,
         model: Words = None,
+        q: Text = "",
+        start: When = None,
+        end: When = None,
         cursor: Cursor = None,
         limit: Annotated[int, Query(ge=1, le=100)] = 50,
     ) -> dict[str, Any]:
@@ -93,6 +96,9 @@ def controls_router(jobs: JobService) -> APIRouter:
             endpoints=tuple(words(endpoint_id)),
             keys=tuple(words(auth_method)),
             models=tuple(words(model)),
+            text=q,
+            since=accounts.moment(start, 0.0),
+            until=accounts.moment(end, store.now() + 1),
             before=cursor,
         )
         found = store.find(search, limit + 1)

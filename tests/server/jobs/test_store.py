@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.jobs.store import memory, outbox
+from server.jobs.store.accounts import Search
 from server.jobs.store.base import (
     LOG_KEPT_S,
     LOW_PRIORITY_DELAY_S,
@@ -724,6 +725,36 @@ def test_sweep_deletes_what_has_ended_long_enough_ago(store: Store, clock: Clock
     assert store.get(old.id) is None
     assert store.get(waiting.id) == waiting
     assert store.counts()[JobStatus.FAILED] == 0
+
+
+def test_an_ended_job_is_deleted_with_all_that_hangs_on_it(store: Store) -> None:
+    new = new_job(params=None, outcome=REJECTED, webhook_url="https://x.test/", repeat=Repeat("key-1", b"body"))
+    ended, waiting = store.enqueue(new), store.enqueue(new_job())
+    assert store.delete(ended.id) == ended
+    assert store.get(ended.id) is None
+    assert store.webhook(ended.id) is None
+    assert store.due_webhooks(10) == []
+    assert store.counts()[JobStatus.FAILED] == 0
+    assert store.enqueue(new_job(repeat=Repeat("key-1", b"body"))).id != ended.id
+    assert (store.delete(ended.id), store.delete(waiting.id), store.delete("nobody")) == (None, None, None)
+    assert fetch(store, waiting.id) == waiting
+
+
+def test_jobs_are_found_by_words_of_the_prompt_while_they_are_kept(store: Store) -> None:
+    def found(text: str) -> list[str]:
+        return [job.id for job in store.find(Search(None, text=text), 10)]
+
+    prompts = ("A violet hexagon", "violet, violets", "\ud800 lone", {"violet": 1})
+    ids = [store.enqueue(new_job(input={"prompt": prompt}, params=None, outcome=REJECTED)).id for prompt in prompts]
+    store.enqueue(new_job(input={"prompt": "violet secret"}, store_io=False))
+    assert found("VIOLET") == [ids[1], ids[0]]
+    assert found("viol hex") == ids[:1]
+    assert found("lone") == [ids[2]]
+    assert found("secret") == found("hexagon circle") == []
+    store.delete(ids[0])
+    assert found("violet") == [ids[1]]
+    store.sweep(-1)
+    assert found("violet") == []
 
 
 def test_every_end_owes_its_webhook_once(store: Store, clock: Clock) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from server.gateway.key_file import KeyFile
 from server.jobs.limits import BudgetRule
+from server.jobs.store.base import JobStatus
 from server.jobs.store.sqlite import SqliteStore
 from tests.server.api_node import ApiNode
 from tests.server.api_server import Api, eventually, serve
@@ -106,6 +107,49 @@ def test_several_states_are_asked_for_with_commas_or_repeated(api: Api) -> None:
     for both in ("success,queued", ["success", "queued"], ["success,failed", "queued"]):
         assert [item["request_id"] for item in ask(api, BY_ENDPOINT, status=both)["items"]] == ids[::-1]
     assert refusal(api, BY_ENDPOINT, status="success,done")[0] == 400
+
+
+def test_requests_are_found_by_words_of_their_prompt(api: Api) -> None:
+    headers = {"authorization": ANN}
+    for prompt in ("A violet hexagon, large", "a violet square", 'say "NEAR(x)"'):
+        assert api.http.post("/queue/fal-ai/flux/dev", json={"prompt": prompt}, headers=headers).status_code == 200
+    api.http.post(
+        "/queue/fal-ai/flux/dev", json={"prompt": "a violet secret"}, headers=headers | {"x-fal-store-io": "0"}
+    )
+
+    def found(text: str) -> int:
+        return len(ask(api, BY_ENDPOINT, q=text)["items"])
+
+    assert [found("violet"), found("VIOL hex"), found("violet circle"), found("secret")] == [2, 1, 0, 0]
+    assert [found('near(x" OR *'), found("say NEAR"), found("!!!")] == [0, 1, 0]
+    assert len(ask(api, BY_ENDPOINT, BOB, q="violet")["items"]) == 0
+
+
+def test_a_request_is_deleted_with_its_pictures_and_stays_counted(api: Api) -> None:
+    kept, gone = draw(api), draw(api)
+    (item,) = ask(api, BY_ENDPOINT, request_id=gone, expand="payloads")["items"]
+    address = item["json_output"]["images"][0]["url"]
+    assert api.http.get(address).status_code == 200
+    path = f"/v1/models/requests/{gone}/payloads"
+    answer = api.http.delete(path, headers={"authorization": ANN})
+    (file,) = answer.json()["cdn_delete_results"]
+    assert (answer.status_code, file["exception"], file["link"]) == (200, None, f"{api.url}{address}")
+    assert api.http.get(address).status_code == 404
+    assert [item["request_id"] for item in ask(api, BY_ENDPOINT)["items"]] == [kept]
+    assert api.http.get(f"/queue/fal-ai/flux/requests/{gone}", headers={"authorization": ANN}).status_code == 404
+    assert api.http.delete(path, headers={"authorization": ANN}).status_code == 404
+    assert api.node.store.counts()[JobStatus.COMPLETED] == 1
+    (total,) = ask(api, "/v1/models/usage", expand="summary")["summary"]
+    assert total["requests"] == 2
+
+
+def test_nobody_deletes_what_is_not_theirs_or_has_not_ended(api: Api, tmp_path: Path) -> None:
+    key, _ = KeyFile(tmp_path / "keys.json").issue("app")
+    done, waiting = draw(api), draw(api, is_finished=False)
+    address = "/v1/models/requests/{}/payloads".format
+    assert api.http.delete(address(done), headers={"authorization": f"Key {key}"}).status_code == 404
+    assert api.http.delete(address(waiting), headers={"authorization": ANN}).status_code == 409
+    assert api.http.delete(address(done), headers={"authorization": BOB}).status_code == 200  # BOB has the scope admin
 
 
 def test_what_cannot_be_meant_is_refused_in_words(api: Api) -> None:

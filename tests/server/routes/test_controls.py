@@ -61,6 +61,18 @@ def test_requests_are_listed_and_shown_without_what_they_draw(api: Api, jobs: Jo
         jobs("show", "nonsense")
 
 
+def test_more_than_a_page_is_listed_and_the_ended_are_deleted(api: Api, jobs: Jobs) -> None:
+    ids = [submit(api) for _ in range(3)]
+    assert [item["request_id"] for item in jobs("list", "--limit", "101", "--text", "FOX")["items"]] == ids[::-1]
+    assert len(jobs("list", "--limit", "2")["items"]) == 2
+    assert jobs("list", "--text", "hound")["items"] == jobs("list", "--until", "2020-01-01")["items"] == []
+    with pytest.raises(CommandError, match="cancel it first"):
+        jobs("delete", ids[0])
+    jobs("cancel", "--all")
+    assert jobs("delete", ids[0]) == {"request_id": ids[0], "cdn_delete_results": []}
+    assert [item["request_id"] for item in jobs("list")["items"]] == [ids[2], ids[1]]
+
+
 def test_many_are_cancelled_by_a_tag_and_the_rest_stay(api: Api, jobs: Jobs) -> None:
     running = submit(api, "team=web")
     assert api.node.claim().id == running

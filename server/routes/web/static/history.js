@@ -1,16 +1,16 @@
-// The requests of this key, the newest first: found by state, endpoint, label or id; shown whole; drawn again.
+// The requests of this key, the newest first: found by words, state, endpoint, label or id; shown whole; drawn again; deleted.
 
 import { html, useEffect, useState } from "./vendor/htm-preact.js";
-import { getJson, local, root } from "./api.js";
+import { getJson, local, root, send } from "./api.js";
 import { Code } from "./blocks.js";
+import { Confirm } from "./confirm.js";
 
 const PAGE = 25;
 const STATES = ["queued", "running", "completed", "failed", "cancelled"];
-const NOTHING = { status: "", endpoint_id: "", tag: "", request_id: "", start: "", end: "" };
+const NOTHING = { q: "", status: "", endpoint_id: "", tag: "", request_id: "", start: "", end: "" };
 
 export function History({ models, ask }) {
   const [filters, setFilters] = useState(NOTHING);
-  const [text, setText] = useState("");
   const [page, setPage] = useState({ items: [], next_cursor: null });
   const [problem, setProblem] = useState("");
   const load = async (cursor) => {
@@ -28,29 +28,34 @@ export function History({ models, ask }) {
   useEffect(() => { load(); }, [filters, models]);
   const set = (name) => (event) => setFilters({ ...filters, [name]: event.target.value.trim() });
   const used = [...new Set([...models.map((model) => model.endpoint_id), filters.endpoint_id].filter(Boolean))];
-  const shown = page.items.filter((item) => !text || JSON.stringify(item).toLowerCase().includes(text.toLowerCase()));
+  const remove = async (id) => {
+    try {
+      await send("DELETE", `v1/models/requests/${id}/payloads`);
+      setPage((before) => ({ ...before, items: before.items.filter((item) => item.request_id !== id) }));
+    } catch (error) { setProblem(error.message); }
+  };
   return html`<main class="history">
     <h1>History</h1>
     <form class="filters" role="search" onSubmit=${(event) => { event.preventDefault(); load(); }}>
+      <label>Words<input type="search" placeholder="of the prompt" value=${filters.q} onChange=${set("q")} /></label>
       <label>State<select value=${filters.status} onChange=${set("status")}><option value="">Any</option>${STATES.map((each) => html`<option value=${each}>${each}</option>`)}</select></label>
       <label>Endpoint<select value=${filters.endpoint_id} onChange=${set("endpoint_id")}><option value="">Any</option>${used.map((id) => html`<option key=${id} value=${id}>${id}</option>`)}</select></label>
       <label>From<input type="date" value=${filters.start} onChange=${set("start")} /></label>
       <label>To<input type="date" value=${filters.end} onChange=${set("end")} /></label>
       <label>Label<input type="text" placeholder="name=value" value=${filters.tag} onChange=${set("tag")} /></label>
       <label>Request id<input type="text" value=${filters.request_id} onChange=${set("request_id")} /></label>
-      <label>Text in the rows below<input type="search" value=${text} onInput=${(event) => setText(event.target.value)} /></label>
-      <div class="row"><button>Refresh</button><button type="button" class="quiet" onClick=${() => { setFilters(NOTHING); setText(""); }}>Reset</button></div>
+      <div class="row"><button>Refresh</button><button type="button" class="quiet" onClick=${() => { setFilters(NOTHING); }}>Reset</button></div>
     </form>
     ${problem && html`<p class="error" role="alert">${problem}</p>`}
-    ${!problem && shown.length === 0 && html`<p class="empty">No such request.</p>`}
-    <ul class="requests">${shown.map((item) => html`<${Request} key=${item.request_id} item=${item} />`)}</ul>
+    ${!problem && page.items.length === 0 && html`<p class="empty">No such request.</p>`}
+    <ul class="requests">${page.items.map((item) => html`<${Request} key=${item.request_id} item=${item} remove=${remove} />`)}</ul>
     ${page.next_cursor && html`<button type="button" onClick=${() => load(page.next_cursor)}>Show more</button>`}
   </main>`;
 }
 
 const when = (iso) => new Date(iso).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" });
 
-function Request({ item }) {
+function Request({ item, remove }) {
   const [isOpen, setOpen] = useState(false);
   const images = item.json_output?.images ?? [];
   const facts = [item.endpoint_id, when(item.sent_at), item.duration !== null && `${item.duration.toFixed(1)} s`].filter(Boolean);
@@ -61,13 +66,13 @@ function Request({ item }) {
       <span class="what"><b>${prompt}</b><small>${facts.join(" · ")}</small></span>
       <span class="state">${item.status}</span>
     </button>
-    ${isOpen && html`<${Details} item=${item} images=${images} />`}
+    ${isOpen && html`<${Details} item=${item} images=${images} remove=${remove} />`}
   </li>`;
 }
 
 const gone = (event) => event.target.classList.add("gone");
 
-function Details({ item, images }) {
+function Details({ item, images, remove }) {
   const [logs, setLogs] = useState([]);
   const [showsCode, setShowsCode] = useState(false);
   const app = item.endpoint_id.split("/").slice(0, 2).join("/");
@@ -81,13 +86,15 @@ function Details({ item, images }) {
     ${images.length > 0 && html`<div class="gallery">${images.map((image) => html`<a key=${image.url} href=${local(image.url)} aria-label="Open the picture"><img src=${local(image.url)} width=${image.width} height=${image.height} alt=${item.json_input?.prompt ?? "Result"} onError=${gone} /></a>`)}</div>`}
     <dl><dt>Request</dt><dd><code>${item.request_id}</code></dd>
       ${Object.entries(times).map(([name, at]) => at && html`<dt>${name}</dt><dd>${when(at)}</dd>`)}
+      ${item.gpu_seconds != null && html`<dt>GPU</dt><dd>${item.gpu_seconds.toFixed(2)} s</dd>`}
       ${item.status_code && html`<dt>Answer</dt><dd>${item.status_code}${item.billable_units ? `, ${item.billable_units} MP` : ""}</dd>`}
       ${Object.entries(item.tags ?? {}).map(([name, value]) => html`<dt>${name}</dt><dd>${value}</dd>`)}</dl>
     ${item.json_input && html`<pre tabindex="0" aria-label="Input">${JSON.stringify(item.json_input, null, 2)}</pre>`}
     ${item.json_output?.detail && html`<pre tabindex="0" aria-label="Refusal" class="error">${typeof item.json_output.detail === "string" ? item.json_output.detail : JSON.stringify(item.json_output.detail, null, 2)}</pre>`}
     ${logs.length > 0 && html`<pre tabindex="0" aria-label="Log">${logs.map((line) => `${line.timestamp.slice(11, 23)} ${line.message}`).join("\n")}</pre>`}
-    ${again && html`<footer><a class="button" href=${again}>Replay with changes</a>
-      <button type="button" class="quiet" aria-expanded=${showsCode} onClick=${() => setShowsCode(!showsCode)}>As code</button></footer>`}
+    <footer>${again && html`<a class="button" href=${again}>Replay with changes</a>
+      <button type="button" class="quiet" aria-expanded=${showsCode} onClick=${() => setShowsCode(!showsCode)}>As code</button>`}
+      ${item.ended_at && html`<${Confirm} label="Delete" question="It goes for good, with its pictures." yes="Delete it" onYes=${() => remove(item.request_id)} />`}</footer>
     ${showsCode && html`<${Code} endpoint=${item.endpoint_id} input=${withSeed(item)} />`}
   </div>`;
 }

@@ -35,6 +35,23 @@ def test_requests_are_found_opened_and_replayed(api: Api, open_page: Any) -> Non
     assert page.input_value("#field-seed") == "11"
 
 
+def test_requests_are_found_by_words_and_deleted_after_a_second_thought(api: Api, open_page: Any) -> None:
+    drawn(api, "a violet hexagon")
+    drawn(api, "a green square")
+    page = open_page(f"{api.url}/history", api.url)
+    page.get_by_label("Words").fill("viol")
+    page.get_by_label("Words").press("Enter")
+    page.get_by_text("a green square").wait_for(state="detached")
+    page.get_by_role("button", name="a violet hexagon").click()
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="Keep").click()
+    page.get_by_role("button", name="Delete").press("Enter")
+    page.get_by_role("button", name="Delete it").press("Enter")
+    page.get_by_text("No such request.").wait_for()
+    items = api.http.get("/v1/models/requests/by-endpoint", params={"expand": "payloads"}).json()["items"]
+    assert [item["json_input"]["prompt"] for item in items] == ["a green square"]
+
+
 def test_more_rows_come_by_the_button_and_the_server_filters(api: Api, open_page: Any) -> None:
     for number in range(26):
         api.submit(num_images=99, prompt=f"row {number}")
