@@ -47,6 +47,7 @@ class QueueArea:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         target: Target = scope["target"]
         caller: Caller = scope["caller"]
+        self._jobs.lanes.note(caller.tenant)
         if target.follow_up is None:
             await self._submit(target, caller, Request(scope, receive), send)
             return

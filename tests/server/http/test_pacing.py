@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from server.http.pacing import Lanes, Pacer
+from server.http.pacing import COMPANY_S, PACE_S, Company, Lanes, Pacer
 
 
 async def _through(pacer: Pacer, number: int, seen: list[int]) -> None:
@@ -94,6 +94,36 @@ def test_a_few_calls_of_each_key_are_under_way_at_once() -> None:
     assert sorted(before) == ["a", "a", "b"]
     assert sorted(after) == ["a"] * 5 + ["b"]
     assert left == 0, "a key without calls is forgotten"
+
+
+def test_among_others_a_key_begins_its_calls_at_a_pace_after_the_first_few() -> None:
+    async def run(others: str) -> list[float]:
+        lanes, began = Lanes(3), list[float]()
+
+        async def call() -> None:
+            async with lanes.turn("a"):
+                began.append(asyncio.get_running_loop().time())
+
+        for whose in others:
+            lanes.note(whose)
+        await asyncio.gather(*(call() for _ in range(6)))
+        return began
+
+    alone, among = asyncio.run(run("aa")), asyncio.run(run("aba"))
+    assert among[5] - among[2] >= 3 * PACE_S - 0.001
+    assert alone[5] - alone[0] < among[5] - among[0], "a key that is alone waits for nobody"
+
+
+def test_company_is_whoever_else_called_lately() -> None:
+    company = Company()
+    assert not company.of("a", 0.0)
+    company.note("b", 10.0)
+    company.note("a", 10.5)
+    company.note("a", 10.9)
+    assert company.of("a", 10.9)
+    assert not company.of("a", 10.0 + COMPANY_S), "b has gone"
+    assert company.of("b", 11.0)
+    assert company.of("c", 11.0)
 
 
 def test_a_pause_lets_the_next_one_begin_after_it() -> None:
