@@ -32,6 +32,7 @@ from server.files.outputs import Outputs
 from server.files.private import private_folder
 from server.gateway.key_file import KeyFile
 from server.gateway.keys import KeyRing
+from server.http.expander import Expander
 from server.http.outgoing import Network, parse_networks, refuse_at_sight
 from server.jobs.completion import Completion
 from server.jobs.dispatcher import Dispatcher
@@ -86,6 +87,7 @@ class Node:
     prices: Prices
     upkeep: Upkeep
     request_threads: ThreadPoolExecutor
+    expander: Expander | None = None
     _is_announced: bool = False
     _is_stopping: bool = False
     _unserved: dict[str, int] = field(default_factory=dict)
@@ -116,7 +118,8 @@ class Node:
         allowed = parse_networks(settings.allow_private_cidrs)
         inputs = Inputs(objects, outputs.pool, allowed)
         adapters = _adapters(settings, specs, objects, allowed)
-        preparation = Preparation(served, inputs, adapters, live)
+        expander = _expander(settings)
+        preparation = Preparation(served, inputs, adapters, live, expander)
         completion = Completion(
             store, live, outputs, wire.result_body, preparation.fault, embed_parameters=settings.embed_parameters
         )
@@ -163,6 +166,7 @@ class Node:
                 None if settings.keep_gb is None else int(settings.keep_gb * 1e9),
             ),
             request_threads=request_threads,
+            expander=expander,
         )
 
     async def start(self) -> None:
@@ -225,6 +229,8 @@ class Node:
         await self.dispatcher.close()
         await self.inputs.aclose()
         await self.adapters.aclose()
+        if self.expander is not None:
+            await self.expander.aclose()
         self.completion.close()
         self.outputs.close()
         self.store.close()
@@ -291,6 +297,14 @@ def _result_cache(settings: Settings, specs: Sequence[ModelSpec], store: Store, 
         return None
     how = (settings.device, settings.dtype, settings.quantization, settings.acceleration, settings.tuning)
     return ResultCache(store, outputs, fingerprint(Served(specs).all, VERSION, how, settings.embed_parameters))
+
+
+def _expander(settings: Settings) -> Expander | None:
+    if settings.expander is None:
+        return None
+    return Expander(
+        settings.expander, settings.expander_model, settings.expander_key, timeout_s=settings.expander_timeout_s
+    )
 
 
 def _credentials(settings: Settings) -> Credentials | None:

@@ -93,6 +93,9 @@ class Settings(BaseSettings):
         prices: a TOML file with what a megapixel costs by endpoint; None for nothing.
         keep_alive_s: an idle connection is closed after so many seconds. Longer than what proxies keep one to us
             (nginx and Amazon's load balancers: 60), else they would send a request into one that we are closing.
+        expander: an OpenAI-compatible server that writes prompts out for requests that ask for it; may lie inside.
+        expander_model, expander_key: what it is asked for, and with; the first it lists, and none.
+        expander_timeout_s: after so many seconds the prompt is used as written.
         result_cache: a request that would draw what is stored is answered from it.
         embed_parameters: prompt and seed go into picture files, too, beside model, endpoint and request id.
     """
@@ -145,6 +148,10 @@ class Settings(BaseSettings):
     keep_alive_s: int = Field(75, ge=1)
     embed_parameters: bool = False
     result_cache: bool = False
+    expander: str | None = None
+    expander_model: str | None = None
+    expander_key: str | None = Field(None, repr=False)
+    expander_timeout_s: float = Field(20.0, gt=0)
 
     @field_validator("models", "aliases", "model_dirs", "api_keys", "allow_private_cidrs", mode="before")
     @classmethod
@@ -200,6 +207,20 @@ class Settings(BaseSettings):
         if parts.port == 0:  # reading it raises ValueError beyond 65535
             raise ValueError("its port must be 1 to 65535")
         return value.rstrip("/")
+
+    @field_validator("expander")
+    @classmethod
+    def _check_expander(cls, value: str | None) -> str | None:
+        parts = urlsplit(value or "http://none")
+        is_whole = parts.scheme in ("http", "https") and parts.hostname and not (parts.query or parts.fragment)
+        if not is_whole or "@" in parts.netloc or " " in (value or ""):
+            raise ValueError("must look like http://127.0.0.1:11434/v1")
+        return value
+
+    @field_validator("expander_key")
+    @classmethod
+    def _read_expander_key(cls, value: str | None) -> str | None:
+        return None if value is None else _keys_of(value)[0]
 
     @field_validator("allow_private_cidrs")
     @classmethod

@@ -1,9 +1,11 @@
-"""The last look at an input before its worker: its pictures are read, its adapters fetched, its sizes decided."""
+"""The last look at an input before its worker: its pictures are read, its adapters fetched, its prompt written out."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from models.registry import ModelSpec
 from pipelines.protocol.conditions import Adapter, InputPicture
@@ -19,6 +21,7 @@ from server.api.submission import Wish, decide, not_served, parse, rejection
 from server.files.adapters import AdapterRefusedError, Adapters
 from server.files.decoding import Pixels
 from server.files.inputs import Inputs
+from server.http.expander import Expander, ExpansionError
 from server.jobs.live import LiveJobs
 from server.jobs.preparation import Prepared
 from server.jobs.store.base import Job, Outcome
@@ -30,11 +33,14 @@ MAX_ADAPTERS = 16
 class Preparation:
     """See `server.jobs.preparation.Prepare`."""
 
-    def __init__(self, served: Served, inputs: Inputs, adapters: Adapters, live: LiveJobs) -> None:
+    def __init__(
+        self, served: Served, inputs: Inputs, adapters: Adapters, live: LiveJobs, expander: Expander | None = None
+    ) -> None:
         self._served = served
         self._inputs = inputs
         self._adapters = adapters
         self._live = live
+        self._expander = expander
 
     async def __call__(self, job: Job) -> Prepared | Outcome:
         """The job's parameters and pixels, or how it ends because its input is at fault."""
@@ -75,7 +81,28 @@ class Preparation:
             seed=job.params["seed"],
             preview_every=job.params["preview_every"],
         )
-        return Prepared(final.params.to_dict(), [_as_frame(picture) for picture in pictures])
+        prompt, timings = await self._written_out(job, parsed)
+        params = replace(final.params, prompt=prompt)
+        return Prepared(params.to_dict(), [_as_frame(picture) for picture in pictures], timings)
+
+    async def _written_out(self, job: Job, parsed: Input) -> tuple[str, dict[str, float]]:
+        """The prompt to draw, and how long its expansion took. Without one it is used as it was written."""
+        prompt = parsed.text()
+        if not parsed.wants_expansion() or not prompt.strip():
+            return prompt, {}
+        if self._expander is None:
+            self._live.log(job.id, "this server has no prompt expander: the prompt is used as written", "WARN")
+            return prompt, {}
+        began = time.monotonic()
+        try:
+            # Half of what a start deadline leaves: the request must not end because its prompt takes long.
+            left_s = None if job.start_deadline is None else max(0.0, job.start_deadline - time.time()) / 2
+            text = await self._expander.expand(prompt, left_s)
+        except ExpansionError as exc:
+            self._live.log(job.id, f"the prompt was not expanded, and is used as written: {exc}", "WARN")
+            return prompt, {"prompt_expansion": time.monotonic() - began}
+        self._live.log(job.id, f"prompt expanded: {text}")
+        return text, {"prompt_expansion": time.monotonic() - began}
 
     async def _fetch(self, job: Job, needs: Sequence[AdapterNeed]) -> tuple[Adapter, ...]:
         if not needs:

@@ -104,7 +104,7 @@ def new_job(
     """The job for one input. Raises: InputError if the model rejects it, NotServedError if no checkpoint can do it."""
     parsed = parse(endpoint, body)
     wish = decide(parsed, served.model_for(endpoint.variants), served, preview_every=preview_every)
-    fetches = bool(wish.pictures or parsed.adapters())
+    fetches = bool(wish.pictures or parsed.adapters() or parsed.wants_expansion())
     return NewJob(
         id=job_id,
         endpoint=endpoint.id,

@@ -97,7 +97,8 @@ def result_body(
     """What fal's text-to-image endpoints answer; addresses of files are relative."""
     return {
         "images": [dict(image) for image in images],
-        "timings": {"inference": timings.get("inference", 0.0)},
+        "timings": {"inference": timings.get("inference", 0.0)}
+        | {name: timings[name] for name in ("prompt_expansion",) if name in timings},
         "seed": params["seed"],
         "has_nsfw_concepts": list(has_nsfw_concepts),
         "prompt": params["prompt"],

@@ -133,6 +133,14 @@ def serve(
     embed_parameters: Annotated[
         bool | None, typer.Option("--embed-parameters", help="Write prompt and seed into picture files, too.")
     ] = None,
+    expander: Annotated[
+        str | None, typer.Option(help="OpenAI-compatible server that writes prompts out: http://127.0.0.1:11434/v1.")
+    ] = None,
+    expander_model: Annotated[str | None, typer.Option(help="Its model.", show_default="the first it lists")] = None,
+    expander_key: Annotated[str | None, typer.Option(help="Its key, or @FILE with it.")] = None,
+    expander_timeout_s: Annotated[
+        float | None, typer.Option(help="Seconds after which a prompt is used as written.", show_default="20")
+    ] = None,
     result_cache: Annotated[
         bool | None, typer.Option("--result-cache", help="Answer a repeated request with a seed from its pictures.")
     ] = None,
@@ -184,6 +192,10 @@ def serve(
         keep_alive_s=keep_alive_s,
         embed_parameters=embed_parameters,
         result_cache=result_cache,
+        expander=expander,
+        expander_model=expander_model,
+        expander_key=expander_key,
+        expander_timeout_s=expander_timeout_s,
     )
     _check_models(settings)
     _check_device(settings)

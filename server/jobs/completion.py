@@ -41,7 +41,8 @@ MAX_PAUSE_S = 5.0
 class Run:
     """One claim of a job, at the worker process that claimed it.
 
-    Args: preparing: fetches what the job names, as long as the worker does not have it.
+    Args: job: with the parameters that the worker was sent, once it was. timings: of the preparation.
+        preparing: fetches what the job names, as long as the worker does not have it.
         waits_for: the last line of its log about a model that the worker loads.
     """
 
@@ -50,6 +51,7 @@ class Run:
     has_started: bool = False
     preparing: asyncio.Task[None] | None = None
     waits_for: str = ""
+    timings: Mapping[str, float] = field(default_factory=dict)
     pictures: dict[int, asyncio.Task[EncodedPicture]] = field(default_factory=dict)
 
     @property
@@ -129,7 +131,9 @@ class Completion:
             message = f"The server could not store the picture: {disk.describe(exc)}"
             await self.end(run, platform_outcomes.server_error(message))
             return
-        body = self._result_body(images, [picture.has_nsfw_concept for picture in pictures], run.job.params, timings)
+        body = self._result_body(
+            images, [picture.has_nsfw_concept for picture in pictures], run.job.params, {**run.timings, **timings}
+        )
         metrics = {"inference_time": timings.get("inference")}
         if (device_s := timings.get("device")) is not None:
             metrics["device_time"] = device_s

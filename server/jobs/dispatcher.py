@@ -9,6 +9,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Coroutine
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -349,7 +350,8 @@ class Dispatcher:
             self._send(worker, run, prepared)
 
     def _send(self, worker: Worker, run: Run, prepared: Prepared) -> None:
-        job = run.job
+        job = run.job = replace(run.job, params=prepared.params)
+        run.timings = prepared.timings
         age_s = max(0.0, self._store.now() - job.created_at)
         within_s = self._start_within_s(job)
         worker.send(Submit(job.id, job.epoch, prepared.params, job.priority, age_s, within_s, prepared.pictures))

@@ -14,10 +14,11 @@ KEPT_BYTES = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What the worker is sent. Args: as in `Submit`."""
+    """What the worker is sent. Args: as in `Submit`; timings: seconds that parts of the preparation took."""
 
     params: dict[str, Any]
     pictures: list[dict[str, Any]] = field(default_factory=list)
+    timings: dict[str, float] = field(default_factory=dict)
 
     @property
     def size(self) -> int:

@@ -64,7 +64,6 @@ def test_every_endpoint_draws(server: Server) -> None:
     [
         ({"num_inference_steps": "3"}, "num_inference_steps"),
         ({"embeddings": [{"path": "https://example.com/a.safetensors"}]}, "embeddings"),
-        ({"expand_prompt": True}, "expand_prompt"),
         ({"num_images": 9}, "num_images"),
     ],
 )

@@ -1,7 +1,7 @@
 """What the inputs of fal's FLUX endpoints are made of: one small class a group of fields, and the questions all answer.
 
 Unknown fields are ignored, as fal's own model library does. Fields that have no meaning on open weights are
-accepted and change nothing: `enhance_prompt`, `raw`. docs/api.md lists them.
+accepted and change nothing: `raw`. docs/api.md lists them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import AliasChoices, BaseModel, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from pipelines.protocol.conditions import Condition
@@ -100,6 +100,10 @@ class Input(BaseModel):
         """The prompt."""
         return ""
 
+    def wants_expansion(self) -> bool:
+        """Whether the prompt is to be written out before it is drawn."""
+        return False
+
     def avoided(self) -> str:
         """What to lead away from, where the model can."""
         return ""
@@ -151,7 +155,20 @@ class Repeatable(Seeded):
         return self.output_format
 
 
-class Prompted(Input):
+class Expandable(Input):
+    """Its text may be written out first. fal's endpoints have three names for the switch."""
+
+    expand_prompt: bool = Field(
+        False,
+        validation_alias=AliasChoices("expand_prompt", "enable_prompt_expansion"),
+        description="Let a language model write the prompt out first, where the server has one.",
+    )
+
+    def wants_expansion(self) -> bool:
+        return self.expand_prompt or super().wants_expansion()
+
+
+class Prompted(Expandable):
     """Told by a text."""
 
     prompt: PromptText = Field(description="Text describing the picture to generate.")
@@ -160,7 +177,7 @@ class Prompted(Input):
         return self.prompt
 
 
-class Steered(Input):
+class Steered(Expandable):
     """Perhaps told by a text."""
 
     prompt: PromptText = Field("", description="Text that steers the picture; may be empty.")
@@ -223,12 +240,20 @@ class GuidedAsUsual(Guided):
         return self.guidance_scale if "guidance_scale" in self.model_fields_set else usual
 
 
-class Tolerant(Input):
+class Enhanced(Input):
+    """The switch of prompt expansion by the name that [pro]'s endpoints have for it."""
+
+    enhance_prompt: bool = Field(False, description="The same as expand_prompt.")
+
+    def wants_expansion(self) -> bool:
+        return self.enhance_prompt or super().wants_expansion()
+
+
+class Tolerant(Enhanced):
     """Safety by degree. `enable_safety_checker` is no longer published here, but old callers send it."""
 
     safety_tolerance: Tolerance = "2"
     enable_safety_checker: bool = Field(True, description="False leaves pictures unchecked.")
-    enhance_prompt: bool = Field(False, description="Accepted; prompts are used as written.")
 
     def threshold(self) -> float | None:
         return TOLERANCE_THRESHOLDS[self.safety_tolerance] if self.enable_safety_checker else None

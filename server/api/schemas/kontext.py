@@ -13,6 +13,7 @@ from server.api.schemas.base import (
     Accelerated,
     Adapted,
     Checked,
+    Enhanced,
     Guidance,
     Guided,
     Input,
@@ -39,11 +40,10 @@ ResolutionMode = Literal[
 ]
 
 
-class KontextPro(Repeatable, Prompted, Guided):
+class KontextPro(Enhanced, Repeatable, Prompted, Guided):
     """What fal's Kontext [pro] and [max] have in common: about 1 megapixel, safety by degree only."""
 
     safety_tolerance: Tolerance = "2"
-    enhance_prompt: bool = Field(False, description="Accepted; prompts are used as written.")
 
     def threshold(self) -> float | None:
         return TOLERANCE_THRESHOLDS[self.safety_tolerance]

@@ -44,7 +44,6 @@ class Sdxl(Seeded, Prompted, Checked):
 
     num_images: int = Field(1, ge=1, le=8, description="How many pictures to produce.")
     embeddings: list[Embedding] = Field(default=[], description="Not supported here: leave it empty.")
-    expand_prompt: bool = Field(False, description="Not supported here: leave it out.")
     safety_checker_version: Literal["v1", "v2"] = Field("v1", description="Accepted; the checkpoint's own is used.")
     format: OutputFormat = Field("jpeg", description="File format of the pictures.")
     request_id: str = Field("", max_length=200, description="A tag of the caller's; it changes nothing.")
@@ -54,13 +53,6 @@ class Sdxl(Seeded, Prompted, Checked):
     def _no_embeddings(cls, value: list[Embedding]) -> list[Embedding]:
         if value:
             raise PydanticCustomError("not_supported", "Textual inversions are not supported by this server")
-        return value
-
-    @field_validator("expand_prompt")
-    @classmethod
-    def _no_expansion(cls, value: bool) -> bool:
-        if value:
-            raise PydanticCustomError("not_supported", "This server draws prompts as written: leave expand_prompt out")
         return value
 
     def image_format(self) -> OutputFormat:

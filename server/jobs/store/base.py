@@ -136,7 +136,7 @@ class NewJob:
         input: the JSON object as it arrived.
         params: `GenerationParams.to_dict()`, seed decided; None when `outcome` is given.
         output: how to deliver: `format` (jpeg, png, webp), `sync_mode`, and what the endpoint's answer needs;
-            `needs_inputs` if pictures or adapters must be fetched first.
+            `needs_inputs` if pictures or adapters must be fetched, or its prompt written out, first.
         priority: 0 normal, 1 low.
         start_within_s: fail with a timeout if it has not started by then.
         max_attempts: runs allowed for infrastructure faults (1 with no-retry).
@@ -220,7 +220,7 @@ class Job:
 
     @property
     def needs_inputs(self) -> bool:
-        """Whether pictures or adapters must be fetched before a worker can run it."""
+        """Whether something must be fetched before a worker can run it."""
         return bool(self.output.get("needs_inputs"))
 
     @property
