@@ -15,8 +15,8 @@ from server.http.errors import PlainError
 
 PUBLISHED: dict[str, Any] = json.loads((Path(__file__).parents[1] / "fal_endpoints.json").read_text())
 EXTRAS = {"enable_safety_checker", "enhance_prompt", "expand_prompt", "sync_mode"}
-"""Fields that we accept beyond the published ones: endpoints had them once, and old callers send them; or others of fal's
-have them; pictures inside the answer are for every caller."""
+"""Fields that we accept beyond the published ones: endpoints had them once, and old callers send them; or others of
+fal's have them; pictures inside the answer are for every caller."""
 
 LIMITS = ("minimum", "maximum", "exclusiveMinimum", "enum")
 
