@@ -80,6 +80,10 @@ class TenantLines:
         """How many are claimed before it if everybody's jobs are alike: in each round one of every tenant."""
         return self._rounds.up_to(int(self._of(tenant).line.bisect_left(place)))
 
+    def __len__(self) -> int:
+        """Tenants that something is remembered of."""
+        return len(self._tenants)
+
     def length(self, tenant: str) -> int:
         """How many of its jobs wait."""
         own = self._tenants.get(tenant)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.jobs.store import memory, outbox
+from server.jobs.store import memory, outbox, transitions
 from server.jobs.store.accounts import Search
 from server.jobs.store.base import (
     LOG_KEPT_S,
@@ -698,6 +698,29 @@ def test_a_restart_ends_runs_that_belonged_to_a_connection(store: Store) -> None
 # Counts, retention, webhooks, closing
 
 
+def test_the_state_of_an_ended_job_brings_its_outcome_and_no_place(store: Store) -> None:
+    store.enqueue(new_job())
+    job = claim_one(store)
+    store.finish(job.id, "w1", job.epoch, DONE)
+    state = store.state(job.id)
+    assert state is not None
+    assert (state.status, state.outcome, state.position) == (JobStatus.COMPLETED, DONE, None)
+
+
+def test_a_delivered_webhook_is_not_due_again_whatever_pause_is_named(store: Store, clock: Clock) -> None:
+    store.enqueue(new_job(params=None, outcome=REJECTED, webhook_url="https://x.test/"))
+    (due,) = store.due_webhooks(1)
+    store.settle_webhook(due, WebhookAnswer(True, "HTTP 200", 200), 5.0)
+    clock.advance(10)
+    assert store.due_webhooks(1) == []
+
+
+@pytest.mark.parametrize(("allowed", "may"), [(0, False), (1, True)])
+def test_a_job_may_repeat_as_often_as_it_says(allowed: int, may: bool) -> None:
+    job = transitions.created(new_job(output={"retries": {"connection_error": allowed}}), 1, 0.0)
+    assert transitions.may_repeat(job) is may
+
+
 def test_counts_follow_every_change(store: Store) -> None:
     for _ in range(4):
         store.enqueue(new_job())
@@ -718,7 +741,9 @@ def test_sweep_deletes_what_has_ended_long_enough_ago(store: Store, clock: Clock
     old = store.enqueue(new_job(params=None, outcome=REJECTED))
     private = store.enqueue(new_job(params=None, outcome=REJECTED, store_io=False))
     waiting = store.enqueue(new_job())
-    clock.advance(PRIVATE_RETENTION_S)
+    clock.advance(PRIVATE_RETENTION_S - 1)
+    assert store.sweep(keep_s) == []
+    clock.advance(1)
     assert store.sweep(keep_s) == [private.id]
     clock.advance(keep_s - PRIVATE_RETENTION_S)
     assert store.sweep(keep_s) == [old.id]

@@ -18,7 +18,8 @@ import apsw.ext
 import pytest
 
 from server.jobs.store import sqlite
-from server.jobs.store.base import Job, JobStatus, QueueFullError, StoreError
+from server.jobs.store.base import BudgetSpentError, Job, JobStatus, QueueFullError, StoreError
+from server.jobs.store.budgets import Budget
 from server.jobs.store.opening import MIGRATIONS, why_unusable
 from server.jobs.store.sqlite import SqliteStore
 from server.jobs.store.writer import Change, GroupCommit, Transaction
@@ -184,15 +185,17 @@ def test_what_arrives_during_a_commit_shares_the_next_one(path: Path) -> None:
 
 
 def together(store: SqliteStore, *calls: Callable[[], object]) -> list[object]:
-    """What they return, or raise, when one commit takes them all."""
+    """What they return, or raise, when one commit takes them all, in this order."""
     gate = hold_back(store._writer)
 
     def result(future: Future[object]) -> object:
         return future.exception() or future.result()
 
     with ThreadPoolExecutor(len(calls)) as pool:
-        futures = [pool.submit(call) for call in calls]
-        wait_for_inbox(store._writer, len(calls))
+        futures = []
+        for number, call in enumerate(calls, 1):
+            futures.append(pool.submit(call))
+            wait_for_inbox(store._writer, number)
         gate.set()
         return [result(future) for future in futures]
 
@@ -205,6 +208,20 @@ def test_the_limit_of_the_queue_counts_what_the_same_commit_lets_in(store: Sqlit
     assert store.counts()[JobStatus.QUEUED] == 3
 
 
+def test_a_budget_counts_what_the_same_commit_lets_in_and_gives_back(store: SqliteStore) -> None:
+    params = {"model": "flux-shapes", "width": 1024, "height": 1024, "num_images": 1}
+
+    def submit(key: str, units: int) -> Callable[[], object]:
+        budget = Budget(units, "Mpixel", "day", lambda endpoint: 1.0)
+        return partial(store.enqueue, new_job(key_id=key, params=params), budgets=[budget])
+
+    ends = together(store, *(submit("a", 3) for _ in range(4)))
+    assert [isinstance(end, BudgetSpentError) for end in ends] == [False, False, False, True]
+    waiting = store.enqueue(new_job(key_id="b", params=params))
+    ends = together(store, partial(store.request_cancel, waiting.id), submit("b", 1), submit("b", 1))
+    assert [isinstance(end, BudgetSpentError) for end in ends] == [False, False, True]
+
+
 def test_two_claims_of_one_commit_keep_within_what_a_tenant_may_run(store: SqliteStore) -> None:
     for _ in range(4):
         store.enqueue(new_job(tenant="ann"))
@@ -214,6 +231,17 @@ def test_two_claims_of_one_commit_keep_within_what_a_tenant_may_run(store: Sqlit
 
     claims = together(store, partial(claim, "w1"), partial(claim, "w2"))
     assert sorted(len(jobs) for jobs in claims if isinstance(jobs, list)) == [0, 3]
+
+
+def test_what_runs_when_a_store_opens_counts_towards_what_its_tenant_may_run(path: Path) -> None:
+    store = SqliteStore(path)
+    for _ in range(3):
+        store.enqueue(new_job(tenant="ann"))
+    store.claim("w1", 1, LEASE_S)
+    store.close()
+    store = SqliteStore(path)
+    assert len(store.claim("w2", 3, LEASE_S, at_most=lambda tenant: 2)) == 1
+    store.close()
 
 
 def test_what_has_ended_is_counted_again_when_a_store_opens(path: Path) -> None:
