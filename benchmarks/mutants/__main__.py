@@ -16,7 +16,6 @@ import random
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,9 +91,9 @@ class Log:
                 file.write(json.dumps(entry) + "\n")
 
 
-def sample(wanted: Iterable[str], number: int, seed: int) -> tuple[list[Mutant], int]:
+def sample(number: int, seed: int) -> tuple[list[Mutant], int]:
     """About `number` mutants, from each file by its share, and how many there are altogether."""
-    of_file = {file: mutants_of(file, (ROOT / file).read_text()) for file in wanted}
+    of_file = {file: mutants_of(file, (ROOT / file).read_text()) for file in TARGETS}
     total = sum(map(len, of_file.values()))
     chosen: list[Mutant] = []
     for file, mutants in of_file.items():
@@ -151,12 +150,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mutants")
     parser.add_argument("--mutants", type=int, default=300)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", default="", help="names of files without .py, comma-separated")
+    parser.add_argument("--only", default="", help="the sample's part in these files: names without .py, commas")
     parser.add_argument("--log", type=Path, help="a file that keeps what was tried")
     parser.add_argument("--again", action="store_true", help="try the survivors of the log once more")
     arguments = parser.parse_args()
-    wanted = [file for file in TARGETS if not arguments.only or Path(file).stem in arguments.only.split(",")]
-    chosen, total = sample(wanted, arguments.mutants, arguments.seed)
+    chosen, total = sample(arguments.mutants, arguments.seed)
+    if arguments.only:
+        chosen = [mutant for mutant in chosen if Path(mutant.file).stem in arguments.only.split(",")]
     log = Log(arguments.log)
     log.read()
     left = [mutant for mutant in chosen if _is_open(log.tried.get(mutant.name), arguments.again)]

@@ -1,4 +1,5 @@
-"""Limits for callers that begin a request and do not go on: such connections would stay open for ever."""
+"""Limits for callers that begin a request and do not go on, or do not read the answer: such connections would stay open
+for ever."""
 
 from __future__ import annotations
 
@@ -16,6 +17,8 @@ HEAD_BYTES = 64 << 10
 """What request line and headers may measure."""
 BODY_S = 30.0
 """How long nothing may come of a body that is not complete."""
+UNREAD_S = 60.0
+"""How long a caller may take nothing of an answer that waits for it."""
 
 
 class _Flow(FlowControl):
@@ -32,7 +35,7 @@ class _Flow(FlowControl):
 
 
 class PatientHttp(UpgradesIgnored):
-    """uvicorn's HTTP/1.1, in which heads are bounded in bytes and time, and bodies must go on."""
+    """uvicorn's HTTP/1.1, in which heads are bounded in bytes and time, bodies must go on, and answers must be read."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -41,6 +44,8 @@ class PatientHttp(UpgradesIgnored):
         self._head_bytes = 0
         self._since = self._heard_at = self.loop.time()
         self._timer: asyncio.TimerHandle | None = None
+        self._reader_timer: asyncio.TimerHandle | None = None
+        self._has_read_on = False
         self._our_flow: _Flow
 
     @property
@@ -95,8 +100,32 @@ class PatientHttp(UpgradesIgnored):
     def stop_watching(self) -> None:
         """Somebody else speaks on this connection from now on."""
         self._read = self.scope
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._reader_timer):
+            if timer is not None:
+                timer.cancel()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._reader_timer is None:
+            self._look_at_reader_later()
+
+    def resume_writing(self) -> None:
+        self._has_read_on = True
+        super().resume_writing()
+
+    def _look_at_reader_later(self) -> None:
+        self._has_read_on = False
+        waiting = self.transport.get_write_buffer_size()
+        self._reader_timer = self.loop.call_later(UNREAD_S, self._look_at_reader, waiting)
+
+    def _look_at_reader(self, waited: int) -> None:
+        """Give up a caller who has taken none of the bytes that waited for it: closing would wait for it, too."""
+        self._reader_timer = None
+        waiting = self.transport.get_write_buffer_size()
+        if waiting >= waited and not self._has_read_on:
+            self.transport.abort()
+        elif waiting:
+            self._look_at_reader_later()
 
     def _look_later(self, seconds: float) -> None:
         self._timer = self.loop.call_later(seconds, self._look)

@@ -1,4 +1,4 @@
-"""Callers that begin a request and do not go on, over real sockets."""
+"""Callers that begin a request and do not go on, or do not read the answer, over real sockets."""
 
 from __future__ import annotations
 
@@ -19,12 +19,22 @@ from server.http import patience
 from server.http.joined_writes import Http
 from tests.server.api_server import eventually
 
+LARGE, PIECE = 8 << 20, 1 << 18
+GONE = threading.Event()
+"""All of /large has been taken, or dropped."""
+
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers with the length of the body; below /late it begins to read after a while.
+    """Answers with the length of the body; below /late it begins to read after a while, and /large is LARGE bytes.
 
     The loop stands still just before, so that the reading and the look at the connection fall together.
     """
+    if scope["path"] == "/large":
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
+        for left in range(LARGE - PIECE, -1, -PIECE):
+            await send({"type": "http.response.body", "body": bytes(PIECE), "more_body": left > 0})
+        GONE.set()
+        return
     if scope["path"] == "/late":
         await asyncio.sleep(1.2)
         time.sleep(0.7)  # noqa: ASYNC251 - on purpose
@@ -37,6 +47,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     monkeypatch.setattr(patience, "HEAD_S", 0.5)
     monkeypatch.setattr(patience, "BODY_S", 0.5)
+    monkeypatch.setattr(patience, "UNREAD_S", 0.5)
     with serving() as number:
         yield number
 
@@ -151,3 +162,29 @@ def test_a_head_has_a_size(port: int) -> None:
     with connected(port) as sock:
         sock.sendall(b"GET / HTTP/1.1\r\nhost: x\r\nx: " + b"a" * (patience.HEAD_BYTES + 1))
         assert rest(sock).startswith(b"HTTP/1.1 431 ")
+
+
+@contextlib.contextmanager
+def asking_for_much(port: int, receive_buffer: int) -> Iterator[socket.socket]:
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)  # else the system takes it all
+        sock.settimeout(20)
+        sock.connect(("127.0.0.1", port))
+        sock.sendall(b"GET /large HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        yield sock
+
+
+def test_an_answer_that_nobody_reads_ends_the_connection(port: int) -> None:
+    with asking_for_much(port, 4096) as sock:
+        GONE.clear()
+        assert GONE.wait(10), "it was kept for ten seconds"
+        assert len(rest(sock)) < LARGE
+
+
+def test_an_answer_that_is_read_slowly_arrives(port: int) -> None:
+    with asking_for_much(port, 1 << 17) as sock:
+        length = 0
+        while piece := sock.recv(1 << 20):
+            length += len(piece)
+            time.sleep(0.05)
+        assert length > LARGE
