@@ -44,6 +44,26 @@ _SIGNS: tuple[tuple[str, Layout, str, tuple[str, ...]], ...] = (
 """(part, layout, the name that tells, prefixes it may have)"""
 _FLUX1 = ("vector_in.in_layer.weight", "time_text_embed.text_embedder.linear_1.weight")
 """What the transformers of FLUX.2, Chroma and others of the same block names do not have."""
+_ANOTHER = {
+    "vae": ("bn.running_mean",),
+    "text_encoder_2": (
+        "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight",
+        "enc.blk.1.attn_rel_b.weight",
+    ),
+}
+"""What tells a part of others that has the same names: FLUX.2's VAE, and UMT5, which weighs positions in each layer."""
+_WIDTHS = {
+    "vae": (("decoder.conv_in.weight",), 1),
+    "text_encoder": (("text_model.embeddings.position_embedding.weight",), 1),
+    "text_encoder_2": (("encoder.final_layer_norm.weight", "enc.output_norm.weight"), 0),
+}
+"""By part: names of a tensor that is as wide as what the part hands on, and the side that is."""
+_WANTED = {
+    "vae": (("final_layer.linear.weight", "proj_out.weight"), 0, 4),
+    "text_encoder": (("vector_in.in_layer.weight", "time_text_embed.text_embedder.linear_1.weight"), 1, 1),
+    "text_encoder_2": (("txt_in.weight", "context_embedder.weight"), 1, 1),
+}
+"""By part: names of the transformer's tensor that takes it, the side that must be as wide, and how many times."""
 _LATENTS = 64
 """Channels of a token of FLUX.1: 16 of the latents, 2 x 2 cells."""
 
@@ -54,12 +74,33 @@ def contents(names: Iterable[str]) -> dict[str, Held]:
     held: dict[str, Held] = {}
     for part, layout, sign, prefixes in _SIGNS:
         prefix = next((prefix for prefix in prefixes if prefix + sign in known), None)
-        if prefix is not None and part not in held:
+        if prefix is not None and part not in held and not _is_another(part, prefix, known):
             held[part] = Held(prefix, layout)
-    is_flux1 = "transformer" in held and any(held["transformer"].prefix + name in known for name in _FLUX1)
-    if not is_flux1 or any(name.startswith("controlnet_") for name in known):
-        held.pop("transformer", None)
     return held
+
+
+def _is_another(part: str, prefix: str, known: set[str]) -> bool:
+    """Whether it only looks like a part of FLUX.1."""
+    if part == "transformer":
+        is_flux1 = any(prefix + name in known for name in _FLUX1)
+        return not is_flux1 or any(name.startswith("controlnet_") for name in known)
+    return any(prefix + name in known for name in _ANOTHER.get(part, ()))
+
+
+def fits(part: str, header: Header, transformer: Header) -> bool:
+    """Whether a part is as wide as a transformer takes it; True where packed forms hide a width.
+
+    Args: header: of a file that holds the part. transformer: of one that holds the transformer.
+    """
+    (names, side), (takers, taken, times) = _WIDTHS[part], _WANTED[part]
+    own = _side(header, contents(header)[part].prefix, names, side)
+    wanted = _side(transformer, contents(transformer)["transformer"].prefix, takers, taken)
+    return own is None or wanted is None or own * times == wanted
+
+
+def _side(header: Header, prefix: str, names: Iterable[str], side: int) -> int | None:
+    entry = next((header[prefix + name] for name in names if prefix + name in header), None)
+    return None if entry is None or entry.dtype == "U8" or len(entry.shape) <= side else entry.shape[side]
 
 
 def what_it_is(header: Header) -> str:

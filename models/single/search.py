@@ -12,7 +12,7 @@ from pathlib import Path
 
 from models.errors import LoadError
 from models.files.headers import TensorEntry
-from models.single.contents import contents
+from models.single.contents import contents, fits
 from models.single.header import header_of
 
 FOLDERS = ("checkpoints", "diffusion_models", "unet", "text_encoders", "clip", "vae")
@@ -33,17 +33,26 @@ def find_file(name: str, roots: Iterable[Path]) -> Path | None:
 
 
 def companion(part: str, file: Path, roots: Sequence[Path]) -> Path | None:
-    """The file that holds a part, sought near `file` and in `roots`; of several the largest, for it loses least."""
+    """The file that holds a part, sought near `file` and in `roots`; of several the largest, for it loses least.
+
+    What is of another width than the transformer in `file` takes is another model's.
+    """
+    transformer = header_of(file)
     found = [
         candidate
         for root in (*_near(file), *roots)
         for folder in _folders(root)
-        for candidate in sorted(folder.iterdir())
-        if candidate.suffix in _WEIGHTS and candidate != file and part in contents(_names(candidate))
+        for candidate in _entries(folder)
+        if candidate.suffix in _WEIGHTS and candidate != file and _holds(part, candidate, transformer)
     ]
     # An all-in-one holds every part, but for another transformer; a file of the part alone is what was meant.
     alone = [candidate for candidate in found if "transformer" not in contents(_names(candidate))]
     return max(alone or found, key=lambda candidate: candidate.stat().st_size, default=None)
+
+
+def _holds(part: str, candidate: Path, transformer: Mapping[str, TensorEntry]) -> bool:
+    header = _names(candidate)
+    return part in contents(header) and fits(part, header, transformer)
 
 
 def tokenizer_folder(part: str, file: Path, roots: Sequence[Path]) -> Path | None:
@@ -74,10 +83,17 @@ def _header(file: Path, size: int, modified_ns: int) -> Mapping[str, TensorEntry
         return {}
 
 
-def _names(file: Path) -> Iterable[str]:
-    """Names in a file's header; none if it is damaged or a link to nowhere: it is then no companion."""
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _names(file: Path) -> Mapping[str, TensorEntry]:
+    """A file's header; empty if it is damaged or a link to nowhere: it is then no companion."""
     try:
         stat = file.stat()
     except OSError:
-        return ()
+        return {}
     return _header(file, stat.st_size, stat.st_mtime_ns)

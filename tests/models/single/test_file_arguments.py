@@ -16,7 +16,8 @@ from models.components import FluxComponents
 from models.errors import LoadError
 from models.first_look import first_look
 from models.loading import load
-from tests.models.single.writers import bfl, write, write_gguf
+from models.single.companions import companions
+from tests.models.single.writers import bfl, ldm_vae, write, write_gguf
 
 
 @pytest.fixture(scope="module")
@@ -149,3 +150,28 @@ def test_tokenizers_are_found_inside_the_models_folder_of_a_tree(
         first_look(resolve(str(file), [tmp_path / "ComfyUI"]))
     assert "needs CLIP" in str(caught.value)
     assert "tokenizer" not in str(caught.value)
+
+
+def test_of_a_full_tree_those_that_fit_the_transformer_are_taken(
+    narrow: FluxComponents, narrow_folder: Path, tmp_path: Path
+) -> None:
+    """ComfyUI's folders hold the text encoders and VAEs of every model that somebody has tried."""
+    root = tmp_path / "models"
+    file = write(root / "unet" / "mine.safetensors", bfl(narrow.transformer.state_dict()))
+    clip = {f"text_model.{n.removeprefix('text_model.')}": t for n, t in narrow.text_encoder.state_dict().items()}
+    vae, t5 = ldm_vae(narrow.vae.state_dict(), 4), narrow.text_encoder_2.state_dict()
+    of_flux1 = {
+        "text_encoder": write(root / "clip" / "clip_l.safetensors", clip),
+        "text_encoder_2": write(root / "clip" / "t5xxl.safetensors", t5),
+        "vae": write(root / "vae" / "ae.safetensors", vae),
+    }
+    # Larger ones, of SDXL (CLIP G, 4 latents), Wan (UMT5) and FLUX.2 (32 latents, statistics of them).
+    more = {"more": torch.zeros(1_000_000)}
+    position = "text_model.embeddings.position_embedding.weight"
+    write(root / "clip" / "clip_g.safetensors", clip | more | {position: torch.zeros(77, 128)})
+    bias = "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"
+    write(root / "text_encoders" / "umt5_xxl.safetensors", t5 | more | {bias: torch.zeros(32, 4)})
+    write(root / "vae" / "sdxl_vae.safetensors", vae | more | {"decoder.conv_in.weight": torch.zeros(64, 4, 3, 3)})
+    write(root / "vae" / "flux2-vae.safetensors", vae | more | {"bn.running_mean": torch.zeros(128)})
+    (tmp_path / "tokenizer_2").symlink_to(narrow_folder / "tokenizer_2")
+    assert companions(file, [tmp_path])[0] == of_flux1
