@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from models.architectures import ARCHITECTURES
 from models.counts import counts_of
-from models.memory import (
-    MODULATION_WAITS,
-    TILED_SIDE,
-    Preset,
-    buffer_bytes,
-    decode_bytes,
-    need,
-    streamed_bytes,
-)
+from models.memory import MODULATION_WAITS, PRESETS, TILED_SIDE, Preset, decode_bytes, need, streamed_bytes
 
 _USABLE = 0.96
 """Share of a card's nominal memory; drivers and displays take the rest."""
@@ -28,6 +20,11 @@ _OFFLOADS = ("none", "text", "text+modulation")
 _STREAMED = "text+blocks"
 BUS = {"PCIe 3.0": 12e9, "PCIe 4.0": 24e9, "PCIe 5.0": 48e9}
 """Bytes a second that pinned memory passes sixteen lanes, about: three quarters of what the lanes could carry."""
+
+_HEAD = [
+    "| card | transformer | flags | needed on the GPU | waits on the host | price over PCIe 4.0 |",
+    "|---|---|---|---|---|---|",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,21 +57,15 @@ def best_fit(device_bytes: int) -> Fit | None:
 
 def markdown() -> list[str]:
     """The table of the manual, a line a card."""
-    head = [
-        "| card | transformer | flags | needed on the GPU | waits on the host | price over PCIe 4.0 |",
-        "|---|---|---|---|---|---|",
-    ]
-    return head + [_line(size) for size in SIZES_GB]
+    return _HEAD + [_line(size) for size in SIZES_GB]
 
 
 def short_markdown() -> list[str]:
     """The table of the README: cards of equal rows share a line."""
     rows: dict[str, list[str]] = {}
     for size in SIZES_GB:
-        file, flags, device = _line(size).split(" | ")[1:4]
-        rows.setdefault(f"{file} | {flags} | {device}", []).append(f"{size} GB")
-    head = ["| card | transformer | flags | needed on the GPU |", "|---|---|---|---|"]
-    return head + [f"| {', '.join(sizes)} | {row} |" for row, sizes in rows.items()]
+        rows.setdefault(_line(size).split(" | ", 1)[1], []).append(f"{size} GB")
+    return _HEAD + [f"| {', '.join(sizes)} | {row}" for row, sizes in rows.items()]
 
 
 def streamed_markdown() -> list[str]:
@@ -87,7 +78,7 @@ def streamed_markdown() -> list[str]:
 
 
 def _streamed_line(file: str, bits: float) -> str:
-    whole, tiled = (_way(file, bits, _STREAMED, tiled) for tiled in (False, True))
+    whole, tiled = (_way(file, Preset("none", _STREAMED, bits=bits), tiled) for tiled in (False, True))
     sizes = [_gb(size) for size in (whole.device, tiled.device, whole.host, whole.per_step)]
     seconds = [f"{whole.per_step / speed:.2f} s" for speed in BUS.values()]
     return f"| {' | '.join([file, *sizes, *seconds])} |"
@@ -106,29 +97,18 @@ def _gb(size: int) -> str:
 
 
 def _ways() -> Iterator[Fit]:
-    for file, bits in _BITS.items():
-        for tiled in (False, True):
-            for offload in _OFFLOADS:
-                yield _way(file, bits, offload, tiled)
-    for file, bits in _BITS.items():
-        for tiled in (False, True):
-            yield _way(file, bits, _STREAMED, tiled)
+    for offloads in (_OFFLOADS, (_STREAMED,)):
+        for file, bits in _BITS.items():
+            for tiled in (False, True):
+                for preset in PRESETS:
+                    if preset.quantization == "none" and preset.offload in offloads and (preset.replay or bits == 16):
+                        yield _way(file, replace(preset, bits=bits), tiled)
 
 
-def _way(file: str, bits: float, offload: str, tiled: bool) -> Fit:
-    """bfloat16's need, less what the smaller form saves of what is on either side."""
-    preset = Preset("none", offload)
-    needed = need(_DEV, preset)
-    waiting = _COUNTS.modulation if offload in MODULATION_WAITS else 0
-    is_streamed = offload == _STREAMED
-    blocks, buffers = (int(count(_COUNTS, 1)) for count in (streamed_bytes, buffer_bytes))
-    streamed = blocks if is_streamed else 0
-    stays = _COUNTS.transformer - waiting - streamed + (buffers if is_streamed else 0)
-    saved = (16 - bits) / 8
-    device = needed.device - saved * stays
-    if tiled:
-        device -= decode_bytes(_DEV.vae, 1024, 1024) - decode_bytes(_DEV.vae, TILED_SIDE, TILED_SIDE)
-    host = needed.host - saved * (waiting + streamed)
-    text = 0 if offload == "none" else need(_DEV, Preset("none", "text")).host
-    per_request, per_step = (int(count * bits / 8) for count in (waiting, streamed))
-    return Fit(file, preset.flags, int(device), int(host), tiled, text, per_request, per_step)
+def _way(file: str, preset: Preset, tiled: bool) -> Fit:
+    needed, itemsize = need(_DEV, preset), preset.bits / 8
+    waiting = int(_COUNTS.modulation * itemsize) if preset.offload in MODULATION_WAITS else 0
+    streamed = streamed_bytes(_COUNTS, itemsize) if preset.is_streamed else 0
+    text = 0 if preset.offload == "none" else need(_DEV, Preset("none", "text")).host
+    spared = decode_bytes(_DEV.vae, 1024, 1024) - decode_bytes(_DEV.vae, TILED_SIDE, TILED_SIDE) if tiled else 0
+    return Fit(file, preset.flags, needed.device - spared, needed.host, tiled, text, waiting, streamed)

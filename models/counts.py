@@ -15,6 +15,8 @@ AnyArchitecture = Architecture | Flux2Architecture | SdxlArchitecture
 
 _TIME_CHANNELS = 256
 _T5_BUCKETS = 32
+_FLUX2_MODULATION = 17
+"""Squares of the model's width that make AdaLN vectors: all blocks of a kind share theirs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ def counts_of(arch: AnyArchitecture) -> Counts:
     if isinstance(arch, Flux2Architecture):
         text = {"text_encoder": qwen3_parameters(arch.text)}
         transformer, words = flux2_parameters(arch.transformer), arch.text["vocab_size"] * arch.text["hidden_size"]
-        blocks, modulation = flux2_blocks(arch.transformer), 17 * flux2_width(arch.transformer) ** 2
+        blocks, modulation = flux2_blocks(arch.transformer), _FLUX2_MODULATION * flux2_width(arch.transformer) ** 2
         width = flux2_width(arch.transformer)
     else:
         text = {"text_encoder": clip_parameters(arch.clip), "text_encoder_2": t5_parameters(arch.t5)}
@@ -68,6 +70,13 @@ def _sdxl_counts(arch: SdxlArchitecture) -> Counts:
     text = {"text_encoder": clip_parameters(clip), "text_encoder_2": clip_parameters(clip_2) + projection}
     words, width = clip_2["vocab_size"] * clip_2["hidden_size"], arch.unet["block_out_channels"][0]
     return Counts(text, vae_parameters(arch.vae), unet_parameters(arch.unet), (), 0, words, width)
+
+
+def modulation_share(transformer: Mapping[str, Any], is_flux2: bool) -> float:
+    """What of a transformer's weights makes AdaLN vectors. Args: transformer: its constructor arguments."""
+    if is_flux2:
+        return _FLUX2_MODULATION * flux2_width(transformer) ** 2 / flux2_parameters(transformer)
+    return modulation_parameters(transformer) / transformer_parameters(transformer)
 
 
 def transformer_parameters(transformer: Mapping[str, Any]) -> int:
@@ -98,7 +107,7 @@ def flux2_parameters(transformer: Mapping[str, Any]) -> int:
     embedders = (2 if config["guidance_embeds"] else 1) * (config["timestep_guidance_channels"] + width) * width
     ends = (2 * config["in_channels"] + config["joint_attention_dim"]) * width
     norms = (4 * config["num_layers"] + 2 * config["num_single_layers"]) * head
-    return int(sum(flux2_blocks(config)) + 17 * width**2 + embedders + ends + norms)
+    return int(sum(flux2_blocks(config)) + _FLUX2_MODULATION * width**2 + embedders + ends + norms)
 
 
 def flux2_blocks(transformer: Mapping[str, Any]) -> tuple[int, ...]:

@@ -37,13 +37,13 @@ def facts() -> dict[str, object]:
 
 
 def check(spec: ModelSpec) -> None:
-    """Everything that loading checks before it reads weights. Raises: LoadError."""
+    """Everything that loading checks, of weights those of the VAE alone. Raises: LoadError."""
     if spec.source.startswith("random:"):
         return
     if not spec.draws:
         check_auxiliary(spec)
     else:
-        recipe_of(spec).open(spec)
+        recipe_of(spec).open(spec).parts["vae"].check_numbers()
 
 
 def main(argv: Sequence[str]) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from models.counts import AnyArchitecture
+from models.counts import AnyArchitecture, counts_of
 from models.errors import LoadError
 from models.files.folder import part_in
+from models.files.headers import TensorEntry, read_header
 from models.files.weights import identity, weight_files
 from models.memory import Need, Preset, need, part_bytes, presumed_architecture, working_bytes
 from models.registry import ModelSpec
 from models.single.contents import contents
-from models.single.header import header_of, loaded_bytes
+from models.single.header import PACKED, header_of, loaded_bytes
 
 SIZES = ((1024, 1024), (2368, 1792))
 """Pictures to count for: what most ask for, and the largest of v1.1-ultra."""
@@ -30,30 +31,42 @@ def need_together(
     """
     architectures = {spec: presumed_architecture(spec) for spec in specs if spec.draws}
     parts: dict[object, int] = {}
-    alone = []
+    alone, working, host = [], [], []
     for spec, arch in architectures.items():
-        counted = part_bytes(arch, preset)
-        sizes = counted | ({} if preset.is_streamed else _stored_transformer(spec))
+        stored = replace(preset, bits=_stored_bits(spec, counts_of(arch).transformer))
+        sizes = part_bytes(arch, stored)
         parts |= {_key(spec, arch, name): size for name, size in sizes.items()}
         alone.append(sum(sizes.values()))
+        working.append(working_bytes(arch, stored, width, height))
+        host.append(need(arch, stored, width, height).host)
     weights = sum(parts.values())
     if held_bytes is not None:
         weights = min(weights, max(held_bytes, *alone))
-    working = max(working_bytes(arch, preset, width, height) for arch in architectures.values())
-    host = max(need(arch, preset, width, height).host for arch in architectures.values())
-    return Need(weights, working, host)
+    return Need(weights, max(working), max(host))
 
 
-def _stored_transformer(spec: ModelSpec) -> dict[str, int]:
-    """What the transformer of a single file takes: packed weights stay as they are stored. Raises: LoadError."""
-    if spec.file is None:
-        return {}
-    header = header_of(spec.file)
-    held = contents(header).get("transformer")
-    if held is None:
-        raise LoadError(f"{spec.file.name} holds no transformer.")
-    own = [entry for name, entry in header.items() if name.startswith(held.prefix)]
-    return {"transformer": sum(loaded_bytes(entry) for entry in own)}
+def _stored_bits(spec: ModelSpec, values: int) -> float:
+    """Bits a weight of a transformer that stays as its files store it; 16 if they do not pack it. Raises: LoadError."""
+    entries = _transformer_entries(spec)
+    if not any(entry.dtype.startswith(PACKED) or entry.dtype == "U8" for entry in entries):
+        return 16
+    return 8 * sum(loaded_bytes(entry) for entry in entries) / values
+
+
+def _transformer_entries(spec: ModelSpec) -> list[TensorEntry]:
+    """What files of this machine hold of it; nothing for UNets, repositories and random weights. Raises: LoadError."""
+    if spec.family == "sdxl":
+        return []
+    if spec.file is not None:
+        header = header_of(spec.file)
+        held = contents(header).get("transformer")
+        if held is None:
+            raise LoadError(f"{spec.file.name} holds no transformer.")
+        return [entry for name, entry in header.items() if name.startswith(held.prefix)]
+    folder = part_in(Path(spec.source), "transformer")
+    if not Path(spec.source).is_absolute() or not folder.is_dir():
+        return []
+    return [entry for file in weight_files(folder) for entry in read_header(file).values()]
 
 
 def _key(spec: ModelSpec, arch: AnyArchitecture, part: str) -> object:

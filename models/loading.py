@@ -10,18 +10,20 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from diffusers import Flux2Transformer2DModel
 from torch import nn
 
 from models import host_memory
 from models.accelerator import Accelerator
 from models.building import vae_dtype
+from models.counts import modulation_share
 from models.errors import LoadError
 from models.files.mounts import is_remote
 from models.files.weights import identity
 from models.group_norm import checked_kernel, fuse_norms
-from models.memory import Offload, random_bytes
+from models.memory import MODULATION_WAITS, Offload, random_bytes
 from models.packed import is_packed
-from models.part import Part
+from models.part import Part, check_numbers
 from models.placement import TEXT_PARTS, place
 from models.quantization import quantize
 from models.recipes import Opened, Recipe, recipe_of
@@ -231,7 +233,10 @@ class _Parts:
             size = part.loaded_bytes(self._dtype(name))
             if self._stays_on_host(name):
                 staying += size
-            elif not self._cache.maps(part):
+                continue
+            if name == "transformer" and self._offload in MODULATION_WAITS:
+                staying += int(size * modulation_share(part.config, part.kind is Flux2Transformer2DModel))
+            if not self._cache.maps(part):
                 passing.append(size)
         return staying + max(passing)
 
@@ -262,6 +267,8 @@ class _Parts:
         def build() -> nn.Module:
             # A mapped file that is overwritten ends the process: what stays on the host is read.
             module = part.load(dtype, self._stays_on_host(name) or not self._cache.maps(part), read_bytes)
+            if name == "vae":
+                check_numbers(part.label, module.state_dict())
             return place(name, module, self._homes.get(name, self.device), self._offload, moved, self.device)
 
         moved(0.0)

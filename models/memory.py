@@ -7,7 +7,7 @@ the modules really allocate by `tests/models/test_memory.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,6 +15,7 @@ from models.counts import AnyArchitecture, Counts, counts_of
 from models.flops import architecture_of, random_architecture
 from models.registry import REGISTRY, ModelSpec
 from models.sdxl.architectures import SdxlArchitecture
+from models.tuning import RECORDED_TOKENS
 
 Offload = Literal["none", "text", "text+modulation", "text+blocks"]
 """What waits in the host's memory until it is used: nothing, the text encoders, the transformer's modulation too, or
@@ -34,16 +35,26 @@ _DECODE_PLANES = 5
 """Planes of the widest full-size activation that a decode holds at its fullest moment."""
 TILED_SIDE = 512
 """Pixels along a side of what is decoded at once where the whole picture does not fit."""
+_LAUNCHES = 600_000_000
+"""What recorded steps hold besides the tensors of the largest of them. With it an H200 used what is counted
+(benchmarks/results/h200-2026-11-27-replay)."""
 _RESERVE = 1_500_000_000
 """CUDA's own context and libraries, kept prompts, and what the allocator cannot use for being cut up."""
 
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """One way to hold a checkpoint: values of --quantization and --offload."""
+    """One way to hold a checkpoint: values of --quantization and --offload.
+
+    Args:
+        replay: whether steps are recorded, as far as they can be.
+        bits: of a weight of the transformer, 16 if it is not packed in its file.
+    """
 
     quantization: str
     offload: str
+    replay: bool = True
+    bits: float = 16
 
     @property
     def is_streamed(self) -> bool:
@@ -51,22 +62,29 @@ class Preset:
         return self.offload == "text+blocks"
 
     @property
+    def records(self) -> bool:
+        """Whether steps are recorded: not where weights come and go, or are unpacked as they are read."""
+        return self.replay and not self.is_streamed and self.bits == 16
+
+    @property
     def block_itemsize(self) -> float:
         """Bytes that a weight of the blocks takes."""
-        return 1.0 if self.quantization == "fp8" else 2.0
+        return 1.0 if self.quantization == "fp8" else self.bits / 8
 
     @property
     def flags(self) -> str:
         """What to type for it; empty for the defaults."""
         given = (("--quantization", self.quantization), ("--offload", self.offload))
-        return " ".join(f"{flag} {value}" for flag, value in given if value != "none")
+        flags = [f"{flag} {value}" for flag, value in given if value != "none"]
+        return " ".join(flags if self.replay else [*flags, "--tuning replay=off"])
 
 
 PRESETS = tuple(
-    Preset(quantization, offload)
-    for offloads in (OFFLOADS[:-1], OFFLOADS[-1:])
+    Preset(quantization, offload, replay)
+    for offloads, replays in ((OFFLOADS[:-1], (True, False)), (OFFLOADS[-1:], (True,)))
     for quantization in ("none", "fp8")
     for offload in offloads
+    for replay in replays
 )
 """From the roomiest to the tightest; those that do not change pictures come before those that do, and what moves all
 blocks in every step comes last."""
@@ -90,8 +108,7 @@ class Need:
 
 def need(arch: AnyArchitecture, preset: Preset, width: int = 1024, height: int = 1024, text_tokens: int = 512) -> Need:
     """What one checkpoint in half precision needs to draw one picture at a time of so many pixels."""
-    held = part_bytes(arch, preset)
-    whole = part_bytes(arch, Preset(preset.quantization, "none"))
+    held, whole = part_bytes(arch, preset), part_bytes(arch, replace(preset, offload="none"))
     host = sum(whole.values()) - sum(held.values())
     if preset.is_streamed:  # the host holds those blocks as well that are on the device
         host += buffer_bytes(counts_of(arch), preset.block_itemsize)
@@ -99,16 +116,16 @@ def need(arch: AnyArchitecture, preset: Preset, width: int = 1024, height: int =
 
 
 def part_bytes(arch: AnyArchitecture, preset: Preset) -> dict[str, int]:
-    """What each part's weights take of the device, in half precision."""
-    counts, itemsize = counts_of(arch), preset.block_itemsize
+    """What each part's weights take of the device, in half precision but for a packed transformer."""
+    counts, itemsize = counts_of(arch), preset.bits / 8
     # Row-wise scales cost four bytes a row, which is below a thousandth of the row: left out.
-    shrunk = sum(counts.blocks) if preset.quantization == "fp8" else 0
+    shrunk = sum(counts.blocks) * (itemsize - preset.block_itemsize)
     if preset.offload in MODULATION_WAITS:
-        shrunk += 2 * counts.modulation
+        shrunk += itemsize * counts.modulation
     if preset.is_streamed:
-        shrunk += streamed_bytes(counts, itemsize) - buffer_bytes(counts, itemsize)
+        shrunk += streamed_bytes(counts, preset.block_itemsize) - buffer_bytes(counts, preset.block_itemsize)
     text = {part: 0 if preset.offload != "none" else 2 * count for part, count in counts.text.items()}
-    return text | {"vae": 2 * counts.vae, "transformer": 2 * counts.transformer - shrunk}
+    return text | {"vae": 2 * counts.vae, "transformer": round(itemsize * counts.transformer - shrunk)}
 
 
 def working_bytes(arch: AnyArchitecture, preset: Preset, width: int, height: int, text_tokens: int = 512) -> int:
@@ -116,7 +133,8 @@ def working_bytes(arch: AnyArchitecture, preset: Preset, width: int, height: int
     # A text encoder that waits on the host comes in piece by piece; its largest piece is the embedding of its words,
     # which is larger than any of modulation's.
     piece = 2 * counts_of(arch).words if preset.offload != "none" else 0
-    return piece + step_bytes(arch, width, height, text_tokens) + decode_bytes(arch.vae, width, height) + _RESERVE
+    steps = step_bytes(arch, width, height, text_tokens) + recorded_bytes(arch, preset)
+    return piece + steps + decode_bytes(arch.vae, width, height) + _RESERVE
 
 
 def recommend(arch: AnyArchitecture, device_bytes: int, capability: tuple[int, int]) -> Preset | None:
@@ -162,6 +180,17 @@ def step_bytes(arch: AnyArchitecture, width: int, height: int, text_tokens: int)
         return int(2 * _UNET_PLANES * arch.forwards * cells * counts_of(arch).width)
     cell = 2 ** len(arch.vae["block_out_channels"])
     tokens = -(-height // cell) * -(-width // cell) + text_tokens
+    return _step_bytes(arch, tokens)
+
+
+def recorded_bytes(arch: AnyArchitecture, preset: Preset) -> int:
+    """What recorded steps (`pipelines.ops.replay`) hold: they run in memory of their own, all in the same."""
+    if isinstance(arch, SdxlArchitecture) or not preset.records:
+        return 0
+    return _step_bytes(arch, RECORDED_TOKENS) + _LAUNCHES
+
+
+def _step_bytes(arch: AnyArchitecture, tokens: int) -> int:
     return int(2 * _STEP_VECTORS * tokens * counts_of(arch).width)
 
 

@@ -70,12 +70,8 @@ class Part:
         made(self.label, lambda: self._build(tensors, torch.float32))
 
     def check_numbers(self) -> None:
-        """Reads every weight: for parts where one that is not a number makes every picture black. Raises: LoadError."""
-        for name, tensor in mapped(self.files).items():
-            if not isinstance(tensor, torch.Tensor) or name not in self.header or not tensor.is_floating_point():
-                continue
-            if not bool(torch.isfinite(tensor.float()).all()):
-                raise LoadError(f"{self.label} holds weights that are not numbers ({name}); fetch it again.")
+        """Reads every weight. Raises: LoadError (`check_numbers`)."""
+        check_numbers(self.label, {name: stored for name, stored in mapped(self.files).items() if name in self.header})
 
     def load(
         self, dtype: torch.dtype, in_memory: bool, read_bytes: Callable[[int], None] = lambda count: None
@@ -99,6 +95,13 @@ class Part:
             return torch.float32 if kept_in_float32(self.kind, name, dtype) else dtype
 
         return read(self.files, self.header, dtype_of, read_bytes)
+
+
+def check_numbers(label: str, tensors: Mapping[str, Stored]) -> None:
+    """For parts where one weight that is not a number makes every picture black. Raises: LoadError."""
+    for name, tensor in tensors.items():
+        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
+            raise LoadError(f"{label} holds weights that are not numbers ({name}); fetch it again.")
 
 
 def in_stored_forms(tensors: dict[str, Stored], label: str) -> dict[str, Stored]:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
+RECORDED_TOKENS = 8192
+"""Of the largest step that is replayed: launching is soon done beside what more of them take to compute. It bounds the
+memory in which recordings run, too."""
+
 AttentionName = Literal["auto", "grouped", "cudnn", "varlen", "fa3"]
 KernelsName = Literal["auto", "torch", "triton", "compiled"]
 
@@ -42,6 +46,11 @@ class Tuning:
         chosen = {field.name: getattr(self, field.name) for field in fields(self)}
         defaults = {field.name: getattr(_DEFAULTS.get(kind, PLAIN), field.name) for field in fields(self)}
         return Tuning(**{name: defaults[name] if value in ("auto", None) else value for name, value in chosen.items()})
+
+    @property
+    def records(self) -> bool:
+        """Whether steps may be recorded. Only of a tuning that is resolved."""
+        return bool(self.replay) and self.kernels != "compiled"
 
     def __str__(self) -> str:
         """What `parse_tuning` reads; open switches are left out."""

@@ -14,13 +14,10 @@ import torch
 from torch import Tensor
 
 from models.accelerator import Accelerator
+from models.tuning import RECORDED_TOKENS
 
 _MOST = 8
 """Recordings kept, those used last."""
-
-_MOST_TOKENS = 8192
-"""Tokens of the largest step that is recorded: launching is soon done beside what more of them take to compute. It
-bounds the memory in which recordings run, too."""
 
 _MOST_SEEN = 256
 """Layouts remembered because they came once."""
@@ -57,7 +54,7 @@ class Replay:
             work: must read nothing that changes but its arguments, and must not wait for the device.
             keeps: tensors that it reads besides them and that nobody may hold on to: a recording knows addresses.
         """
-        if self._is_broken or tokens > _MOST_TOKENS:
+        if self._is_broken or tokens > RECORDED_TOKENS:
             return work(*inputs)
         recording = self._kept.get(key)
         if recording is None:

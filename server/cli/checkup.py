@@ -16,8 +16,9 @@ from models.cards import BUS, best_fit
 from models.counts import counts_of
 from models.errors import LoadError
 from models.fit import SIZES, need_together
-from models.memory import FP8_CAPABILITY, PRESETS, Preset, presumed_architecture, streamed_bytes
+from models.memory import FP8_CAPABILITY, PRESETS, Need, Preset, presumed_architecture, streamed_bytes
 from models.registry import ModelSpec
+from models.tuning import parse_tuning
 from server.cli.finding import Finding
 from server.cli.models import is_here
 from server.settings import Settings
@@ -128,22 +129,26 @@ def _fit_gpu(settings: Settings, specs: Sequence[ModelSpec], gpu: dict[str, Any]
     if settings.quantization == "fp8" and capability < FP8_CAPABILITY:
         detail = f"--quantization fp8 needs compute capability 8.9 or later, {gpu['name']} has {gpu['capability']}"
         return Finding("fit", "broken", detail, "use --quantization none")
-    needs = _needs(settings, specs, Preset(settings.quantization, settings.offload))
+    now = Preset(settings.quantization, settings.offload, parse_tuning(settings.tuning).resolved("cuda").records)
+    needs, free = _needs(settings, specs, now), host_memory.available()
     described = (
-        f"{', '.join(spec.name for spec in specs)}: {needs[0] / 1e9:.1f} of {memory / 1e9:.1f} GB on {gpu['name']} "
-        f"for pictures of {_size(0)}, {needs[1] / 1e9:.1f} GB for {_size(1)}"
+        f"{', '.join(spec.name for spec in specs)}: {needs[0].device / 1e9:.1f} of {memory / 1e9:.1f} GB "
+        f"on {gpu['name']} for pictures of {_size(0)}, {needs[1].device / 1e9:.1f} GB for {_size(1)}{_waiting(needs[0], free)}"
     )
-    if needs[1] <= memory:
+    if needs[1].device <= memory and needs[0].host <= free:
         return Finding("fit", "ok", described)
-    better = _recommended(settings, specs, memory, capability)
-    what_fails = "" if needs[0] > memory else f"pictures of {_size(1)} may fail; "
+    better = _recommended(settings, specs, memory, capability, free)
+    what_fails = "" if needs[0].device > memory or needs[1].device <= memory else f"pictures of {_size(1)} may fail; "
     if better is None:
-        return Finding("fit", "warning", described, f"{what_fails}no setting makes it fit on this GPU")
-    flags, smaller = better.flags or "no flags", _needs(settings, specs, better)
+        return Finding("fit", "warning", described, f"{what_fails}no setting makes it fit on this machine")
+    flags, smaller = better.flags or "no flags", [need.device / 1e9 for need in _needs(settings, specs, better)]
     price = _price_of_streaming(specs, better, memory) if better.is_streamed else ""
-    return Finding(
-        "fit", "warning", described, f"{what_fails}{flags} ({smaller[0] / 1e9:.1f} to {smaller[1] / 1e9:.1f} GB{price})"
-    )
+    return Finding("fit", "warning", described, f"{what_fails}{flags} ({smaller[0]:.1f} to {smaller[1]:.1f} GB{price})")
+
+
+def _waiting(needed: Need, free: int) -> str:
+    """What of a checkpoint is left in the machine's memory, in words."""
+    return f"; {needed.host / 1e9:.1f} GB wait on the host, {free / 1e9:.1f} GB are free" if needed.host else ""
 
 
 def _price_of_streaming(specs: Sequence[ModelSpec], preset: Preset, memory: int) -> str:
@@ -155,22 +160,26 @@ def _price_of_streaming(specs: Sequence[ModelSpec], preset: Preset, memory: int)
     return f", each step passes {moved / 1e9:.1f} GB, {moved / BUS['PCIe 4.0']:.2f} s over PCIe 4.0{faster}"
 
 
-def _needs(settings: Settings, specs: Sequence[ModelSpec], preset: Preset) -> list[int]:
-    """Bytes of a device for each of SIZES."""
+def _needs(settings: Settings, specs: Sequence[ModelSpec], preset: Preset) -> list[Need]:
+    """For each of SIZES."""
     held = None if settings.memory_gb is None else int(settings.memory_gb * 1e9)
-    return [need_together(specs, preset, *size, held).device for size in SIZES]
+    return [need_together(specs, preset, *size, held) for size in SIZES]
 
 
 def _recommended(
-    settings: Settings, specs: Sequence[ModelSpec], memory: int, capability: tuple[int, ...]
+    settings: Settings, specs: Sequence[ModelSpec], memory: int, capability: tuple[int, ...], free: int
 ) -> Preset | None:
-    """The first preset that fits for the largest pictures, else for the usual ones; blocks pass only if none does."""
+    """The first preset that fits for the largest pictures, else for the usual ones; blocks pass only if none does.
+
+    Args: memory: of the device. free: of the machine.
+    """
     possible = [p for p in PRESETS if p.quantization != "fp8" or capability >= FP8_CAPABILITY]
+    needs = {preset: _needs(settings, specs, preset) for preset in possible}
     tries = [
         (preset, size) for is_streamed in (False, True) for size in (1, 0) for preset in possible
-        if preset.is_streamed is is_streamed
+        if preset.is_streamed is is_streamed and needs[preset][size].host <= free
     ]  # fmt: skip
-    return next((preset for preset, size in tries if _needs(settings, specs, preset)[size] <= memory), None)
+    return next((preset for preset, size in tries if needs[preset][size].device <= memory), None)
 
 
 def _fit_host(settings: Settings, specs: Sequence[ModelSpec]) -> list[Finding]:

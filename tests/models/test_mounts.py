@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -43,8 +44,8 @@ def test_what_is_not_to_be_mapped_is_read_with_progress_on_its_way_to_the_device
     tiny: FluxComponents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
     tiny.pipeline().save_pretrained(tmp_path / "tiny")
+    monkeypatch.setattr(part, "mapped", lambda files: pytest.fail("mapped"))  # looking at it reads no weights either
     checkpoint = open_checkpoint(ModelSpec("tiny", str(tmp_path / "tiny"), max_sequence_length=16))
-    monkeypatch.setattr(part, "mapped", lambda files: pytest.fail("mapped"))
     monkeypatch.setattr(loading, "is_remote", lambda file: why == "remote")
     read: list[tuple[str, float]] = []
     device = torch.device("meta")  # any but the host, where nothing is ever mapped
@@ -63,3 +64,20 @@ def test_local_files_are_mapped(tiny: FluxComponents, tmp_path: Path) -> None:
     tiny.pipeline().save_pretrained(tmp_path / "tiny")
     checkpoint = open_checkpoint(ModelSpec("tiny", str(tmp_path / "tiny"), max_sequence_length=16))
     assert PartCache().maps(checkpoint.parts["vae"])
+
+
+def test_modulation_that_stays_on_the_host_is_counted_there(tiny: FluxComponents, tmp_path: Path) -> None:
+    tiny.pipeline().save_pretrained(tmp_path / "tiny")
+    checkpoint = open_checkpoint(ModelSpec("tiny", str(tmp_path / "tiny"), max_sequence_length=16))
+    text, more = (
+        loading._Parts(
+            checkpoint, torch.device("meta"), torch.float32, lambda *at: None, PartCache(), offload, {}
+        ).host_bytes()
+        for offload in ("text", "text+modulation")
+    )
+    modulation = sum(
+        m.linear.weight.nbytes
+        for n, m in tiny.transformer.named_modules()
+        if re.search(r"norm(1|1_context|_out)?$", n) and hasattr(m, "linear")
+    )
+    assert more - text == pytest.approx(modulation, rel=0.01)

@@ -139,7 +139,7 @@ def test_large_steps_are_launched_one_by_one() -> None:
     recorder = Recorder()
     replay = Replay(recorder, print)
     for _ in range(3):
-        replay.run("a", module._MOST_TOKENS + 1, (torch.ones(1),), double)
+        replay.run("a", module.RECORDED_TOKENS + 1, (torch.ones(1),), double)
     assert recorder.recorded == 0
 
 

@@ -19,6 +19,12 @@ SHAPES = Path(__file__).parents[3] / "models" / "shapes" / "flux-shapes"
 DEV = REGISTRY["FLUX.1-dev"]
 
 
+@pytest.fixture(autouse=True)
+def _roomy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the machine that runs the tests has."""
+    monkeypatch.setattr(host_memory, "available", lambda: 64_000_000_000)
+
+
 def card(gib: int, capability: str = "8.9") -> dict[str, Any]:
     return {"name": "A Card", "memory": gib << 30, "capability": capability}
 
@@ -53,11 +59,27 @@ def test_which_flags_fit_a_gpu(offload: str, gib: int, verdict: str, words: str)
     assert "A Card" in fit.detail
 
 
+def test_recordings_are_counted_unless_they_are_turned_off() -> None:
+    with_them, without = (checkup.fits(settings(tuning=tuning), [DEV], [card(141)])[0] for tuning in ("", "replay=off"))
+    assert "40.6 of 151.4 GB" in with_them.detail
+    assert "38.7 of 151.4 GB" in without.detail
+
+
+def test_what_waits_on_the_host_must_fit_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    (fit,) = checkup.fits(settings(offload="text"), [DEV], [card(80)])
+    assert (fit.verdict, "9.8 GB wait on the host, 64.0 GB are free" in fit.detail) == ("ok", True)
+    monkeypatch.setattr(host_memory, "available", lambda: 8_000_000_000)
+    (fit,) = checkup.fits(settings(offload="text"), [DEV], [card(80)])
+    assert (fit.verdict, fit.advice.startswith("no flags (40.6 to")) == ("warning", True)
+    (fit,) = checkup.fits(settings(), [DEV], [card(24)])
+    assert fit.advice == "no setting makes it fit on this machine"
+
+
 def test_models_are_counted_together_and_what_they_share_once() -> None:
     both = [DEV, REGISTRY["FLUX.1-schnell"]]
-    one, two = (checkup._needs(settings(), specs, Preset("none", "none"))[0] for specs in ([DEV], both))
+    one, two = (checkup._needs(settings(), specs, Preset("none", "none"))[0].device for specs in ([DEV], both))
     assert 23.5e9 < two - one < 24.1e9  # another transformer, no second pair of text encoders
-    bounded = checkup._needs(settings(memory_gb=40), both, Preset("none", "none"))[0]
+    bounded = checkup._needs(settings(memory_gb=40), both, Preset("none", "none"))[0].device
     assert one < bounded < two
     (fit,) = checkup.fits(settings(), both, [card(48)])
     assert fit.verdict == "warning"
