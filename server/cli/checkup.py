@@ -133,7 +133,8 @@ def _fit_gpu(settings: Settings, specs: Sequence[ModelSpec], gpu: dict[str, Any]
     needs, free = _needs(settings, specs, now), host_memory.available()
     described = (
         f"{', '.join(spec.name for spec in specs)}: {needs[0].device / 1e9:.1f} of {memory / 1e9:.1f} GB "
-        f"on {gpu['name']} for pictures of {_size(0)}, {needs[1].device / 1e9:.1f} GB for {_size(1)}{_waiting(needs[0], free)}"
+        f"on {gpu['name']} for pictures of {_size(0)}, {needs[1].device / 1e9:.1f} GB for {_size(1)}"
+        f"{_waiting(needs[0], free)}"
     )
     if needs[1].device <= memory and needs[0].host <= free:
         return Finding("fit", "ok", described)

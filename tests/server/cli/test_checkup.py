@@ -99,12 +99,12 @@ def test_a_cpu_is_judged_by_the_memory_that_is_free(monkeypatch: pytest.MonkeyPa
 
 
 def test_every_model_is_judged_by_itself(tmp_path: Path) -> None:
-    without_layer, foreign = tmp_path / "short", tmp_path / "sdxl"
+    without_layer, foreign = tmp_path / "short", tmp_path / "sd3"
     shutil.copytree(SHAPES, without_layer)
     config = json.loads((without_layer / "transformer" / "config.json").read_text())
     (without_layer / "transformer" / "config.json").write_text(json.dumps(config | {"num_layers": 3}))
     foreign.mkdir()
-    (foreign / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline"}))
+    (foreign / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusion3Pipeline"}))
     (tmp_path / "empty").mkdir()
     models = ("flux-shapes", str(without_layer), str(foreign), str(tmp_path / "empty"), "/no/such/model", "a/b c")
     findings = checkup.devices_and_models(settings(models=models, device="cpu"))
@@ -112,7 +112,7 @@ def test_every_model_is_judged_by_itself(tmp_path: Path) -> None:
     assert [verdict for verdict, _ in told] == ["broken", "ok", "broken", "broken", "broken", "warning"]
     for (_, detail), words in zip(
         told,
-        ("there is no folder /no", "flux-shapes", "missing", "XLPipeline", "no model_index.json", "b c"),
+        ("there is no folder /no", "flux-shapes", "missing", "StableDiffusion3Pipeline", "no model_index.json", "b c"),
         strict=True,
     ):
         assert words in detail
