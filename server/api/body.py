@@ -1,4 +1,4 @@
-"""Reading a request's JSON body: strict JSON, bounded in bytes and depth."""
+"""Reading a request's JSON body: strict JSON, bounded in bytes, depth and the number of its values."""
 
 from __future__ import annotations
 
@@ -18,6 +18,13 @@ MAX_BODY_BYTES = 32 * 1024 * 1024
 MAX_DEPTH = 64
 """Nesting that no endpoint needs, but that the JSON writers of every later stage can still follow."""
 
+MAX_VALUES = 10_000
+"""In all lists and objects together. Each may be at fault, and to tell so takes ten microseconds of the loop."""
+
+MAX_MARKS = 200_000
+"""Commas and opening brackets: what a parser would make a value of each. Long texts may hold some, too."""
+
+TOO_MANY = f"more than {MAX_VALUES} values"
 
 _CODINGS = frozenset({"gzip", "deflate", "br", "zstd"})
 
@@ -66,8 +73,12 @@ def parse_object(data: bytes) -> dict[str, Any]:
     """One JSON object from bytes; empty bytes give an empty one. Raises InputError."""
     if not data.strip():
         return {}
+    text = _as_utf8(data)
+    if sum(text.count(mark) for mark in (b",", b"[", b"{")) > MAX_MARKS:
+        # Eight million empty objects would be 32 MiB to read and a thousand to keep.
+        raise _not_json(TOO_MANY)
     try:
-        value = orjson.loads(_as_utf8(data))
+        value = orjson.loads(text)
     except orjson.JSONDecodeError as exc:
         error = _CAUSES.get(exc.msg, exc.msg)
         raise InputError([problem([exc.pos], "JSON decode error", "json_invalid", {"error": error})]) from exc
@@ -87,24 +98,32 @@ def _as_utf8(data: bytes) -> bytes:
 
 
 def checked_object(value: object) -> dict[str, Any]:
-    """The value itself if it is an object that is not nested too deeply. Raises InputError."""
+    """The value itself if it is an object, neither nested too deeply nor of too many values. Raises InputError."""
     if not isinstance(value, dict):
         msg = "Input should be a valid dictionary or object to extract fields from"
         raise InputError([problem([], msg, "model_attributes_type", value=value)])
-    if _is_deeper(value, MAX_DEPTH):
-        error = f"nested deeper than {MAX_DEPTH} levels"
-        raise InputError([problem([], "JSON decode error", "json_invalid", {"error": error})])
+    if (excess := _excess(value)) is not None:
+        raise _not_json(excess)
     return value
 
 
-def _is_deeper(value: object, limit: int) -> bool:
-    """Whether containers nest deeper than `limit`; level by level, so that depth costs no stack."""
+def _excess(value: object) -> str | None:
+    """What there is too much of; level by level, so that depth costs no stack."""
     level: list[object] = [value]
-    for _ in range(limit):
-        level = [item for node in level for item in _items(node) if isinstance(item, dict | list)]
+    number = 0
+    for _ in range(MAX_DEPTH):
+        items = [item for node in level for item in _items(node)]
+        number += len(items)
+        if number > MAX_VALUES:
+            return TOO_MANY
+        level = [item for item in items if isinstance(item, dict | list)]
         if not level:
-            return False
-    return True
+            return None
+    return f"nested deeper than {MAX_DEPTH} levels"
+
+
+def _not_json(error: str) -> InputError:
+    return InputError([problem([], "JSON decode error", "json_invalid", {"error": error})])
 
 
 def _items(node: object) -> Iterable[object]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import msgpack
 
-from server.api.body import checked_object, parse_object
+from server.api.body import MAX_VALUES, checked_object, parse_object
 from server.api.errors import InputError, problem
 
 
@@ -26,8 +27,23 @@ class Message:
 
 def _unpack(data: bytes) -> dict[str, Any]:
     """One msgpack map as plain JSON values; binary becomes a data URI. Raises: InputError."""
+    containers = count(1)
+
+    def bounded(container: Any) -> Any:
+        """An empty one takes a byte to send and sixty to keep."""
+        if next(containers) > MAX_VALUES:
+            raise ValueError
+        return container
+
     try:
-        value = msgpack.unpackb(data, raw=False)
+        value = msgpack.unpackb(
+            data,
+            raw=False,
+            list_hook=bounded,
+            object_hook=bounded,
+            max_array_len=MAX_VALUES,
+            max_map_len=MAX_VALUES,
+        )
     except (ValueError, msgpack.UnpackException, RecursionError) as exc:
         raise InputError([problem([], "The message is not msgpack", "msgpack_invalid")]) from exc
     plain: dict[str, Any] = _plain(checked_object(value))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import tracemalloc
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.api.body import MAX_DEPTH, parse_object
+from server.api.body import MAX_DEPTH, MAX_MARKS, MAX_VALUES, parse_object
 from server.api.errors import InputError
+from server.api.messages import Message
 
 
 def entry(data: bytes) -> dict[str, Any]:
@@ -78,6 +80,40 @@ def test_nesting_is_bounded() -> None:
     assert parse_object(deepest)
     too_deep = b'{"a":' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}"
     assert "deeper" in entry(too_deep)["ctx"]["error"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"loras":[' + b",".join([b'{"path":1}'] * 5001) + b"]}",
+        b"{" + b",".join(b'"%d":0' % number for number in range(MAX_VALUES + 1)) + b"}",
+        b'{"a":[' + b"{}," * MAX_MARKS + b"{}]}",
+        b'{"a":[' + b"[]," * (MAX_VALUES + 1) + b"[]]}",
+    ],
+)
+def test_the_number_of_values_is_bounded(data: bytes) -> None:
+    assert entry(data)["ctx"] == {"error": f"more than {MAX_VALUES} values"}
+
+
+def test_what_is_refused_for_its_many_values_is_not_built_before() -> None:
+    bomb = b'{"a":[' + b"{}," * (1 << 20) + b"{}]}"
+    tracemalloc.start()
+    entry(bomb)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < len(bomb)
+
+
+def test_a_long_text_may_hold_many_commas() -> None:
+    assert parse_object(b'{"prompt": "' + b", [{" * 30_000 + b'"}')
+
+
+@pytest.mark.parametrize("filler", [b"\x80", b"\x90", b"\xc0"])
+def test_the_values_of_a_binary_message_are_bounded(filler: bytes) -> None:
+    """Maps, lists and nothings, a byte each, in lists of ten thousand."""
+    lists = b"\xdc" + (3).to_bytes(2, "big") + (b"\xdc" + (10_000).to_bytes(2, "big") + filler * 10_000) * 3
+    with pytest.raises(InputError):
+        Message(b"\x81\xa1a" + lists, is_binary=True).decode()
 
 
 @given(st.binary(max_size=200))
