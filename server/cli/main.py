@@ -19,7 +19,9 @@ from server.cli import (
     keys,
     mcp,
     models,
+    record,
     release,
+    replay,
     serve,
     webhooks,
     workers,
@@ -39,6 +41,8 @@ app.command()(models.models)
 app.command()(doctor.doctor)
 app.command()(mcp.mcp)
 app.command()(conform.conform)
+app.command()(record.record)
+app.command()(replay.replay)
 app.command()(release.changelog)
 app.command()(release.completion)
 app.add_typer(bench.app, name="bench")

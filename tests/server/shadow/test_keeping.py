@@ -1,0 +1,74 @@
+"""What of a request's JSON is kept, and what never."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from server.shadow.keeping import Keeper
+from server.shadow.recording import Entry, Recording, RecordingError
+from server.shadow.replay import restored
+
+PNG = b"\x89PNG of a sort"
+DATA = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
+
+
+def kept(folder: Path, value: Any) -> Any:
+    """With an internet of one picture."""
+
+    async def fetch(address: str) -> httpx.Response | None:
+        if "picture" not in address:
+            return None
+        return httpx.Response(200, headers={"content-type": "image/png"}, content=PNG)
+
+    return asyncio.run(Keeper(Recording(folder), fetch).kept(value))
+
+
+def test_pictures_become_files_once_and_come_back_as_data(tmp_path: Path) -> None:
+    asked = {"image_url": "https://a.example/picture.png?token=1", "more": [DATA, {"deep": DATA}], "seed": 1}
+    value = kept(tmp_path, asked)
+    (file,) = (tmp_path / "files").iterdir()
+    assert file.read_bytes() == PNG
+    assert value["image_url"] == value["more"][0] == f"recorded:{file.name}"
+    assert restored(value, Recording(tmp_path)) == {"image_url": DATA, "more": [DATA, {"deep": DATA}], "seed": 1}
+
+
+@pytest.mark.parametrize(
+    ("value", "is_kept_as"),
+    [
+        ({"hf_token": "x", "API_KEY": "y", "password": "z"}, {"hf_token": "***", "API_KEY": "***", "password": "***"}),
+        ("https://user:pass@a.example/lora.safetensors?sig=1#f", "https://a.example/lora.safetensors"),
+        ("see https://a.example/?x=1 for more", "see https://a.example/?x=1 for more"),
+        ({"keyboard": "a", "prompt": "a key"}, {"keyboard": "a", "prompt": "a key"}),
+        ("data:image/png;base64,###", "data:"),
+    ],
+)
+def test_what_opens_doors_is_not_kept(tmp_path: Path, value: Any, is_kept_as: Any) -> None:
+    assert kept(tmp_path, value) == is_kept_as
+
+
+def test_entries_come_back_in_the_order_of_their_asking(tmp_path: Path) -> None:
+    recording = Recording(tmp_path / "new")
+    for hour in (2, 1):
+        recording.keep(Entry("a/b", "run", f"2026-01-01T0{hour}:00:00+00:00", 1.0, None, 200, {"n": hour}, {}))
+    assert [entry.input["n"] for entry in recording.entries()] == [1, 2]
+
+
+@pytest.mark.parametrize("line", ["{", json.dumps({"endpoint": "a/b"}), "[]"])
+def test_a_file_that_is_no_recording_is_said_to_be_none(tmp_path: Path, line: str) -> None:
+    (tmp_path / "requests.jsonl").write_text(line)
+    with pytest.raises(RecordingError, match="is no recording"):
+        Recording(tmp_path).entries()
+    with pytest.raises(RecordingError, match="is no recording"):
+        Recording(tmp_path / "nowhere").entries()
+
+
+def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecordingError, match=r"lacks its file passwd"):
+        Recording(tmp_path).file("recorded:../../etc/passwd")
