@@ -30,15 +30,18 @@ def encode(
     image_format: ImageFormat,
     provenance: Provenance | None = None,
     credentials: Credentials | None = None,
+    quality: int | None = None,
 ) -> bytes:
     """A picture file from height x width x 3 bytes, row major RGB; signed, last of all, if there is what to sign with.
 
+    Args: quality: of JPEG and WebP, 1 to 100; None for ours.
     Raises: ValueError if the sizes disagree, CredentialsError.
     """
     target = BytesIO()
     picture = Image.frombytes("RGB", (width, height), pixels)
     metadata = {} if provenance is None else _metadata(image_format, provenance)
-    picture.save(target, image_format.upper(), **_OPTIONS[image_format], **metadata)
+    options = _OPTIONS[image_format] | ({} if quality is None or image_format == "png" else {"quality": quality})
+    picture.save(target, image_format.upper(), **options, **metadata)
     if provenance is None or credentials is None:
         return target.getvalue()
     return sign(target.getvalue(), CONTENT_TYPES[image_format], provenance, credentials)

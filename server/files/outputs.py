@@ -69,13 +69,18 @@ class Outputs:
         await self._encode(bytes(3), 1, 1, "jpeg")
 
     async def encode(
-        self, picture: Picture, image_format: ImageFormat, provenance: Provenance | None = None
+        self,
+        picture: Picture,
+        image_format: ImageFormat,
+        provenance: Provenance | None = None,
+        quality: int | None = None,
     ) -> EncodedPicture:
         """The picture as a file's bytes, marked as made by a machine.
 
+        Args: quality: as in `encode`.
         Raises: ValueError if its pixels do not fit its size. EncoderError.
         """
-        data = await self._encode(picture.pixels, picture.width, picture.height, image_format, provenance)
+        data = await self._encode(picture.pixels, picture.width, picture.height, image_format, provenance, quality)
         return EncodedPicture(data, image_format, picture.seed, picture.width, picture.height, picture.has_nsfw_concept)
 
     async def deliver(
@@ -141,10 +146,17 @@ class Outputs:
         self.pool.close()
 
     async def _encode(
-        self, pixels: bytes, width: int, height: int, image_format: ImageFormat, provenance: Provenance | None = None
+        self,
+        pixels: bytes,
+        width: int,
+        height: int,
+        image_format: ImageFormat,
+        provenance: Provenance | None = None,
+        quality: int | None = None,
     ) -> bytes:
+        about = (image_format, provenance, self._credentials, quality)
         try:
-            data = await self.pool.run(encode, pixels, width, height, image_format, provenance, self._credentials)
+            data = await self.pool.run(encode, pixels, width, height, *about)
         except CredentialsError as exc:
             raise EncoderError(str(exc)) from exc
         except BrokenProcessPool as exc:

@@ -103,7 +103,8 @@ class Completion:
         """Begin to encode a picture while the worker goes on with the next."""
         image_format = run.job.output.get("format", "jpeg")
         provenance = self._provenance(run.job, frame.seed)
-        encoding = self._patiently(run, lambda: self._outputs.encode(frame, image_format, provenance))
+        quality = run.job.output.get("quality")
+        encoding = self._patiently(run, lambda: self._outputs.encode(frame, image_format, provenance, quality))
         run.pictures[frame.index] = asyncio.create_task(encoding)
 
     async def note_begun(self, run: Run) -> None:

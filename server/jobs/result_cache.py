@@ -19,6 +19,8 @@ from server.jobs.store.base import Job, JobStatus, NewJob, Outcome, Store
 
 WITHOUT_EFFECT = ("preview_every",)
 """Parameters that change nothing about the picture."""
+OF_DELIVERY = ("sync_mode", "ttl_s", "access", "retries")
+"""And what of an output changes nothing about its files."""
 
 
 class ResultCache:
@@ -48,7 +50,7 @@ class ResultCache:
 
     def _key(self, new: NewJob) -> bytes:
         params = {name: value for name, value in (new.params or {}).items() if name not in WITHOUT_EFFECT}
-        files = [new.output.get("format"), new.output.get("embed_parameters")]
+        files = {name: value for name, value in new.output.items() if name not in OF_DELIVERY}
         text = orjson.dumps([self._build, new.endpoint, params, files], option=orjson.OPT_SORT_KEYS)
         return hashlib.sha256(text).digest()
 

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import ValidationError
@@ -46,12 +46,17 @@ _NO_USAGE = {
 """Clients for the gpt-image models add this up; here no tokens are sold."""
 
 
+Kind = Literal["image_generation", "image_edit"]
+"""What OpenAI calls the events of a stream after."""
+
+
 @dataclass(frozen=True, slots=True)
 class Wish:
     """One call. Args: asked: as OpenAI's client wrote it. new: the job that answers it."""
 
     asked: ImageRequest
     new: NewJob
+    kind: Kind = "image_generation"
 
 
 def openai_router(jobs: JobService, served: Served) -> APIRouter:
@@ -61,46 +66,41 @@ def openai_router(jobs: JobService, served: Served) -> APIRouter:
     @router.post("/v1/images/generations", responses=RESPONSES, openapi_extra=_openapi_extra())
     async def generate(request: Request) -> Response:
         """Draw now and answer as OpenAI does, whole or in events."""
-        target: Target = request.scope["target"]
-        wish = await _wish(served, request)
-        if wish.asked.stream:
-            return EventResponse(_events(jobs, wish, target.files))
-        outcome = await while_connected(request.receive, jobs.run(wish.new))
-        return json_response(_answer(wish.asked, _images(outcome, target.files, jobs.sign)))
+        try:
+            asked = ImageRequest.model_validate(await read_object(request))
+        except ValidationError as exc:
+            raise input_error(exc) from exc
+        return await draw(jobs, request, wish(served, request, asked, asked.endpoints, asked.as_fal()))
 
     return router
 
 
-async def _wish(served: Served, request: Request) -> Wish:
-    """What is asked, understood. Raises: WireError."""
-    try:
-        asked = ImageRequest.model_validate(await read_object(request))
-    except ValidationError as exc:
-        raise input_error(exc) from exc
-    endpoint = _endpoint(asked.endpoints, served)
+def wish(
+    served: Served,
+    request: Request,
+    asked: ImageRequest,
+    models: Candidates,
+    body: dict[str, Any],
+    kind: Kind = "image_generation",
+) -> Wish:
+    """The job for a call. Args: body: as an input of one of fal's endpoints. Raises: WireError."""
     caller: Caller = request.scope["caller"]
     tags = read_tags(request.headers.get("x-fal-tags"))
     options = RequestOptions(caller.tenant, key_id=caller.key, tags=tags)
-    new = new_job(endpoint, str(uuid.uuid4()), asked.as_fal(), options, served, is_ephemeral=True)
+    new = new_job(_endpoint(models, served), str(uuid.uuid4()), body, options, served, is_ephemeral=True)
     params = dict(new.params or {})
     if asked.stream and asked.partial_images:
         params["preview_every"] = max(1, math.ceil(params["num_inference_steps"] / (asked.partial_images + 1)))
-    return Wish(asked, replace(new, params=params, output=new.output | {"format": asked.file_format}))
+    return Wish(asked, replace(new, params=params, output=new.output | asked.delivery), kind)
 
 
-async def draw(
-    jobs: JobService, served: Served, request: Request, models: Candidates, body: dict[str, Any]
-) -> dict[str, Any]:
-    """Run an input of one of fal's endpoints on this connection; OpenAI's answer. Raises: WireError, StoreError."""
+async def draw(jobs: JobService, request: Request, wish: Wish) -> Response:
+    """Draw on this connection; OpenAI's answer, whole or in events. Raises: WireError, StoreError."""
     target: Target = request.scope["target"]
-    caller: Caller = request.scope["caller"]
-    endpoint = _endpoint(models, served)
-    tags = read_tags(request.headers.get("x-fal-tags"))
-    options = RequestOptions(caller.tenant, key_id=caller.key, tags=tags)
-    new = new_job(endpoint, str(uuid.uuid4()), body, options, served, is_ephemeral=True)
-    outcome = await while_connected(request.receive, jobs.run(new))
-    images = _images(outcome, target.files, jobs.sign)
-    return {"created": int(time.time()), "data": [_entry(image) for image in images]}
+    if wish.asked.stream:
+        return EventResponse(_events(jobs, wish, target.files))
+    outcome = await while_connected(request.receive, jobs.run(wish.new))
+    return json_response(_answer(wish.asked, _images(outcome, target.files, jobs.sign)))
 
 
 def _endpoint(models: Candidates, served: Served) -> Endpoint:
@@ -158,11 +158,11 @@ async def _events(jobs: JobService, wish: Wish, origin: str) -> AsyncGenerator[b
     try:
         async with aclosing(_partial_images(jobs, wish, end)) as partial_images:
             async for shown in partial_images:
-                yield _event("partial_image", shown | {"partial_image_index": sent})
+                yield _event(wish.kind, "partial_image", shown | {"partial_image_index": sent})
                 sent += 1
         for image in _images(await end, origin, jobs.sign):
             about = _entry(image) | {"created_at": int(time.time())} | _about(wish.asked, image)
-            yield _event("completed", about | {"usage": _NO_USAGE})
+            yield _event(wish.kind, "completed", about | {"usage": _NO_USAGE})
             sent += 1
     except WireError as exc:
         if not sent:
@@ -189,8 +189,8 @@ async def _partial_images(
             yield _entry(image) | {"created_at": int(time.time())} | about
 
 
-def _event(kind: str, about: dict[str, Any]) -> bytes:
-    name = f"image_generation.{kind}"
+def _event(kind: Kind, what: str, about: dict[str, Any]) -> bytes:
+    name = f"{kind}.{what}"
     return f"event: {name}\n".encode() + event(ascii_json({"type": name} | about))
 
 

@@ -22,10 +22,9 @@ from server.api.validation import input_error
 from server.files.decoding import PictureError, Pixels
 from server.files.inputs import Inputs
 from server.http.errors import WireError
-from server.http.responses import json_response
 from server.jobs.service import JobService
 from server.jobs.store.base import StoreError
-from server.routes.openai import RESPONSES, draw, error_answer
+from server.routes.openai import RESPONSES, draw, error_answer, wish
 
 MAX_FIELDS = 100
 
@@ -50,13 +49,14 @@ def openai_pictures_router(jobs: JobService, served: Served, inputs: Inputs) -> 
 async def _answer(jobs: JobService, served: Served, inputs: Inputs, request: Request, is_variation: bool) -> Response:
     try:
         fields, files = await _read_form(request)
-        wish = _wish(fields)
+        asked = _asked(fields)
         urls = [_data_uri(data) for data in files.get("image", [])]
         if not urls:
             raise InputError([problem(["image"], "Field required", "missing")])
         mask = await _as_fal_mask(inputs, files["mask"][0]) if "mask" in files else None
-        endpoints = wish.endpoints_for(len(urls), mask is not None, is_variation)
-        return json_response(await draw(jobs, served, request, endpoints, wish.with_pictures(urls, mask)))
+        endpoints = asked.endpoints_for(len(urls), mask is not None, is_variation)
+        edit = wish(served, request, asked, endpoints, asked.with_pictures(urls, mask), kind="image_edit")
+        return await draw(jobs, request, edit)
     except (WireError, StoreError) as exc:
         return error_answer(to_wire(exc))
 
@@ -86,7 +86,7 @@ async def _read_form(request: Request) -> tuple[dict[str, str], dict[str, list[b
     return fields, files
 
 
-def _wish(fields: dict[str, str]) -> PictureRequest:
+def _asked(fields: dict[str, str]) -> PictureRequest:
     try:
         return PictureRequest.model_validate(fields)
     except ValidationError as exc:

@@ -39,9 +39,11 @@ class ImageRequest(BaseModel):
     )
     output_format: Literal["png", "jpeg", "webp"] | None = Field(None, description="png if not given.")
     output_compression: Annotated[int, Field(ge=0, le=100), NotBoolean] | None = Field(
-        None, description="Accepted; pictures keep their quality."
+        None, description="Quality of JPEG and WebP; 100, or nothing, is this server's own. PNG loses nothing."
     )
-    background: Literal["auto", "opaque", "transparent"] | None = None
+    background: Literal["auto", "opaque", "transparent"] | None = Field(
+        None, description="Pictures are opaque: transparent is refused."
+    )
     moderation: str | None = Field(None, description="Accepted; the server's own safety checker decides.")
     quality: str | None = Field(None, description="Accepted; the model's own number of steps is drawn.")
     stream: bool = Field(False, description="Events instead of one answer, the last with the picture.")
@@ -62,11 +64,20 @@ class ImageRequest(BaseModel):
             raise PydanticCustomError("size", "Input should be auto or WIDTHxHEIGHT, such as 1024x1024")
         return value
 
+    @field_validator("output_compression")
+    @classmethod
+    def _can_be_compressed(cls, value: int | None, info: Any) -> int | None:
+        """As at OpenAI, which refuses it for PNG, too."""
+        if value not in (None, 100) and info.data.get("output_format") in (None, "png"):
+            raise PydanticCustomError(
+                "output_compression", "PNG loses nothing: ask for output_format jpeg or webp, or leave this out"
+            )
+        return value
+
     @field_validator("background")
     @classmethod
-    def _can_be_drawn(cls, value: str | None, info: Any) -> str | None:
-        """Transparency is meant where the format that is asked for has it; elsewhere OpenAI ignores it, too."""
-        if value == "transparent" and info.data.get("output_format") in ("png", "webp"):
+    def _can_be_drawn(cls, value: str | None) -> str | None:
+        if value == "transparent":
             raise PydanticCustomError("background", "This server draws opaque pictures only: leave background out")
         return value
 
@@ -74,6 +85,13 @@ class ImageRequest(BaseModel):
     def file_format(self) -> Literal["png", "jpeg", "webp"]:
         """PNG by default, as OpenAI has it."""
         return self.output_format or "png"
+
+    @property
+    def delivery(self) -> dict[str, Any]:
+        """How the files are made. OpenAI's quality goes down to 0, where encoders begin at 1."""
+        is_own = self.output_compression in (None, 100) or self.file_format == "png"
+        quality = {} if is_own else {"quality": max(1, self.output_compression or 0)}
+        return {"format": self.file_format, **quality}
 
     @property
     def endpoints(self) -> Candidates:

@@ -135,7 +135,8 @@ class NewJob:
         endpoint: full endpoint id (`fal-ai/flux/dev`).
         input: the JSON object as it arrived.
         params: `GenerationParams.to_dict()`, seed decided; None when `outcome` is given.
-        output: how to deliver: `format` (jpeg, png, webp), `sync_mode`, and what the endpoint's answer needs;
+        output: how to deliver: `format` (jpeg, png, webp), its `quality` if not ours, `sync_mode`, and what the
+            endpoint's answer needs;
             `needs_inputs` if pictures or adapters must be fetched, or its prompt written out, first.
         priority: 0 normal, 1 low.
         start_within_s: fail with a timeout if it has not started by then.

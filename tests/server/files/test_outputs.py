@@ -22,7 +22,7 @@ from PIL import Image
 from pipelines.protocol.frames import Picture, Preview
 from server.api.wire import absolute, result_body
 from server.files import picture_pool
-from server.files.encoding import ImageFormat
+from server.files.encoding import CONTENT_TYPES, ImageFormat, encode
 from server.files.objects import Objects
 from server.files.outputs import EncoderError, Outputs, preview_image
 from server.files.picture_pool import PicturePool
@@ -76,6 +76,15 @@ def test_every_format_holds_the_picture(
         assert (opened.format, opened.size) == (image_format.upper(), (WIDTH, HEIGHT))
         difference = np.abs(np.asarray(opened.convert("RGB")).astype(int) - gradient())
     assert difference.max() <= worst
+
+
+def test_a_lower_quality_makes_smaller_files_where_it_means_something() -> None:
+    pixels = bytes((x * 7 + y * 13 + c * 50) % 256 for y in range(64) for x in range(64) for c in range(3))
+    sizes = {kind: [len(encode(pixels, 64, 64, kind, quality=q)) for q in (20, 80, None)] for kind in CONTENT_TYPES}
+    for kind in ("jpeg", "webp"):
+        assert sizes[kind] == sorted(set(sizes[kind]))
+    assert len(set(sizes["png"])) == 1
+    assert len(encode(pixels, 64, 64, "jpeg", quality=1)) < sizes["jpeg"][0]
 
 
 def test_sync_mode_answers_a_data_uri_and_stores_nothing(outputs: Outputs, objects: Objects, tmp_path: Path) -> None:

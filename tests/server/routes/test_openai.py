@@ -102,6 +102,25 @@ def test_png_unless_another_format_is_asked_for(
     answer.result()
 
 
+@pytest.mark.parametrize(
+    ("asked", "quality"),
+    [
+        ({"output_format": "jpeg", "output_compression": 40}, 40),
+        ({"output_format": "webp", "output_compression": 0}, 1),
+        ({"output_format": "jpeg", "output_compression": 100}, None),
+        ({"output_format": "jpeg"}, None),
+        ({"output_compression": 100}, None),
+    ],
+)
+def test_output_compression_is_the_quality_of_what_can_lose(
+    api: Api, pool: ThreadPoolExecutor, asked: dict[str, Any], quality: int | None
+) -> None:
+    job, answer = begun(api, pool, **asked)
+    assert job.output.get("quality") == quality
+    api.node.finish(job)
+    assert answer.result().status_code == 200
+
+
 def events_of(answer: httpx.Response) -> list[tuple[str, dict[str, Any]]]:
     """Name and data of each event."""
     found = re.findall(r"event: (\S+)\ndata: (.*)\n\n", answer.text)
@@ -200,7 +219,10 @@ def test_endpoints_by_aspect_ratio_take_the_size_as_one(api: Api, pool: ThreadPo
         ({"prompt": None}, 400, "prompt", "string_type"),
         ({"model": "stable-diffusion"}, 404, None, "model_not_found"),
         ({"background": "transparent", "output_format": "png"}, 400, "background", "background"),
+        ({"background": "transparent"}, 400, "background", "background"),
         ({"output_compression": 101}, 400, "output_compression", "less_than_equal"),
+        ({"output_compression": 50}, 400, "output_compression", "output_compression"),
+        ({"output_compression": 50, "output_format": "png"}, 400, "output_compression", "output_compression"),
         ({"partial_images": 4}, 400, "partial_images", "less_than_equal"),
         ({"model": "fal-ai/flux/dev/stream"}, 404, None, "model_not_found"),
     ],

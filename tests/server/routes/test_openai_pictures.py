@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from models.registry import REGISTRY
-from server.jobs.store.base import Job, JobStatus
+from server.jobs.store.base import Job, JobStatus, Outcome
 from tests.server.api_server import Api, eventually
 from tests.server.files.test_decoding import packed, quarters
 
@@ -77,6 +77,33 @@ def test_the_transparent_part_of_a_mask_is_drawn_anew(everything: Api, pool: Thr
     assert (shades[:, :16].min(), shades[:, 16:].max()) == (255, 0)
     everything.node.finish(job)
     assert answer.result().status_code == 200
+
+
+def test_an_edit_streams_previews_and_its_end(everything: Api, pool: ThreadPoolExecutor) -> None:
+    fields = {"prompt": "make it green", "stream": "true", "partial_images": "1", "output_format": "webp"}
+    job, answer = begun(everything, pool, "edits", [picture()], **fields)
+    assert (job.output["format"], (job.params or {})["preview_every"]) == ("webp", 14)
+    everything.node.step(job, 14, preview=True)
+    eventually(lambda: everything.node.live.progress(job.id))
+    image = {"url": "data:image/webp;base64,cGl4ZWxz", "width": 64, "height": 64}
+    everything.node.finish(job, Outcome(JobStatus.COMPLETED, 200, {"images": [image]}))
+    names = [line[7:] for line in answer.result().text.splitlines() if line.startswith("event: ")]
+    assert names[-1] == "image_edit.completed"
+    assert set(names) <= {"image_edit.partial_image", "image_edit.completed"}
+    assert '"b64_json":"cGl4ZWxz"' in answer.result().text
+
+
+def test_an_edit_for_callers_of_the_new_models_is_inline_and_described(
+    everything: Api, pool: ThreadPoolExecutor
+) -> None:
+    fields = {"prompt": "make it green", "model": "gpt-image-1", "output_format": "jpeg", "output_compression": "60"}
+    job, answer = begun(everything, pool, "edits", [picture()], **fields)
+    assert (job.output["sync_mode"], job.output["format"], job.output["quality"]) == (True, "jpeg", 60)
+    image = {"url": "data:image/jpeg;base64,cGl4ZWxz", "width": 64, "height": 32}
+    everything.node.finish(job, Outcome(JobStatus.COMPLETED, 200, {"images": [image]}))
+    body = answer.result().json()
+    assert body["data"] == [{"b64_json": "cGl4ZWxz"}]
+    assert (body["size"], body["output_format"], body["usage"]["total_tokens"]) == ("64x32", "jpeg", 0)
 
 
 def test_a_variation_needs_no_prompt(everything: Api, pool: ThreadPoolExecutor) -> None:
