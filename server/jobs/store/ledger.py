@@ -50,7 +50,10 @@ def usage(execute: Execute, question: UsageQuestion, limit: int, offset: int) ->
         query = f"SELECT day, {what}, {', '.join(_COUNTS)} FROM usage {where} ORDER BY day, {what}"
     else:
         sums = ", ".join(f"sum({column})" for column in _COUNTS)
-        query = f"SELECT NULL, {what}, {sums} FROM usage {where} GROUP BY {what} ORDER BY {what}"
+        # Not by the key, which begins with the day: every line would be read before the first sum is known.
+        query = (
+            f"SELECT NULL, {what}, {sums} FROM usage INDEXED BY usage_in_order {where} GROUP BY {what} ORDER BY {what}"
+        )
     return [Usage(*row) for row in execute(f"{query} LIMIT ? OFFSET ?", (*where.values, limit, offset))]
 
 
