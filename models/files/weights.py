@@ -9,9 +9,9 @@ from pathlib import Path
 from models.errors import LoadError
 
 _SHA256 = re.compile("[0-9a-f]{64}")
-_STEMS = ("diffusion_pytorch_model", "model")
+STEMS = ("diffusion_pytorch_model", "model")
 """How diffusers and transformers call the weights of a part."""
-_PREFERRED = ("bf16", "fp32", "fp16")
+PREFERRED = ("bf16", "fp32", "fp16")
 """Of several variants without a plain file, the one that loses least in the dtype of most devices comes first."""
 
 
@@ -26,7 +26,7 @@ def weight_files(part: Path) -> tuple[Path, ...]:
     single = _first(part, ("safetensors",))
     if single is not None:
         return (single,)
-    for variant in (*_PREFERRED, *_other_variants(part)):
+    for variant in (*PREFERRED, *_other_variants(part)):
         index = _first(part, (f"safetensors.index.{variant}.json", f"{variant}.safetensors.index.json"))
         if index is not None:
             return _shards(index)
@@ -50,14 +50,14 @@ def identity(file: Path) -> tuple[object, ...]:
 
 def _first(part: Path, endings: tuple[str, ...]) -> Path | None:
     """A link that leads nowhere is found, too: it is what the part names."""
-    candidates = (part / f"{stem}.{ending}" for stem in _STEMS for ending in endings)
+    candidates = (part / f"{stem}.{ending}" for stem in STEMS for ending in endings)
     return next((file for file in candidates if file.exists() or file.is_symlink()), None)
 
 
 def _other_variants(part: Path) -> list[str]:
     """`ema` of `model.ema.safetensors`."""
-    names = (file.name.split(".") for stem in _STEMS for file in sorted(part.glob(f"{stem}.*.safetensors")))
-    return [words[1] for words in names if len(words) == 3 and words[1] not in _PREFERRED and "-of-" not in words[1]]
+    names = (file.name.split(".") for stem in STEMS for file in sorted(part.glob(f"{stem}.*.safetensors")))
+    return [words[1] for words in names if len(words) == 3 and words[1] not in PREFERRED and "-of-" not in words[1]]
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
@@ -85,7 +85,7 @@ def _what_instead(part: Path) -> str:
         return "; a GGUF file is given by itself, as --transformer FILE"
     others = [name for name in names if name.endswith(".safetensors")]
     if others:
-        wanted = " or ".join(f"{stem}.safetensors" for stem in _STEMS)
+        wanted = " or ".join(f"{stem}.safetensors" for stem in STEMS)
         return f" under the name {wanted}, only {_listed(others)}"
     return "; fetch the checkpoint again"
 

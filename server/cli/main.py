@@ -19,6 +19,7 @@ from server.cli import (
     keys,
     mcp,
     models,
+    pull,
     record,
     release,
     replay,
@@ -38,6 +39,7 @@ app.command()(generate.generate)
 app.command()(env.env)
 app.command()(certs.certs)
 app.command()(models.models)
+app.command()(pull.pull)
 app.command()(doctor.doctor)
 app.command()(mcp.mcp)
 app.command()(conform.conform)

@@ -206,7 +206,7 @@ def test_a_repository_is_taken_from_the_local_cache_offline(cached: Path) -> Non
 
 
 def test_a_repository_that_is_not_cached_offline_says_how_to_get_it(cached: Path) -> None:
-    with pytest.raises(LoadError, match="hf download owner/other"):
+    with pytest.raises(LoadError, match="fluxserve pull owner/other"):
         locate(replace(TINY, source="owner/other"))
 
 

@@ -290,8 +290,8 @@ TABLE: dict[str, tuple[Callable[[Path], None], str]] = {
     "code of its own": (own_code, "the part tokenizer brings code of its own, which is never run"),
     "FLUX.2": (lambda f: values(f / "model_index.json", _class_name="Flux2Pipeline"), "a checkpoint for Flux2Pipeline"),
     "SDXL": (
-        lambda f: values(f / "model_index.json", _class_name="StableDiffusionXLPipeline"),
-        "for StableDiffusionXLPipeline, another architecture",
+        lambda f: values(f / "model_index.json", _class_name="StableDiffusion3Pipeline"),
+        "for StableDiffusion3Pipeline, another architecture",
     ),
     "Chroma": (lambda f: values(f / "model_index.json", _class_name="ChromaPipeline"), "for ChromaPipeline"),
     "a pipeline of its own": (

@@ -1,0 +1,135 @@
+"""`fluxserve pull` as a process of its own against a hub on this machine: broken connections, damage, closed doors."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.serving import COMMAND, ROOT
+from tests.models.hub import COMMIT, Hub
+from tests.models.sdxl.folders import save_sdxl
+
+REPO = "owner/tiny-sdxl"
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with more in it than serving reads."""
+    folder = save_sdxl(tmp_path_factory.mktemp("hub") / "tiny-sdxl")
+    for name in (
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "sd_xl_base_1.0.safetensors",
+        "vae_1_0/model.safetensors",
+    ):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"a second copy")
+    (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"a pickle")
+    (folder / "README.md").write_text("a card")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with one part, larger than the pieces in which it is fetched."""
+    folder = tmp_path_factory.mktemp("hub") / "large"
+    (folder / "unet").mkdir(parents=True)
+    (folder / "model_index.json").write_text(json.dumps({"unet": ["diffusers", "UNet2DConditionModel"]}))
+    (folder / "unet" / "config.json").write_text("{}")
+    (folder / UNET).write_bytes(os.urandom(25_000_000))
+    return folder
+
+
+@pytest.fixture
+def hub(published: Path) -> Iterator[Hub]:
+    serving = Hub(published, REPO)
+    yield serving
+    serving.close()
+
+
+def run(home: Path, hub: Hub | None, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    given = {"HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": ""} | environment
+    given |= {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"} if hub else {"HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [*COMMAND, "pull", *arguments], cwd=ROOT, env=os.environ | given, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_only_what_serving_reads_comes_and_serves_without_a_network(hub: Hub, tmp_path: Path) -> None:
+    done = run(tmp_path, hub, REPO, "--json")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)["models"]
+    folder = Path(row["folder"])
+    assert folder.name == COMMIT
+    texts = {f"{part}/model.safetensors" for part in ("text_encoder", "text_encoder_2")}
+    weights = {name for name, _ in hub.downloads if not name.endswith((".json", ".txt", ".jinja"))}
+    assert weights == {UNET, "vae/diffusion_pytorch_model.safetensors"} | texts
+    assert (folder / UNET).read_bytes() == (hub.folder / UNET).read_bytes()
+    opened = subprocess.run(
+        [sys.executable, "-m", "models.examine", REPO],
+        cwd=ROOT,
+        env=os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert json.loads(opened.stdout.splitlines()[-1]) == {"model": REPO, "error": None}
+
+
+@pytest.fixture
+def large_hub(large: Path) -> Iterator[Hub]:
+    serving = Hub(large, REPO)
+    yield serving
+    serving.close()
+
+
+def test_what_arrives_with_another_checksum_is_deleted_and_fetched_again(large_hub: Hub, tmp_path: Path) -> None:
+    hub = large_hub
+    hub.damaged.add(UNET)
+    done = run(tmp_path, hub, REPO)
+    assert done.returncode == 1
+    assert f"{UNET} arrived with another checksum" in done.stderr
+    assert "Traceback" not in done.stderr
+    hub.damaged.clear()
+    again = run(tmp_path, hub, REPO)
+    assert again.returncode == 0, again.stderr
+    assert "is here" in again.stdout
+    assert [name for name, _ in hub.downloads].count(UNET) == 2
+    assert [name for name, _ in hub.downloads].count("unet/config.json") == 1
+
+
+def test_a_gated_repository_says_where_to_click_and_a_broken_connection_goes_on(large_hub: Hub, tmp_path: Path) -> None:
+    hub = large_hub
+    hub.needs_token = "mine"
+    refused = run(tmp_path, hub, REPO)
+    assert refused.returncode == 1
+    assert f"accept its licence at {hub.url}/{REPO}" in refused.stderr
+    hub.cuts.add(UNET)
+    assert run(tmp_path, hub, REPO, HF_TOKEN="mine").returncode == 0
+    first, second = (asked for name, asked in hub.downloads if name == UNET)
+    assert first is None
+    assert second is not None
+    assert int(second.removeprefix("bytes=").rstrip("-")) > 10_000_000
+
+
+def test_a_folder_that_was_fetched_elsewhere_stands_for_the_hub(published: Path, tmp_path: Path) -> None:
+    done = run(tmp_path, None, REPO, "--from", str(published))
+    assert done.returncode == 0, done.stderr
+    snapshots = tmp_path / "hub" / "models--owner--tiny-sdxl" / "snapshots"
+    (folder,) = snapshots.iterdir()
+    assert (folder / UNET).read_bytes() == (published / UNET).read_bytes()
+    assert not (folder / "sd_xl_base_1.0.safetensors").exists()
+
+
+def test_without_a_network_or_a_name_it_says_so(tmp_path: Path) -> None:
+    offline = run(tmp_path, None, REPO)
+    assert (offline.returncode, offline.stderr.count("\n")) == (1, 1)
+    assert "run `fluxserve pull" in offline.stderr
+    assert run(tmp_path, None, "no-such-model").returncode == 2
+    assert run(tmp_path, None, "flux-shapes").stdout == "flux-shapes needs no fetching\n"
