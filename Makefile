@@ -31,7 +31,8 @@ $(VENV)/browser/.installed: tests/browser.txt $(VENV)/.dev
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $(@D) -r $<
 	@touch $@
 
-chaos: $(VENV)/.dev ## 1,000 requests over HTTP while workers, nodes and encoders are killed at random; takes minutes
+chaos: $(VENV)/.dev ## 1,000 requests over HTTP while workers, nodes and encoders are killed, at named points and at random
+	$(BIN)/python -m benchmarks.fault_points
 	$(BIN)/python -m benchmarks.chaos $(ARGS)
 
 MINUTES ?= 60

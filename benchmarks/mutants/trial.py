@@ -99,7 +99,7 @@ class Checkout:
         """In the child: forget our own modules, which the parent has from another folder, and hand over to pytest."""
         code = 1
         try:
-            os.setsid()
+            os.setpgrp()
             os.chdir(self.folder)
             os.environ |= {"PYTHONPATH": str(self.folder), "OMP_NUM_THREADS": "1"}
             os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -208,6 +208,29 @@ def test_the_limit_of_the_queue_counts_what_the_same_commit_lets_in(store: Sqlit
     assert store.counts()[JobStatus.QUEUED] == 3
 
 
+@pytest.mark.parametrize("limits", [{"max_queued": 1}, {"max_own": 1}])
+def test_the_limit_of_the_queue_counts_what_the_same_commit_lets_go(store: SqliteStore, limits: dict[str, int]) -> None:
+    waiting = store.enqueue(new_job())
+    submit = [partial(store.enqueue, new_job(), **limits) for _ in range(2)]
+    ends = together(store, partial(store.request_cancel, waiting.id), *submit)
+    assert [isinstance(end, QueueFullError) for end in ends] == [False, False, True]
+
+
+@pytest.mark.parametrize("damage", [b"no database at all" * 100, b""])
+def test_a_file_that_cannot_be_opened_is_not_kept_locked(path: Path, damage: bytes) -> None:
+    SqliteStore(path).close()
+    if damage:
+        path.write_bytes(damage)
+    else:
+        connection = apsw.Connection(str(path))
+        connection.execute("PRAGMA user_version = 99")
+        connection.close()
+    with pytest.raises(StoreError):
+        SqliteStore(path)
+    path.unlink()
+    SqliteStore(path).close()
+
+
 def test_a_budget_counts_what_the_same_commit_lets_in_and_gives_back(store: SqliteStore) -> None:
     params = {"model": "flux-shapes", "width": 1024, "height": 1024, "num_images": 1}
 
@@ -294,10 +317,11 @@ def test_promises_wait_for_the_disk_and_claims_do_not(store: SqliteStore, monkey
     full, normal = 2, 1
     store.enqueue(new_job())
     (job,) = store.claim("w1", 1, LEASE_S)
+    store.note_begun(job.id, "w1", job.epoch)
     store.renew("w1", LEASE_S)
     store.request_cancel(job.id)
     store.finish(job.id, "w1", job.epoch, DONE)
-    assert levels == [full, normal, normal, full, full]
+    assert levels == [full, normal, normal, normal, full, full]
 
 
 def test_a_claim_beside_a_promise_is_as_durable_as_the_promise(store: SqliteStore) -> None:
