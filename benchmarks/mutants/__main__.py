@@ -48,10 +48,12 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "server/jobs/dispatcher.py": ("tests/server/jobs/test_dispatcher.py",),
     "server/jobs/receivers.py": ("tests/server/jobs/test_webhooks.py",),
     "server/jobs/webhooks.py": ("tests/server/jobs/test_webhooks.py",),
-    "server/jobs/limits.py": ("tests/server/jobs/test_limits.py", KEYS[0]),
+    "server/jobs/limits.py": ("tests/server/jobs/test_limits.py", "tests/server/jobs/test_budgets.py", KEYS[0]),
     "server/jobs/room.py": ("tests/server/jobs/test_room.py",),
     "server/files/objects.py": (
         "tests/server/files/test_objects.py",
+        "tests/server/files/test_addresses.py",
+        "tests/server/files/test_inputs.py",
         "tests/server/jobs/test_room.py",
         "tests/benchmarks/test_power_cuts.py",
     ),

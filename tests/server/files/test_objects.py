@@ -10,6 +10,7 @@ import sys
 from io import BytesIO
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -163,6 +164,33 @@ def test_a_full_disk_is_an_os_error_and_leaves_nothing(objects: Objects, monkeyp
     with pytest.raises(OSError, match="No space left"):
         objects.put(b"x" * 100, "image/png", "png")
     assert files(objects) == []
+
+
+def test_a_refused_write_is_told_to_whoever_watches_the_disk(objects: Objects, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(objects_module, "_write_whole", refuse)
+    with pytest.raises(OSError, match="No space"):
+        objects.put(b"x", "image/png", "png")
+    assert objects.disk.problem is not None
+
+
+def test_a_promised_key_can_be_filled_again(objects: Objects) -> None:
+    """As when an upload was cut off after its description was written."""
+    key = objects.put(b"first", "text/plain", "png")
+    assert objects.put(b"second", "image/png", "png", key=key) == key
+    path, found = objects.path(key), objects.stat(key)
+    assert path is not None
+    assert found is not None
+    assert (path.read_bytes(), found.content_type) == (b"second", "image/png")
+
+
+def test_storing_files_leaves_no_descriptor_open(objects: Objects) -> None:
+    before = psutil.Process().num_fds()
+    for _ in range(5):
+        objects.put(b"x", "image/png", "png")
+    assert psutil.Process().num_fds() <= before
 
 
 def test_kill_9_leaves_whole_files_and_sweepable_rests(tmp_path: Path, clock: Clock) -> None:

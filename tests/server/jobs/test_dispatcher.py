@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pipelines.protocol.frames import Failed, Finished, Picture
+from pipelines.protocol.frames import Failed, Finished, Heartbeat, Picture
 from pipelines.protocol.params import GenerationParams
 from server.jobs.store.base import CancelOutcome, Job, JobStatus, StoreError
 from server.node import Node
@@ -438,6 +438,24 @@ def test_low_priority_yields(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     jobs = asyncio.run(main())
     assert max(job.started_at or 0 for job in jobs[5:]) <= min(job.started_at or 0 for job in jobs[:5]) + 0.05
+
+
+def test_a_heartbeat_counts_what_was_sent_before_it(folder: Path, gates: Path) -> None:
+    """Else a worker would be taken for fuller with every request it was ever given."""
+
+    async def main() -> float:
+        async with running(folder) as node:
+            (worker,) = node.workers
+            held = submit(node, "wait gate")
+            await until(lambda: node.live.progress(held) is not None)
+            node.dispatcher.on_frame(worker, Heartbeat(0, 1, 0, 500.0))
+            worker.heartbeat = Heartbeat(0, 1, 0, 500.0)
+            predicted = node.dispatcher._predicted_load_ms(worker)
+            (gates / "gate").touch()
+            await ended(node, held)
+            return predicted
+
+    assert asyncio.run(main()) == 500.0
 
 
 def test_two_workers_share_what_waits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

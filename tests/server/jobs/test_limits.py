@@ -42,7 +42,7 @@ def test_who_keeps_all_it_may_submits_no_more() -> None:
     assert allowance.room("ann") == 1
     stored["ann"] = 130
     assert allowance.room("ann") == 0
-    with pytest.raises(StorageFullError, match="100"):
+    with pytest.raises(StorageFullError, match=r"as many bytes as it may \(100\)"):
         allowance.count_submit("ann")
 
 
