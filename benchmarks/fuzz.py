@@ -130,7 +130,7 @@ def fuzz(inputs: int, seed: int, folder: Path, schema_share: float = BY_SCHEMA) 
         before = process.memory_info().rss
         if by_schema:
             send_by_schema(served, by_schema, seen)
-        asyncio.run(send_broken(served, inputs - by_schema, seed, seen))
+        asyncio.run(send_broken(served, inputs - sum(seen.statuses.values()), seed, seen))
         growth_mb = (process.memory_info().rss - before) / 2**20
         if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
             seen.faults.append("the server died")
