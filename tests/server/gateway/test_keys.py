@@ -109,6 +109,16 @@ def test_a_revoked_key_is_refused_at_the_next_look_and_for_good(tmp_path: Path) 
     assert Ring(tmp_path, key).admits(key) is None, "not even if the settings name it"
 
 
+def test_a_revoked_key_is_refused_at_once_where_the_server_is_told(tmp_path: Path) -> None:
+    ring = Ring(tmp_path)
+    key, issued = ring.file.issue()
+    ring.later()
+    assert ring.admits(key) is not None
+    ring.file.revoke(issued.id)
+    ring.ring.refresh()
+    assert ring.admits(key) is None
+
+
 def test_a_server_that_asks_for_keys_never_opens_while_it_runs(tmp_path: Path) -> None:
     ring = Ring(tmp_path)
     assert ring.ring.is_open
