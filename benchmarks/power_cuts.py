@@ -18,6 +18,7 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -140,11 +141,13 @@ def _results(store: SqliteStore) -> list[tuple[str, dict[str, Any]]]:
 def cut_often(cuts: int, seed: int, folder: Path) -> dict[str, Any]:
     """The report on so many cuts."""
     total = Counter(cuts=0, promises=0, results=0, lost=0, corrupt=0, missing=0, torn=0)
-    for number in range(seed, seed + cuts):
-        place = folder / f"{number}"
-        place.mkdir()
-        total.update(cut_once(place, number))
-        shutil.rmtree(place)
+    # An interrupt ends the cutting, not the report.
+    with suppress(KeyboardInterrupt):
+        for number in range(seed, seed + cuts):
+            place = folder / f"{number}"
+            place.mkdir()
+            total.update(cut_once(place, number))
+            shutil.rmtree(place)
     return {"benchmark": "power_cuts", "seed": seed} | dict(total)
 
 

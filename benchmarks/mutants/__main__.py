@@ -126,13 +126,13 @@ class Trials:
 
     def _killer(self, file: str, usual: dict[str, float]) -> str | None:
         patience_s = PATIENCE_S + 2 * sum(usual.values())
-        for _ in range(2):
+        verdict = self._checkout.test(TARGETS[file], patience_s, usual)
+        by = verdict.failed
+        is_late = by in usual and verdict.took.get(by, 0.0) > LATE_S + 2 * usual[by]
+        # It may be the machine that is late; a mutant is so twice.
+        if by is not None and is_late and self._checkout.test([by], patience_s).passed:
             verdict = self._checkout.test(TARGETS[file], patience_s, usual)
-            by = "time" if verdict.timed_out else verdict.failed
-            if by is None or verdict.took.get(by, 0.0) < LATE_S + 2 * usual.get(by, 0.0):
-                break
-            # It may be the machine that is late; a mutant is so twice.
-        return by
+        return "time" if verdict.timed_out else verdict.failed
 
     def _as_it_is(self, tests: str) -> dict[str, float]:
         """The seconds of each test of a file. Raises SystemExit if they fail as they are."""

@@ -223,8 +223,11 @@ def test_no_more_than_so_many_peers_and_keys_are_remembered(monkeypatch: pytest.
     tries = Guesses(lambda: 100.0)
     for _ in range(WRONG_KEYS):
         tries.note_wrong("guesser")
-    for number in range(3):
+    for number in range(2):
         tries.note_wrong(f"other-{number}")
+    with pytest.raises(PlainError):
+        tries.note_right("guesser", "found")
+    tries.note_wrong("other-2")
     tries.note_right("guesser", "found")  # three others came since: it is forgotten
     for number in range(3):
         tries.note_right(f"other-{number}", "key")
