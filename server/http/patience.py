@@ -1,9 +1,10 @@
 """Limits for callers that begin a request and do not go on, or do not read the answer: such connections would stay open
-for ever."""
+for ever. And for how many there are: the store, pictures and workers need descriptors, too."""
 
 from __future__ import annotations
 
 import asyncio
+import resource
 from typing import Any
 
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -19,6 +20,8 @@ BODY_S = 30.0
 """How long nothing may come of a body that is not complete."""
 UNREAD_S = 60.0
 """How long a caller may take nothing of an answer that waits for it."""
+KEPT_FREE = 256
+"""Descriptors that no connection gets; of few, a quarter."""
 
 
 class _Flow(FlowControl):
@@ -59,7 +62,11 @@ class PatientHttp(UpgradesIgnored):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.flow = self._our_flow = _Flow(transport, self.loop)
-        self._look_later(HEAD_S)
+        if _is_one_too_many(transport):
+            transport.write(STATUS_LINE[503] + b"retry-after: 5\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+            transport.close()
+        else:
+            self._look_later(HEAD_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.stop_watching()
@@ -150,3 +157,11 @@ class PatientHttp(UpgradesIgnored):
         if self._is_in_head and self._head_bytes and (self.cycle is None or self.cycle.response_complete):
             self.transport.write(STATUS_LINE[status] + b"content-length: 0\r\nconnection: close\r\n\r\n")
         self.transport.close()
+
+
+def _is_one_too_many(transport: asyncio.Transport) -> bool:
+    """Told by its number: the system gives the lowest that is free."""
+    sock, most = transport.get_extra_info("socket"), resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if sock is None or most == resource.RLIM_INFINITY:
+        return False
+    return bool(sock.fileno() >= most - min(KEPT_FREE, most // 4))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import resource
 import socket
 import threading
 import time
@@ -188,3 +190,26 @@ def test_an_answer_that_is_read_slowly_arrives(port: int) -> None:
             length += len(piece)
             time.sleep(0.05)
         assert length > LARGE
+
+
+def is_served(port: int) -> bool:
+    with connected(port) as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        return rest(sock).endswith(b"0")
+
+
+def test_connections_leave_descriptors_for_everything_else(port: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, ((len(os.listdir("/proc/self/fd")) + 20) * 4 // 3, hard))
+    try:
+        with contextlib.ExitStack() as stack:
+            for _ in range(20):  # a descriptor at each end
+                sock = stack.enter_context(connected(port))
+                sock.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+                if sock.recv(1 << 16).startswith(b"HTTP/1.1 503 "):
+                    break
+            else:
+                pytest.fail("all were taken")
+        eventually(lambda: is_served(port))  # there is room again
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
