@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -80,27 +79,6 @@ def thumbnail(row: Endpoint) -> str:
     return f'<svg xmlns="http://www.w3.org/2000/svg" {sizes}><rect width="640" height="180" fill="#234"/>{text}</svg>'
 
 
-def for_language_models(row: Endpoint, origin: str) -> str:
-    """llms.txt of one endpoint: how to call it and its fields, as Markdown."""
-    schema = row.schema.model_json_schema()
-    required = set(schema.get("required", ()))
-    fields = "\n".join(_field(name, about, name in required) for name, about in schema["properties"].items())
-    return (
-        f"# {row.id}\n\n> {row.summary}\n\n- **Endpoint**: `{origin}/run/{row.id}`\n"
-        f"- **Queue**: `{origin}/queue/{row.id}`\n"
-        f"- **Category**: {row.category}\n- **Price**: see `/v1/models/pricing`\n\n## Input\n\n{fields}\n\n"
-        "## Output\n\n- **`images`** (`list`): `url`, `content_type`, `width`, `height` of each\n"
-        "- **`seed`** (`integer`)\n- **`has_nsfw_concepts`** (`list<boolean>`)\n- **`prompt`** (`string`)\n"
-        "- **`timings`** (`object`)\n"
-    )
-
-
-def index_for_language_models(rows: Iterable[Endpoint], origin: str) -> str:
-    """llms.txt of the server: every endpoint with the address of its own."""
-    lines = (f"- [{row.id}]({origin}/models/{row.id}/llms.txt): {row.summary}" for row in rows)
-    return "# fluxserve\n\n> fal's model API for FLUX, on this machine.\n\n## Endpoints\n\n" + "\n".join(lines) + "\n"
-
-
 def hub_model(repo: str) -> dict[str, Any] | None:
     """The hub's answer about which provider serves a repository; None for one that nothing here draws with."""
     endpoint = HUB_MODELS.get(repo)
@@ -109,15 +87,6 @@ def hub_model(repo: str) -> dict[str, Any] | None:
     task = "text-to-image" if ENDPOINTS[endpoint].category == "text-to-image" else "image-to-image"
     mapping = {"status": "live", "providerId": endpoint, "task": task}
     return {"_id": repo, "id": repo, "inferenceProviderMapping": {"fal-ai": mapping}}
-
-
-def _field(name: str, about: Mapping[str, Any], is_required: bool) -> str:
-    kind = (
-        about.get("type") or " or ".join(str(way.get("type", "object")) for way in about.get("anyOf", ())) or "object"
-    )
-    default = f", default `{json.dumps(about['default'])}`" if "default" in about else ""
-    need = "required" if is_required else "optional"
-    return f"- **`{name}`** (`{kind}`, {need}{default}): {about.get('description', '')}".rstrip(": ")
 
 
 def _quantity(asked: object) -> float:

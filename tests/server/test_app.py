@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import sys
@@ -220,15 +221,29 @@ def test_nothing_costs_anything(api: Api) -> None:
     assert api.http.get("/v1/models/requests/by-endpoint").json()["items"] == []
 
 
-def test_language_models_read_of_every_endpoint(locked: Api) -> None:
+def test_language_models_read_of_every_endpoint_that_is_answered(locked: Api) -> None:
     index = locked.http.get("/llms.txt")
     assert index.headers["content-type"].startswith("text/markdown")
-    for endpoint in ENDPOINTS:
-        assert f"/models/{endpoint}/llms.txt" in index.text
+    assert "/models/fal-ai/flux/dev/llms.txt" in index.text
+    assert "Authorization: Key YOUR_KEY" in index.text
+    assert "fal-ai/flux-kontext/dev/llms.txt" not in index.text, "no checkpoint here answers it"
     one = locked.http.get("/models/fal-ai/flux/dev/llms.txt").text
-    assert "**`prompt`** (`string`, required)" in one
-    assert "num_inference_steps" in one
+    fields = [line for line in one.splitlines() if line.startswith("- **`")]
+    assert fields[0].startswith("- **`prompt`** (`string`, required)")
+    (steps,) = (line for line in fields if "num_inference_steps" in line)
+    assert "at least 1; at most 50" in steps
+    (size,) = (line for line in fields if "image_size" in line)
+    assert '`"portrait_4_3"`' in size
+    assert "an object of `width`, `height`" in size
     assert locked.http.get("/models/a/b/llms.txt").status_code == 404
+
+
+def test_the_example_of_every_endpoint_is_an_input_of_it(api: Api) -> None:
+    for endpoint in ENDPOINTS.values():
+        text = api.http.get(f"/models/{endpoint.id}/llms.txt").text
+        (line,) = (line for line in text.splitlines() if line.startswith("curl "))
+        assert "Authorization" not in line, "this server is open"
+        endpoint.schema.model_validate(json.loads(line.partition(" -d '")[2].removesuffix("'")))
 
 
 def test_the_hubs_question_about_a_repository(locked: Api) -> None:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import PlainTextResponse
 from starlette.responses import Response
 
-from server.api import catalogue, platform
+from server.api import catalogue, llms, platform
 from server.api.served import Served
 from server.gateway.keys import KeyRing
 from server.http.errors import PlainError, WireError
@@ -60,16 +60,17 @@ def platform_router(served: Served, version: str, keys: KeyRing) -> APIRouter:
         return catalogue.openai_entry(row)
 
     @router.get("/llms.txt", response_class=PlainTextResponse)
-    async def llms(request: Request) -> Response:
-        """Every endpoint, for language models."""
-        text = platform.index_for_language_models(catalogue.all_endpoints(), request.scope["target"].origin)
+    async def llms_of_all(request: Request) -> Response:
+        """How this server is called, and every endpoint that it answers, for language models."""
+        rows = [row for row in catalogue.all_endpoints() if served.answers(row.variants)]
+        text = llms.index(rows, request.scope["target"].origin, keys.is_open)
         return Response(text, media_type=MARKDOWN)
 
     @router.get("/models/{endpoint_id:path}/llms.txt", response_class=PlainTextResponse)
     async def llms_of_one(endpoint_id: str, request: Request) -> Response:
         """One endpoint, for language models."""
         (row,) = platform.find_all([endpoint_id])
-        return Response(platform.for_language_models(row, request.scope["target"].origin), media_type=MARKDOWN)
+        return Response(llms.page(row, request.scope["target"].origin, keys.is_open), media_type=MARKDOWN)
 
     @router.get("/models/{endpoint_id:path}/thumbnail.svg")
     async def thumbnail(endpoint_id: str) -> Response:
