@@ -220,8 +220,7 @@ class Ours:
         self._runner = runner
         self._accelerator = accelerator
         self._same_size = same_size
-        # First come first served: waiting outweighs any work.
-        fifo = SchedulerConfig(budget_ms=1e9, max_rows=MAX_KEYED, ageing=1e6)
+        fifo = SchedulerConfig(budget_ms=1e9, max_rows=MAX_KEYED, limit=0.0)
         self.config = EngineConfig(scheduler=fifo if same_size else SchedulerConfig())
 
     def run(self, source: Source) -> Outcome:

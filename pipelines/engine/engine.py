@@ -161,12 +161,13 @@ class Engine:
             (new requests) passes False and looks again soon.
         Raises: whatever broke the device for good; every other error ends requests, not the engine.
         """
-        for request in self.scheduler.expired(self._clock()):
+        now = self._clock()
+        for request in self.scheduler.expired(now):
             self._fail(request, "deadline", "the request did not start in time")
         self._settle(may_wait=False)  # before a picture is delivered, its last step is reported
         for end in self._decodes.poll():
             self._deliver(end)
-        rows = [] if self._decodes.is_behind else self._admit(self.scheduler.plan(), wait)
+        rows = [] if self._decodes.is_behind else self._admit(self.scheduler.plan(now), wait)
         if rows:
             self._denoise(rows)
         self._settle(may_wait=wait and not rows)

@@ -59,6 +59,7 @@ class Request:
         conditioning: the family's own, from its admission; None until then.
         num_steps: of each of its pictures.
         work_ms: predicted work when it arrived; never changed, so that requests keep their order.
+        due_ms: when it should be done, on the engine's clock; the scheduler's.
     """
 
     job_id: str
@@ -73,6 +74,7 @@ class Request:
     alike: Hashable = None
     pictures: tuple[InputPicture, ...] = ()
     work_ms: float = 0.0
+    due_ms: float = 0.0
     is_admitted: bool = False
     is_gone: bool = False
     admission: Launched[Admission] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,30 +27,36 @@ class SchedulerConfig:
             picture may exceed it.
         max_rows: pictures in a step.
         max_resident: requests that may hold tensors at once; the rest wait as plain values.
-        ageing: milliseconds of remaining work that one millisecond of waiting outweighs.
-        low_priority_ms: work that a low-priority request counts as longer.
-        switch_ms: work that requests of another group (model) count as longer than those of the running one: what
+        limit: how long a request may take, in times of its own work alone; 0 serves first come, first served.
+        growth: by how much a limit grows that cannot be kept any more.
+        patience: times of its own work beyond which a limit never grows.
+        low_priority_ms: how much later a low-priority request is due.
+        switch_ms: how much later requests of another group (model) count as due than those of the running one: what
             it costs to load that model where memory does not hold both.
     """
 
     budget_ms: float = 250.0
     max_rows: int = 32
     max_resident: int = 64
-    ageing: float = 0.1
+    limit: float = 3.0
+    growth: float = 1.2
+    patience: float = 40.0
     low_priority_ms: float = 60_000.0
     switch_ms: float = 0.0
 
 
 Entry = tuple[float, int, int, Row]
-"""(rank, arrival number, index, row): the order in which rows are served."""
+"""(due, arrival number, index, row): the order in which rows are served."""
 
 
 class Scheduler:
-    """Shortest remaining request first, with ageing; a row joins a step where that lowers the mean wait.
+    """Earliest due first; a row joins a step where that lowers the mean wait.
 
-    A request's rank is `remaining_ms + ageing * arrival_ms`, plus a constant for low priority. It only falls, so a
-    request is never overtaken by one that arrives later than `(remaining_ms + low_priority_ms + switch_ms) / ageing`
-    after it: that is the fairness bound. The first row in rank order always runs, whatever it costs.
+    A request is due `limit` times its work after it arrived, so the short overtake the long while the long can spare
+    it. One that cannot be on time any more would only make others late, too: its limit grows until it can be kept
+    again, but never beyond `patience` times its work. So a request is never overtaken by one that arrives later than
+    `patience * work_ms + low_priority_ms + switch_ms` after it: that is the fairness bound. The first row in order
+    always runs, whatever it costs.
     """
 
     def __init__(self, config: SchedulerConfig, cost: CostModel) -> None:
@@ -86,6 +93,7 @@ class Scheduler:
         """Take a request; its rows may be in the next plan."""
         step_ms = self.cost.fixed_ms + self.cost.row_ms(request.tokens)
         request.work_ms = step_ms * request.total_steps
+        request.due_ms = self._due(request)
         self._arrivals += 1
         self._numbers[request] = self._arrivals
         for row in request.rows:
@@ -118,14 +126,15 @@ class Scheduler:
                 late.append(request)
         return late
 
-    def plan(self) -> tuple[Row, ...]:
+    def plan(self, now: float) -> tuple[Row, ...]:
         """The rows of the next step, all of one group and alike; empty when nothing is left to do.
 
-        The same tuple comes back until something happens that could change it.
+        The same tuple comes back until something happens that could change it. Args: now: seconds, as arrivals are.
         """
         if self._is_stale or self._plan_age >= _REPLAN_STEPS:
             for row in self._plan:
                 insort(self._order, self._entry(row))
+            self._postpone(now * 1e3)
             self._plan = self._pick()
             self._is_stale, self._plan_age = False, 0
         return self._plan
@@ -173,11 +182,38 @@ class Scheduler:
             self._resident -= 1
 
     def _entry(self, row: Row) -> Entry:
-        request = row.request
-        rank = request.remaining_ms + self.config.ageing * 1e3 * request.arrival
-        if request.priority:
-            rank += self.config.low_priority_ms
-        return (rank, self._numbers[request], row.index, row)
+        return (row.request.due_ms, self._numbers[row.request], row.index, row)
+
+    def _due(self, request: Request) -> float:
+        """When it should be done: by its limit, or early enough to have started in time."""
+        due = 1e3 * request.arrival + self.config.limit * request.work_ms
+        if request.start_by is not None:
+            due = min(due, 1e3 * request.start_by + request.work_ms)
+        return due + self.config.low_priority_ms if request.priority else due
+
+    def _postpone(self, now_ms: float) -> None:
+        """Whoever is first but cannot be on time gets a limit that can be kept, and the place that goes with it."""
+        while self._order:
+            request = self._order[0][3].request
+            due = self._next_due(request, now_ms)
+            if due <= request.due_ms:
+                return
+            request.due_ms = due
+            rows = []
+            while self._order and self._order[0][3].request is request:
+                rows.append(self._order.pop(0)[3])
+            for row in rows:
+                insort(self._order, self._entry(row))
+
+    def _next_due(self, request: Request, now_ms: float) -> float:
+        """The first moment of its growing limits at which it could be done; the last one if there is none."""
+        arrival_ms, config = 1e3 * request.arrival, self.config
+        allowed, needed = request.due_ms - arrival_ms, now_ms + request.remaining_ms - arrival_ms
+        most = config.patience * request.work_ms + (config.low_priority_ms if request.priority else 0.0)
+        if needed <= allowed or allowed <= 0.0:
+            return request.due_ms
+        grown = allowed * config.growth ** math.ceil(math.log(needed / allowed, config.growth))
+        return arrival_ms + max(allowed, min(grown, most))
 
     def _pick(self) -> tuple[Row, ...]:
         """Take rows from the head of the order while they fit and pay."""
@@ -214,7 +250,7 @@ class Scheduler:
         return tuple(picked)
 
     def _choose_group(self) -> str | None:
-        """The group of the first row, unless the running group's first is behind it by less than a switch costs."""
+        """The group of the first row, unless the running group's first is due after it by less than a switch costs."""
         is_full = self._resident >= self.config.max_resident
         first: Entry | None = None
         for entry in self._order:

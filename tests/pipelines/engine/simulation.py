@@ -63,7 +63,7 @@ class Simulation:
         while self._next or self._live:
             self._take_arrivals()
             self._expire()
-            plan = self.scheduler.plan()
+            plan = self.scheduler.plan(self.now_ms / 1e3)
             if not plan:
                 assert not self._live, "work is left but nothing runs"
                 if self._next:
@@ -148,7 +148,7 @@ class Simulation:
         oldest = next(iter(self._live))
         if oldest.is_admitted:
             return
-        bound = (oldest.work_ms + self.config.low_priority_ms) / self.config.ageing
+        bound = self.config.patience * oldest.work_ms + self.config.low_priority_ms
         first = plan[0].request
         overtaken = (first.arrival - oldest.arrival) * 1e3
         assert overtaken <= bound, f"a request was overtaken by one that came {overtaken:.0f} ms later"

@@ -32,8 +32,8 @@ def make_scheduler(**config: float) -> Scheduler:
     return Scheduler(SchedulerConfig(**config), CostModel((2.0, 20.0, 4.0)))  # type: ignore[arg-type]
 
 
-def run_step(scheduler: Scheduler) -> tuple[Row, ...]:
-    plan = scheduler.plan()
+def run_step(scheduler: Scheduler, now: float = 0.0) -> tuple[Row, ...]:
+    plan = scheduler.plan(now)
     for row in plan:
         scheduler.admit(row.request)
     scheduler.advance(plan)
@@ -46,10 +46,10 @@ def requests_of(plan: tuple[Row, ...]) -> list[Request]:
 
 def test_an_idle_scheduler_starts_a_request_at_once() -> None:
     scheduler = make_scheduler()
-    assert scheduler.plan() == ()
+    assert scheduler.plan(0.0) == ()
     request = make_request()
     scheduler.add(request)
-    assert requests_of(scheduler.plan()) == [request]
+    assert requests_of(scheduler.plan(0.0)) == [request]
 
 
 def test_a_short_request_does_not_wait_for_a_long_one() -> None:
@@ -63,12 +63,46 @@ def test_a_short_request_does_not_wait_for_a_long_one() -> None:
     assert requests_of(run_step(scheduler)) == [long]
 
 
-def test_a_long_wait_outweighs_a_short_request() -> None:
-    scheduler = make_scheduler(budget_ms=30, ageing=0.1)
+def test_a_long_request_is_overtaken_only_while_it_can_spare_the_time() -> None:
+    scheduler = make_scheduler(budget_ms=30, limit=3.0)
+    long, short = make_request(steps=50), make_request(steps=4, arrival=3.5)
+    for late in (make_request(steps=4, arrival=3.8), short, long):
+        scheduler.add(late)
+    assert requests_of(run_step(scheduler, 2.5)) == [short]  # due at 3.8 s, the long one at 3.9
+
+
+def test_who_cannot_be_on_time_lets_those_pass_who_can() -> None:
+    scheduler = make_scheduler(budget_ms=30, limit=3.0)
+    lost, kept = make_request(steps=50), make_request(steps=26, arrival=2.0)
+    scheduler.add(lost)
+    scheduler.add(kept)
+    assert requests_of(scheduler.plan(2.5)) == [lost]  # due at 3.9 s and 1.3 s of work; the other at 4.03
+    scheduler.add(make_request(steps=50, arrival=2.7))
+    assert requests_of(scheduler.plan(2.7)) == [kept]
+
+
+def test_nobody_waits_for_requests_that_came_much_later() -> None:
+    scheduler = make_scheduler(budget_ms=30, limit=3.0, patience=40.0)
     long = make_request(steps=50)
     scheduler.add(long)
-    scheduler.add(make_request(steps=4, arrival=100.0))
-    assert requests_of(scheduler.plan()) == [long]
+    scheduler.add(make_request(steps=4, arrival=52.0))
+    assert requests_of(scheduler.plan(52.0)) == [long]
+
+
+def test_a_start_deadline_is_a_limit_too() -> None:
+    scheduler = make_scheduler(budget_ms=30)
+    short, pressed = make_request(steps=4), make_request(steps=50, start_by=-1.1)
+    scheduler.add(short)
+    scheduler.add(pressed)
+    assert requests_of(scheduler.plan(-2.0)) == [pressed]
+
+
+def test_without_a_limit_the_first_come_is_the_first_served() -> None:
+    scheduler = make_scheduler(budget_ms=30, limit=0.0)
+    long = make_request(steps=50)
+    scheduler.add(long)
+    scheduler.add(make_request(steps=1, arrival=0.1))
+    assert requests_of(scheduler.plan(9.0)) == [long]
 
 
 def test_low_priority_waits_for_normal_even_if_shorter() -> None:
@@ -76,14 +110,14 @@ def test_low_priority_waits_for_normal_even_if_shorter() -> None:
     low, normal = make_request(steps=1, priority=1), make_request(steps=50, arrival=1.0)
     scheduler.add(low)
     scheduler.add(normal)
-    assert requests_of(scheduler.plan()) == [normal]
+    assert requests_of(scheduler.plan(0.0)) == [normal]
 
 
 def test_small_pictures_share_a_step_and_the_budget_holds() -> None:
     scheduler = make_scheduler(budget_ms=50)
     for _ in range(20):
         scheduler.add(make_request(tokens=200, steps=4))
-    plan = scheduler.plan()
+    plan = scheduler.plan(0.0)
     assert len(plan) > 3
     assert scheduler.cost.predict(row.request.tokens for row in plan) <= 50
 
@@ -93,25 +127,25 @@ def test_large_pictures_do_not_share_when_it_only_delays_the_first() -> None:
     first, second = make_request(tokens=4000), make_request(tokens=4000, steps=50, arrival=0.1)
     scheduler.add(first)
     scheduler.add(second)
-    assert requests_of(scheduler.plan()) == [first]
+    assert requests_of(scheduler.plan(0.0)) == [first]
 
 
 def test_a_picture_over_the_budget_runs_alone() -> None:
     scheduler = make_scheduler(budget_ms=1)
     request = make_request(tokens=100_000)
     scheduler.add(request)
-    assert requests_of(scheduler.plan()) == [request]
+    assert requests_of(scheduler.plan(0.0)) == [request]
 
 
 def test_models_never_share_a_step() -> None:
     scheduler = make_scheduler()
     scheduler.add(make_request(tokens=10, group="a"))
     scheduler.add(make_request(tokens=10, group="b"))
-    assert len({request.group for request in requests_of(scheduler.plan())}) == 1
+    assert len({request.group for request in requests_of(scheduler.plan(0.0))}) == 1
 
 
 def test_the_running_model_goes_on_until_a_switch_pays() -> None:
-    scheduler = make_scheduler(budget_ms=30, switch_ms=500.0, ageing=0.1)
+    scheduler = make_scheduler(budget_ms=30, switch_ms=700.0)
     running, short = make_request(steps=10, group="a"), make_request(steps=1, group="b", arrival=0.1)
     scheduler.add(running)
     run_step(scheduler)
@@ -148,7 +182,7 @@ def test_out_of_memory_halves_the_step_and_is_remembered() -> None:
     scheduler = make_scheduler()
     for _ in range(8):
         scheduler.add(make_request(tokens=100, steps=50))
-    plan = scheduler.plan()
+    plan = scheduler.plan(0.0)
     assert len(plan) == 4
     scheduler.out_of_memory(plan)
     for _ in range(10):
@@ -159,12 +193,12 @@ def test_the_memory_limit_recovers_after_many_clean_steps() -> None:
     scheduler = make_scheduler()
     for _ in range(8):
         scheduler.add(make_request(tokens=100, steps=2000))
-    scheduler.out_of_memory(scheduler.plan())
+    scheduler.out_of_memory(scheduler.plan(0.0))
     for _ in range(1000):
         assert len(run_step(scheduler)) == 2
     for _ in range(500):
         run_step(scheduler)
-    assert len(scheduler.plan()) == 3
+    assert len(scheduler.plan(0.0)) == 3
 
 
 def test_a_start_deadline_ends_only_what_has_not_started() -> None:
@@ -186,7 +220,7 @@ def test_a_removed_request_is_not_in_the_next_plan() -> None:
     assert len(run_step(scheduler)) == 2
     scheduler.remove(gone)
     scheduler.remove(gone)
-    assert requests_of(scheduler.plan()) == [stays]
+    assert requests_of(scheduler.plan(0.0)) == [stays]
     assert scheduler.running == 1
 
 
@@ -194,9 +228,9 @@ def test_the_plan_is_the_same_object_until_something_happens() -> None:
     scheduler = make_scheduler()
     scheduler.add(make_request(steps=10))
     first = run_step(scheduler)
-    assert first is scheduler.plan()
+    assert first is scheduler.plan(0.0)
     scheduler.add(make_request(tokens=10))
-    assert scheduler.plan() != first
+    assert scheduler.plan(0.0) != first
 
 
 def test_load_counts_remaining_steps() -> None:
@@ -237,7 +271,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.live)
     @rule(only=st.integers(1, 6))
     def step(self, only: int) -> None:
-        plan = self.scheduler.plan()[:only]
+        plan = self.scheduler.plan(self.now)[:only]
         assert plan, "work is left but nothing runs"
         before = [row.steps_left for row in plan]
         for row in plan:
@@ -247,16 +281,16 @@ class Machine(RuleBasedStateMachine):
         assert all(row.steps_left == 0 for row in through)
         self.live = [request for request in self.live if request.steps_left]
 
-    @precondition(lambda self: len(self.scheduler.plan()) > 1)
+    @precondition(lambda self: len(self.scheduler.plan(self.now)) > 1)
     @rule()
     def fail(self) -> None:
-        self.scheduler.out_of_memory(self.scheduler.plan())
+        self.scheduler.out_of_memory(self.scheduler.plan(self.now))
 
     @invariant()
     def every_live_row_is_known_and_no_other(self) -> None:
         assert self.scheduler.requests == len(self.live)
         assert self.scheduler.running == sum(request.is_admitted for request in self.live) <= 5
-        plan = self.scheduler.plan()
+        plan = self.scheduler.plan(self.now)
         assert bool(plan) == bool(self.live)
         assert len({id(row) for row in plan}) == len(plan)
         assert all(row.request in self.live and row.steps_left > 0 for row in plan)

@@ -184,7 +184,7 @@ def test_a_cache_goes_with_the_last_step(components: FluxComponents) -> None:
     watched = watch(components)
     engine = make_engine(watched.runner)
     submit(engine, "a", high())
-    (row,) = engine.scheduler.plan()
+    (row,) = engine.scheduler.plan(0.0)
 
     def look(step: int) -> None:
         cache = state_of(row).cache
@@ -201,7 +201,7 @@ def test_a_cache_goes_with_the_last_step(components: FluxComponents) -> None:
 def test_a_cancelled_request_gives_its_cache_back(components: FluxComponents) -> None:
     engine = make_engine(watch(components).runner)
     submit(engine, "a", high())
-    (row,) = engine.scheduler.plan()
+    (row,) = engine.scheduler.plan(0.0)
     engine.step()
     engine.step()
     assert state_of(row).cache is not None
