@@ -33,7 +33,8 @@ from diffusers.models.attention_dispatch import attention_backend
 
 from benchmarks.common import emit, environment
 from benchmarks.copies import set_aside, with_own_weights
-from benchmarks.engine import WINDOW_S, Job, Ours, Source, Stock
+from benchmarks.engine.load import Job
+from benchmarks.engine.systems import WINDOW_S, Ours, Source, Stock
 from models.accelerator import Accelerator, open_accelerator, pick_dtype
 from models.arguments import resolve
 from models.components import FluxComponents

@@ -7,7 +7,9 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
-from benchmarks.engine import Job, Ours, Source, Stock, overhead
+from benchmarks.engine.load import Job
+from benchmarks.engine.overhead import overhead
+from benchmarks.engine.systems import Ours, Source, Stock
 from benchmarks.gpu_report.parts import Figures
 from benchmarks.gpu_report.steps import measured
 from benchmarks.gpu_report.subject import Subject

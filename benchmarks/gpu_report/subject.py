@@ -9,7 +9,8 @@ from pathlib import Path
 from time import time_ns
 from typing import Any
 
-from benchmarks.engine import Job, Ours, Source
+from benchmarks.engine.load import Job
+from benchmarks.engine.systems import Ours, Source
 from benchmarks.gpu_report.power import Power
 from models.accelerator import Accelerator, open_accelerator
 from models.arguments import resolve

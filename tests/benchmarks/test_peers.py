@@ -10,7 +10,7 @@ import torch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
 from benchmarks import peers
-from benchmarks.engine import Ours, Stock
+from benchmarks.engine.systems import Ours, Stock
 from models.accelerator import open_accelerator
 from models.loading import load
 from models.registry import TINY
