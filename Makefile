@@ -8,7 +8,7 @@ JS := tests/acceptance/js tests/compatibility/js
 NPM := $(shell command -v npm 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-browser test-slow chaos soak test-gpu compatibility lint lint-docker format check dist dev bench counts bench-load fuzz sbom audit lock clean
+.PHONY: help serve test test-browser test-slow chaos soak test-gpu compatibility lint lint-docker format check dist docs dev bench counts bench-load fuzz sbom audit lock clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -65,6 +65,15 @@ dist: $(VENV)/.runtime ## a source archive and a wheel with the embedded models,
 	$(BIN)/python -m hatchling build -d dist
 	@ls -l dist | awk 'NR > 1 { printf "%s %.1f MB\n", $$NF, $$5 / 1e6 }'
 
+# In a folder of its own, as the browser's driver: nothing that is served needs it.
+docs: $(VENV)/docs/.installed ## the documentation as a site that opens from a folder, in site/
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=$(VENV)/docs $(BIN)/python -m mkdocs --quiet build --strict --clean -f deploy/site/mkdocs.yml -d $(CURDIR)/site
+	@echo "open site/index.html"
+$(VENV)/docs/.installed: deploy/site/requirements.txt $(VENV)/.dev
+	@rm -rf $(@D)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $(@D) -r $<
+	@touch $@
+
 dev: $(VENV)/.dev js clients ## everything needed to work on the code
 	@echo "ready: make test, make lint, make serve"
 
@@ -87,7 +96,7 @@ audit: $(VENV)/.dev ## installed packages are the locked ones, unchanged, and no
 	$(BIN)/python .ci/audit.py
 
 clean: ## remove what make made, except data/
-	rm -rf $(VENV) $(VENV)-hadolint dist $(JS:%=%/node_modules) .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-hadolint dist site $(JS:%=%/node_modules) .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis
 
 $(VENV)-hadolint/bin/hadolint:
 	$(PYTHON) -m venv $(VENV)-hadolint

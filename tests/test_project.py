@@ -130,6 +130,16 @@ def test_compose_starts_the_images_with_a_key_and_nothing_they_do_not_need() -> 
         assert fields <= set(Settings.model_fields)
 
 
+def test_every_page_of_the_documentation_has_its_place_in_the_site() -> None:
+    nav = yaml.safe_load((ROOT / "deploy" / "site" / "mkdocs.yml").read_text())["nav"]
+    placed = [page for part in nav for pages in part.values() for page in pages]
+    assert len(placed) == len(set(placed))
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} <= set(placed)
+    made = {"index.md", "reference/fields.md", "reference/commands.md", "decisions/index.md"}
+    for page in set(placed) - made:
+        assert (ROOT / page.removeprefix("source/") if page.startswith("source/") else ROOT / "docs" / page).is_file()
+
+
 def script(name: str) -> ModuleType:
     """A script of CI as a module."""
     sys.path.insert(0, str(ROOT / ".ci"))

@@ -24,7 +24,7 @@ def docs_page(rows: Iterable[Endpoint], origin: str) -> str:
     index = "".join(
         f'<li><a href="#{escape(row.id)}">{escape(row.id)}</a> {escape(row.summary)}</li>' for row in listed
     )
-    sections = "".join(_section(row) for row in listed)
+    sections = "".join(section(row) for row in listed)
     example = escape(
         f"curl {origin}/run/fal-ai/flux-pro -H 'Content-Type: application/json' \\\n"
         '  -d \'{"prompt": "a red circle on a blue background"}\''
@@ -39,7 +39,8 @@ def docs_page(rows: Iterable[Endpoint], origin: str) -> str:
     )
 
 
-def _section(row: Endpoint) -> str:
+def section(row: Endpoint) -> str:
+    """One endpoint's heading and the table of its fields, as HTML."""
     schema = row.schema.model_json_schema()
     required = schema.get("required", [])
     fields = "".join(_field(name, field, name in required) for name, field in schema["properties"].items())
