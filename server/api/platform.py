@@ -32,6 +32,30 @@ def page_of(rows: Sequence[Row], limit: int, cursor: int | None) -> tuple[Sequen
     return rows[start:end], str(end) if end < len(rows) else None
 
 
+def site_list(rows: Sequence[Endpoint], page: int, size: int, origin: str) -> dict[str, Any]:
+    """A page, counted from 1, of the list that fal's site answers to programs which look for an endpoint."""
+    shown = rows[(page - 1) * size : page * size]
+    items = [
+        {
+            "id": row.id,
+            "title": row.summary,
+            "category": row.category,
+            "tags": details(row, origin)["tags"],
+            "shortDescription": row.summary,
+            "thumbnailUrl": f"{origin}/models/{row.id}/thumbnail.svg",
+            "modelUrl": f"{origin}/run/{row.id}",
+        }
+        for row in shown
+    ]
+    return {"items": items, "page": page, "size": size, "total": len(rows), "pages": math.ceil(len(rows) / size)}
+
+
+def has_words(row: Endpoint, text: str) -> bool:
+    """Whether an endpoint's id and description hold every word of a text."""
+    known = f"{row.id} {row.summary}".lower()
+    return all(word in known for word in text.lower().split())
+
+
 def price_list(rows: Iterable[Endpoint], prices: Prices) -> dict[str, Any]:
     """What a unit costs, by the operator's table. A unit is a megapixel."""
     listed = [

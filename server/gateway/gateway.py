@@ -41,8 +41,11 @@ LOGGED_PATH = 120
 """Characters of a path in the log: no address of a request is longer, and the permission in an upload's is cut."""
 
 _OPEN_SYSTEM_PATHS = frozenset(
-    {"", "/livez", "/readyz", "/docs", "/openapi.json", "/favicon.ico", "/llms.txt", "/playground", "/history", "/keys"}
-)
+    {
+        "", "/livez", "/readyz", "/docs", "/openapi.json", "/favicon.ico", "/llms.txt", "/api/models", "/playground",
+        "/history", "/keys",
+    }
+)  # fmt: skip
 _OPEN_SYSTEM_FOLDERS = ("/models/", "/api/models/", "/playground/", "/ui/")
 """What /docs says anyway: clients ask fal's site and Hugging Face's hub for it, and bring those no key of ours.
 And the pages for people, which hold nothing until they are given a key."""

@@ -246,6 +246,19 @@ def test_the_example_of_every_endpoint_is_an_input_of_it(api: Api) -> None:
         endpoint.schema.model_validate(json.loads(line.partition(" -d '")[2].removesuffix("'")))
 
 
+def test_fals_sites_list_is_searched_and_paged_without_a_key(locked: Api) -> None:
+    everything = locked.http.get("/api/models", params={"total": 1000}).json()
+    ids = [item["id"] for item in everything["items"]]
+    assert "fal-ai/flux/dev" in ids
+    assert "fal-ai/flux-kontext/dev" not in ids, "no checkpoint here answers it"
+    assert (everything["total"], everything["pages"]) == (len(ids), 1)
+    found = locked.http.get("/api/models", params={"keywords": "flux schnell", "categories": "text-to-image"}).json()
+    assert [item["id"] for item in found["items"]] == [name for name in ids if name.endswith("/schnell")]
+    second = locked.http.get("/api/models", params={"page": 2, "total": 3}, headers={"host": "fal.ai"}).json()
+    assert [item["id"] for item in second["items"]] == ids[3:6]
+    assert locked.http.get("/api/models", params={"page": 10_000}).json()["items"] == []
+
+
 def test_the_hubs_question_about_a_repository(locked: Api) -> None:
     asked = "/api/models/black-forest-labs/FLUX.1-schnell?expand=inferenceProviderMapping"
     mapping = locked.http.get(asked).json()["inferenceProviderMapping"]["fal-ai"]

@@ -20,7 +20,7 @@ from tests.server.api_server import Api, serve
 ELSEWHERE = {"x-forwarded-for": "203.0.113.9", "x-fal-target-url": "https://queue.fal.run/fal-ai/flux/requests/x"}
 OPEN = {
     "/", "/docs", "/openapi.json", "/favicon.ico", "/llms.txt", "/livez", "/readyz", "/playground", "/history", "/keys",
-    "/ui/app.js", "/rest/.well-known/jwks.json",
+    "/ui/app.js", "/api/models", "/rest/.well-known/jwks.json",
 }  # fmt: skip
 """docs/security.md lists these, and the files, whose addresses nobody guesses."""
 

@@ -78,6 +78,21 @@ def platform_router(served: Served, version: str, keys: KeyRing) -> APIRouter:
         (row,) = platform.find_all([endpoint_id])
         return Response(platform.thumbnail(row), media_type="image/svg+xml")
 
+    @router.get("/api/models")
+    async def site_list(
+        request: Request,
+        keywords: str = "",
+        categories: Annotated[list[str] | None, Query()] = None,
+        page: Annotated[int, Query(ge=1)] = 1,
+        total: Annotated[int, Query(ge=1, le=1000)] = 40,
+    ) -> dict[str, Any]:
+        """The endpoints that are answered here, as fal's site lists its own. Args: total: entries of a page."""
+        rows = [row for row in catalogue.all_endpoints() if served.answers(row.variants)]
+        found = [
+            row for row in rows if platform.has_words(row, keywords) and row.category in (categories or [row.category])
+        ]
+        return platform.site_list(found, page, total, request.scope["target"].origin)
+
     @router.get("/api/models/{repo:path}", responses={404: {"description": "Nothing here draws with it"}})
     async def hub_model(repo: str) -> dict[str, Any]:
         """What Hugging Face's clients ask the hub before they call the provider fal-ai."""
