@@ -109,10 +109,15 @@ CORPUS: dict[str, tuple[str, Make, str]] = {
         lambda f: weights(f, _numbered(38, "model.diffusion_model.joint_blocks.{}.x_block.attn.qkv.weight")),
         "holds Stable Diffusion 3, which",
     ),
-    "FLUX.2": (
+    "FLUX.2 [dev]": (
         "flux2.safetensors",
+        lambda f: weights(f, [*_FLUX[2:], "double_stream_modulation_img.lin.weight", "guidance_in.in_layer.weight"]),
+        "whose text encoder is not served",
+    ),
+    "FLUX.2 [klein] without companions": (
+        "klein.safetensors",
         lambda f: weights(f, [*_FLUX[2:], "double_stream_modulation_img.lin.weight"]),
-        "holds FLUX.2, which",
+        "needs Qwen3",
     ),
     "Chroma": ("chroma.safetensors", lambda f: weights(f, ["distilled_guidance_layer.in_proj.weight"]), "holds Chroma"),
     "a LoRA of kohya": (

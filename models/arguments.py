@@ -19,7 +19,7 @@ from models.fake import PREFIX as FAKE
 from models.fake import fake_spec
 from models.files.folder import FLUX2_PIPELINES, SDXL_PIPELINES, part_in
 from models.files.paths import exists, has_near, typed, why_absent
-from models.registry import REGISTRY, UNLISTED, ModelSpec, Variant
+from models.registry import REGISTRY, UNLISTED, ModelSpec, Variant, klein
 from models.single.contents import variant_of
 from models.single.header import header_of
 from models.single.search import find_file
@@ -173,6 +173,10 @@ def _of_file(spec: ModelSpec) -> ModelSpec:
         return spec
     if variant is None or variant == spec.variant:
         return spec
+    if variant.startswith("klein"):
+        return _with_defaults(replace(spec, variant=variant)) if spec.transformer is None else _of_klein(spec, variant)
+    if spec.family != "flux":
+        return spec
     row = next(row for row in REGISTRY.values() if row.variant == variant and row.name.startswith("FLUX.1"))
     return replace(
         spec,
@@ -181,6 +185,14 @@ def _of_file(spec: ModelSpec) -> ModelSpec:
         default_guidance=row.default_guidance,
         max_sequence_length=min(spec.max_sequence_length, row.max_sequence_length),
     )
+
+
+def _of_klein(spec: ModelSpec, variant: Variant) -> ModelSpec:
+    """A FLUX.2 with another transformer: shapes tell its size; a base model stays one, for nothing tells that."""
+    if spec.family != "flux2":
+        return spec
+    is_base = "base" in spec.variant or "base" in variant
+    return _with_defaults(replace(spec, variant=klein(is_base, is_large=variant.endswith("9b"))))
 
 
 def _of_unet(spec: ModelSpec) -> ModelSpec:
@@ -231,7 +243,7 @@ def _local(argument: str, folders: Sequence[Path]) -> ModelSpec:
     if class_name in SDXL_PIPELINES:
         variant = _sdxl(path)
     elif class_name in FLUX2_PIPELINES:
-        variant = _klein(is_base=not index.get("is_distilled", False), is_large=_is_large(config))
+        variant = klein(is_base=not index.get("is_distilled", False), is_large=_is_large(config))
     else:
         variant = _variant(class_name, path.name, config)
     return _with_defaults(ModelSpec(name=path.name, source=str(path), variant=variant))
@@ -273,15 +285,7 @@ def _named_klein(name: str) -> Variant | None:
     words = name.lower()
     if "klein" not in words:
         return None
-    return _klein(is_base="base" in words, is_large="9b" in words)
-
-
-def _klein(is_base: bool, is_large: bool) -> Variant:
-    variants: dict[tuple[bool, bool], Variant] = {
-        (False, False): "klein-4b", (False, True): "klein-9b",
-        (True, False): "klein-base-4b", (True, True): "klein-base-9b",
-    }  # fmt: skip
-    return variants[is_base, is_large]
+    return klein(is_base="base" in words, is_large="9b" in words)
 
 
 def _is_large(transformer: dict[str, Any]) -> bool:

@@ -26,7 +26,7 @@ def first_look(spec: ModelSpec) -> None:
     if not spec.draws or spec.source.startswith("random:"):
         return
     if spec.file is not None and spec.family != "sdxl":
-        held_part("transformer", spec.file)
+        held_part("transformer", spec.file, spec.family)
     if spec.file is not None and spec.transformer is None:
         companions(spec.file, tuple(map(Path, spec.folders)))
     elif (folder := Path(spec.source)).is_dir():

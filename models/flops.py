@@ -45,13 +45,16 @@ class RequestFlops:
 def architecture_of(spec: ModelSpec) -> AnyArchitecture:
     """The architecture behind a checkpoint: known by name for random weights, else read from its configs.
 
-    Single files are taken for FLUX.1's.
+    Single files are taken for the published ones of their kind.
 
     Raises: LoadError if the checkpoint is not on this machine and cannot be fetched; KeyError for an unknown name.
     """
     if spec.source.startswith("random:"):
         return random_architecture(spec.source)
     if spec.file is not None and spec.transformer is None:
+        if spec.family == "flux2":
+            size, base = spec.variant[-2:].upper(), "base-" if "base" in spec.variant else ""
+            return random_architecture(f"random:FLUX.2-klein-{base}{size}")
         return ARCHITECTURES["random:FLUX.1-schnell" if spec.variant == "schnell" else "random:FLUX.1-dev"]
     folder = locate(spec, without="transformer" if spec.transformer else None)
     if spec.family == "flux2":

@@ -322,6 +322,15 @@ _TINIES = (TINY, TINY_KLEIN, TINY_KLEIN_BASE, TINY_SDXL, TINY_LIGHTNING, TINY_PL
 UNLISTED = {spec.name: spec for spec in _TINIES}
 
 
+def klein(is_base: bool, is_large: bool) -> Variant:
+    """A FLUX.2 [klein]. Args: is_base: not distilled to few steps. is_large: 9B, not 4B."""
+    variants: dict[tuple[bool, bool], Variant] = {
+        (False, False): "klein-4b", (False, True): "klein-9b",
+        (True, False): "klein-base-4b", (True, True): "klein-base-9b",
+    }  # fmt: skip
+    return variants[is_base, is_large]
+
+
 def siblings(specs: Sequence[ModelSpec]) -> tuple[ModelSpec, ...]:
     """What is there on demand besides these: checkpoints that belong to one of them and whose files are here."""
     names = {spec.name for spec in specs}

@@ -10,7 +10,7 @@ _SIGNS: tuple[tuple[str, str], ...] = (
     (".lora_down.", "a LoRA that was not merged; serve the base model and give the LoRA with each request"),
     ("_lora", "a LoRA that was not merged; serve the base model and give the LoRA with each request"),
     ("controlnet_", "a ControlNet, which is served from a folder with its config.json"),
-    ("double_stream_modulation_img.", "FLUX.2, which is read from diffusers' folders only"),
+    ("double_stream_modulation_img.", "FLUX.2 [dev], whose text encoder is not served; FLUX.2 [klein] is"),
     ("distilled_guidance_layer.", "Chroma, which is another architecture"),
     ("joint_blocks.", "Stable Diffusion 3, which is another architecture"),
     ("input_blocks.", "Stable Diffusion or SDXL, which is another architecture"),

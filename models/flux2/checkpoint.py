@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from models.checkpoint import SAFETY, safety_part
 from models.checkpoint_files import locate
 from models.errors import LoadError
 from models.files.folder import FLUX2_PIPELINES, check_folder, part_in
-from models.flux2.architectures import READ_LAYERS
-from models.flux2.text_encoder import text_encoder_part
+from models.flux2.architectures import READ_LAYERS, SIGMAS
+from models.flux2.text_encoder import as_far_as_read, text_encoder_part
 from models.part import Part, made, open_part, tokenizer
 from models.registry import ModelSpec
+from models.single.parts import file_parts, transformer_part
 
 PARTS = ("text_encoder", "vae", "transformer")
 """In the order of loading."""
@@ -37,33 +39,62 @@ class Flux2Checkpoint:
 
 
 def open_flux2(spec: ModelSpec) -> Flux2Checkpoint:
-    """A diffusers folder of FLUX.2 [klein], as announced, and fitting together. Raises: LoadError."""
-    if spec.file is not None:
-        raise LoadError(f"model {spec.name}: FLUX.2 is read from diffusers folders only; give the whole checkpoint.")
-    folder = locate(spec)
-    check_folder(folder, PARTS, ("tokenizer", "scheduler"), FLUX2_PIPELINES)
-    parts = {
-        "text_encoder": text_encoder_part(part_in(folder, "text_encoder")),
-        "vae": open_part(part_in(folder, "vae"), AutoencoderKLFlux2),
-        "transformer": open_part(part_in(folder, "transformer"), Flux2Transformer2DModel),
-    }
+    """A folder of FLUX.2 [klein], one with another transformer, or single files; as announced, and fitting together.
+
+    Raises: LoadError.
+    """
+    if spec.file is None:
+        checkpoint = _folder(locate(spec), PARTS)
+    elif spec.transformer is None:
+        checkpoint = _files(spec.file, spec)
+    else:
+        checkpoint = _with_transformer(locate(spec, without="transformer"), spec.file)
+    for part in checkpoint.parts.values():
+        part.check()
+    _check_together(checkpoint.name, checkpoint.parts, checkpoint.tokenizer)
+    return checkpoint
+
+
+def _folder(folder: Path, names: tuple[str, ...]) -> Flux2Checkpoint:
+    """Args: names: the parts that are wanted of it."""
+    check_folder(folder, names, ("tokenizer", "scheduler"), FLUX2_PIPELINES)
+    parts = {name: _OPEN[name](part_in(folder, name)) for name in names}
     processor = None
     if (part_in(folder, SAFETY) / "config.json").is_file():
         parts[SAFETY], processor = safety_part(folder)
     place = part_in(folder, "scheduler")
     scheduler = made(f"{folder.name}/scheduler", lambda: FlowMatchEulerDiscreteScheduler.load_config(place))
-    for part in parts.values():
-        part.check()
-    words = _tokenizer(folder)
-    _check_together(folder.name, parts, words)
     is_distilled = bool(read_object(folder / "model_index.json").get("is_distilled", False))
+    words = _tokenizer(folder.name, part_in(folder, "tokenizer"))
     return Flux2Checkpoint(folder.name, parts, words, dict(scheduler), is_distilled, processor)
 
 
-def _tokenizer(folder: Path) -> Any:
-    words = tokenizer(part_in(folder, "tokenizer"))
+def _with_transformer(folder: Path, file: Path) -> Flux2Checkpoint:
+    base = _folder(folder, tuple(name for name in PARTS if name != "transformer"))
+    before = read_object(part_in(folder, "transformer") / "config.json")
+    part, _ = transformer_part(file, before, "flux2")
+    return replace(base, parts={**base.parts, "transformer": part})
+
+
+def _files(file: Path, spec: ModelSpec) -> Flux2Checkpoint:
+    """The checkpoint that a single file begins."""
+    parts, tokenizers, _ = file_parts(file, tuple(map(Path, spec.folders)), "flux2")
+    parts["text_encoder"] = as_far_as_read(parts["text_encoder"])
+    words = _tokenizer(file.name, tokenizers["tokenizer"])
+    return Flux2Checkpoint(file.name, parts, words, SIGMAS, "base" not in spec.variant, None)
+
+
+_OPEN: dict[str, Callable[[Path], Part]] = {
+    "text_encoder": text_encoder_part,
+    "vae": partial(open_part, kind=AutoencoderKLFlux2),
+    "transformer": partial(open_part, kind=Flux2Transformer2DModel),
+}
+
+
+def _tokenizer(name: str, folder: Path) -> Any:
+    words = tokenizer(folder)
     if not words.chat_template:
-        raise LoadError(f"{folder.name}: the part tokenizer has no chat template; fetch the checkpoint again.")
+        raise LoadError(f"{name}: the part tokenizer has no chat template; take the folder of FLUX.2-klein-4B.")
     return words
 
 

@@ -32,15 +32,20 @@ def text_encoder_part(folder: Path) -> Part:
 
     Raises: LoadError.
     """
-    part = open_part(folder, Qwen3ForCausalLM)
+    return as_far_as_read(open_part(folder, Qwen3ForCausalLM))
+
+
+def as_far_as_read(part: Part) -> Part:
+    """Qwen3 without what is never run. Args: part: whole. Raises: LoadError."""
     depth = READ_LAYERS[-1]
     if part.config.num_hidden_layers < depth:
         raise LoadError(
             f"{part.label} has {part.config.num_hidden_layers} layers, but the transformer reads layer {depth}; "
             "take both from one checkpoint."
         )
-    header = {name: entry for name, entry in part.header.items() if _is_run(name)}
-    return replace(part, kind=PromptEncoder, config=_shortened(part.config), header=header, prefix=_PREFIX)
+    header = {name: entry for name, entry in part.header.items() if _is_run(name.removeprefix(part.prefix))}
+    prefix = part.prefix + _PREFIX
+    return replace(part, kind=PromptEncoder, config=_shortened(part.config), header=header, prefix=prefix)
 
 
 def _is_run(name: str) -> bool:

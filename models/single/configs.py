@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from models.architectures import ARCHITECTURES
+from models.flux2.architectures import ARCHITECTURES as FLUX2
 
 Shapes = Mapping[str, tuple[int, ...]]
 _FLUX = ARCHITECTURES["random:FLUX.1-dev"]
+_KLEIN = FLUX2["random:FLUX.2-klein-4B"]
 _ROTATED = {128: (16, 56, 56), 32: (8, 12, 12), 16: (4, 6, 6)}
 """Axes of the rotary embedding by width of a head: FLUX.1's, and of the small models in this repository."""
 _CLIP_HEAD = 64
@@ -36,6 +38,51 @@ def transformer_config(shapes: Shapes) -> dict[str, Any]:
         "guidance_embeds": "time_text_embed.guidance_embedder.linear_1.weight" in shapes,
         "axes_dims_rope": _ROTATED.get(head, _ROTATED[128]),
     }
+
+
+def flux2_transformer_config(shapes: Shapes) -> dict[str, Any]:
+    """Of Flux2Transformer2DModel. Args: shapes: by diffusers' names. Raises: KeyError if a tensor is missing."""
+    hidden, inputs = shapes["x_embedder.weight"]
+    (head,) = shapes["transformer_blocks.0.attn.norm_q.weight"]
+    return {
+        "patch_size": 1,
+        "in_channels": inputs,
+        "num_layers": _count(shapes, "transformer_blocks"),
+        "num_single_layers": _count(shapes, "single_transformer_blocks"),
+        "attention_head_dim": head,
+        "num_attention_heads": hidden // head,
+        "joint_attention_dim": shapes["context_embedder.weight"][1],
+        "timestep_guidance_channels": shapes["time_guidance_embed.timestep_embedder.linear_1.weight"][1],
+        "mlp_ratio": shapes["transformer_blocks.0.ff.linear_out.weight"][1] / hidden,
+        "guidance_embeds": False,
+        "axes_dims_rope": (head // 4,) * 4,
+    }
+
+
+def qwen3_config(shapes: Shapes) -> dict[str, Any]:
+    """Of Qwen3Config. Raises: KeyError if a tensor is missing."""
+    words, hidden = shapes["model.embed_tokens.weight"]
+    attention = "model.layers.0.self_attn."
+    (head,) = shapes[attention + "q_norm.weight"]
+    return _KLEIN.text | {
+        "vocab_size": words,
+        "hidden_size": hidden,
+        "intermediate_size": shapes["model.layers.0.mlp.gate_proj.weight"][0],
+        "num_hidden_layers": _count(shapes, "model.layers"),
+        "num_attention_heads": shapes[attention + "q_proj.weight"][0] // head,
+        "num_key_value_heads": shapes[attention + "k_proj.weight"][0] // head,
+        "head_dim": head,
+    }
+
+
+def flux2_vae_config(shapes: Shapes) -> dict[str, Any]:
+    """Of AutoencoderKLFlux2. Args: shapes: by the names of either layout. Raises: KeyError if a tensor is missing."""
+    quant, post = ("encoder.quant_conv.weight", "quant_conv.weight"), (
+        "decoder.post_quant_conv.weight", "post_quant_conv.weight",
+    )  # fmt: skip
+    own = vae_config(shapes)
+    ends = {"use_quant_conv": any(n in shapes for n in quant), "use_post_quant_conv": any(n in shapes for n in post)}
+    return {name: own[name] for name in own if name not in ("scaling_factor", "shift_factor", "force_upcast")} | ends
 
 
 def vae_config(shapes: Shapes) -> dict[str, Any]:

@@ -7,12 +7,14 @@ diffusers has converters of its own; the transformer's knows FLUX.1's width alon
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
 from models.errors import LoadError
 from models.packed import FLOAT8, Float8Weight, Stored, rows, unpacked
+from models.registry import Family
 
 _ENDS = {
     "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
@@ -50,6 +52,46 @@ _JOINED: dict[str, tuple[str, ...]] = {
     "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
     "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
 }
+_FLUX2_ENDS = {
+    "time_in.in_layer": "time_guidance_embed.timestep_embedder.linear_1",
+    "time_in.out_layer": "time_guidance_embed.timestep_embedder.linear_2",
+    "double_stream_modulation_img.lin": "double_stream_modulation_img.linear",
+    "double_stream_modulation_txt.lin": "double_stream_modulation_txt.linear",
+    "single_stream_modulation.lin": "single_stream_modulation.linear",
+    "txt_in": "context_embedder",
+    "img_in": "x_embedder",
+    "final_layer.linear": "proj_out",
+}
+_FLUX2_MLPS = {
+    "img_mlp.0": "ff.linear_in",
+    "img_mlp.2": "ff.linear_out",
+    "txt_mlp.0": "ff_context.linear_in",
+    "txt_mlp.2": "ff_context.linear_out",
+}
+_FLUX2_SINGLE = {
+    "linear1": "attn.to_qkv_mlp_proj",
+    "linear2": "attn.to_out",
+    "norm.query_norm": "attn.norm_q",
+    "norm.key_norm": "attn.norm_k",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """A generation's names of layers: around the blocks, in both kinds of blocks, and of what diffusers takes apart."""
+
+    ends: Mapping[str, str]
+    double: Mapping[str, str]
+    single: Mapping[str, str]
+    joined: Mapping[str, tuple[str, ...]]
+
+
+_NAMES: dict[Family, _Names] = {
+    "flux": _Names(_ENDS, _DOUBLE, _SINGLE, _JOINED),
+    "flux2": _Names(
+        _FLUX2_ENDS, _DOUBLE | _FLUX2_MLPS, _FLUX2_SINGLE, {k: v for k, v in _JOINED.items() if k != "linear1"}
+    ),
+}
 _MLP = 4
 """Times as wide as its input is an MLP."""
 SCALES = (".scale_weight", ".weight_scale")
@@ -77,15 +119,15 @@ def with_scales(tensors: dict[str, Stored], label: str) -> dict[str, Stored]:
     return plain
 
 
-def diffusers_transformer(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+def diffusers_transformer(tensors: Mapping[str, Stored], family: Family = "flux") -> dict[str, Stored]:
     """A transformer in Black Forest Labs' layout by diffusers' names; names that are not known stay as they are."""
     renamed: dict[str, Stored] = {}
     for name, tensor in tensors.items():
-        renamed |= _renamed(name, tensor)
+        renamed |= _renamed(name, tensor, _NAMES[family])
     return renamed
 
 
-def _renamed(name: str, tensor: Stored) -> dict[str, Stored]:
+def _renamed(name: str, tensor: Stored, names: _Names) -> dict[str, Stored]:
     stem, _, ending = name.rpartition(".")
     if stem == "final_layer.adaLN_modulation.1":  # shift and scale stand the other way round in diffusers
         plain, half = (
@@ -93,18 +135,18 @@ def _renamed(name: str, tensor: Stored) -> dict[str, Stored]:
             tensor.shape[0] // 2,
         )
         return {f"norm_out.linear.{ending}": torch.cat((plain[half:], plain[:half]))}
-    if stem in _ENDS:
-        return {f"{_ENDS[stem]}.{ending}": tensor}
+    if stem in names.ends:
+        return {f"{names.ends[stem]}.{ending}": tensor}
     blocks, _, rest = stem.partition(".")
     number, _, layer = rest.partition(".")
-    table = {"double_blocks": _DOUBLE, "single_blocks": _SINGLE}.get(blocks)
+    table = {"double_blocks": names.double, "single_blocks": names.single}.get(blocks)
     if table is None:
         return {name: tensor}
     block = f"{'single_' if blocks == 'single_blocks' else ''}transformer_blocks.{number}"
     if layer in table:
         return {f"{block}.{table[layer]}.{'weight' if ending == 'scale' else ending}": tensor}
-    if layer in _JOINED:
-        return {f"{block}.{part}.{ending}": piece for part, piece in _split(tensor, _JOINED[layer])}
+    if layer in names.joined:
+        return {f"{block}.{part}.{ending}": piece for part, piece in _split(tensor, names.joined[layer])}
     return {name: tensor}
 
 
@@ -144,7 +186,15 @@ def transformers_t5(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
 
 
 def diffusers_vae(tensors: Mapping[str, Stored], config: Mapping[str, object]) -> dict[str, Stored]:
-    """A VAE in the layout of latent diffusion by diffusers' names."""
-    plain = {name: unpacked(tensor, torch.float32) for name, tensor in tensors.items()}
+    """A VAE in the layout of latent diffusion by diffusers' names; FLUX.2's statistics of latents stay as they are."""
+    plain = {_QUANT.get(name, name): unpacked(tensor, torch.float32) for name, tensor in tensors.items()}
     converted: dict[str, Stored] = convert_ldm_vae_checkpoint(plain, config)
-    return converted
+    return converted | {name: tensor for name, tensor in plain.items() if name.startswith("bn.")}
+
+
+_QUANT = {
+    f"{half}.{layer}.{ending}": f"{layer}.{ending}"
+    for half, layer in (("encoder", "quant_conv"), ("decoder", "post_quant_conv"))
+    for ending in ("weight", "bias")
+}
+"""Where FLUX.2's file keeps the convolutions around the latents."""

@@ -12,17 +12,20 @@ from pathlib import Path
 
 from models.errors import LoadError
 from models.files.headers import TensorEntry
+from models.registry import Family
 from models.single.contents import contents, fits
 from models.single.header import header_of
 
 FOLDERS = ("checkpoints", "diffusion_models", "unet", "text_encoders", "clip", "vae")
 """What ComfyUI calls them, inside its `models`."""
 _WEIGHTS = (".safetensors", ".sft", ".gguf")
-_TOKENIZERS = {
-    "tokenizer": ("tokenizer", "clip", "sd1_tokenizer", "comfy/sd1_tokenizer"),
-    "tokenizer_2": ("tokenizer_2", "t5", "t5_tokenizer", "comfy/text_encoders/t5_tokenizer"),
+_TOKENIZERS: dict[tuple[Family, str], tuple[str, ...]] = {
+    ("flux", "tokenizer"): ("tokenizer", "clip", "sd1_tokenizer", "comfy/sd1_tokenizer"),
+    ("flux", "tokenizer_2"): ("tokenizer_2", "t5", "t5_tokenizer", "comfy/text_encoders/t5_tokenizer"),
+    ("flux2", "tokenizer"): ("tokenizer", "qwen3"),
 }
-"""Folders that hold them: diffusers', two plain names, and where ComfyUI's own program keeps them."""
+"""Folders that hold them: diffusers', plain names, and where ComfyUI's own program keeps them (not its Qwen2.5's, which
+has another chat template than Qwen3's)."""
 _TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "vocab.json")
 
 
@@ -43,22 +46,17 @@ def companion(part: str, file: Path, roots: Sequence[Path]) -> Path | None:
         for root in (*_near(file), *roots)
         for folder in _folders(root)
         for candidate in _entries(folder)
-        if candidate.suffix in _WEIGHTS and candidate != file and _holds(part, candidate, transformer)
+        if candidate.suffix in _WEIGHTS and candidate != file and fits(part, _names(candidate), transformer)
     ]
     # An all-in-one holds every part, but for another transformer; a file of the part alone is what was meant.
     alone = [candidate for candidate in found if "transformer" not in contents(_names(candidate))]
     return max(alone or found, key=lambda candidate: candidate.stat().st_size, default=None)
 
 
-def _holds(part: str, candidate: Path, transformer: Mapping[str, TensorEntry]) -> bool:
-    header = _names(candidate)
-    return part in contents(header) and fits(part, header, transformer)
-
-
-def tokenizer_folder(part: str, file: Path, roots: Sequence[Path]) -> Path | None:
-    """The folder of a tokenizer (`tokenizer` is CLIP's, `tokenizer_2` T5's); None if there is none."""
+def tokenizer_folder(family: Family, part: str, file: Path, roots: Sequence[Path]) -> Path | None:
+    """The folder of a tokenizer (`tokenizer` is CLIP's or Qwen3's, `tokenizer_2` T5's); None if there is none."""
     places = [place for root in (*roots, *_near(file)) for place in (root, root / "models", *root.parents[:2])]
-    folders = (place / name for place in places for name in _TOKENIZERS[part])
+    folders = (place / name for place in places for name in _TOKENIZERS[family, part])
     return next((folder for folder in folders if any((folder / name).is_file() for name in _TOKENIZER_FILES)), None)
 
 

@@ -177,7 +177,7 @@ def test_what_a_file_is_is_read_from_its_shapes(narrow: FluxComponents, tmp_path
 REFUSED = {
     "FLUX.2": (
         {"double_stream_modulation_img.lin.weight": (4, 4)},
-        "FLUX.2, which is read from diffusers' folders only",
+        r"FLUX.2 \[dev\], whose text encoder is not served",
     ),
     "Chroma": ({"distilled_guidance_layer.in_proj.weight": (4, 4)}, "Chroma"),
     "SDXL": ({"model.diffusion_model.input_blocks.0.0.weight": (4, 4)}, "SDXL"),
