@@ -59,16 +59,20 @@ def pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+def certificates(folder: Path) -> tuple[Path, Path, str]:
     """Chain, key, and the authority that a reader may trust."""
-    folder = tmp_path_factory.mktemp("c2pa")
     root_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     root = issued("Root", root_key, "Root", root_key, is_authority=True).public_bytes(Encoding.PEM)
     leaf = issued("Signer", key, "Root", root_key, is_authority=False).public_bytes(Encoding.PEM)
     (folder / "chain.pem").write_bytes(leaf + root)
     (folder / "key.pem").write_bytes(pem(key))
     return folder / "chain.pem", folder / "key.pem", root.decode()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """A set of certificates for all of these tests."""
+    return certificates(tmp_path_factory.mktemp("c2pa"))
 
 
 def found(data: bytes, image_format: ImageFormat, trusted: str) -> tuple[str, dict[str, Any]]:
