@@ -45,6 +45,21 @@ class Held(Ready):
         return self.done
 
 
+class Awaited(Ready):
+    """Work, or a point in it, that comes when somebody waits for it."""
+
+    is_awaited = False
+
+    def is_done(self) -> bool:
+        return self.is_awaited
+
+    def wait(self) -> None:
+        self.is_awaited = True
+
+    def elapsed_ms(self, start: object) -> float | None:
+        return None
+
+
 class FakeRunner:
     """Records what ran together; raises what the hooks raise."""
 
@@ -103,3 +118,15 @@ class FragileDevice(CpuAccelerator):
 
     def is_fatal(self, error: BaseException) -> bool:
         return "CUDA error" in str(error)
+
+
+class SlowDevice(FragileDevice):
+    """One that is never through with a step before somebody waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.marks: list[Awaited] = []
+
+    def mark(self) -> Awaited:
+        self.marks.append(Awaited(lambda: None))
+        return self.marks[-1]

@@ -9,7 +9,8 @@ import torch
 
 from models.registry import TINY
 from pipelines.engine.engine import Engine
-from pipelines.engine.request import Request, RequestError, Row
+from pipelines.engine.request import Admission, Request, RequestError, Row
+from pipelines.engine.runner import Decoded
 from pipelines.protocol.conditions import Fill, ImageToImage, InputPicture
 from pipelines.protocol.frames import (
     Cancel,
@@ -23,7 +24,7 @@ from pipelines.protocol.frames import (
     Started,
     Submit,
 )
-from tests.pipelines.doubles import FakeRunner, FragileDevice
+from tests.pipelines.doubles import Awaited, FakeRunner, FragileDevice, SlowDevice
 from tests.pipelines.driving import drain, make_engine, make_params, of, submit
 
 
@@ -140,11 +141,64 @@ def test_a_start_deadline_fails_what_has_not_started(runner: FakeRunner) -> None
     now = [100.0]
     engine = Engine({TINY.name: runner}.__getitem__, FragileDevice(), clock=lambda: now[0])
     submit(engine, "late", make_params(), start_within_s=1.0)
+    submit(engine, "early", make_params(), start_within_s=3.0)
     submit(engine, "patient", make_params())
     now[0] += 2
     frames = drain(engine)
     assert failure(frames, "late").kind == "deadline"
-    assert ends(frames, "patient") == ["Finished"]
+    assert ends(frames, "early") == ends(frames, "patient") == ["Finished"]
+
+
+def test_what_a_request_has_waited_elsewhere_counts(engine: Engine) -> None:
+    submit(engine, "new", make_params())
+    submit(engine, "old", make_params(), age_s=100.0)
+    arrivals = {request.job_id: request.arrival for request in engine._requests.values()}
+    assert 90 < arrivals["new"] - arrivals["old"] < 110
+
+
+def test_steps_are_launched_ahead_and_reported_when_the_device_has_done_them(runner: FakeRunner) -> None:
+    device = SlowDevice()
+    engine = Engine({TINY.name: runner}.__getitem__, device)
+    done: list[int] = []
+    """Steps that had been waited for when one was launched."""
+    runner.on_denoise = lambda rows: done.append(sum(mark.is_awaited for mark in device.marks))
+    submit(engine, "a", make_params(num_inference_steps=50))
+    reported = [sum(isinstance(frame, Progress) for frame in engine.step()) for _ in range(5)]
+    assert reported == [0, 1, 1, 1, 1]
+    assert done == [0, 0, 1, 2, 3]
+
+
+def test_a_prompt_is_waited_for_only_where_nothing_else_can_go_on(
+    engine: Engine, runner: FakeRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(engine, "running", make_params(num_inference_steps=50))
+    engine.step()
+    slow = Awaited(lambda: Admission(object(), (torch.zeros(1, 1),)))
+    monkeypatch.setattr(runner, "admit", lambda request: slow)
+    submit(engine, "new", make_params(num_inference_steps=50))
+    together = tuple(row for request in engine._requests.values() for row in request.rows)
+    monkeypatch.setattr(engine.scheduler, "plan", lambda now: together)
+    for _ in range(3):
+        engine.step()
+        assert runner.steps[-1] == ["running"]
+    assert not slow.is_awaited
+    engine.abort(Cancel("running", 1))
+    monkeypatch.setattr(engine.scheduler, "plan", lambda now: together[1:])
+    while not slow.is_awaited:
+        engine.step()
+    assert runner.steps[-1] == ["new"], "it steps in the call that waited"
+
+
+def test_a_decode_is_waited_for_only_where_there_is_nothing_to_tell(
+    engine: Engine, runner: FakeRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Awaited(lambda: Decoded(torch.full((2, 3, 3), 200, dtype=torch.uint8), torch.tensor(True)))
+    monkeypatch.setattr(runner, "decode", lambda row: slow)
+    submit(engine, "a", make_params(num_inference_steps=1))
+    while not slow.is_awaited:
+        assert engine.has_work
+        told = engine.step()
+        assert not (told and slow.is_awaited)
 
 
 def test_an_exception_in_a_step_fails_only_the_request_that_causes_it(engine: Engine, runner: FakeRunner) -> None:

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from pipelines.engine.cost import CostModel
 from pipelines.engine.request import Request, Row
-from pipelines.engine.scheduler import Scheduler, SchedulerConfig
+from pipelines.engine.scheduler import _LOOKAHEAD, _REPLAN_STEPS, Scheduler, SchedulerConfig
 from pipelines.protocol.params import GenerationParams
 from tests.pipelines.engine.simulation import Simulation
 
@@ -61,6 +61,35 @@ def test_a_short_request_does_not_wait_for_a_long_one() -> None:
     for _ in range(4):
         assert requests_of(run_step(scheduler)) == [short]
     assert requests_of(run_step(scheduler)) == [long]
+
+
+def test_equals_run_in_the_order_in_which_they_came() -> None:
+    scheduler = make_scheduler(budget_ms=30)
+    requests = [make_request(start_by=5.0) for _ in range(3)]
+    for request in requests:
+        scheduler.add(request)
+    assert requests_of(scheduler.plan(0.0)) == requests[:1]
+    assert scheduler.expired(5.0) == requests
+
+
+@pytest.mark.parametrize(("skipped", "is_found"), [(_LOOKAHEAD - 1, True), (_LOOKAHEAD, False)])
+def test_what_fits_is_looked_for_behind_so_many_that_do_not(skipped: int, is_found: bool) -> None:
+    scheduler = make_scheduler(budget_ms=30)
+    scheduler.add(make_request(steps=1, tokens=100))
+    for _ in range(skipped):
+        scheduler.add(make_request(steps=1, tokens=4000, arrival=1.0))
+    fits = make_request(steps=1, tokens=100, arrival=1000.0)
+    for request in (fits, *(make_request(steps=1, tokens=100, arrival=2000.0) for _ in range(9))):
+        scheduler.add(request)
+    assert (fits in requests_of(scheduler.plan(0.0))) is is_found
+
+
+def test_it_learns_from_what_steps_took() -> None:
+    scheduler = make_scheduler()
+    before = scheduler.cost.predict([1000])
+    for _ in range(50):
+        scheduler.observe([1000], 10 * before)
+    assert scheduler.cost.predict([1000]) > 2 * before
 
 
 def test_a_long_request_is_overtaken_only_while_it_can_spare_the_time() -> None:
@@ -194,9 +223,9 @@ def test_the_memory_limit_recovers_after_many_clean_steps() -> None:
     for _ in range(8):
         scheduler.add(make_request(tokens=100, steps=2000))
     scheduler.out_of_memory(scheduler.plan(0.0))
-    for _ in range(1000):
+    for _ in range(5 * 256):  # a tenth more each time: 200 to 321 tokens
         assert len(run_step(scheduler)) == 2
-    for _ in range(500):
+    for _ in range(_REPLAN_STEPS):
         run_step(scheduler)
     assert len(scheduler.plan(0.0)) == 3
 

@@ -264,6 +264,15 @@ def test_the_share_of_a_receiver_grows_with_answers_and_falls_without() -> None:
     assert room() == 1
 
 
+def test_no_more_than_so_many_receivers_are_remembered_the_latest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receivers, "REMEMBERED", 2)
+    shares = Receivers()
+    for receiver in "abac":
+        shares.begin(receiver)
+        shares.end(receiver, has_answered=False)
+    assert {receiver: shares._share(receiver) for receiver in "abc"} == {"a": 1, "b": FIRST_SHARE, "c": 1}
+
+
 def test_receivers_that_never_answer_leave_half_of_the_places_to_those_that_do() -> None:
     shares = Receivers()
     shares.begin("proven")
