@@ -14,7 +14,15 @@ import httpx
 import pytest
 
 from server.http import outgoing
-from server.http.outgoing import ForbiddenAddressError, VettedTransport, is_allowed, parse_networks, refuse_at_sight
+from server.http.outgoing import (
+    ForbiddenAddressError,
+    VettedTransport,
+    is_allowed,
+    is_host_name,
+    parse_networks,
+    refuse_at_sight,
+    split_credentials,
+)
 
 FORBIDDEN = [
     "127.0.0.1",
@@ -157,3 +165,31 @@ def test_a_name_is_not_looked_up_to_refuse_it_at_sight(monkeypatch: pytest.Monke
     for url in ("http://public@10.0.0.1/", "http://93.184.215.14:22/"):
         with pytest.raises(ForbiddenAddressError):
             refuse_at_sight(url)
+
+
+@pytest.mark.parametrize(
+    ("host", "may"),
+    [("example.com", True), ("a..b", False), (".example.com", False), ("xn--a", False), ("b" * 64, False)],
+)
+def test_what_cannot_be_a_host_name_is_known_without_asking(host: str, may: bool) -> None:
+    assert is_host_name(host) is may
+
+
+def test_a_name_and_password_go_into_a_header_and_not_into_the_address() -> None:
+    address, credentials = split_credentials("https://ann:s%40fe@example.com:8443/x?y=1")
+    assert str(address) == "https://example.com:8443/x?y=1"
+    assert credentials is not None
+    asked = next(credentials.auth_flow(httpx.Request("GET", address)))
+    assert asked.headers["authorization"] == "Basic YW5uOnNAZmU="
+    assert split_credentials("https://example.com/") == (httpx.URL("https://example.com/"), None)
+
+
+def test_a_stop_does_not_wait_for_a_name_server() -> None:
+    has_answered = threading.Event()
+    transport = VettedTransport()
+    transport._resolver.submit(has_answered.wait, 10)
+    try:
+        asyncio.run(transport.aclose())
+        assert not has_answered.is_set()
+    finally:
+        has_answered.set()

@@ -18,6 +18,8 @@ from PIL import Image
 
 from pipelines.protocol.frames import Failed, Finished, Heartbeat, Picture
 from pipelines.protocol.params import GenerationParams
+from server.jobs import dispatcher
+from server.jobs.dispatcher import AHEAD
 from server.jobs.store.base import CancelOutcome, Job, JobStatus, StoreError
 from server.node import Node
 from server.settings import Settings
@@ -439,6 +441,51 @@ def test_low_priority_yields(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     jobs = asyncio.run(main())
     assert max(job.started_at or 0 for job in jobs[5:]) <= min(job.started_at or 0 for job in jobs[:5]) + 0.05
+
+
+def test_leases_are_renewed_and_those_of_strangers_end(
+    folder: Path, gates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher, "RENEW_S", 0.02)
+    monkeypatch.setattr(dispatcher, "TEND_S", 0.02)
+
+    async def main() -> Job:
+        async with running(folder) as node:
+            held = submit(node, "wait gate")
+            await until(lambda: node.live.progress(held) is not None)
+            first = lease(node, held)
+            await until(lambda: lease(node, held) > first)
+            node.dispatcher._is_accepting = False
+            lost = submit(node)
+            (stolen,) = node.store.claim("a stranger", 1, 0.05)
+            assert stolen.id == lost
+            node.dispatcher._is_accepting = True
+            (gates / "gate").touch()
+            await ended(node, held)
+            return await ended(node, lost)
+
+    job = asyncio.run(main())
+    assert (job.status, job.attempt) == (JobStatus.COMPLETED, 2)
+
+
+def lease(node: Node, job_id: str) -> float:
+    job = node.store.get(job_id)
+    assert job is not None
+    assert job.lease_until is not None
+    return job.lease_until
+
+
+def test_no_more_is_claimed_than_a_worker_may_hold_before_it_begins(folder: Path, gates: Path) -> None:
+    async def main() -> list[Job]:
+        async with running(folder) as node:
+            held = [submit(node, "hold gate") for _ in range(AHEAD + 3)]
+            await until(lambda: node.store.counts()[JobStatus.RUNNING] >= AHEAD)
+            await asyncio.sleep(0.2)
+            assert node.store.counts()[JobStatus.RUNNING] == AHEAD
+            (gates / "gate").touch()
+            return [await ended(node, job_id) for job_id in held]
+
+    assert {job.status for job in asyncio.run(main())} == {JobStatus.COMPLETED}
 
 
 def test_a_heartbeat_counts_what_was_sent_before_it(folder: Path, gates: Path) -> None:
