@@ -101,9 +101,9 @@ class ScriptedWorker:
         known = [REGISTRY[model["name"]] for model in described if model["name"] in REGISTRY]
         on_demand = [spec.name for spec in siblings(known) if spec.draws]
         self.ready = Ready(self.device, "a script", described, on_demand)
-        self.send(self.ready, Log("WARNING", "I am only a script"))
-        # As when a request wants another model: a worker that loads beside its work stays ready.
-        self.send(Loading("another", "weights", 0.5))
+        # As when a request wants another model: a worker that loads beside its work stays ready. In one piece, so that
+        # no request of a test is given to it in between, which would read of it in its log.
+        self.send(self.ready, Log("WARNING", "I am only a script"), Loading("another", "weights", 0.5))
 
     def serve(self) -> None:
         last_beat = 0.0
