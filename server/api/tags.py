@@ -17,13 +17,21 @@ def read_tags(header: str | None) -> dict[str, str]:
     Of the valid ones those beyond the tenth, and those with which they pass 1,024 bytes, are dropped as well.
     Source: fal.ai/docs/documentation/model-apis/request-tags.
     """
-    return dict(_within_bounds(header)) if header else {}
+    return dict(_within_bounds(_as_sent(header))) if header else {}
 
 
 def read_pair(text: str) -> tuple[str, str]:
     """(name, value) of `name=value`, split at the first `=`; without one the value is empty."""
     name, _, value = text.partition("=")
     return name.strip(), value.strip()
+
+
+def _as_sent(header: str) -> str:
+    """HTTP reads headers as Latin-1; clients write UTF-8 where they write more than ASCII."""
+    try:
+        return header.encode("latin-1").decode()
+    except UnicodeError:
+        return header
 
 
 def _within_bounds(header: str) -> Iterator[tuple[str, str]]:

@@ -59,6 +59,7 @@ def conform(
     numbers = _numbers(only)
     places = {"run": run_url, "queue": queue_url, "rest": rest_url, "cdn": cdn_url}
     areas = _areas(url, places)
+    _check_writable(markdown)
     if not (yes or budget is not None or _is_here(areas.run)):
         _ask_for_the_money(pictures(numbers), endpoint, areas.run)
     found: list[Verdict] = []
@@ -95,13 +96,20 @@ def _areas(url: str, places: dict[str, str | None]) -> Areas:
     from server.conform.areas import Areas
 
     for given in (url, *places.values()):
-        if given is not None and not given.startswith(("http://", "https://")):
+        if given is not None and not _is_address(given):
             raise CommandError(f"{given} is no address: give one with http:// or https://", USAGE)
     moved: dict[str, Any] = {name: place.rstrip("/") for name, place in places.items() if place is not None}
+    return replace(Areas.of(url), **moved)
+
+
+def _is_address(text: str) -> bool:
+    import httpx
+
     try:
-        return replace(Areas.of(url), **moved)
-    except ValueError as exc:
-        raise CommandError(f"{url} is no address: {exc}", USAGE) from exc
+        parts = httpx.URL(text)
+    except httpx.InvalidURL:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.host)
 
 
 def _subject(
@@ -120,7 +128,21 @@ def _subject(
         drawn = None
     if not isinstance(drawn, dict) or "prompt" not in drawn:
         raise CommandError("--input must be a JSON object with a prompt", USAGE)
-    return Subject(areas, endpoint.strip("/"), key, drawn, picture_endpoint, authority)
+    if key is not None and not (key.isascii() and key.isprintable()):
+        raise CommandError("--key must be printable ASCII", USAGE)
+    try:
+        return Subject(areas, endpoint.strip("/"), key, drawn, picture_endpoint, authority)
+    except OSError as exc:  # ssl.SSLError is one
+        raise CommandError(f"--ca {authority} holds no certificate (PEM)", USAGE) from exc
+
+
+def _check_writable(page: Path | None) -> None:
+    """Before anything is asked, and paid."""
+    try:
+        if page is not None:
+            page.touch()
+    except OSError as exc:
+        raise CommandError(f"--markdown {page}: {exc.strerror}", USAGE) from exc
 
 
 def _is_here(url: str) -> bool:
@@ -144,7 +166,8 @@ def _reach(subject: Subject) -> None:
     try:
         answer = subject.ask("POST", subject.run_url, json={})
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as exc:
-        raise CommandError(f"the server does not answer: {exc}", ENVIRONMENT) from exc
+        advice = "; trust its authority with --ca" if "CERTIFICATE_VERIFY_FAILED" in str(exc) else ""
+        raise CommandError(f"the server does not answer: {exc}{advice}", ENVIRONMENT) from exc
     if answer.status_code in (401, 403):
         raise CommandError("the server wants a key: give it with --key or FAL_KEY", USAGE)
     if answer.status_code == 404:

@@ -100,6 +100,8 @@ class Subject:
         input: what is drawn; small, for it is drawn often.
         picture_endpoint: takes an `image_url`, too.
         authority: a certificate file to trust beside the public ones.
+
+    Raises: ssl.SSLError or OSError if that is none.
     """
 
     def __init__(
@@ -118,7 +120,9 @@ class Subject:
         self.picture_endpoint = picture_endpoint
         self.kept: dict[str, Any] = {}
         self.answers: list[httpx.Response] = []
-        self.trust = ssl.create_default_context(cafile=None if authority is None else str(authority))
+        self.trust = ssl.create_default_context()
+        if authority is not None:
+            self.trust.load_verify_locations(authority)
         # Not by a proxy of the environment: it may be another server, for fal's clients.
         self.http = httpx.Client(timeout=PATIENCE_S, verify=self.trust, trust_env=False)
 

@@ -156,6 +156,11 @@ def test_a_server_elsewhere_is_not_asked_for_pictures_unasked(conform: Command, 
         (["http://127.0.0.1:9", "--only", "0,111"], 2, "1 to 110"),
         (["http://127.0.0.1:9", "--only", "x"], 2, "30,41-50"),
         (["http://127.0.0.1:9", "--input", "[1]"], 2, "--input"),
+        (["http://[::1"], 2, "is no address"),
+        (["http://127.0.0.1:9", "--queue-url", "https:///x"], 2, "is no address"),
+        (["http://127.0.0.1:9", "--ca", __file__], 2, "--ca"),
+        (["http://127.0.0.1:9", "--markdown", "/no/such/folder/page.md"], 2, "--markdown"),
+        (["http://127.0.0.1:9", "--key", "schlüssel"], 2, "--key"),
     ],
 )
 def test_what_cannot_be_asked_is_said_in_a_sentence(

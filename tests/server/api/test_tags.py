@@ -42,3 +42,12 @@ def test_what_breaks_a_rule_takes_no_place_from_what_does_not() -> None:
 def test_only_so_many_bytes_count() -> None:
     header = ",".join(f"t{number}={'v' * 250}" for number in range(5))
     assert list(read_tags(header)) == ["t0", "t1", "t2", "t3"]
+
+
+def test_what_was_sent_as_utf_8_is_read_as_such_and_latin_1_stays() -> None:
+    sent = "équipe=été,狐=きつね"
+    assert read_tags(sent.encode().decode("latin-1")) == {"équipe": "été", "狐": "きつね"}
+    assert read_tags("équipe=été") == {"équipe": "été"}
+    wide = "狐" * 256
+    assert read_tags(f"a={wide}".encode().decode("latin-1")) == {"a": wide}, "characters count, not bytes"
+    assert read_tags(f"a={wide},b={wide}".encode().decode("latin-1")) == {"a": wide}, "but 1,024 bytes in all"
