@@ -49,6 +49,7 @@ from server.routes.system.workers import workers_router
 from server.routes.web.clients import clients_router
 from server.routes.web.pages import assets, pages_router
 from server.settings import VERSION
+from server.workers.gpus import Gpus
 
 if TYPE_CHECKING:
     from server.node import Node
@@ -59,7 +60,8 @@ def create_app(node: Node, plain_port: int | None = None) -> Gateway:
 
     Args: plain_port: where plain HTTP listens, for addresses of files; without it they follow the caller alone.
     """
-    metrics = Metrics(node.store.counts, lambda: node.health(), node.store.get)
+    gpus = Gpus([worker.device for worker in node.workers])
+    metrics = Metrics(lambda: node.health(), node.store, gpus)
     node.jobs.live.on_end(metrics.jobs.note_end)
     keys = node.keys
     tokens = Tokens.of(node.settings.data_dir)

@@ -32,6 +32,7 @@ from pipelines.protocol.frames import (
     Submit,
 )
 from pipelines.protocol.params import GenerationParams
+from pipelines.protocol.tally import StepTally
 
 _IN_FLIGHT = 2
 """Steps launched and not yet reported: while the host does the bookkeeping of one, the device has the next."""
@@ -85,6 +86,7 @@ class Engine:
         self.config = config or EngineConfig()
         self.scheduler = Scheduler(self.config.scheduler, CostModel())
         self.steps = 0
+        self.tally = StepTally()
         self._runner_for = runner_for
         self._accelerator = accelerator
         self._clock = clock
@@ -285,6 +287,7 @@ class Engine:
         elapsed = step.end.elapsed_ms(step.start)
         ms = (now - step.started) * 1e3 if elapsed is None else elapsed
         self.scheduler.observe(step.lengths, ms, step.computed)
+        self.tally.note(ms / 1e3, len(step.lengths))
         for request, share in step.shares.items():
             request.timings["device"] = request.timings.get("device", 0.0) + share * ms / 1e3
         for request, done in step.requests:

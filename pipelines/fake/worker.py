@@ -36,6 +36,7 @@ from pipelines.protocol.frames import (
     Wake,
 )
 from pipelines.protocol.params import ACCELERATIONS, GenerationParams
+from pipelines.protocol.tally import StepTally
 
 BEAT_S = 0.5
 SHRUNK = 8
@@ -105,6 +106,7 @@ class FakeWorker:
         self._drawing: dict[Key, Request] = {}
         self._loaded: list[str] = []
         self._begun = self._steps = 0
+        self._tally = StepTally()
         self._next_step = self._next_beat = 0.0
 
     def serve(self) -> None:
@@ -158,6 +160,9 @@ class FakeWorker:
     def _turn(self) -> None:
         now = self._clock()
         if self._drawing and now >= self._next_step:
+            self._tally.note(
+                self._options.step_ms / 1e3, sum(each.params.num_images for each in self._drawing.values())
+            )
             for request in tuple(self._drawing.values()):
                 self._step(request)
         while self._waiting and len(self._drawing) < self._options.batch:
@@ -174,7 +179,7 @@ class FakeWorker:
         left = sum(request.params.num_steps - request.done for request in (*self._drawing.values(), *self._waiting))
         load_ms = left * self._options.step_ms / self._options.batch
         held = len(self._drawing), len(self._waiting)
-        self._wire.send(Heartbeat(self._steps, *held, load_ms, {}, self._loaded))
+        self._wire.send(Heartbeat(self._steps, *held, load_ms, {}, self._loaded, self._tally.counts()))
 
     def _begin(self, request: Request) -> None:
         within_s = request.frame.start_within_s

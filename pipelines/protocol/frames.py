@@ -94,7 +94,7 @@ class Heartbeat:
     """Sent at least every second and between steps; its absence for `hang_s` gets the worker killed.
 
     `load_ms`: predicted milliseconds of work it holds. `memory`: bytes by name, for /metrics.
-    `loaded`: names of the checkpoints in memory.
+    `loaded`: names of the checkpoints in memory. `tally`: see `pipelines.protocol.tally`.
     """
 
     steps: int
@@ -103,6 +103,7 @@ class Heartbeat:
     load_ms: float
     memory: dict[str, int] = field(default_factory=dict)
     loaded: list[str] = field(default_factory=list)
+    tally: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

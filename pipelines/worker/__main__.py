@@ -124,7 +124,8 @@ def serve(
             last_beat = now
             load_ms = engine.scheduler.load_ms
             memory = accelerator.memory() | {"adapters": pool.adapter_bytes}
-            link.send(Heartbeat(engine.steps, engine.running, engine.waiting, load_ms, memory, pool.loaded))
+            held = engine.running, engine.waiting, load_ms
+            link.send(Heartbeat(engine.steps, *held, memory, pool.loaded, engine.tally.counts()))
 
 
 def _describe(pool: ModelPool, name: str) -> dict[str, Any]:

@@ -2,50 +2,28 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import fmean, median
-from types import ModuleType, TracebackType
+from types import TracebackType
 from typing import Any
+
+from server.workers.nvml import NvmlError, handle
 
 INTERVAL_S = 0.1
 _REASON = "nvmlClocksThrottleReason"
 _NO_REASON = ("All", "None", "GpuIdle")
 
 
-class NoPowerError(Exception):
-    """There are no power figures; the message is one sentence that says why."""
-
-
-def open_nvml() -> Any:
-    """The library, ready for calls. Raises: NoPowerError."""
-    try:
-        nvml: ModuleType = importlib.import_module("pynvml")
-    except ImportError as exc:
-        raise NoPowerError("no power figures: nvidia-ml-py is not installed (pip install nvidia-ml-py)") from exc
-    try:
-        nvml.nvmlInit()
-    except nvml.NVMLError as exc:
-        raise NoPowerError(f"no power figures: the NVIDIA driver does not answer ({exc})") from exc
-    return nvml
-
-
 def card(nvml: Any, device: str, environ: Mapping[str, str] = os.environ) -> Any:
-    """NVML's handle of `cuda:1`, which counts only the cards that CUDA_VISIBLE_DEVICES lets through.
-
-    Raises: NoPowerError.
-    """
-    index = int(device.partition(":")[2] or 0)
-    visible = [word.strip() for word in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip()]
-    name = visible[index] if index < len(visible) else str(index)
+    """NVML's handle of `cuda:1`, if it tells its power: a slice of a card (MIG) has none. Raises: NvmlError."""
     try:
-        known = nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdecimal() else nvml.nvmlDeviceGetHandleByUUID(name)
-        nvml.nvmlDeviceGetPowerUsage(known)  # a slice of a card (MIG) has none
+        known = handle(nvml, device, environ)
+        nvml.nvmlDeviceGetPowerUsage(known)
     except nvml.NVMLError as exc:
-        raise NoPowerError(f"no power figures: NVML tells none of {device} ({exc})") from exc
+        raise NvmlError(f"NVML tells no power of {device} ({exc})") from exc
     return known
 
 

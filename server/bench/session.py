@@ -17,6 +17,7 @@ from server.bench.figures import row
 from server.bench.scenarios import Cell, Plan
 from server.bench.stamp import stamp
 from server.bench.target import BenchError, Target, TargetFacts
+from server.workers.nvml import NvmlError, open_nvml
 
 FORMAT = "fluxserve bench 1"
 """Of the report. Another number means that older ones cannot be compared with it."""
@@ -122,8 +123,8 @@ def _card(facts: TargetFacts, watcher: Watcher) -> tuple[Any, Any]:
     if not facts.is_local or not (facts.device or "").startswith("cuda"):
         return None, None
     try:
-        nvml = power.open_nvml()
+        nvml = open_nvml()
         return nvml, power.card(nvml, str(facts.device))
-    except power.NoPowerError as exc:
-        watcher.note(str(exc))
+    except NvmlError as exc:
+        watcher.note(f"no power figures: {exc}")
         return None, None

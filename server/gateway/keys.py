@@ -23,6 +23,9 @@ UNKNOWN_KEY = "No user found for Key ID and Secret"
 LOOK_EVERY_S = 1.0
 """How often the key file is looked at; a revoked key is refused after so long at most."""
 
+CONFIGURED = "key-"
+"""Ids of keys of the settings begin with it."""
+
 NAME_DIGITS = 12
 """Of a configured key's digest, for the name of its tenant."""
 
@@ -171,7 +174,7 @@ class KeyRing:
 
 
 def _configured(key: str) -> Caller:
-    name = f"key-{digest_of(key)[:NAME_DIGITS]}"
+    name = f"{CONFIGURED}{digest_of(key)[:NAME_DIGITS]}"
     return Caller(name, name, frozenset(KeyScope))
 
 

@@ -398,6 +398,7 @@ class Worker:
             "load_ms": beat.load_ms if beat else 0.0,
             "steps": beat.steps if beat else 0,
             "memory": dict(beat.memory) if beat else {},
+            "tally": dict(beat.tally) if beat else {},
             "restarts": self.restarts,
             "last_error": self.last_error,
         }

@@ -275,6 +275,16 @@ class RepeatMismatchError(StoreError):
     """The idempotency key has been given to a submit that asks for something else; nothing was stored."""
 
 
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """Args: oldest_s: how long the oldest waiting job waits; 0 without one. webhooks: that are still owed.
+    webhook_late_s: how long the one that is due longest has been due."""
+
+    oldest_s: float
+    webhooks: int
+    webhook_late_s: float
+
+
 class Store(Protocol):
     """Every method is one atomic decision, synchronous and short, and may be called from any thread.
 
@@ -383,6 +393,9 @@ class Store(Protocol):
 
     def counts(self) -> dict[JobStatus, int]:
         """Rows by state, cheap enough for /metrics."""
+
+    def backlog(self) -> Backlog:
+        """What waits, for /metrics: once in some seconds."""
 
     def recover(self) -> list[Job]:
         """At start-up: give up every claim, because all owners died with the node that was here before.

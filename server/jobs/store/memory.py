@@ -32,6 +32,7 @@ from server.jobs.store.base import (
     PRIVATE_RETENTION_S,
     TRIES_KEPT,
     UNDELIVERED_KEPT_S,
+    Backlog,
     CancelOutcome,
     Job,
     JobState,
@@ -48,7 +49,7 @@ from server.jobs.store.base import (
 )
 from server.jobs.store.budgets import Budget, Pending
 from server.jobs.store.clock import SteadyClock
-from server.jobs.store.queue_index import QueueIndex, state_of
+from server.jobs.store.queue_index import QueueIndex, backlog_of, state_of
 
 
 @dataclass
@@ -227,6 +228,11 @@ class MemoryStore:
     def counts(self) -> dict[JobStatus, int]:
         with self._open():
             return self._line.counts()
+
+    def backlog(self) -> Backlog:
+        with self._open():
+            owed = [delivery.due_at for delivery in self._webhooks.values() if delivery.due_at is not None]
+            return backlog_of(self._line.oldest_at, len(owed), min(owed, default=None), self._clock())
 
     def recover(self) -> list[Job]:
         with self._open():

@@ -188,3 +188,10 @@ def open_beside_owner(path: Path, version: int) -> Iterator[Execute]:
 def _delivery(row: tuple[Any, ...]) -> WebhookDelivery:
     job_id, url, tries_made, note, round_, due_at, is_delivered = row
     return WebhookDelivery(job_id, url, tries_made, note, round_, due_at, bool(is_delivered))
+
+
+def owed(execute: Execute) -> tuple[int, float | None]:
+    """How many deliveries are still to be made, and when the first was or is due."""
+    for number, first in execute("SELECT count(*), min(due_at) FROM webhook WHERE due_at IS NOT NULL", ()):
+        return int(number), first
+    return 0, None

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from threading import Lock
 
-from server.jobs.store.base import Job, JobState, JobStatus
+from server.jobs.store.base import Backlog, Job, JobState, JobStatus
 from server.jobs.store.fair import Place, TenantLines, Turns, work
 
 RECENT = 64
@@ -28,6 +28,8 @@ class QueueIndex:
         """Of all that have not ended; positions are not in here, because those of others change them."""
         self._recent: dict[str, JobState] = {}
         """Of the last that ended, oldest first."""
+        self._since: dict[str, float] = {}
+        """When each that waits was submitted."""
         self._quarantined: set[str] = set()
         self._counts: Counter[JobStatus] = Counter()
 
@@ -81,6 +83,12 @@ class QueueIndex:
         with self._lock:
             return len(self._places)
 
+    @property
+    def oldest_at(self) -> float | None:
+        """When the oldest that waits was submitted; walks through all of them."""
+        with self._lock:
+            return min(self._since.values(), default=None)
+
     def length_of(self, tenant: str) -> int:
         """How many of one tenant's jobs wait."""
         with self._lock:
@@ -100,6 +108,7 @@ class QueueIndex:
     def _join(self, job: Job) -> None:
         place = (job.queue_rank, job.seq)
         self._places[job.id] = place
+        self._since[job.id] = job.created_at
         self._lines.join(job.tenant, place)
         if job.deaths:
             self._quarantined.add(job.id)
@@ -116,6 +125,7 @@ class QueueIndex:
         self._quarantined.discard(job.id)
         if job.status is JobStatus.RUNNING:
             self._lines.stop(job.tenant)
+        self._since.pop(job.id, None)
         place = self._places.pop(job.id, None)
         if place is not None:
             self._lines.leave(job.tenant, place)
@@ -124,3 +134,9 @@ class QueueIndex:
 def state_of(job: Job | None) -> JobState | None:
     """Where a job that has been read stands."""
     return None if job is None else JobState(job.endpoint, job.status, job.tenant, None, job.outcome)
+
+
+def backlog_of(oldest_at: float | None, webhooks: int, first_due: float | None, now: float) -> Backlog:
+    """What waits at this moment."""
+    waited_s, late_s = (0.0 if at is None else max(0.0, now - at) for at in (oldest_at, first_due))
+    return Backlog(waited_s, webhooks, late_s)

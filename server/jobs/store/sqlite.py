@@ -19,6 +19,7 @@ from server.jobs.store.accounts import Pause, PauseKind, Search, Usage, UsageQue
 from server.jobs.store.base import (
     PRIVATE_RETENTION_S,
     SHARED,
+    Backlog,
     CancelOutcome,
     Job,
     JobState,
@@ -35,7 +36,7 @@ from server.jobs.store.base import (
 from server.jobs.store.budgets import Budget, Pending, expected_units
 from server.jobs.store.clock import SteadyClock
 from server.jobs.store.opening import become_owner, connect, migrate
-from server.jobs.store.queue_index import QueueIndex, state_of
+from server.jobs.store.queue_index import QueueIndex, backlog_of, state_of
 from server.jobs.store.rows import CONSTANT_COLUMNS, DERIVED_COLUMNS, READ_COLUMNS, STATE_COLUMNS, from_row, to_row
 from server.jobs.store.writer import Change, GroupCommit, Transaction
 
@@ -215,6 +216,10 @@ class SqliteStore:
 
     def counts(self) -> dict[JobStatus, int]:
         return self._line.counts()
+
+    def backlog(self) -> Backlog:
+        webhooks, first_due = outbox.owed(self._read)
+        return backlog_of(self._line.oldest_at, webhooks, first_due, self._clock())
 
     def recover(self) -> list[Job]:
         def recover(tx: Transaction) -> list[Job]:

@@ -9,8 +9,10 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from server.jobs.store.base import Job, JobStatus
+from server.jobs.store.base import Store, StoreError
 from server.routes.system.job_metrics import JobMetrics
+from server.routes.system.worker_metrics import of_gpus, of_workers
+from server.workers.gpus import GpuReading, Gpus
 
 _BUCKETS_S = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"})
@@ -21,12 +23,13 @@ class Metrics:
 
     def __init__(
         self,
-        counts: Callable[[], dict[JobStatus, int]],
         health: Callable[[], dict[str, Any]],
-        read: Callable[[str], Job | None],
+        store: Store,
+        gpus: Gpus,
     ) -> None:
         self._registry = CollectorRegistry()
-        self.jobs = JobMetrics(self._registry, read)
+        self.jobs = JobMetrics(self._registry, store.get)
+        self._gpus = gpus
         self._answers = Counter(
             "fluxserve_http_answers", "HTTP answers", ["area", "method", "status"], registry=self._registry
         )
@@ -37,7 +40,8 @@ class Metrics:
             buckets=_BUCKETS_S,
             registry=self._registry,
         )
-        self._registry.register(_NodeState(counts, health))
+        self._node = _NodeState(store, health)
+        self._registry.register(self._node)
         # prometheus_client's own look-up costs more than the counting.
         self._answer = lru_cache(maxsize=None)(self._answers.labels)
         self._second = lru_cache(maxsize=None)(self._seconds.labels)
@@ -47,17 +51,23 @@ class Metrics:
         self._answer(area, method if method in _METHODS else "other", status).inc()
         self._second(area).observe(seconds)
 
+    def read_gpus(self) -> None:
+        """Ask the cards, for the next text: milliseconds that the event loop need not wait."""
+        self._node.gpus = self._gpus.read()
+
     def text(self) -> bytes:
         """Everything in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
 class _NodeState:
-    """Jobs by state, and the load of every worker."""
+    """Jobs by state, what waits, and the load of every worker and card."""
 
-    def __init__(self, counts: Callable[[], dict[JobStatus, int]], health: Callable[[], dict[str, Any]]) -> None:
-        self._counts = counts
+    def __init__(self, store: Store, health: Callable[[], dict[str, Any]]) -> None:
+        self._counts = store.counts
+        self._read_backlog = store.backlog
         self._health = health
+        self.gpus: list[GpuReading] = []
 
     def collect(self) -> Iterator[Metric]:
         jobs = GaugeMetricFamily("fluxserve_jobs", "Jobs in the store", labels=["status"])
@@ -66,23 +76,18 @@ class _NodeState:
         yield jobs
         health = self._health()
         yield GaugeMetricFamily("fluxserve_ready", "1 when a worker is loaded", value=float(health["ready"]))
-        yield from self._workers(health["workers"])
+        yield from of_workers(health["workers"])
+        yield from self._backlog()
+        yield from of_gpus(self.gpus)
 
-    @staticmethod
-    def _workers(workers: list[dict[str, Any]]) -> Iterator[Metric]:
-        for name, help_text in (
-            ("running", "Requests in the engine"),
-            ("waiting", "Requests a worker holds that have not started"),
-            ("load_ms", "Predicted milliseconds of work held"),
-            ("steps", "Denoising steps done since the worker started"),
-            ("restarts", "Times this worker was started again"),
+    def _backlog(self) -> Iterator[Metric]:
+        try:
+            backlog = self._read_backlog()
+        except StoreError:
+            return  # the store says so itself, in /health
+        for name, about, value in (
+            ("queue_oldest_seconds", "How long the oldest waiting request waits", backlog.oldest_s),
+            ("webhooks_owed", "Webhooks that are still to be delivered", float(backlog.webhooks)),
+            ("webhook_late_seconds", "How long the webhook that is due longest has been due", backlog.webhook_late_s),
         ):
-            gauge = GaugeMetricFamily(f"fluxserve_worker_{name}", help_text, labels=["device"])
-            for worker in workers:
-                gauge.add_metric([str(worker["device"])], float(worker.get(name) or 0))
-            yield gauge
-        memory = GaugeMetricFamily("fluxserve_worker_memory_bytes", "Memory by kind", labels=["device", "kind"])
-        for worker in workers:
-            for kind, size in (worker.get("memory") or {}).items():
-                memory.add_metric([str(worker["device"]), str(kind)], float(size))
-        yield memory
+            yield GaugeMetricFamily(f"fluxserve_{name}", about, value=value)

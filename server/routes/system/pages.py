@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -49,6 +50,7 @@ def system_router(
     @router.get("/metrics", response_class=PlainTextResponse)
     async def prometheus() -> Response:
         """Prometheus' text format."""
+        await asyncio.to_thread(metrics.read_gpus)
         return Response(metrics.text(), media_type=PROMETHEUS)
 
     @router.get("/api/openapi/queue/openapi.json", responses={404: {"description": "No such endpoint"}})

@@ -30,7 +30,10 @@ _SAFE = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer", 
 def pages_router(plain: Callable[[Request], Response]) -> APIRouter:
     """The pages. Args: plain: what answers `/` for who does not ask for HTML by name: programs, curl."""
     router = APIRouter(include_in_schema=False)
-    text = Template((STATIC / "page.html").read_text("utf-8"))
+    # Every module at once: found one by one, in the order of their imports, they would take four round trips.
+    modules = ["vendor/htm-preact.js", *sorted(path.name for path in STATIC.glob("*.js"))]
+    preloads = "\n".join(f'<link rel="modulepreload" href="$up/ui/{name}">' for name in modules)
+    text = Template((STATIC / "page.html").read_text("utf-8").replace("$preloads", preloads))
 
     def page(depth: int) -> HTMLResponse:
         # By relative addresses it works behind a proxy that takes a path prefix away, even one that does not say so.

@@ -24,6 +24,7 @@ from server.bench.report import write
 from server.bench.scenarios import Ask, Cell, Plan, timed
 from server.bench.stamp import stamp
 from server.bench.target import AskError, BenchError, TargetFacts
+from server.workers.nvml import NvmlError, open_nvml
 
 TINY_ARCH = ARCHITECTURES["random:tiny"]
 SCRIPTED = (sys.executable, "-m", "tests.server.scripted_worker")
@@ -318,11 +319,11 @@ def test_the_card_is_the_one_that_cuda_means(device: str, visible: dict[str, str
 
 
 def test_an_unknown_card_or_no_library_is_said_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(power.NoPowerError, match="cuda:9"):
+    with pytest.raises(NvmlError, match="cuda:9"):
         power.card(Nvml(True), "cuda:9", {})
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    with pytest.raises(power.NoPowerError, match="pip install nvidia-ml-py"):
-        power.open_nvml()
+    with pytest.raises(NvmlError, match="pip install nvidia-ml-py"):
+        open_nvml()
 
 
 # Reports

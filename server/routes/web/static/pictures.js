@@ -50,10 +50,13 @@ export function Pictures({ id, label, value = [], onChange, ...rest }) {
     id=${index ? `${id}-${index}` : id} label=${`${label} ${index + 1}`} value=${each} onChange=${(to) => change(index, to)} ...${rest} />`)}</div>`;
 }
 
-/** A mask: a picture of its own, or painted over `picture`. White is drawn anew. */
+const PAINTED = "mask.png";
+const isGiven = (value) => value !== undefined && !(value instanceof Blob && value.name === PAINTED);
+
+/** A mask: a picture of its own (chosen, dropped or pasted), or painted over `picture`. White is drawn anew. */
 export function Mask({ id, label, value, onChange, picture, ...rest }) {
   const [painting, setPainting] = useState(true);
-  if (!picture || !painting) {
+  if (!picture || !painting || isGiven(value)) {
     return html`<div><${Picture} id=${id} label=${label} value=${value} onChange=${onChange} ...${rest} />
       ${picture
         ? html`<button type="button" class="quiet" onClick=${() => { setPainting(true); onChange(undefined); }}>Paint it instead</button>`
@@ -118,7 +121,12 @@ function Brush({ id, label, picture, onChange, onFile, describedBy, isInvalid })
     event.preventDefault();
   };
   const ring = cursor && { left: `${(cursor[0] / canvas.current.width) * 100}%`, top: `${(cursor[1] / canvas.current.height) * 100}%` };
-  return html`<div class="brush">
+  const drop = (event) => {
+    event.preventDefault();
+    const file = pictureIn(event.dataTransfer.files);
+    if (file) onChange(file);
+  };
+  return html`<div class="brush" onDrop=${drop} onDragOver=${(event) => event.preventDefault()}>
     <div class="stage">
       <img src=${address} alt="" onLoad=${ready} />
       <canvas ref=${canvas} id=${id} tabindex="0" role="application" aria-label=${`${label}: paint what is drawn anew; arrow keys move, space paints`}
@@ -171,5 +179,5 @@ function exported(canvas) {
   context.globalCompositeOperation = "destination-over";
   context.fillStyle = "#000";
   context.fillRect(0, 0, made.width, made.height);
-  return new Promise((resolve) => made.toBlob((blob) => resolve(new File([blob], "mask.png", { type: "image/png" })), "image/png"));
+  return new Promise((resolve) => made.toBlob((blob) => resolve(new File([blob], PAINTED, { type: "image/png" })), "image/png"));
 }

@@ -137,9 +137,9 @@ function useShortcuts(form, runs, change, fields) {
     };
     const paste = (event) => {
       const file = [...event.clipboardData.files].find((each) => each.type.startsWith("image/"));
-      const open = (now.current.fields ?? []).filter((field) => field.kind === "picture" || field.kind === "pictures");
+      const takers = (now.current.fields ?? []).filter(isPicture);
       const inside = document.activeElement.closest?.("[data-field]")?.dataset.field;
-      const field = open.find((each) => each.name === inside) ?? open[0];
+      const field = takers.find((each) => each.name === inside) ?? takers.find((each) => each.kind !== "mask");
       if (!file || !field) return;
       event.preventDefault();
       now.current.change(field.name, field.kind === "pictures" ? [file] : file);

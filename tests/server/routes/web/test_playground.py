@@ -110,19 +110,30 @@ def test_a_mask_is_painted_over_an_uploaded_picture(server: Server, open_page: A
     assert (drawn != np.asarray(picture)).any()
 
 
-def test_a_pasted_picture_becomes_the_input(server: Server, open_page: Any) -> None:
-    page = open_page(at(server.url, "fal-ai/flux/dev/image-to-image"), server.url)
+GIVE = """async ([kind, selector, name]) => {
+  const canvas = Object.assign(document.createElement("canvas"), { width: 32, height: 32 });
+  const blob = await new Promise((resolve) => canvas.toBlob(resolve));
+  const data = new DataTransfer();
+  data.items.add(new File([blob], name, { type: "image/png" }));
+  const [Kind, part] = kind === "paste" ? [ClipboardEvent, "clipboardData"] : [DragEvent, "dataTransfer"];
+  document.querySelector(selector).dispatchEvent(new Kind(kind, { [part]: data, bubbles: true, cancelable: true }));
+}"""
+
+
+def test_pictures_and_masks_are_pasted_and_dropped_where_they_belong(server: Server, open_page: Any) -> None:
+    page = open_page(at(server.url, "fal-ai/flux-pro/v1/fill"), server.url)
     page.wait_for_selector("#field-image_url")
-    page.evaluate(
-        """async () => {
-          const canvas = Object.assign(document.createElement("canvas"), { width: 32, height: 32 });
-          const blob = await new Promise((resolve) => canvas.toBlob(resolve));
-          const clipboardData = new DataTransfer();
-          clipboardData.items.add(new File([blob], "pasted.png", { type: "image/png" }));
-          document.dispatchEvent(new ClipboardEvent("paste", { clipboardData, bubbles: true }));
-        }"""
-    )
+    page.evaluate(GIVE, ["paste", "body", "pasted.png"])
     page.wait_for_selector('[data-field="image_url"] .drop img')
+    page.locator("#field-mask_url[role=application]").focus()
+    page.evaluate(GIVE, ["paste", "#field-mask_url", "mine.png"])
+    page.wait_for_selector('[data-field="mask_url"] .drop img')
+    press(page, "Paint it instead")
+    page.wait_for_selector("#field-mask_url[role=application]")
+    page.evaluate(GIVE, ["drop", '[data-field="mask_url"] .brush', "dropped.png"])
+    page.wait_for_selector('[data-field="mask_url"] .drop img')
+    page.evaluate(GIVE, ["drop", '[data-field="image_url"] .drop', "other.png"])
+    page.wait_for_selector('[data-field="mask_url"] .drop img')
 
 
 def test_asks_for_the_key_below_a_path_and_calls_by_fals_proxy(chromium: Any, open_page: Any, tmp_path: Path) -> None:
