@@ -24,6 +24,7 @@ from server.cli import (
     release,
     replay,
     serve,
+    top,
     webhooks,
     workers,
 )
@@ -42,6 +43,7 @@ app.command()(models.models)
 app.command()(pull.pull)
 app.command()(doctor.doctor)
 app.command()(mcp.mcp)
+app.command()(top.top)
 app.command()(conform.conform)
 app.command()(record.record)
 app.command()(replay.replay)
