@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from server.gateway.tokens import Tokens
 from server.http.errors import PlainError, WireError
 from server.http.outgoing import VettedTransport, parse_networks
 from server.jobs.signing import Signer
+from server.jobs.tracing import Tracing, open_tracing
 from server.jobs.webhooks import Webhooks
 from server.routes.fal.files import FilesArea
 from server.routes.fal.queue import QueueArea
@@ -55,6 +56,10 @@ if TYPE_CHECKING:
     from server.node import Node
 
 
+LAST_TRACES_S = 2.0
+"""How long the end waits for a collector to take the last traces."""
+
+
 def create_app(node: Node, plain_port: int | None = None) -> Gateway:
     """An ASGI app that serves `node` and owns its life: the lifespan starts and stops it.
 
@@ -63,6 +68,9 @@ def create_app(node: Node, plain_port: int | None = None) -> Gateway:
     gpus = Gpus([worker.device for worker in node.workers])
     metrics = Metrics(lambda: node.health(), node.store, gpus)
     node.jobs.live.on_end(metrics.jobs.note_end)
+    tracing = open_tracing(node.store.get, node.jobs.live)
+    if tracing is not None:
+        node.jobs.live.on_end(tracing.note_end)
     keys = node.keys
     tokens = Tokens.of(node.settings.data_dir)
     guard = Guard(keys, tokens)
@@ -81,7 +89,7 @@ def create_app(node: Node, plain_port: int | None = None) -> Gateway:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        lifespan=_lifespan(node, signer, mcp),
+        lifespan=_lifespan(node, signer, mcp, tracing),
     )
     pages.include_router(system_router(lambda: node.health(), node.served, metrics, VERSION, keys))
     pages.include_router(workers_router(node.workers))
@@ -113,7 +121,7 @@ def create_app(node: Node, plain_port: int | None = None) -> Gateway:
     return gateway
 
 
-def _lifespan(node: Node, signer: Signer, mcp: McpArea) -> Any:
+def _lifespan(node: Node, signer: Signer, mcp: McpArea, tracing: Tracing | None) -> Any:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await node.start()
@@ -131,6 +139,9 @@ def _lifespan(node: Node, signer: Signer, mcp: McpArea) -> Any:
             outbox_sender.cancel()
             await asyncio.gather(outbox_sender, return_exceptions=True)
             await node.stop()
+            if tracing is not None:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(asyncio.to_thread(tracing.close), LAST_TRACES_S)
 
     return lifespan
 

@@ -97,6 +97,7 @@ class Settings(BaseSettings):
         expander_model, expander_key: what it is asked for, and with; the first it lists, and none.
         expander_timeout_s: after so many seconds the prompt is used as written.
         result_cache: a request that would draw what is stored is answered from it.
+        log_format: the server's own log: lines for people, or one JSON object a line.
         embed_parameters: prompt and seed go into picture files, too, beside model, endpoint and request id.
     """
 
@@ -146,6 +147,7 @@ class Settings(BaseSettings):
     c2pa_key: Path | None = None
     prices: Path | None = None
     keep_alive_s: int = Field(75, ge=1)
+    log_format: Literal["text", "json"] = "text"
     embed_parameters: bool = False
     result_cache: bool = False
     expander: str | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import secrets
 import zlib
 from collections.abc import Sequence
@@ -33,6 +34,9 @@ from server.files.objects import Access
 from server.http.outgoing import is_host_name
 from server.jobs.store.base import HINT_BUCKETS, JobStatus, NewJob, Outcome, Repeat
 
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+"""https://www.w3.org/TR/trace-context/#traceparent-header"""
+
 MIN_TIMEOUT_S = 0.1
 MAX_TIMEOUT_S = 7 * 86400.0
 LOW_PRIORITY = 1
@@ -46,6 +50,7 @@ class RequestOptions:
     Args: as in NewJob; `max_queued` refuses the request when so many jobs wait already; `ttl_s` is how
         long its pictures are kept, None for the server's default; `access` is who may read them; `retries` limits
         single causes; `embed_parameters` puts prompt and seed into picture files, None as the operator decided;
+        `traceparent` is the caller's own span (W3C Trace Context), of which ours are parts;
         `idempotency_key` names this submit, so that a repeated one is the same request.
     """
 
@@ -58,6 +63,7 @@ class RequestOptions:
     max_queued: int | None = None
     ttl_s: float | None = None
     access: Access = "allow"
+    traceparent: str | None = None
     hint_bucket: int | None = None
     retries: dict[str, int] = field(default_factory=dict)
     embed_parameters: bool | None = None
@@ -87,7 +93,13 @@ def read_options(headers: Headers, query: bytes, tenant: str, key_id: str = "") 
         idempotency_key=_idempotency_key(headers.get("idempotency-key")),
         key_id=key_id,
         tags=read_tags(headers.get("x-fal-tags")),
+        traceparent=_traceparent(headers.get("traceparent", "")),
     )
+
+
+def _traceparent(header: str) -> str | None:
+    """The caller's span, if it is one: by its specification anything else counts as none."""
+    return header.strip() if _TRACEPARENT.fullmatch(header.strip()) else None
 
 
 def new_job(
@@ -113,6 +125,7 @@ def new_job(
         output={"format": parsed.image_format(), "sync_mode": parsed.sync_mode, "ttl_s": options.ttl_s}
         | ({"access": options.access} if options.access != "allow" else {})
         | ({"retries": options.retries} if options.retries else {})
+        | ({"traceparent": options.traceparent} if options.traceparent else {})
         | ({} if options.embed_parameters is None else {"embed_parameters": options.embed_parameters})
         | ({"needs_inputs": True} if fetches else {}),
         priority=options.priority,

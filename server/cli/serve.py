@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import resource
 import sys
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from models.arguments import UnknownModelError, resolve_all
 from models.errors import LoadError
 from models.first_look import first_look
 from server.cli.failures import ENVIRONMENT, USAGE, CommandError
+from server.cli.log_lines import log_to
 from server.cli.options import Config, DataDir, TuningText, check_tuning, settings_from
 from server.cli.output import PatientWriter
 from server.http import tls
@@ -130,6 +130,9 @@ def serve(
         int | None,
         typer.Option(help="Seconds until an idle connection is closed; more than your proxy's.", show_default="75"),
     ] = None,
+    log_format: Annotated[
+        str | None, typer.Option(help="text, or json: one object a line.", show_default="text")
+    ] = None,
     embed_parameters: Annotated[
         bool | None, typer.Option("--embed-parameters", help="Write prompt and seed into picture files, too.")
     ] = None,
@@ -190,6 +193,7 @@ def serve(
         c2pa_key=c2pa_key,
         prices=prices,
         keep_alive_s=keep_alive_s,
+        log_format=log_format,
         embed_parameters=embed_parameters,
         result_cache=result_cache,
         expander=expander,
@@ -202,7 +206,7 @@ def serve(
     check_tuning(settings.tuning)
     _raise_file_limit()
     out, err = PatientWriter(sys.stdout), PatientWriter(sys.stderr)
-    _log_to(err)
+    log_to(err, settings.log_format)
     try:
         _run(settings, out)
     finally:
@@ -216,12 +220,6 @@ def _raise_file_limit() -> None:
     wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _log_to(stream: PatientWriter) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=stream)
-    for chatty in ("uvicorn", "httpx"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def _check_models(settings: Settings) -> None:

@@ -184,6 +184,7 @@ class Dispatcher:
         match frame:
             case Started():
                 run.has_started = True
+                self._live.note_begun(frame.job_id, run.owner, self._store.now())
                 if not may_repeat(run.job):
                     self._see_to(self._completion.note_begun(run))
                 self._live.log(
@@ -199,6 +200,7 @@ class Dispatcher:
             case Picture():
                 self._completion.take(run, frame)
             case Finished():
+                self._live.note_timings(frame.job_id, frame.timings)
                 self._live.log(frame.job_id, f"finished in {frame.timings.get('inference', 0.0):.2f} s")
                 self._end_run(run, self._completion.complete(run, frame.timings))
             case Failed():

@@ -10,8 +10,8 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,6 +24,15 @@ KEEP_S = 3600.0
 """How long any other job is remembered after its last change, if nothing waits for it."""
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerTimes:
+    """When a worker began a job, in Unix seconds, and what its parts took, as it measured them."""
+
+    owner: str
+    began_at: float
+    timings: Mapping[str, float] = field(default_factory=dict)
+
+
 @dataclass
 class _Live:
     """What is known of one job."""
@@ -34,6 +43,7 @@ class _Live:
     logs: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=MAX_LOG_ENTRIES))
     progress: Progress | None = None
     previews: dict[int, Preview] = field(default_factory=dict)
+    times: WorkerTimes | None = None
     waiting: set[asyncio.Future[None]] = field(default_factory=set)
 
 
@@ -77,6 +87,29 @@ class LiveJobs:
         self._change(frame.job_id, take)
         self.log(frame.job_id, f"step {frame.step}/{frame.num_steps}")
 
+    def note_begun(self, job_id: str, owner: str, now: float) -> None:
+        """A worker has begun it."""
+
+        def take(live: _Live) -> None:
+            live.times = WorkerTimes(owner, now)
+
+        self._change(job_id, take)
+
+    def note_timings(self, job_id: str, timings: Mapping[str, float]) -> None:
+        """The worker is done with it."""
+
+        def take(live: _Live) -> None:
+            if live.times is not None:
+                live.times = replace(live.times, timings=dict(timings))
+
+        self._change(job_id, take)
+
+    def times(self, job_id: str) -> WorkerTimes | None:
+        """What its last run took; None if no worker has begun it."""
+        with self._lock:
+            live = self._jobs.get(job_id)
+            return None if live is None else live.times
+
     def show(self, frame: Preview) -> None:
         """Keep the latest preview of that image."""
 
@@ -89,7 +122,7 @@ class LiveJobs:
         """Forget progress and previews: the job will run from the beginning again. Its log stays."""
 
         def reset(live: _Live) -> None:
-            live.progress = None
+            live.progress = live.times = None
             live.previews.clear()
 
         self._change(job_id, reset)
