@@ -1,10 +1,12 @@
-"""The wheel in an environment without the checkout, started from another folder, draws for the official client."""
+"""The wheel in an environment without the checkout, started in another folder, draws for the official client."""
 
 from __future__ import annotations
 
 import ast
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -16,12 +18,17 @@ from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.acceptance.judging import assert_holds
 from tests.acceptance.official import CLIENTS
 from tests.acceptance.serving import ROOT, Server, clean_environment
 from tests.acceptance.test_first_picture import download
 
+# Building, installing and starting come before the first test.
+pytestmark = pytest.mark.timeout(300)
+
+CI = ROOT / "examples" / "ci"
 PACKAGES = ("server", "pipelines", "models")
 # PyTorch's CUDA builds bring it; without it our kernels are not used.
 BROUGHT_BY_A_BUILD_OF_TORCH = {"triton"}
@@ -68,29 +75,68 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     return Installed(folder / "venv", wheel)
 
 
+@dataclass(frozen=True)
+class Job:
+    """The CI job of examples/ci as it stands, but for the ports and what installs: the wheel is there."""
+
+    installed: Installed
+    server: Server
+    folder: Path
+
+    def begin(self, name: str) -> subprocess.Popen[str]:
+        """Start one of its steps as the leader of a process group."""
+        (job,) = yaml.safe_load((CI / "github-actions.yaml").read_text())["jobs"].values()
+        (script,) = [step["run"] for step in job["steps"] if step.get("name") == name]
+        own = {"PORT": self.server.port, "TLS_PORT": self.server.tls_port, "DATA_DIR": self.server.data_dir}
+        environment = self.installed.environment | {f"FLUXSERVE_{word}": str(value) for word, value in own.items()}
+        script = script.replace("http://127.0.0.1:8000", self.server.url)
+        with (self.folder / f"{name}.log").open("w") as log:
+            return subprocess.Popen(
+                ["bash", "-eo", "pipefail", "-c", script],
+                cwd=self.folder,
+                env=environment,
+                stdout=log,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+            )
+
+    def told(self, name: str) -> str:
+        """What a file of its folder says."""
+        return (self.folder / name).read_text()
+
+
 @pytest.fixture(scope="module")
-def serving(installed: Installed) -> Iterator[Server]:
-    """`fluxserve serve` of the wheel, in an empty folder."""
-    command = (str(installed.folder / "bin" / "fluxserve"),)
-    data_dir, elsewhere = installed.folder.parent / "data", installed.folder.parent / "elsewhere"
-    elsewhere.mkdir()
-    server = Server(data_dir, command=command, environment=installed.environment, folder=elsewhere).start()
+def job(installed: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
+    """Its server runs, started by the job's own step in a folder with nothing but the app and its test."""
+    folder = tmp_path_factory.mktemp("app")
+    for name in ("app.py", "test_app.py"):
+        shutil.copy(CI / name, folder)
+    job = Job(installed, Server(tmp_path_factory.mktemp("data")), folder)
+    started = job.begin("Start the server")
     try:
-        server.wait_ready()
-        yield server
+        assert started.wait(200) == 0, job.told("fluxserve.log")
+        yield job
     finally:
-        server.close()
+        os.killpg(started.pid, signal.SIGTERM)
+        started.wait(30)
 
 
-def test_it_draws_for_the_official_client(serving: Server) -> None:
-    trace = CLIENTS["python"](serving, "subscribe", "fal-ai/flux-pro", prompt="a red circle on a blue background")
-    assert_holds(download(serving, trace.result["images"][0]["url"]), ground="blue", colour="red")
+def test_the_job_tests_an_app(job: Job) -> None:
+    tested = job.begin("Test")
+    assert tested.wait(100) == 0, job.told("Test.log")
+    assert "2 passed" in job.told("Test.log")
 
 
-def test_a_sibling_draws_that_shares_parts_with_it(serving: Server) -> None:
+def test_it_draws_for_the_official_client(job: Job) -> None:
+    trace = CLIENTS["python"](job.server, "subscribe", "fal-ai/flux-pro", prompt="a red circle on a blue background")
+    assert_holds(download(job.server, trace.result["images"][0]["url"]), ground="blue", colour="red")
+
+
+def test_a_sibling_draws_that_shares_parts_with_it(job: Job) -> None:
     """A wheel holds no links."""
-    trace = CLIENTS["python"](serving, "run", "fal-ai/flux/schnell", prompt="a green square on a white background")
-    assert_holds(download(serving, trace.result["images"][0]["url"]), ground="white", colour="green")
+    trace = CLIENTS["python"](job.server, "run", "fal-ai/flux/schnell", prompt="a green square on a white background")
+    assert_holds(download(job.server, trace.result["images"][0]["url"]), ground="white", colour="green")
 
 
 def test_every_module_that_runs_is_the_wheels(installed: Installed) -> None:

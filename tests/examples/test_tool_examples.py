@@ -1,22 +1,20 @@
-"""The examples for tools: the CI job's own steps, LiteLLM's file, and the list of all examples."""
+"""The examples for tools: LiteLLM's file, and the list of all examples.
+
+The CI job is run by tests/acceptance/test_wheel.py, with what it installs."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import signal
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from server.api.endpoints import ENDPOINTS
-from tests.acceptance.serving import Server, clean_environment, free_port
+from tests.acceptance.serving import Server, clean_environment
 from tests.compatibility.driving import CLIENTS
 from tests.examples.conftest import EXAMPLES, KEY
 
@@ -29,35 +27,6 @@ for model in models:
 router = litellm.Router(model_list=models)
 print(json.dumps([router.image_generation(prompt="a fox", model=m["model_name"]).data[0].url for m in models]))
 """
-
-
-def test_the_steps_of_the_ci_job_test_the_app(tmp_path: Path) -> None:
-    """As they stand, but for the ports; only what installs is left out."""
-    (job,) = yaml.safe_load((EXAMPLES / "ci" / "github-actions.yaml").read_text())["jobs"].values()
-    steps = {step["name"]: step["run"] for step in job["steps"] if "run" in step}
-    for name in ("app.py", "test_app.py"):
-        shutil.copy(EXAMPLES / "ci" / name, tmp_path)
-    port = free_port()
-    own = {"FLUXSERVE_PORT": str(port), "FLUXSERVE_TLS_PORT": str(free_port()), "FLUXSERVE_DATA_DIR": str(tmp_path)}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = clean_environment() | own | {"PATH": path}
-
-    def step(name: str) -> subprocess.Popen[str]:
-        script = steps[name].replace("http://127.0.0.1:8000", f"http://127.0.0.1:{port}")
-        command = ["bash", "-eo", "pipefail", "-c", script]
-        with (tmp_path / f"{name}.log").open("w") as log:
-            return subprocess.Popen(
-                command, cwd=tmp_path, env=environment, stdout=log, stderr=log, text=True, start_new_session=True
-            )
-
-    started = step("Start the server")
-    try:
-        assert started.wait(110) == 0, (tmp_path / "fluxserve.log").read_text()
-        tested = step("Test")
-        assert tested.wait(100) == 0, (tmp_path / "Test.log").read_text()
-        assert "2 passed" in (tmp_path / "Test.log").read_text()
-    finally:
-        os.killpg(started.pid, signal.SIGTERM)
 
 
 def litellm_models() -> list[dict[str, Any]]:
