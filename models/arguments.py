@@ -17,7 +17,7 @@ from typing import Any
 from models.errors import LoadError
 from models.fake import PREFIX as FAKE
 from models.fake import fake_spec
-from models.files.folder import FLUX2_PIPELINES, SDXL_PIPELINES, part_in
+from models.files.folder import FLUX2_DEV, FLUX2_PIPELINES, SDXL_PIPELINES, part_in
 from models.files.paths import exists, has_near, typed, why_absent
 from models.registry import REGISTRY, UNLISTED, ModelSpec, Variant, klein
 from models.single.contents import variant_of
@@ -41,6 +41,7 @@ _NAMES: tuple[Variant, ...] = ("schnell", "krea", "srpo", "kontext", "fill", "re
 
 _HEADS_OF_4B = 24
 _LIGHTNING_STEPS = 4
+_TURBO_STEPS, _DEV2_GUIDANCE = 8, 4.0
 _SDXL_DEFAULTS = {row.variant: row for row in REGISTRY.values() if row.family == "sdxl"}
 _KLEIN_STEPS, _KLEIN_BASE_STEPS, _KLEIN_BASE_GUIDANCE = 4, 50, 4.0
 
@@ -220,7 +221,7 @@ def _meant(argument: str, folders: Sequence[Path]) -> ModelSpec:
         raise UnknownModelError(why_absent(argument))
     if argument.count("/") == 1 and all(argument.split("/")):
         name = argument.split("/")[1]
-        variant = _named_klein(name) or _named_sdxl(name) or _variant("", name, {})
+        variant = _named_klein(name) or _named_flux2_dev(name) or _named_sdxl(name) or _variant("", name, {})
         return _with_defaults(ModelSpec(name=name, source=argument, variant=variant))
     close = difflib.get_close_matches(argument, REGISTRY, 1)
     meant = f"did you mean {close[0]}? Else give" if close else "give"
@@ -242,6 +243,8 @@ def _local(argument: str, folders: Sequence[Path]) -> ModelSpec:
     class_name = str(index.get("_class_name", ""))
     if class_name in SDXL_PIPELINES:
         variant = _sdxl(path)
+    elif class_name == FLUX2_DEV:
+        variant = _flux2_dev(path.name)
     elif class_name in FLUX2_PIPELINES:
         variant = klein(is_base=not index.get("is_distilled", False), is_large=_is_large(config))
     else:
@@ -280,6 +283,16 @@ def _named_sdxl(name: str) -> Variant | None:
     return "lightning" if "lightning" in words else "sdxl"
 
 
+def _flux2_dev(name: str) -> Variant:
+    """What FLUX.2 [dev] is for: whether its weights were made for few steps, only a name tells."""
+    return "flux2-turbo" if "turbo" in name.lower() else "flux2-dev"
+
+
+def _named_flux2_dev(name: str) -> Variant | None:
+    words = name.lower().replace("-", "").replace("_", "").replace(".", "")
+    return _flux2_dev(name) if "flux2dev" in words else None
+
+
 def _named_klein(name: str) -> Variant | None:
     """The FLUX.2 [klein] that a repository's name speaks of, if it does."""
     words = name.lower()
@@ -303,6 +316,9 @@ def _with_defaults(spec: ModelSpec) -> ModelSpec:
             default_steps=_KLEIN_BASE_STEPS if is_base else _KLEIN_STEPS,
             default_guidance=_KLEIN_BASE_GUIDANCE if is_base else 1.0,
         )
+    if spec.variant in ("flux2-dev", "flux2-turbo"):
+        steps = _TURBO_STEPS if spec.variant == "flux2-turbo" else spec.default_steps
+        return replace(spec, family="flux2", default_steps=steps, default_guidance=_DEV2_GUIDANCE)
     if spec.variant in _SDXL_DEFAULTS:
         row = _SDXL_DEFAULTS[spec.variant]
         kept = {name: getattr(row, name) for name in ("family", "max_sequence_length", "max_pixels")}

@@ -51,7 +51,7 @@ def counts_of(arch: AnyArchitecture) -> Counts:
     if isinstance(arch, SdxlArchitecture):
         return _sdxl_counts(arch)
     if isinstance(arch, Flux2Architecture):
-        text = {"text_encoder": qwen3_parameters(arch.text)}
+        text = {"text_encoder": qwen3_parameters(arch.text, arch.read[-1], has_norms=not arch.is_mistral)}
         transformer, words = flux2_parameters(arch.transformer), arch.text["vocab_size"] * arch.text["hidden_size"]
         blocks, modulation = flux2_blocks(arch.transformer), _FLUX2_MODULATION * flux2_width(arch.transformer) ** 2
         width = flux2_width(arch.transformer)
@@ -123,12 +123,12 @@ def flux2_width(transformer: Mapping[str, Any]) -> int:
     return _width({**FLUX2_TRANSFORMER, **transformer})
 
 
-def qwen3_parameters(text: Mapping[str, Any]) -> int:
-    """Parameters of what is held of transformers' Qwen3."""
+def qwen3_parameters(text: Mapping[str, Any], layers: int = READ_LAYERS[-1], has_norms: bool = True) -> int:
+    """Parameters of what is held of transformers' Qwen3, or of Mistral, which has no norms of queries and keys."""
     width, head = text["hidden_size"], text["head_dim"]
     heads = 2 * (text["num_attention_heads"] + text["num_key_value_heads"])
-    layer = heads * head * width + 3 * width * text["intermediate_size"] + 2 * width + 2 * head
-    return int(text["vocab_size"] * width + READ_LAYERS[-1] * layer)
+    layer = heads * head * width + 3 * width * text["intermediate_size"] + 2 * width + (2 * head if has_norms else 0)
+    return int(text["vocab_size"] * width + layers * layer)
 
 
 def modulation_parameters(transformer: Mapping[str, Any]) -> int:

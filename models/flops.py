@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from models.architectures import ARCHITECTURES, FLUX_TRANSFORMER, Architecture
 from models.arguments import read_object
 from models.checkpoint_files import locate
 from models.counts import AnyArchitecture, flux2_blocks, flux2_width
-from models.files.folder import part_in
+from models.files.folder import FLUX2_DEV, part_in
 from models.flux2.architectures import ARCHITECTURES as FLUX2_ARCHITECTURES
-from models.flux2.architectures import FLUX2_TRANSFORMER, READ_LAYERS, Flux2Architecture
+from models.flux2.architectures import FLUX2_TRANSFORMER, MISTRAL_LAYERS, READ_LAYERS, Flux2Architecture
 from models.registry import ModelSpec
 from models.sdxl.architectures import ARCHITECTURES as SDXL_ARCHITECTURES
 from models.sdxl.architectures import SdxlArchitecture
@@ -58,9 +59,12 @@ def architecture_of(spec: ModelSpec) -> AnyArchitecture:
         return ARCHITECTURES["random:FLUX.1-schnell" if spec.variant == "schnell" else "random:FLUX.1-dev"]
     folder = locate(spec, without="transformer" if spec.transformer else None)
     if spec.family == "flux2":
-        forwards = 1 if read_object(folder / "model_index.json").get("is_distilled", False) else 2
-        transformer, vae, text = (_config(folder, part) for part in ("transformer", "vae", "text_encoder"))
-        return Flux2Architecture(transformer, vae, text, _config(folder, "scheduler"), forwards)
+        index = read_object(folder / "model_index.json")
+        of = partial(_config, folder)
+        transformer, vae, text, sigmas = of("transformer"), of("vae"), of("text_encoder"), of("scheduler")
+        if index.get("_class_name") == FLUX2_DEV:
+            return Flux2Architecture(transformer, vae, text.get("text_config", text), sigmas, read=MISTRAL_LAYERS)
+        return Flux2Architecture(transformer, vae, text, sigmas, 1 if index.get("is_distilled", False) else 2)
     if spec.family == "sdxl":
         names = ("unet", "vae", "text_encoder", "text_encoder_2", "scheduler")
         unet, vae, clip, clip_2, scheduler = (_config(folder, part) for part in names)
@@ -89,7 +93,7 @@ def request_flops(arch: AnyArchitecture, width: int, height: int, steps: int, te
     cell = 2 ** len(arch.vae["block_out_channels"])
     rows, columns = -(-height // cell), -(-width // cell)
     if isinstance(arch, Flux2Architecture):
-        text = arch.forwards * qwen3_flops(arch.text, text_tokens)
+        text = arch.forwards * qwen3_flops(arch.text, text_tokens, arch.read[-1])
         step = arch.forwards * flux2_step_flops(arch.transformer, rows * columns, text_tokens)
     else:
         text = clip_flops(arch.clip) + t5_flops(arch.t5, text_tokens)
@@ -138,12 +142,12 @@ def flux2_step_flops(transformer: Mapping[str, Any], image_tokens: int, text_tok
     return int(2 * (products + conditioning + ends))
 
 
-def qwen3_flops(text: Mapping[str, Any], tokens: int) -> int:
-    """One prompt through the layers of Qwen3 that are read, padding included."""
+def qwen3_flops(text: Mapping[str, Any], tokens: int, layers: int = READ_LAYERS[-1]) -> int:
+    """One prompt through the layers of Qwen3, or of Mistral, that are read, padding included."""
     inner, width = text["num_attention_heads"] * text["head_dim"], text["hidden_size"]
     attention = 2 * (inner + text["num_key_value_heads"] * text["head_dim"]) * width
     linears = tokens * (attention + 3 * width * text["intermediate_size"])
-    return int(2 * READ_LAYERS[-1] * (linears + 2 * tokens**2 * inner))
+    return int(2 * layers * (linears + 2 * tokens**2 * inner))
 
 
 def t5_flops(t5: Mapping[str, Any], tokens: int) -> int:

@@ -159,6 +159,8 @@ def presumed_architecture(spec: ModelSpec) -> AnyArchitecture:
         return architecture_of(spec)
     if spec.family == "sdxl":
         return random_architecture("random:SDXL")
+    if spec.variant in ("flux2-dev", "flux2-turbo"):
+        return random_architecture("random:FLUX.2-dev")
     if spec.family == "flux2":
         return random_architecture("random:FLUX.2-klein-9B" if "9b" in spec.variant else "random:FLUX.2-klein-4B")
     return random_architecture("random:FLUX.1-schnell" if spec.variant == "schnell" else "random:FLUX.1-dev")

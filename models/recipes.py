@@ -77,6 +77,7 @@ def _flux2(spec: ModelSpec, checkpoint: Flux2Checkpoint, load: LoadPart) -> Flux
         tokenizer=checkpoint.tokenizer,
         sigma_config=checkpoint.sigma_config,
         is_distilled=checkpoint.is_distilled,
+        reading=checkpoint.reading,
         safety=_safety(checkpoint, load),
     )
 

@@ -10,7 +10,8 @@ from typing import Literal, get_args
 Family = Literal["flux", "flux2", "sdxl"]
 Variant = Literal[
     "dev", "schnell", "krea", "srpo", "kontext", "fill", "canny", "depth", "redux", "controlnet", "depth-estimator",
-    "klein-4b", "klein-9b", "klein-base-4b", "klein-base-9b", "sdxl", "lightning", "playground",
+    "klein-4b", "klein-9b", "klein-base-4b", "klein-base-9b", "flux2-dev", "flux2-turbo",
+    "sdxl", "lightning", "playground",
 ]  # fmt: skip
 
 AUXILIARIES: tuple[Variant, ...] = ("redux", "controlnet", "depth-estimator")
@@ -177,6 +178,17 @@ _LIGHTNING = _sdxl(
 )
 """Published as UNets alone: `--model SDXL+sdxl_lightning_4step_unet.safetensors`, or a folder with one in it."""
 
+_FLUX2_DEV = ModelSpec(
+    name="FLUX.2-dev",
+    source="black-forest-labs/FLUX.2-dev",
+    family="flux2",
+    variant="flux2-dev",
+    default_guidance=4.0,
+    licence="FLUX [dev] Non-Commercial",
+    gated=True,
+    summary="draws and edits, 32 B parameters and a text encoder of 18 B",
+)
+
 _FLUX2_SHAPES = ModelSpec(
     name="flux2-shapes",
     source=str(_HERE / "shapes" / "flux2-shapes"),
@@ -271,8 +283,9 @@ _SPECS = (
     ),
     *(spec for spec in (_FLUX2_SHAPES,) if Path(spec.source).is_dir()),
     *_KLEINS,
+    _FLUX2_DEV,
     *_SDXLS,
-    *map(_random, (*_KLEINS, *_SDXLS, _LIGHTNING)),
+    *map(_random, (*_KLEINS, _FLUX2_DEV, *_SDXLS, _LIGHTNING)),
 )
 
 REGISTRY: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}
@@ -301,6 +314,14 @@ TINY_KLEIN_BASE = replace(
     TINY_KLEIN, name="random:tiny-klein-base", source="random:tiny-klein-base", variant="klein-base-4b",
     default_guidance=4.0,
 )  # fmt: skip
+TINY_FLUX2_DEV = replace(
+    TINY_KLEIN,
+    name="random:tiny-flux2-dev",
+    source="random:tiny-flux2-dev",
+    variant="flux2-dev",
+    max_sequence_length=300,
+    default_guidance=4.0,
+)
 TINY_SDXL = replace(
     TINY,
     name="random:tiny-sdxl",
@@ -318,7 +339,7 @@ TINY_PLAYGROUND = replace(
     TINY_SDXL, name="random:tiny-playground", source="random:tiny-playground", variant="playground",
     default_guidance=3.0,
 )  # fmt: skip
-_TINIES = (TINY, TINY_KLEIN, TINY_KLEIN_BASE, TINY_SDXL, TINY_LIGHTNING, TINY_PLAYGROUND)
+_TINIES = (TINY, TINY_KLEIN, TINY_KLEIN_BASE, TINY_FLUX2_DEV, TINY_SDXL, TINY_LIGHTNING, TINY_PLAYGROUND)
 UNLISTED = {spec.name: spec for spec in _TINIES}
 
 

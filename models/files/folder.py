@@ -16,8 +16,9 @@ FLUX1_PIPELINES = frozenset(
     )
 )  # fmt: skip
 """Pipelines over FLUX.1's transformer, text encoders and VAE."""
-FLUX2_PIPELINES = frozenset(f"Flux2Klein{kind}Pipeline" for kind in ("", "Inpaint"))
-"""Pipelines over FLUX.2's transformer and VAE, and Qwen3."""
+FLUX2_DEV = "Flux2Pipeline"
+FLUX2_PIPELINES = frozenset({FLUX2_DEV, "Flux2KleinPipeline", "Flux2KleinInpaintPipeline"})
+"""Pipelines over FLUX.2's transformer and VAE, and Mistral ([dev]) or Qwen3 ([klein])."""
 SDXL_PIPELINES = frozenset(f"StableDiffusionXL{kind}Pipeline" for kind in ("", "Img2Img", "Inpaint"))
 """Pipelines over SDXL's UNet, two CLIPs and VAE."""
 OTHERS = ("tokenizer", "tokenizer_2", "scheduler")
@@ -78,7 +79,7 @@ def check_pipeline(folder: Path, pipelines: frozenset[str] = FLUX1_PIPELINES) ->
     if pipeline not in pipelines:
         raise LoadError(
             f"{folder.name} is a checkpoint for {pipeline[:100]}, another architecture; "
-            "FLUX.1's are served (FluxPipeline and its kin), FLUX.2 [klein]'s (Flux2KleinPipeline), and SDXL's "
+            "FLUX.1's are served (FluxPipeline and its kin), FLUX.2's (Flux2Pipeline, Flux2KleinPipeline), and SDXL's "
             "(StableDiffusionXLPipeline)."
         )
     return pipeline

@@ -6,14 +6,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 READ_LAYERS = (9, 18, 27)
-"""Layers of the text encoder whose results the transformer sees, side by side; nothing after the last is run."""
+"""Layers of [klein]'s text encoder whose results the transformer sees, side by side; nothing after the last is run."""
+MISTRAL_LAYERS = (10, 20, 30)
+"""The same of [dev]'s."""
 
 
 @dataclass(frozen=True)
 class Flux2Architecture:
     """The constructor arguments of every part.
 
-    Args: text: of transformers' Qwen3Config. forwards: of the transformer in each step, two with real guidance.
+    Args: text: of transformers' Qwen3Config, or of MistralConfig. read: layers of it. forwards: of the transformer in
+        each step, two with real guidance.
     """
 
     transformer: dict[str, Any]
@@ -21,6 +24,11 @@ class Flux2Architecture:
     text: dict[str, Any]
     sigmas: dict[str, Any]
     forwards: int = 1
+    read: tuple[int, ...] = READ_LAYERS
+
+    @property
+    def is_mistral(self) -> bool:
+        return self.read == MISTRAL_LAYERS
 
 
 FLUX2_TRANSFORMER: dict[str, Any] = {
@@ -86,6 +94,21 @@ def _klein(layers: int, single_layers: int, heads: int, text: dict[str, Any]) ->
     return Flux2Architecture(transformer, _VAE, text, SIGMAS)
 
 
+_MISTRAL: dict[str, Any] = {
+    "vocab_size": 131072,
+    "hidden_size": 5120,
+    "intermediate_size": 32768,
+    "num_hidden_layers": MISTRAL_LAYERS[-1],
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1000000000.0,
+    "max_position_embeddings": 131072,
+    "sliding_window": None,
+}
+"""Mistral Small 3.2 as far as it is read."""
+_DEV = Flux2Architecture(FLUX2_TRANSFORMER, _VAE, _MISTRAL, SIGMAS, read=MISTRAL_LAYERS)
 _KLEIN_4B = _klein(5, 20, 24, _qwen3(2560, 9728, 32))
 _KLEIN_9B = _klein(8, 24, 32, _qwen3(4096, 12288, 32))
 _TINY = Flux2Architecture(
@@ -120,11 +143,20 @@ _TINY = Flux2Architecture(
     sigmas=SIGMAS,
 )
 
+_TINY_DEV = replace(
+    _TINY,
+    transformer=_TINY.transformer | {"guidance_embeds": True},
+    text=_TINY.text | {"num_hidden_layers": MISTRAL_LAYERS[-1], "sliding_window": None},
+    read=MISTRAL_LAYERS,
+)
+
 ARCHITECTURES = {
+    "random:FLUX.2-dev": _DEV,
     "random:FLUX.2-klein-4B": _KLEIN_4B,
     "random:FLUX.2-klein-base-4B": replace(_KLEIN_4B, forwards=2),
     "random:FLUX.2-klein-9B": _KLEIN_9B,
     "random:FLUX.2-klein-base-9B": replace(_KLEIN_9B, forwards=2),
     "random:tiny-klein": _TINY,
     "random:tiny-klein-base": replace(_TINY, forwards=2),
+    "random:tiny-flux2-dev": _TINY_DEV,
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ from models.arguments import read_object
 from models.checkpoint import SAFETY, safety_part
 from models.checkpoint_files import locate
 from models.errors import LoadError
-from models.files.folder import FLUX2_PIPELINES, check_folder, part_in
-from models.flux2.architectures import READ_LAYERS, SIGMAS
-from models.flux2.text_encoder import as_far_as_read, text_encoder_part
+from models.files.folder import FLUX2_DEV, FLUX2_PIPELINES, check_folder, part_in
+from models.flux2.architectures import SIGMAS
+from models.flux2.text_encoder import MISTRAL, QWEN3, Reading, as_far_as_read, text_encoder_part
 from models.part import Part, made, open_part, tokenizer
 from models.registry import ModelSpec
 from models.single.parts import file_parts, transformer_part
@@ -34,12 +33,13 @@ class Flux2Checkpoint:
     tokenizer: Any
     sigma_config: Mapping[str, Any]
     is_distilled: bool
+    reading: Reading
     image_processor: Any
     """Of the safety checker; None if there is none."""
 
 
 def open_flux2(spec: ModelSpec) -> Flux2Checkpoint:
-    """A folder of FLUX.2 [klein], one with another transformer, or single files; as announced, and fitting together.
+    """A folder of FLUX.2, one with another transformer, or single files; as announced, and fitting together.
 
     Raises: LoadError.
     """
@@ -51,22 +51,24 @@ def open_flux2(spec: ModelSpec) -> Flux2Checkpoint:
         checkpoint = _with_transformer(locate(spec, without="transformer"), spec.file)
     for part in checkpoint.parts.values():
         part.check()
-    _check_together(checkpoint.name, checkpoint.parts, checkpoint.tokenizer)
+    _check_together(checkpoint.name, checkpoint.parts, checkpoint.tokenizer, checkpoint.reading)
     return checkpoint
 
 
 def _folder(folder: Path, names: tuple[str, ...]) -> Flux2Checkpoint:
     """Args: names: the parts that are wanted of it."""
-    check_folder(folder, names, ("tokenizer", "scheduler"), FLUX2_PIPELINES)
-    parts = {name: _OPEN[name](part_in(folder, name)) for name in names}
+    is_dev = check_folder(folder, names, ("tokenizer", "scheduler"), FLUX2_PIPELINES) == FLUX2_DEV
+    reading = MISTRAL if is_dev else QWEN3
+    parts = {name: _OPEN[name](part_in(folder, name), reading) for name in names}
     processor = None
     if (part_in(folder, SAFETY) / "config.json").is_file():
         parts[SAFETY], processor = safety_part(folder)
     place = part_in(folder, "scheduler")
     scheduler = made(f"{folder.name}/scheduler", lambda: FlowMatchEulerDiscreteScheduler.load_config(place))
-    is_distilled = bool(read_object(folder / "model_index.json").get("is_distilled", False))
+    # [dev] takes guidance as an input, so it never needs a second forward.
+    is_distilled = is_dev or bool(read_object(folder / "model_index.json").get("is_distilled", False))
     words = _tokenizer(folder.name, part_in(folder, "tokenizer"))
-    return Flux2Checkpoint(folder.name, parts, words, dict(scheduler), is_distilled, processor)
+    return Flux2Checkpoint(folder.name, parts, words, dict(scheduler), is_distilled, reading, processor)
 
 
 def _with_transformer(folder: Path, file: Path) -> Flux2Checkpoint:
@@ -81,13 +83,13 @@ def _files(file: Path, spec: ModelSpec) -> Flux2Checkpoint:
     parts, tokenizers, _ = file_parts(file, tuple(map(Path, spec.folders)), "flux2")
     parts["text_encoder"] = as_far_as_read(parts["text_encoder"])
     words = _tokenizer(file.name, tokenizers["tokenizer"])
-    return Flux2Checkpoint(file.name, parts, words, SIGMAS, "base" not in spec.variant, None)
+    return Flux2Checkpoint(file.name, parts, words, SIGMAS, "base" not in spec.variant, QWEN3, None)
 
 
-_OPEN: dict[str, Callable[[Path], Part]] = {
+_OPEN: dict[str, Callable[[Path, Reading], Part]] = {
     "text_encoder": text_encoder_part,
-    "vae": partial(open_part, kind=AutoencoderKLFlux2),
-    "transformer": partial(open_part, kind=Flux2Transformer2DModel),
+    "vae": lambda folder, reading: open_part(folder, AutoencoderKLFlux2),
+    "transformer": lambda folder, reading: open_part(folder, Flux2Transformer2DModel),
 }
 
 
@@ -98,7 +100,7 @@ def _tokenizer(name: str, folder: Path) -> Any:
     return words
 
 
-def _check_together(name: str, parts: Mapping[str, Part], words: Any) -> None:
+def _check_together(name: str, parts: Mapping[str, Part], words: Any, reading: Reading) -> None:
     """The parts fit one another. Raises: LoadError."""
     text, vae, transformer = (parts[part].config for part in PARTS)
     if len(words) > text.vocab_size:
@@ -106,7 +108,7 @@ def _check_together(name: str, parts: Mapping[str, Part], words: Any) -> None:
             f"{name}: the part tokenizer has {len(words)} words, but the text encoder's table has {text.vocab_size} "
             "rows; take both from one checkpoint."
         )
-    width = len(READ_LAYERS) * text.hidden_size
+    width = len(reading.layers) * text.hidden_size
     if width != transformer["joint_attention_dim"]:
         raise LoadError(
             f"{name}: the part text_encoder gives vectors of width {width}, but the transformer takes "

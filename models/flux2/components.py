@@ -7,10 +7,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline, Flux2Transformer2DModel
+from diffusers import (
+    AutoencoderKLFlux2,
+    FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Pipeline,
+    Flux2Transformer2DModel,
+)
 from torch import nn
 
 from models.components import Components, SafetyModel
+from models.flux2.text_encoder import QWEN3, Reading
 from models.registry import ModelSpec
 
 
@@ -18,7 +25,7 @@ from models.registry import ModelSpec
 class Flux2Components(Components):
     """Everything one checkpoint needs, on one device, in one dtype, frozen in eval mode.
 
-    Args: is_distilled: whether it draws without a second, unprompted forward.
+    Args: is_distilled: whether it draws without a second, unprompted forward. reading: how its text encoder is asked.
     """
 
     WEIGHTS = ("transformer", "vae", "text_encoder")
@@ -30,6 +37,7 @@ class Flux2Components(Components):
     tokenizer: Any
     sigma_config: Mapping[str, Any]
     is_distilled: bool
+    reading: Reading = QWEN3
     safety: SafetyModel | None = None
     load_s: float = 0.0
     shared: frozenset[str] = field(default_factory=frozenset)
@@ -49,15 +57,17 @@ class Flux2Components(Components):
         """Of one token."""
         return int(self.transformer.config.in_channels)
 
-    def pipeline(self) -> Flux2KleinPipeline:
+    def pipeline(self) -> Flux2KleinPipeline | Flux2Pipeline:
         """Diffusers' own pipeline over the same modules: the oracle of tests and benchmarks."""
-        pipeline = Flux2KleinPipeline(
+        is_klein = self.reading is QWEN3
+        kind: Any = Flux2KleinPipeline if is_klein else Flux2Pipeline
+        pipeline = kind(
             scheduler=FlowMatchEulerDiscreteScheduler.from_config(dict(self.sigma_config)),
             vae=self.vae,
             text_encoder=self.text_encoder,
             tokenizer=self.tokenizer,
             transformer=self.transformer,
-            is_distilled=self.is_distilled,
+            **({"is_distilled": self.is_distilled} if is_klein else {}),
         )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline

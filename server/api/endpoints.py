@@ -215,6 +215,28 @@ def _klein(size: str, best: Variant, others: tuple[Variant, ...] = ()) -> tuple[
     )
 
 
+_FLUX_2: tuple[Variant, ...] = ("flux2-dev",)
+_FLUX_2_TURBO: tuple[Variant, ...] = ("flux2-turbo",)
+_DEV_2 = (
+    Endpoint("fal-ai/flux-2", flux2.Flux2, _FLUX_2, "FLUX.2 [dev]"),
+    Endpoint("fal-ai/flux-2/edit", flux2.Flux2Edit, _FLUX_2, "FLUX.2 [dev]: edit pictures", "image-editing"),
+    Endpoint("fal-ai/flux-2/lora", flux2.Flux2Lora, _FLUX_2, "FLUX.2 [dev] with LoRAs"),
+    Endpoint("fal-ai/flux-2/lora/edit", flux2.Flux2LoraEdit, _FLUX_2, "FLUX.2 [dev], LoRAs: edit", "image-editing"),
+    *(
+        row
+        for kind in ("turbo", "flash")
+        for row in (
+            Endpoint(f"fal-ai/flux-2/{kind}", flux2.Flux2Turbo, _FLUX_2_TURBO, "FLUX.2 [dev] distilled to 8 steps"),
+            Endpoint(
+                f"fal-ai/flux-2/{kind}/edit",
+                flux2.Flux2TurboEdit,
+                _FLUX_2_TURBO,
+                "FLUX.2 [dev] distilled to 8 steps: edit pictures",
+                "image-editing",
+            ),
+        )
+    ),
+)
 _KLEIN = (*_klein("4b", "klein-4b", ("klein-9b",)), *_klein("9b", "klein-9b", ("klein-4b",)))
 
 _LIGHTNING: tuple[Variant, ...] = ("lightning",)
@@ -248,7 +270,17 @@ _SDXL = (
     ),
 )
 
-_ROWS = (*_PRO, *_open("fal-ai/flux"), *_open("fal-ai/flux-1"), *_LORA, *_GENERAL, *_KONTEXT_ROWS, *_KLEIN, *_SDXL)
+_ROWS = (
+    *_PRO,
+    *_open("fal-ai/flux"),
+    *_open("fal-ai/flux-1"),
+    *_LORA,
+    *_GENERAL,
+    *_KONTEXT_ROWS,
+    *_DEV_2,
+    *_KLEIN,
+    *_SDXL,
+)
 
 ENDPOINTS: dict[str, Endpoint] = {row.id: row for row in _ROWS}
 _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}(/[A-Za-z0-9][A-Za-z0-9._-]{0,99}){1,7}")

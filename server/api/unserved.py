@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 _FINETUNED = "its finetunes live at their maker; use a LoRA with fal-ai/flux-lora, or with fal-ai/flux-lora-fill"
-_FLUX_2 = "it needs FLUX.2 [dev], which this version cannot load; fal-ai/flux-2/klein/4b is served"
+_FLUX_2 = (
+    "its weights or its LoRA are not public; fal-ai/flux-2 with FLUX.2 [dev] and fal-ai/flux-2/klein/4b are served"
+)
 
 _FLUX_2_ENDPOINTS = (
-    "flux-2", "flux-2/edit", "flux-2/lora", "flux-2/lora/edit", "flux-2/turbo", "flux-2/turbo/edit", "flux-2/flash",
-    "flux-2/flash/edit", "flux-2-pro", "flux-2-pro/edit", "flux-2-max", "flux-2-max/edit", "flux-2-flex",
+    "flux-2-pro", "flux-2-pro/edit", "flux-2-max", "flux-2-max/edit", "flux-2-flex",
     "flux-2-flex/edit", "flux-2-pro/outpaint", "flux-2/klein/realtime",
     *(f"flux-2-lora-gallery/{name}" for name in (
         "add-background", "apartment-staging", "ballpoint-pen-sketch", "digital-comic-art", "face-to-full-portrait",

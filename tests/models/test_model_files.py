@@ -288,7 +288,10 @@ TABLE: dict[str, tuple[Callable[[Path], None], str]] = {
         "have another shape",
     ),
     "code of its own": (own_code, "the part tokenizer brings code of its own, which is never run"),
-    "FLUX.2": (lambda f: values(f / "model_index.json", _class_name="Flux2Pipeline"), "a checkpoint for Flux2Pipeline"),
+    "FLUX.2": (
+        lambda f: values(f / "model_index.json", _class_name="Flux2ModularPipeline"),
+        "a checkpoint for Flux2ModularPipeline",
+    ),
     "SDXL": (
         lambda f: values(f / "model_index.json", _class_name="StableDiffusion3Pipeline"),
         "for StableDiffusion3Pipeline, another architecture",

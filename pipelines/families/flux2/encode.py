@@ -1,4 +1,4 @@
-"""Prompts into embeddings, as Flux2KleinPipeline does."""
+"""Prompts into embeddings, as Flux2KleinPipeline and Flux2Pipeline do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.flux2.architectures import READ_LAYERS
 from models.flux2.components import Flux2Components
 
 
@@ -29,18 +28,14 @@ def encode_prompt(
     """One prompt, always alone: rows of a larger batch may round differently.
 
     Args: upload: to the device, without waiting for it.
-    Source: Flux2KleinPipeline._get_qwen3_prompt_embeds.
+    Source: see `models.flux2.text_encoder.Reading.words`.
     """
-    tokenizer = components.tokenizer
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=False
-    )
-    words = tokenizer(text, return_tensors="pt", padding="max_length", truncation=True, max_length=max_length)
+    words = components.reading.words(components.tokenizer, prompt, max_length)
     output = components.text_encoder(
         input_ids=upload(words["input_ids"]),
         attention_mask=upload(words["attention_mask"]),
         output_hidden_states=True,
         use_cache=False,
     )
-    layers = torch.cat([output.hidden_states[layer][0] for layer in READ_LAYERS], dim=-1)
+    layers = torch.cat([output.hidden_states[layer][0] for layer in components.reading.layers], dim=-1)
     return PromptEmbedding(layers.to(components.dtype))

@@ -1,4 +1,4 @@
-"""The inputs of fal's FLUX.2 [klein] endpoints: draw, and edit up to eight pictures, by one checkpoint."""
+"""The inputs of fal's FLUX.2 endpoints: draw, and edit up to eight pictures, by one checkpoint."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from server.api.schemas.base import (
 from server.api.schemas.kontext import MAX_REFERENCES
 from server.api.schemas.needs import Needs
 from server.api.schemas.pictures import PictureUrl
+from server.api.schemas.sizes import SizeField
 
+TURBO_STEPS = 8
 DistilledSteps = Annotated[int, Field(ge=4, le=8, description="Number of denoising steps; four are enough.")]
 BaseSteps = Annotated[int, Field(ge=4, le=50, description="Number of denoising steps.")]
 
@@ -103,3 +105,58 @@ class KleinBaseLora(KleinBase, Adapted):
 
 class KleinBaseEditLora(KleinBaseEdit, Adapted):
     """The same with /base/edit/lora."""
+
+
+class Dev(Klein, Guided):
+    """FLUX.2 [dev]: guidance is one of its inputs."""
+
+    guidance_scale: WideGuidance = 2.5
+    enable_prompt_expansion: bool = Field(False, description="The same as expand_prompt.")
+
+    def wants_expansion(self) -> bool:
+        return self.enable_prompt_expansion or super().wants_expansion()
+
+
+class DevStepped(Dev, Accelerated):
+    """Steps and speed chosen by the caller."""
+
+    num_inference_steps: BaseSteps = 28
+    acceleration: Acceleration = Field("regular", description="Faster presets may alter the picture slightly.")
+
+    def steps(self) -> int:
+        return self.num_inference_steps
+
+
+class Flux2(DevStepped, Sized):
+    """fal-ai/flux-2."""
+
+
+class Flux2Edit(Editing, DevStepped):
+    """fal-ai/flux-2/edit."""
+
+
+class Flux2Lora(Flux2, Adapted):
+    """fal-ai/flux-2/lora."""
+
+
+class Flux2LoraEdit(Flux2Edit, Adapted):
+    """fal-ai/flux-2/lora/edit."""
+
+
+class Turbo(Dev):
+    """Weights that were distilled to few steps."""
+
+    def steps(self) -> int:
+        return TURBO_STEPS
+
+
+class Flux2Turbo(Turbo, Sized):
+    """fal-ai/flux-2/turbo and /flash."""
+
+
+class Flux2TurboEdit(Editing, Turbo):
+    """The same with /edit."""
+
+    image_size: SizeField | None = Field(
+        "square_hd", description="Size of the pictures: a preset, or width and height. null: as the picture."
+    )

@@ -79,7 +79,7 @@ def test_a_folder_is_checked_before_it_is_read(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "changes", "words"),
     [
-        ("model_index.json", {"_class_name": "Flux2Pipeline"}, "another architecture"),
+        ("model_index.json", {"_class_name": "Flux2ModularPipeline"}, "another architecture"),
         ("transformer/config.json", {"joint_attention_dim": 64}, "context_embedder"),
         ("text_encoder/config.json", {"num_hidden_layers": 12, "layer_types": ["full_attention"] * 12}, "layer 27"),
         ("text_encoder/config.json", {"vocab_size": 40}, "embed_tokens"),
@@ -118,9 +118,9 @@ def test_a_single_file_says_what_it_needs_beside_it(folder: Path) -> None:
         load(spec, CpuAccelerator())
 
 
-def test_the_table_lists_all_four() -> None:
+def test_the_table_lists_all_five() -> None:
     kleins = [spec for spec in REGISTRY.values() if spec.family == "flux2" and not spec.source.startswith("random:")]
-    assert {spec.variant for spec in kleins} == {"klein-4b", "klein-9b", "klein-base-4b", "klein-base-9b"}
+    assert {spec.variant for spec in kleins} == {"klein-4b", "klein-9b", "klein-base-4b", "klein-base-9b", "flux2-dev"}
     assert {spec.variant for spec in kleins if not spec.gated} == {"klein-4b", "klein-base-4b"}
 
 

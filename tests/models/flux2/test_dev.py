@@ -1,0 +1,132 @@
+"""Folders of FLUX.2 [dev] as diffusers and transformers write them, and what they count."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import Flux2Transformer2DModel
+from transformers import Mistral3Config, Mistral3ForConditionalGeneration, MistralConfig
+
+from models import flops
+from models.accelerator import CpuAccelerator
+from models.arguments import resolve
+from models.counts import counts_of
+from models.errors import LoadError
+from models.first_look import first_look
+from models.flux2.architectures import ARCHITECTURES
+from models.flux2.components import Flux2Components
+from models.flux2.text_encoder import MISTRAL, MistralPromptEncoder
+from models.loading import load
+from models.memory import FP8_CAPABILITY, PRESETS, Preset, need, presumed_architecture, recommend
+from models.registry import REGISTRY, TINY_FLUX2_DEV
+from tests.models.test_flops import counted
+from tests.models.test_memory import on_meta, parameters
+
+TINY = ARCHITECTURES[TINY_FLUX2_DEV.source]
+VISION = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+
+
+def whole_encoder(layers: int) -> Mistral3ForConditionalGeneration:
+    text = TINY.text | {"num_hidden_layers": layers, "model_type": "mistral"}
+    vision = VISION | {"image_size": 28, "patch_size": 14, "model_type": "pixtral"}
+    return Mistral3ForConditionalGeneration(Mistral3Config(text_config=text, vision_config=vision)).eval()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With more layers than are read, and the part that sees pictures."""
+    made = tmp_path_factory.mktemp("devs") / "tiny-dev"
+    pipeline = load(TINY_FLUX2_DEV, CpuAccelerator()).pipeline()
+    torch.manual_seed(0)
+    pipeline.register_modules(text_encoder=whole_encoder(32))
+    pipeline.save_pretrained(made)
+    return made
+
+
+def test_a_folder_is_known_and_only_what_is_read_is_held(folder: Path) -> None:
+    spec = resolve(str(folder))
+    assert (spec.family, spec.variant, spec.default_steps, spec.default_guidance) == ("flux2", "flux2-dev", 28, 4.0)
+    first_look(spec)
+    components: Flux2Components = load(spec, CpuAccelerator())
+    assert components.reading is MISTRAL
+    assert components.guidance_embeds
+    pipeline = components.pipeline()
+    ours, _ = pipeline.encode_prompt("a red circle", max_sequence_length=200)
+    pipeline.register_modules(
+        text_encoder=Mistral3ForConditionalGeneration.from_pretrained(folder / "text_encoder").eval()
+    )
+    theirs, _ = pipeline.encode_prompt("a red circle", max_sequence_length=200)
+    assert torch.equal(ours, theirs)
+    assert float(theirs.detach().std()) > 0.005
+
+
+def test_a_text_encoder_that_ends_too_early_is_refused(folder: Path, tmp_path: Path) -> None:
+    from tests.models.conftest import copy_of
+
+    spoilt = copy_of(folder, tmp_path / "spoilt")
+    for file in (spoilt / "text_encoder").iterdir():
+        file.unlink()
+    whole_encoder(29).save_pretrained(spoilt / "text_encoder")
+    with pytest.raises(LoadError, match="29 layers, but the transformer reads layer 30"):
+        load(resolve(str(spoilt)), CpuAccelerator())
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"), [("owner/FLUX.2-dev", "flux2-dev"), ("owner/flux2-dev-turbo", "flux2-turbo")]
+)
+def test_an_unknown_repository_is_known_by_its_name(name: str, variant: str) -> None:
+    assert (resolve(name).family, resolve(name).variant) == ("flux2", variant)
+
+
+def test_every_parameter_and_product_is_counted() -> None:
+    made, tiny = counts_of(ARCHITECTURES["random:FLUX.2-dev"]), counts_of(TINY)
+    arch = ARCHITECTURES["random:FLUX.2-dev"]
+    assert made.transformer == parameters(on_meta(lambda: Flux2Transformer2DModel(**arch.transformer)))
+    assert made.text["text_encoder"] == parameters(on_meta(lambda: MistralPromptEncoder(MistralConfig(**arch.text))))
+    assert made.transformer / 1e9 == pytest.approx(32.2, rel=0.01)
+    encoder = MistralPromptEncoder(MistralConfig(**TINY.text))
+    assert tiny.text["text_encoder"] == sum(parameter.numel() for parameter in encoder.parameters())
+    run = counted(lambda: encoder(torch.zeros(1, 11, dtype=torch.long)))
+    assert flops.qwen3_flops(TINY.text, 11, TINY.read[-1]) == run
+
+
+def test_a_step_has_the_published_count() -> None:
+    request = flops.request_flops(ARCHITECTURES["random:FLUX.2-dev"], 1024, 1024, steps=28, text_tokens=512)
+    assert request.step / 1e12 == pytest.approx(282.6, rel=2e-3)
+
+
+def test_the_tables_of_manual_and_readme_are_what_is_counted() -> None:
+    root = Path(__file__).parents[3]
+    lines = [*(root / "docs" / "models.md").read_text().splitlines(), *(root / "README.md").read_text().splitlines()]
+    rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines if " GB | `FLUX.2-" in line]
+    assert len(rows) == 13
+    for card, name, flags, *told in rows:
+        arch, room = presumed_architecture(REGISTRY[name]), int(0.96e9 * int(card.removesuffix(" GB")))
+        fit = recommend(arch, room, FP8_CAPABILITY)
+        assert fit is not None
+        assert (fit.flags or "none") == flags
+        assert told in ([], [f"{need(arch, fit).device / 1e9:.1f} GB"])
+
+
+def test_the_table_of_dev_is_what_is_counted() -> None:
+    manual = (Path(__file__).parents[3] / "docs" / "models.md").read_text()
+    table = manual.partition("## FLUX.2 [dev]")[2].partition("## ")[0].splitlines()
+    rows = {
+        cells[1].strip().removeprefix("dev, ").strip("`"): cells[2:4]
+        for cells in (line.split("|") for line in table if " GB | " in line)
+    }
+    known = {preset.flags or "no flags": need(ARCHITECTURES["random:FLUX.2-dev"], preset) for preset in PRESETS}
+    assert len(rows) == 6
+    for flags, told in rows.items():
+        assert [cell.strip() for cell in told] == [
+            f"{n / 1e9:.1f} GB" for n in (known[flags].device, known[flags].host)
+        ]
+
+
+def test_it_is_counted_without_a_hub() -> None:
+    arch = presumed_architecture(REGISTRY["FLUX.2-dev"])
+    whole, tight = need(arch, Preset("none", "none")), need(arch, Preset("fp8", "text+blocks"))
+    assert 100e9 < whole.device < 110e9
+    assert tight.device < 12e9
