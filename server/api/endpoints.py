@@ -298,7 +298,7 @@ def add_aliases(aliases: Iterable[str]) -> None:
     for alias in aliases:
         name, given, target = alias.partition("=")
         if not given or not _ALIAS.fullmatch(name) or "requests" in name.split("/"):
-            raise AliasError(f"{alias}: give ID=ID, such as fal-ai/flux-2=fal-ai/flux/dev")
+            raise AliasError(f"{alias}: give ID=ID, such as fal-ai/flux-2-pro=fal-ai/flux-2")
         if name in ENDPOINTS:
             raise AliasError(f"{name} is served already")
         if target not in ENDPOINTS:

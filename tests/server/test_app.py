@@ -269,12 +269,12 @@ def test_the_hubs_question_about_a_repository(locked: Api) -> None:
 def test_an_alias_answers_as_the_other_and_is_called_a_substitute(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoints, "ENDPOINTS", dict(ENDPOINTS))
     monkeypatch.setattr(catalogue, "ENDPOINTS", endpoints.ENDPOINTS)
-    endpoints.add_aliases(["fal-ai/flux-2/turbo=fal-ai/flux/schnell", "rundiffusion-fal/juggernaut=fal-ai/flux/dev"])
+    endpoints.add_aliases(["fal-ai/flux-2-max=fal-ai/flux/schnell", "rundiffusion-fal/juggernaut=fal-ai/flux/dev"])
     entries = {entry["endpoint_id"]: entry["metadata"] for entry in api.http.get("/v1/models").json()["models"]}
-    assert entries["fal-ai/flux-2/turbo"]["alias_of"] == "fal-ai/flux/schnell"
+    assert entries["fal-ai/flux-2-max"]["alias_of"] == "fal-ai/flux/schnell"
     assert entries["rundiffusion-fal/juggernaut"]["is_substitute"]
-    job_id = api.submit("fal-ai/flux-2/turbo", prompt="a")
-    assert api.http.get(f"/queue/fal-ai/flux-2/requests/{job_id}/status").status_code == 202
+    job_id = api.submit("fal-ai/flux-2-max", prompt="a")
+    assert api.http.get(f"/queue/fal-ai/flux-2-max/requests/{job_id}/status").status_code == 202
     names = [
         operation["operationId"]
         for path in api.http.get("/openapi.json").json()["paths"].values()
