@@ -46,7 +46,7 @@ def open_page(chromium: Any) -> Iterator[Any]:
 
     def opened(address: str, own: str, **settings: Any) -> Any:
         context = chromium.new_context(**settings)
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(60_000)
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: faults.append(f"error in the page: {error}"))
