@@ -11,6 +11,7 @@ import diffusers
 import torch
 import transformers
 from diffusers import Flux2Transformer2DModel
+from safetensors import SafetensorError
 from torch import nn
 
 from models import host_memory
@@ -121,8 +122,9 @@ def _load_parts(
     _check_host(spec.name, parts.host_bytes())
     try:
         components = recipe.assemble(spec, checkpoint, parts.load)
-    except OSError as exc:
-        raise LoadError(f"model {spec.name}: {checkpoint.name} cannot be read ({exc.strerror or exc}).") from exc
+    except (OSError, SafetensorError) as exc:  # it was sound a moment ago
+        reason = getattr(exc, "strerror", None) or str(exc).splitlines()[0][:200]
+        raise LoadError(f"model {spec.name}: {checkpoint.name} cannot be read ({reason}).") from exc
     return replace(components, shared=frozenset(parts.shared))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -175,3 +176,22 @@ def test_of_a_full_tree_those_that_fit_the_transformer_are_taken(
     write(root / "vae" / "flux2-vae.safetensors", vae | more | {"bn.running_mean": torch.zeros(128)})
     (tmp_path / "tokenizer_2").symlink_to(narrow_folder / "tokenizer_2")
     assert companions(file, [tmp_path])[0] == of_flux1
+
+
+@pytest.mark.parametrize(
+    "change", [Path.unlink, lambda file: os.truncate(file, file.stat().st_size - 100)], ids=["gone", "cut short"]
+)
+def test_a_file_that_changes_while_it_is_loaded_is_one_sentence(
+    file: Path, narrow_folder: Path, tmp_path: Path, change: Callable[[Path], object]
+) -> None:
+    mine = tmp_path / "mine.safetensors"
+    shutil.copy(file, mine)
+    changes = iter([change])
+
+    def progress(stage: str, fraction: float) -> None:  # looked at already, not read yet
+        next(changes, lambda file: None)(mine)
+
+    with pytest.raises(LoadError, match=r"narrow-flux cannot be read \(|is cut short or damaged") as caught:
+        load(resolve(f"{narrow_folder}+{mine}"), CpuAccelerator(), progress=progress)
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) not in str(caught.value)
