@@ -86,6 +86,7 @@ def questions(requests: int) -> dict[str, tuple[str, dict[str, Any]]]:
         "usage_by_user": (usage, month | {"tag": "user"}),
         "usage_by_user_summary": (usage, month | {"tag": "user", "expand": "summary"}),
         "usage_of_a_user": (usage, month | {"tag": "user=7"}),
+        "analytics_of_a_month": ("/v1/models/analytics", {**month, "expand": "request_count,p90_duration"}),
         "search_newest": (SEARCH, {"limit": 100}),
         "search_user": (SEARCH, {"limit": 100, "tag": "user=7"}),
         "search_team_failed": (SEARCH, {"limit": 100, "tag": "team=t9", "status": "failed"}),

@@ -34,8 +34,14 @@ from server.http.streams import EventResponse, event, while_connected
 from server.jobs.service import JobService
 from server.jobs.store.base import NewJob, Outcome
 
+_OK: dict[str, Any] = {
+    "description": "The pictures, or with `stream` events on their way and each picture when it is done",
+    "content": {"text/event-stream": {}},
+}
+_STATUSES = (400, 401, 403, 404, 413, 429, 499, 500, 503)
 RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"description": "An error in OpenAI's shape"} for status in (400, 401, 403, 404, 413, 429, 499, 500, 503)
+    200: _OK,
+    **{status: {"description": "An error in OpenAI's shape"} for status in _STATUSES},
 }
 _NO_USAGE = {
     "total_tokens": 0,

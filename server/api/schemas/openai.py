@@ -41,7 +41,7 @@ class ImageRequest(BaseModel):
     output_compression: Annotated[int, Field(ge=0, le=100), NotBoolean] | None = Field(
         None, description="Quality of JPEG and WebP; 100, or nothing, is this server's own. PNG loses nothing."
     )
-    background: Literal["auto", "opaque", "transparent"] | None = Field(
+    background: Literal["auto", "opaque"] | None = Field(
         None, description="Pictures are opaque: transparent is refused."
     )
     moderation: str | None = Field(None, description="Accepted; the server's own safety checker decides.")
@@ -74,9 +74,9 @@ class ImageRequest(BaseModel):
             )
         return value
 
-    @field_validator("background")
+    @field_validator("background", mode="before")
     @classmethod
-    def _can_be_drawn(cls, value: str | None) -> str | None:
+    def _can_be_drawn(cls, value: Any) -> Any:
         if value == "transparent":
             raise PydanticCustomError("background", "This server draws opaque pictures only: leave background out")
         return value

@@ -84,6 +84,18 @@ class Search:
     before: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How one request went, without its payloads. Args: created_at: Unix seconds. waited_s, ran_s: None where no worker
+    began it."""
+
+    endpoint: str
+    created_at: float
+    http_status: int
+    waited_s: float | None
+    ran_s: float | None
+
+
 def billable_units(outcome: Outcome) -> int:
     """Megapixels of all pictures of a result, each rounded up; one is 1024 x 1024 pixels. None for what was not drawn:
     failures, and answers from stored pictures."""

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
-    from server.jobs.store.accounts import Pause, PauseKind, Search, Usage, UsageQuestion
+    from server.jobs.store.accounts import Ended, Pause, PauseKind, Search, Usage, UsageQuestion
     from server.jobs.store.budgets import Budget
 
 SHARED = ""
@@ -437,6 +437,9 @@ class Store(Protocol):
 
     def find(self, search: Search, limit: int) -> list[Job]:
         """Up to so many jobs, the newest first."""
+
+    def ended(self, search: Search, limit: int) -> list[Ended]:
+        """How up to so many of the jobs found went, the newest first, as far as they have ended; reads no payloads."""
 
     def usage(self, question: UsageQuestion, limit: int, offset: int = 0) -> list[Usage]:
         """A page of what was drawn, by day, tenant, endpoint, key and label; counted when a job ends, once, and kept

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from server.jobs.store.accounts import DAY_S, USAGE_KEPT_DAYS, Search, Usage, UsageQuestion, entries, searchable
+from server.jobs.store.accounts import DAY_S, USAGE_KEPT_DAYS, Ended, Search, Usage, UsageQuestion, entries, searchable
 from server.jobs.store.base import Job
 
 Execute = Callable[[str, tuple[Any, ...]], Iterable[tuple[Any, ...]]]
@@ -85,6 +85,15 @@ def found(search: Search, limit: int) -> tuple[str, tuple[Any, ...]]:
     # Without a tenant the index still holds all that is asked for: it is read whole, which rows with pictures are not.
     table = "job" if search.ids else "job INDEXED BY job_search"
     return f"SELECT seq FROM {table} {where} ORDER BY seq DESC LIMIT ?", (*where.values, limit)
+
+
+def ended(execute: Execute, search: Search, limit: int) -> list[Ended]:
+    """How what a search finds went, as far as it has ended."""
+    seqs, values = found(search, limit)
+    status = "iif(status = 'completed', 200, json_extract(outcome, '$.http_status'))"
+    times = "started_at - created_at, finished_at - started_at"
+    query = f"SELECT endpoint, created_at, {status}, {times} FROM job WHERE seq IN ({seqs}) AND finished_at IS NOT NULL"
+    return [Ended(*row) for row in execute(f"{query} ORDER BY seq DESC", values)]
 
 
 def sweep(execute: Execute, now: float, limit: int) -> bool:

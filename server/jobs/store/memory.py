@@ -15,6 +15,7 @@ from server.jobs.store import budgets as budget_rules
 from server.jobs.store import platform_outcomes, transitions
 from server.jobs.store.accounts import (
     USAGE_KEPT_DAYS,
+    Ended,
     Pause,
     PauseKind,
     Search,
@@ -310,6 +311,19 @@ class MemoryStore:
         with self._open():
             newest = sorted(self._jobs.values(), key=lambda job: -job.seq)
             return [job for job in newest if _is_found(job, search)][:limit]
+
+    def ended(self, search: Search, limit: int) -> list[Ended]:
+        return [
+            Ended(
+                job.endpoint,
+                job.created_at,
+                job.outcome.http_status,
+                None if job.started_at is None else job.started_at - job.created_at,
+                None if job.started_at is None else job.finished_at - job.started_at,
+            )
+            for job in self.find(search, limit)
+            if job.outcome is not None and job.finished_at is not None
+        ]
 
     def usage(self, question: UsageQuestion, limit: int, offset: int = 0) -> list[Usage]:
         with self._open():

@@ -15,7 +15,7 @@ import apsw
 
 from server.jobs.store import budgets as budget_rules
 from server.jobs.store import ledger, outbox, platform_outcomes, repeats, transitions
-from server.jobs.store.accounts import Pause, PauseKind, Search, Usage, UsageQuestion
+from server.jobs.store.accounts import Ended, Pause, PauseKind, Search, Usage, UsageQuestion
 from server.jobs.store.base import (
     PRIVATE_RETENTION_S,
     SHARED,
@@ -313,6 +313,9 @@ class SqliteStore:
     def find(self, search: Search, limit: int) -> list[Job]:
         seqs, values = ledger.found(search, limit)
         return [from_row(row) for row in self._read(f"{_SELECT} WHERE seq IN ({seqs}) ORDER BY seq DESC", values)]
+
+    def ended(self, search: Search, limit: int) -> list[Ended]:
+        return ledger.ended(self._read, search, limit)
 
     def usage(self, question: UsageQuestion, limit: int, offset: int = 0) -> list[Usage]:
         return ledger.usage(self._read, question, limit, offset)

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field
 from pydantic.json_schema import SkipJsonSchema
 from starlette.responses import StreamingResponse
 
-from server.api import accounts, catalogue, platform, usage_table
+from server.api import accounts, analytics, catalogue, platform, usage_table
 from server.api.body import read_object
 from server.api.prices import Prices
 from server.api.tags import read_pair
@@ -20,7 +20,7 @@ from server.gateway.keys import Caller
 from server.http.errors import PlainError, WireError
 from server.jobs import deletion
 from server.jobs.service import JobService
-from server.jobs.store.accounts import Search, UsageQuestion
+from server.jobs.store.accounts import DAY_S, Search, UsageQuestion
 
 # A null has no spelling in a query, so the document does not offer one.
 Words = Annotated[list[str] | SkipJsonSchema[None], Query()]
@@ -38,6 +38,7 @@ Text = Annotated[
     str, Query(max_length=200, description="Words of the prompt, or beginnings of words; all must be in it")
 ]
 Statuses = Annotated[list[accounts.Status] | SkipJsonSchema[None], BeforeValidator(words), Query()]
+Metrics = Annotated[list[analytics.Metric] | SkipJsonSchema[None], BeforeValidator(words), Query()]
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     400: {"description": "A date, state or cursor that cannot be read"},
     404: {"description": "No such endpoint"},
@@ -106,6 +107,24 @@ def accounts_router(jobs: JobService, prices: Prices, objects: Objects) -> APIRo
         budgets = [accounts.budget_entry(budget, store, caller.key) for budget in jobs.allowance.budgets(caller.key)]
         shown |= {"budgets": budgets} if budgets else {}
         return shown | {"next_cursor": following, "has_more": following is not None}
+
+    @router.get("/v1/models/analytics")
+    def how_it_went(
+        request: Request,
+        endpoint_id: Words = None,
+        start: When = None,
+        end: When = None,
+        timeframe: analytics.Timeframe | SkipJsonSchema[None] = None,
+        expand: Metrics = None,
+    ) -> dict[str, Any]:
+        """Counts and percentiles of times of the caller's own requests by span and endpoint, over a day if not told."""
+        since, until = accounts.moment(start, store.now() - DAY_S), accounts.moment(end, store.now() + 1)
+        search = Search(_tenant(request), endpoints=tuple(words(endpoint_id)), since=since, until=until)
+        rows = store.ended(search, analytics.MAX_REQUESTS)
+        span = timeframe or ("hour" if until - since <= analytics.HOURLY_S else "day")
+        series = analytics.time_series(rows, span, expand or analytics.COUNTS)
+        is_cut = len(rows) == analytics.MAX_REQUESTS
+        return {"time_series": series, "next_cursor": None, "has_more": is_cut}
 
     @router.get("/v1/models/requests/by-endpoint")
     def requests_by_endpoint(

@@ -67,7 +67,7 @@ def system_router(
         """The endpoints and their fields as one static page."""
         return reference(request)
 
-    @router.get("/docs/changelog", response_class=PlainTextResponse)
+    @router.get("/docs/changelog", response_class=Response, responses={200: {"content": {"text/markdown": {}}}})
     def changelog() -> Response:
         """What changed, release by release, in Markdown."""
         return Response(release.changelog(), media_type="text/markdown; charset=utf-8")

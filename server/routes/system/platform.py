@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import PlainTextResponse
 from starlette.responses import Response
 
 from server.api import catalogue, llms, platform
@@ -15,6 +14,7 @@ from server.http.errors import PlainError, WireError
 from server.routes.system.accounts import Cursor, Words, words
 
 MARKDOWN = "text/markdown; charset=utf-8"
+_MARKDOWN_ANSWER: dict[int | str, dict[str, Any]] = {200: {"content": {"text/markdown": {}}}}
 EXPAND_OPENAPI = "openapi-3.0"
 
 
@@ -59,14 +59,14 @@ def platform_router(served: Served, version: str, keys: KeyRing) -> APIRouter:
             raise WireError(404, detail) from exc
         return catalogue.openai_entry(row)
 
-    @router.get("/llms.txt", response_class=PlainTextResponse)
+    @router.get("/llms.txt", response_class=Response, responses=_MARKDOWN_ANSWER)
     async def llms_of_all(request: Request) -> Response:
         """How this server is called, and every endpoint that it answers, for language models."""
         rows = [row for row in catalogue.all_endpoints() if served.answers(row.variants)]
         text = llms.index(rows, request.scope["target"].origin, keys.is_open)
         return Response(text, media_type=MARKDOWN)
 
-    @router.get("/models/{endpoint_id:path}/llms.txt", response_class=PlainTextResponse)
+    @router.get("/models/{endpoint_id:path}/llms.txt", response_class=Response, responses=_MARKDOWN_ANSWER)
     async def llms_of_one(endpoint_id: str, request: Request) -> Response:
         """One endpoint, for language models."""
         (row,) = platform.find_all([endpoint_id])

@@ -135,3 +135,18 @@ def test_labels_go_with_their_request(store: Store, clock: Clock) -> None:
     clock.advance(10.0)
     store.sweep(retention_s=5.0)
     assert store.find(Search(None, tags=(("team", "web"),)), 10) == []
+
+
+def test_how_ended_requests_went_is_read_without_their_payloads(store: Store, clock: Clock) -> None:
+    store.enqueue(new_job(tenant="ann", params=None, outcome=REJECTED))
+    new = new_job(tenant="ann")
+    store.enqueue(new)
+    clock.advance(2.0)
+    (job,) = store.claim("w1", 1, LEASE_S)
+    clock.advance(3.0)
+    store.finish(job.id, "w1", job.epoch, PICTURE)
+    store.enqueue(new_job(tenant="ann"))
+    draw(store, tenant="bob")
+    went = [(row.http_status, row.waited_s, row.ran_s) for row in store.ended(Search("ann"), 10)]
+    assert went == [(200, 2.0, 3.0), (422, None, None)]
+    assert len(store.ended(Search("ann"), 2)) == 1, "what waits is among those that were looked at"

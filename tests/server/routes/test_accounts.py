@@ -209,3 +209,32 @@ def test_an_open_server_lists_requests_to_programs_on_this_machine_alone(
     with serve(ApiNode(tmp_path)) as open_api:
         assert open_api.http.get(BY_ENDPOINT).status_code == 200
         assert open_api.http.get(BY_ENDPOINT, headers=headers).status_code == 403
+
+
+def test_how_requests_went_is_told_by_span_and_endpoint(api: Api) -> None:
+    draw(api)
+    draw(api)
+    draw(api, BOB)
+    draw(api, is_finished=False)
+    api.http.post("/queue/fal-ai/flux/dev", json={}, headers={"authorization": ANN})
+    (bucket,) = ask(api, "/v1/models/analytics", timeframe="month")["time_series"]
+    assert bucket["bucket"].endswith("-01T00:00:00.000+00:00")
+    assert bucket["results"] == [
+        {
+            "endpoint_id": "fal-ai/flux/dev",
+            "request_count": 3,
+            "success_count": 2,
+            "user_error_count": 1,
+            "error_count": 0,
+        }
+    ]
+    times = "p50_duration,p90_prepare_duration"
+    (bucket,) = ask(api, "/v1/models/analytics", expand=times, timeframe="day")["time_series"]
+    (line,) = bucket["results"]
+    assert set(line) == {"endpoint_id", "p50_duration", "p90_prepare_duration"}
+    assert 0 <= line["p50_duration"] < 60
+    assert ask(api, "/v1/models/analytics", endpoint_id="fal-ai/flux/schnell")["time_series"] == []
+    assert ask(api, "/v1/models/analytics", start="2020-01-01", end="2020-01-02")["time_series"] == []
+    status, text = refusal(api, "/v1/models/analytics", expand="p99_luck")
+    assert status == 400
+    assert "p90_duration" in text
