@@ -60,16 +60,16 @@ def test_one_file_names_the_libraries_of_devices() -> None:
     assert offenders == ["models/accelerator.py"]
 
 
-def test_few_files_name_a_maker_of_devices() -> None:
-    """What finds drivers before torch is there, reads power and cards' ceilings, or tells an operator where to look."""
+def test_only_rooms_that_find_or_measure_devices_or_tell_the_operator_name_their_makers() -> None:
+    """Neither models nor pipelines, nor what is served: `models/accelerator.py` does without, too."""
     named = re.compile(r"nvidia|\bnvml|\bamd\b|\brocm|\bintel\b|radeon|geforce|\bh200\b", re.IGNORECASE)
     files = [file for package in PACKAGES for file in (ROOT / package).rglob("*.py") if "shapes" not in file.parts]
     code = {str(file.relative_to(ROOT)): _without_prose(file.read_text()) for file in files}
     offenders = sorted(name for name, text in code.items() if named.search(text))
-    assert offenders == [
-        "server/bench/ceilings.py", "server/bench/power.py", "server/bench/session.py", "server/cli/checkup.py",
-        "server/cli/serve.py", "server/workers/devices.py",
-    ]  # fmt: skip
+    assert "server/workers/devices.py" in offenders
+    assert [
+        name for name in offenders if not name.startswith(("server/bench/", "server/cli/", "server/workers/"))
+    ] == []
 
 
 def _without_prose(source: str) -> str:
