@@ -467,6 +467,22 @@ def test_leases_are_renewed_and_those_of_strangers_end(
     assert (job.status, job.attempt) == (JobStatus.COMPLETED, 2)
 
 
+def test_a_cancel_that_only_the_store_knows_of_is_heard_at_the_next_renewal(
+    folder: Path, gates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher, "RENEW_S", 0.02)
+    monkeypatch.setattr(dispatcher, "TEND_S", 0.02)
+
+    async def main() -> Job:
+        async with running(folder) as node:
+            held = submit(node, "wait gate")
+            await until(lambda: node.live.progress(held) is not None)
+            node.store.request_cancel(held)
+            return await ended(node, held)
+
+    assert asyncio.run(main()).status is JobStatus.CANCELLED
+
+
 def lease(node: Node, job_id: str) -> float:
     job = node.store.get(job_id)
     assert job is not None
