@@ -63,7 +63,10 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "server/gateway/tokens.py": ("tests/server/gateway/test_tokens.py",),
     "server/http/outgoing.py": ("tests/server/http/test_outgoing.py", "tests/server/http/test_hostile_urls.py"),
     "pipelines/engine/scheduler.py": ("tests/pipelines/engine/test_scheduler.py",),
-    "pipelines/engine/engine.py": ("tests/pipelines/engine/test_engine.py",),
+    "pipelines/engine/engine.py": (
+        "tests/pipelines/engine/test_engine.py",
+        "tests/pipelines/engine/test_acceleration.py",
+    ),
 }
 LEAST_OF_A_FILE = 4
 PATIENCE_S = 30.0

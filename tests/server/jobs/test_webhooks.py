@@ -264,6 +264,26 @@ def test_the_share_of_a_receiver_grows_with_answers_and_falls_without() -> None:
     assert room() == 1
 
 
+def test_a_refusal_is_an_answer_and_silence_is_none(
+    api: Api, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends: dict[str, list[bool]] = {}
+    end = Receivers.end
+
+    def note(self: Receivers, whose: str, has_answered: bool) -> None:
+        ends.setdefault(whose, []).append(has_answered)
+        end(self, whose, has_answered)
+
+    monkeypatch.setattr(Receivers, "end", note)
+    receiver.statuses = [500, 200]
+    submit(api, receiver.url, num_images=9)
+    submit(api, "http://127.0.0.1:1/nobody", num_images=9)
+    there = receivers.receiver_of(receiver.url)
+    eventually(lambda: len(ends.get(there, [])) == 2 and "127.0.0.1:1" in ends)
+    assert ends[there] == [True, True]
+    assert ends["127.0.0.1:1"][0] is False
+
+
 def test_no_more_than_so_many_receivers_are_remembered_the_latest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(receivers, "REMEMBERED", 2)
     shares = Receivers()
