@@ -54,6 +54,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
         "tests/server/files/test_objects.py",
         "tests/server/files/test_addresses.py",
         "tests/server/files/test_inputs.py",
+        "tests/server/routes/test_signed_files.py",
         "tests/server/jobs/test_room.py",
         "tests/benchmarks/test_power_cuts.py",
     ),

@@ -185,11 +185,16 @@ def test_a_name_and_password_go_into_a_header_and_not_into_the_address() -> None
 
 
 def test_a_stop_does_not_wait_for_a_name_server() -> None:
-    has_answered = threading.Event()
+    may_answer, has_answered = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        may_answer.wait(10)
+        has_answered.set()
+
     transport = VettedTransport()
-    transport._resolver.submit(has_answered.wait, 10)
+    transport._resolver.submit(hang)
     try:
         asyncio.run(transport.aclose())
         assert not has_answered.is_set()
     finally:
-        has_answered.set()
+        may_answer.set()
