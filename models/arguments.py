@@ -116,7 +116,7 @@ def _fake(argument: str) -> ModelSpec:
 
 def _is_told(found: ModelSpec) -> bool:
     """Whether files told what it is for, not a name."""
-    return found.file is not None or (Path(found.source) / "model_index.json").is_file()
+    return found.file is not None or os.path.isfile(Path(found.source) / "model_index.json")
 
 
 def _shape(spec: ModelSpec) -> str:

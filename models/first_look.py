@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from models.errors import LoadError
 from models.files.folder import FLUX1_PIPELINES, FLUX2_PIPELINES, OTHERS, SDXL_PIPELINES, check_folder, part_in
 from models.files.headers import read_header
 from models.files.weights import weight_files
@@ -25,6 +26,13 @@ def first_look(spec: ModelSpec) -> None:
     """A checkpoint of this machine that draws. Raises: LoadError if it can be seen that it cannot be served."""
     if not spec.draws or spec.source.startswith("random:"):
         return
+    try:
+        _look_at(spec)
+    except OSError as exc:
+        raise LoadError(f"model {spec.name} cannot be read ({exc.strerror or exc}).") from exc
+
+
+def _look_at(spec: ModelSpec) -> None:
     if spec.file is not None and spec.family != "sdxl":
         held_part("transformer", spec.file, spec.family)
     if spec.file is not None and spec.transformer is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.wrong_files import CORPUS
+from models import first_look as first_look_module
 from models.arguments import resolve
 from models.errors import LoadError
 from models.first_look import first_look
@@ -43,3 +46,14 @@ def test_a_gguf_file_is_looked_at_without_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "LoadError False"
+
+
+def test_a_folder_that_may_not_be_read_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who runs the tests may read everything where that is root."""
+
+    def refuse(*given: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/secret/model_index.json")
+
+    monkeypatch.setattr(first_look_module, "check_folder", refuse)
+    with pytest.raises(LoadError, match=r"^model flux-shapes cannot be read \(Permission denied\)\.$"):
+        first_look(resolve("flux-shapes"))
