@@ -60,6 +60,8 @@ class Chaos:
     requeues_s: list[float] = field(default_factory=list)
     lives: int = 0
     is_over: bool = False
+    frozen: list[psutil.Process] = field(default_factory=list)
+    """Workers that were stopped: one whose node dies meanwhile cannot notice it, and would stay."""
     node: subprocess.Popen[bytes] | None = None
 
     def run(self) -> None:
@@ -75,6 +77,9 @@ class Chaos:
         finally:
             self.is_over = True
             keeper.join()
+            for worker in self.frozen:
+                with suppress(psutil.Error):
+                    worker.kill()
 
     def report(self) -> dict[str, Any]:
         """What came of it, read through the API of a last life and in the folder."""
@@ -162,6 +167,8 @@ class Chaos:
         runs = self._runs_of(worker.pid)
         began = time.monotonic()
         worker.send_signal(signal.SIGSTOP if is_frozen else signal.SIGKILL)
+        if is_frozen:
+            self.frozen.append(worker)
         if is_frozen or not runs:
             return
         while time.monotonic() - began < 10.0:
