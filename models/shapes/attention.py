@@ -8,6 +8,7 @@ import functools
 
 import torch
 from diffusers.models.transformers.transformer_flux import FluxAttention
+from diffusers.models.transformers.transformer_flux2 import Flux2Attention, Flux2ParallelSelfAttention
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
@@ -34,18 +35,42 @@ class LeanAttention:
             query = torch.cat([_normed(text[0], attn.norm_added_q), query], dim=1)
             key = torch.cat([_normed(text[1], attn.norm_added_k), key], dim=1)
             value = torch.cat([text[2], value], dim=1)
-        if image_rotary_emb is not None:
-            cos, sin = (table.to(query.dtype)[None, :, None, :] for table in image_rotary_emb)
-            turn = _turn(attn.head_dim, query.dtype, query.device)
-            query, key = query * cos + (query @ turn) * sin, key * cos + (key @ turn) * sin
-        mixed = _mixed(*(x.transpose(1, 2) for x in (query, key, value))).transpose(1, 2).flatten(2)
+        mixed = _mixed(query, key, value, image_rotary_emb)
         if encoder_hidden_states is None:
             return mixed
         split = encoder_hidden_states.shape[1]
         return attn.to_out[0](mixed[:, split:]), attn.to_add_out(mixed[:, :split])
 
 
-def _mixed(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+class LeanParallel:
+    """The same for diffusers' Flux2ParallelSelfAttnProcessor."""
+
+    def __call__(
+        self,
+        attn: Flux2ParallelSelfAttention,
+        hidden_states: Tensor,
+        attention_mask: None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Self-attention and feed-forward of one sequence."""
+        projected = attn.to_qkv_mlp_proj(hidden_states)
+        qkv, hidden = projected.split([3 * attn.inner_dim, projected.shape[-1] - 3 * attn.inner_dim], dim=-1)
+        query, key, value = (part.unflatten(-1, (-1, attn.head_dim)) for part in qkv.chunk(3, dim=-1))
+        mixed = _mixed(_normed(query, attn.norm_q), _normed(key, attn.norm_k), value, image_rotary_emb)
+        output: Tensor = attn.to_out(torch.cat([mixed, attn.mlp_act_fn(hidden)], dim=-1))
+        return output
+
+
+def _mixed(query: Tensor, key: Tensor, value: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Attention over (B, tokens, heads, width), rotated: (B, tokens, heads * width)."""
+    if rotary is not None:
+        cos, sin = (table.to(query.dtype)[None, :, None, :] for table in rotary)
+        turn = _turn(query.shape[-1], query.dtype, query.device)
+        query, key = query * cos + (query @ turn) * sin, key * cos + (key @ turn) * sin
+    return _attended(*(x.transpose(1, 2) for x in (query, key, value))).transpose(1, 2).flatten(2)
+
+
+def _attended(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention over (B, heads, tokens, width)."""
     mixed: Tensor
     if query.is_cuda:
@@ -74,5 +99,7 @@ def _turn(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 def make_lean(transformer: nn.Module) -> None:
     """Give every attention of the transformer the lean processor."""
     for module in transformer.modules():
-        if isinstance(module, FluxAttention):
+        if isinstance(module, FluxAttention | Flux2Attention):
             module.processor = LeanAttention()
+        elif isinstance(module, Flux2ParallelSelfAttention):
+            module.processor = LeanParallel()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from models.flux2.architectures import READ_LAYERS
@@ -14,6 +14,7 @@ from models.shapes.tokens import T5_LENGTH, corpus, t5_tokenizer
 
 WIDTH = 64
 SEQUENCE_WIDTH = WIDTH * len(READ_LAYERS)
+LAYERS = 6  # that learn; in the folder, layers that pass everything on make them as deep as FLUX.2 reads
 # Nothing but the words: a model that reads 32 tokens has none to spare for roles.
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
@@ -48,7 +49,8 @@ class KleinText:
             output_hidden_states=True,
             use_cache=False,
         ).hidden_states
-        return words.clip.to(ids.device), torch.cat([layers[layer] for layer in READ_LAYERS], dim=-1)
+        third = self.encoder.config.num_hidden_layers // 3
+        return words.clip.to(ids.device), torch.cat([layers[third * i] for i in (1, 2, 3)], dim=-1)
 
     @property
     def device(self) -> torch.device:
@@ -74,7 +76,7 @@ def new_text() -> KleinText:
         padding_side="right",
     )
     tokenizer.chat_template = CHAT_TEMPLATE
-    return KleinText(PromptEncoder(config(len(tokenizer))), tokenizer)
+    return KleinText(PromptEncoder(config(len(tokenizer), LAYERS)), tokenizer)
 
 
 def config(words: int, layers: int = READ_LAYERS[-1]) -> Qwen3Config:
@@ -96,7 +98,16 @@ def config(words: int, layers: int = READ_LAYERS[-1]) -> Qwen3Config:
 
 
 def as_stock(encoder: PromptEncoder) -> Qwen3ForCausalLM:
-    """What the stock pipeline opens: one layer more, so that the last one that is read comes before the norm."""
+    """What the stock pipeline opens: as deep as it reads, and one layer more, so that the norm comes after.
+
+    The encoder's layers stand at the start of each third; the others add nothing.
+    """
     whole = Qwen3ForCausalLM(config(encoder.config.vocab_size, READ_LAYERS[-1] + 1)).eval()
-    whole.model.load_state_dict(encoder.state_dict(), strict=False)
+    whole.model.embed_tokens.load_state_dict(encoder.embed_tokens.state_dict())
+    for layer in whole.model.layers:
+        nn.init.zeros_(layer.self_attn.o_proj.weight)
+        nn.init.zeros_(layer.mlp.down_proj.weight)
+    a_third = encoder.config.num_hidden_layers // 3
+    for i, layer in enumerate(encoder.layers):
+        whole.model.layers[i // a_third * READ_LAYERS[0] + i % a_third].load_state_dict(layer.state_dict())
     return whole

@@ -1,26 +1,24 @@
 """Train flux2-shapes: `python -m models.shapes.flux2.train --out models/shapes/flux2-shapes --minutes 90`.
 
-Text encoder, transformer, the transformer again with a teacher, folder; every part resumes from its checkpoint. The
-codec and the safety classifier are those of flux-shapes.
+Text encoder, transformer, folder; every part resumes from its checkpoint. The codec and the safety classifier are those
+of flux-shapes, and its transformer is the teacher.
 """
 
 import argparse
-import copy
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from torch import nn
 
 from models.shapes.flux2.export import export_klein
 from models.shapes.flux2.flow import AsFlux1, new_transformer
 from models.shapes.flux2.text import KleinText, new_text
 from models.shapes.flux2.train_text import train_text
 from models.shapes.flux2.training import KleinTraining
+from models.shapes.train_siblings import base_encoders, base_transformer
 
 BASE = Path(__file__).parents[1] / "flux-shapes"
-PLAIN_SHARE = 0.75  # of the time; the rest is with a teacher
 
 Report = Callable[[float, dict[str, float]], None]
 
@@ -39,14 +37,12 @@ def text_from(work: Path, steps: int, device: torch.device, report: Report) -> K
 
 
 def train_transformer(
-    text: KleinText, seconds: float, work: Path, device: torch.device, tokens: int, bar: Callable[[str], Report]
+    text: KleinText, seconds: float, work: Path, device: torch.device, tokens: int, base: Path, report: Report
 ) -> AsFlux1:
-    """Both parts, each resumed from its checkpoint."""
-    plain = KleinTraining(text, AsFlux1(new_transformer()), device=device, tokens=tokens)
-    teacher = plain.run(seconds * PLAIN_SHARE, bar("transformer"), checkpoint=work / "klein.pt")
-    student: nn.Module = copy.deepcopy(teacher).requires_grad_(True)
-    taught = KleinTraining(text, student, teacher, device=device, tokens=tokens)
-    trained = taught.run(seconds * (1 - PLAIN_SHARE), bar("with a teacher"), checkpoint=work / "klein-taught.pt")
+    """Resumed from its checkpoint; the teacher is the transformer of `base`."""
+    model = AsFlux1(new_transformer())
+    training = KleinTraining(text, model, base_transformer(base), base_encoders(base), device=device, tokens=tokens)
+    trained = training.run(seconds, report, checkpoint=work / "klein.pt")
     assert isinstance(trained, AsFlux1)
     return trained
 
@@ -55,7 +51,9 @@ def main() -> None:
     """Train all parts in order, with a progress bar each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="the pipeline folder to write")
-    parser.add_argument("--base", type=Path, default=BASE, help="whose codec and safety classifier it takes")
+    parser.add_argument(
+        "--base", type=Path, default=BASE, help="the teacher, whose codec and safety classifier it takes"
+    )
     parser.add_argument("--work", type=Path, default=Path(".shapes-work"), help="checkpoints; delete to start anew")
     parser.add_argument("--minutes", type=float, default=90, help="for the transformer")
     parser.add_argument("--text-steps", type=int, default=1500)
@@ -76,7 +74,9 @@ def main() -> None:
             return report
 
         text = text_from(arguments.work, arguments.text_steps, device, bar("text encoder"))
-        trained = train_transformer(text, arguments.minutes * 60, arguments.work, device, arguments.tokens, bar)
+        seconds, base = arguments.minutes * 60, arguments.base
+        shown = bar("transformer")
+        trained = train_transformer(text, seconds, arguments.work, device, arguments.tokens, base, shown)
     text.on(torch.device("cpu"))
     export_klein(arguments.out, trained.transformer.cpu(), text, arguments.base)
 

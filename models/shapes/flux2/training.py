@@ -1,59 +1,80 @@
-"""One run of the transformer of flux2-shapes: scenes and edits in turn, first plainly, then guided by a teacher."""
+"""The run of the transformer of flux2-shapes: scenes as flux-shapes draws them, and edits as they are."""
 
 import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from models.shapes.attention import make_lean
 from models.shapes.flow import Batch, flow_loss
 from models.shapes.flux2.flow import taught_loss
 from models.shapes.flux2.text import KleinText
 from models.shapes.siblings.edits import draw_edits
-from models.shapes.text import Encoders
+from models.shapes.text import CLIP_WIDTH, Encoders
 from models.shapes.train_flow import FlowTraining, draw_scenes
 
-EDITS = 0.45  # share of the steps: one model draws and edits
-GUIDANCE = 3.5  # what a teacher is asked with
-TAUGHT_PEAK = 0.3  # of the learning rates, once what is drawn is known
+EDITS_FROM = 0.2  # of the run: who edits must know how to draw
+EDITS = 0.45  # share of the steps from there on
+GUIDANCE = 3.5  # what the teacher is asked with
 
 
-def draw_late(encoders: Encoders, rng: random.Random, done: float, tokens: int) -> Batch:
-    """As at the end of the first part: a teacher goes on from there."""
-    return draw_both(encoders, rng, 1.0, tokens)
+@dataclass
+class BothTexts:
+    """Captions for student and teacher at once; to what draws batches, `models.shapes.text.Encoders`.
+
+    Where the student's pooled vector would be, which FLUX.2 does not have, lies all that the teacher reads.
+    """
+
+    student: KleinText
+    teacher: Encoders
+
+    def encode(self, prompts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
+        """(B, CLIP_WIDTH + length * T5_WIDTH) of the teacher's, and the student's sequence."""
+        pooled, sequence = self.teacher.encode(prompts, length)
+        return torch.cat([pooled, sequence.flatten(1)], dim=1), self.student.encode(prompts, length)[1]
 
 
-def draw_both(encoders: Encoders, rng: random.Random, done: float, tokens: int) -> Batch:
-    """A batch of edits, or of scenes."""
-    return (draw_edits if rng.random() < EDITS else draw_scenes)(encoders, rng, done, tokens)
+def as_taught(batch: Batch) -> Batch:
+    """A batch with captions for both, as the teacher reads it."""
+    pooled, sequence = batch.pooled.split([CLIP_WIDTH, batch.pooled.shape[1] - CLIP_WIDTH], dim=1)
+    return replace(batch, pooled=pooled, sequence=sequence.unflatten(1, (batch.sequence.shape[1], -1)))
 
 
 class KleinTraining(FlowTraining):
-    """Args: model: as FLUX.1 is called (`AsFlux1`). teacher: of the second part of the training, None in the first."""
+    """Args: model: as FLUX.1 is called (`AsFlux1`). teacher: a FLUX.1 with a guidance input. read: its encoders."""
 
     def __init__(
         self,
         text: KleinText,
         model: nn.Module,
-        teacher: nn.Module | None = None,
+        teacher: nn.Module,
+        read: Encoders,
         *,
         device: torch.device,
         tokens: int = 64 * 64,
     ) -> None:
+        both = cast(Encoders, BothTexts(text, read.on(device)))
+
+        def draw(encoders: Encoders, rng: random.Random, done: float, tokens: int) -> Batch:
+            edits = done >= EDITS_FROM and rng.random() < EDITS
+            return draw_edits(encoders, rng, done, tokens) if edits else draw_scenes(both, rng, done, tokens)
+
         super().__init__(
             cast(Encoders, text),
             device=device,
             tokens=tokens,
             model=model,
-            draw=draw_both if teacher is None else draw_late,
+            draw=draw,
             guided_from=2.0,  # guidance is no input here: never
-            peak=1.0 if teacher is None else TAUGHT_PEAK,
         )
-        self.teacher = None if teacher is None else teacher.to(device).eval().requires_grad_(False)
+        self.teacher = teacher.to(device).eval().requires_grad_(False)
+        make_lean(self.teacher)
 
     def loss_of(self, batch: Batch, phase: int) -> Tensor:
         """The loss of a batch, under autocast."""
-        if self.teacher is None:
+        if batch.reference is not None:
             return flow_loss(self.model, batch)
-        untold = self.nothing(batch, batch.sequence.shape[1])  # a picture to edit stays
-        return taught_loss(self.model, self.teacher, batch, untold, GUIDANCE)
+        return taught_loss(self.model, self.teacher, batch, as_taught(batch), GUIDANCE)

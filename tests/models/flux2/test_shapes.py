@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL
 from models.accelerator import CpuAccelerator
 from models.arguments import resolve
 from models.loading import load
+from models.shapes.attention import make_lean
 from models.shapes.draw import latents
 from models.shapes.flow import pack
 from models.shapes.flux2 import evaluate
@@ -24,6 +25,7 @@ from models.shapes.flux2.train_text import train_text
 from models.shapes.flux2.training import KleinTraining
 from models.shapes.layout import lay_out
 from models.shapes.scenes import random_scene
+from models.shapes.train_siblings import base_encoders, base_transformer
 from pipelines.engine.engine import Engine
 from pipelines.families.flux2.latents import decodable, encoded
 from pipelines.families.flux2.latents import pack as pack_patches
@@ -47,12 +49,9 @@ def text() -> KleinText:
 def folder(text: KleinText, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few steps of both parts, written as a pipeline."""
     torch.manual_seed(0)
-    plain = KleinTraining(text, AsFlux1(new_transformer()), device=CPU, tokens=128)
-    losses = [float(plain.step(0.1)) for _ in range(3)]
-    start = AsFlux1(new_transformer())
-    start.load_state_dict(plain.model.state_dict())
-    taught = KleinTraining(text, start, plain.average.module, device=CPU, tokens=128)
-    losses.append(float(taught.step(0.5)))
+    teacher, read = base_transformer(BASE), base_encoders(BASE)
+    taught = KleinTraining(text, AsFlux1(new_transformer()), teacher, read, device=CPU, tokens=128)
+    losses = [float(taught.step(done)) for done in (0.1, 0.5, 0.5, 0.5, 0.5)]  # scenes, then edits among them
     assert np.isfinite(losses).all()
     assert isinstance(taught.model, AsFlux1)
     with torch.no_grad():  # so that a few steps draw something
@@ -99,6 +98,23 @@ def test_the_codec_sees_and_draws_as_flux1s_with_the_latents_that_are_trained_on
         assert torch.allclose(new.decode(decodable(new, patches)).sample, drawn, atol=1e-4)
         seen = pack_patches(encoded(new, drawn))
         assert torch.allclose(seen, pack(old.encode(drawn).latent_dist.mode())[0], atol=1e-4)
+
+
+def test_the_lean_attention_is_the_stock_one() -> None:
+    torch.manual_seed(0)
+    model = AsFlux1(new_transformer())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0, 0.1)
+        given = {
+            "hidden_states": torch.randn(2, 6, 64),
+            "timestep": torch.rand(2),
+            "encoder_hidden_states": torch.randn(2, 5, 192),
+            "img_ids": torch.randint(0, 9, (6, 3)).float(),
+        }
+        stock = model(**given)[0]
+        make_lean(model)
+        assert torch.allclose(model(**given)[0], stock, atol=1e-4)
 
 
 def test_references_stand_apart_by_ten_and_words_in_a_row() -> None:
