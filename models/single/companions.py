@@ -18,8 +18,6 @@ _WORDS: dict[Family, dict[str, str]] = {
         "text_encoder": "CLIP (clip_l.safetensors)",
         "text_encoder_2": "T5 (t5xxl_fp16.safetensors)",
         "vae": "FLUX.1's VAE (ae.safetensors)",
-        "tokenizer_2": "T5's tokenizer (a folder `tokenizer_2` with tokenizer.json or spiece.model; "
-        "T5 as GGUF brings it)",
     },
     "flux2": {
         "transformer": TRANSFORMERS["flux2"],
@@ -29,7 +27,7 @@ _WORDS: dict[Family, dict[str, str]] = {
     },
 }
 _WHOLE = {"flux": "FLUX.1-dev", "flux2": "FLUX.2-klein-4B"}
-_CLIP = Path(__file__).parents[1] / "tokenizers" / "clip"
+_SHIPPED = Path(__file__).parents[1] / "tokenizers"
 _PARTS = {"flux": ("text_encoder", "text_encoder_2", "vae"), "flux2": ("text_encoder", "vae")}
 _TOKENIZERS = {"flux": ("tokenizer", "tokenizer_2"), "flux2": ("tokenizer",)}
 
@@ -46,7 +44,7 @@ def held_part(name: str, file: Path, family: Family = "flux") -> tuple[Header, H
 def companions(file: Path, folders: Sequence[Path]) -> tuple[dict[str, Path], dict[str, Path]]:
     """(files of the other parts, folders of the tokenizers), in the file, around it or in `folders`.
 
-    CLIP's tokenizer is the one in this repository where there is no other; T5 as GGUF brings its own.
+    T5 as GGUF brings its tokenizer; where there is no other, CLIP's and T5's are those in this repository.
 
     Args: file: that holds a transformer. Raises: LoadError naming what is missing.
     """
@@ -58,7 +56,8 @@ def companions(file: Path, folders: Sequence[Path]) -> tuple[dict[str, Path], di
         t5 = homes["text_encoder_2"]
         if tokenizers["tokenizer_2"] is None and t5 is not None and brings_tokenizer(t5):
             tokenizers["tokenizer_2"] = t5
-        tokenizers["tokenizer"] = tokenizers["tokenizer"] or _CLIP
+        tokenizers["tokenizer"] = tokenizers["tokenizer"] or _SHIPPED / "clip"
+        tokenizers["tokenizer_2"] = tokenizers["tokenizer_2"] or _SHIPPED / "t5"
     missing = [_WORDS[family][name] for name, where in (homes | tokenizers).items() if where is None]
     if missing:
         raise LoadError(

@@ -198,7 +198,7 @@ def test_other_files_are_refused_by_what_they_are(tmp_path: Path, kind: str) -> 
 
 def test_what_is_missing_beside_a_file_is_named(narrow: FluxComponents, tmp_path: Path) -> None:
     file = write(tmp_path / "flux1-dev.safetensors", bfl(narrow.transformer.state_dict()))
-    with pytest.raises(LoadError, match=r"needs CLIP \(clip_l.*; T5 .*; FLUX.1's VAE .*; T5's tokenizer") as caught:
+    with pytest.raises(LoadError, match=r"needs CLIP \(clip_l.*; T5 .*; FLUX.1's VAE [^;]*;") as caught:
         load(resolve(str(file)), CpuAccelerator())
     assert "--model FLUX.1-dev --transformer flux1-dev.safetensors" in str(caught.value)
 

@@ -1,9 +1,10 @@
-"""Tokenizers for single files, which bring none: CLIP's from this repository, T5's from its GGUF file."""
+"""Tokenizers for single files, which bring none: from this repository, T5's also from its GGUF file."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import gguf
@@ -22,12 +23,12 @@ from tests.models.single.conftest import FLUX
 from tests.models.single.test_t5_gguf import llama_cpp
 from tests.models.single.writers import all_in_one, bfl, ldm_vae, write
 
-CLIP = Path("models/tokenizers/clip")
+SHIPPED = Path(__file__).parents[3] / "models" / "tokenizers"
 TEXT = ["a red circle on a blue ground", "two   squares, a circle!", "zebra"]
 
 
 def test_clips_own_numbers_of_a_prompt() -> None:
-    words = tokenizer(Path(__file__).parents[3] / CLIP)
+    words = tokenizer(SHIPPED / "clip")
     assert words("a photo of a cat")["input_ids"] == [49406, 320, 1125, 539, 320, 2368, 49407]
     assert words("A Diagram!", padding="max_length", max_length=7)["input_ids"] == [
         49406,
@@ -37,6 +38,19 @@ def test_clips_own_numbers_of_a_prompt() -> None:
         *[49407] * 3,
     ]
     assert (len(words), words.model_max_length) == (49408, 77)
+
+
+def test_t5s_own_numbers_of_a_prompt() -> None:
+    """Known from T5's first task prefix; the file is Google's byte for byte."""
+    words = tokenizer(SHIPPED / "t5")
+    assert words("translate English to German: The house is wonderful.")["input_ids"] == [
+        *[13959, 1566, 12, 2968, 10],
+        *[37, 629, 19, 1627, 5, 1],
+    ]
+    assert words("Hello world", padding="max_length", max_length=6)["input_ids"] == [8774, 296, 1, 0, 0, 0]
+    assert (len(words), words.model_max_length) == (32100, 512)
+    digest = sha256((SHIPPED / "t5" / "spiece.model").read_bytes()).hexdigest()
+    assert digest == "d60acb128cf7b7f2536e8f38a5b18a05535c9e14c7a355904270e15b0945ea86"
 
 
 @pytest.fixture(scope="module")
@@ -93,13 +107,15 @@ def test_files_alone_are_enough_where_t5_is_a_gguf_file(
     assert len(loaded.tokenizer) == 49408
 
 
-def test_an_all_in_one_needs_t5s_tokenizer_alone_and_takes_it_from_model_dir(
+def test_an_all_in_one_needs_nothing_beside_it_and_takes_the_operators_tokenizer_first(
     wordy: FluxComponents, narrow_folder: Path, tmp_path: Path
 ) -> None:
     file = write(tmp_path / "models" / "everything.safetensors", all_in_one(wordy))
+    _, alone = companions(file, [])
+    assert alone == {"tokenizer": SHIPPED / "clip", "tokenizer_2": SHIPPED / "t5"}
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "tokenizer_2").symlink_to(narrow_folder / "tokenizer_2")
     _, tokenizers = companions(file, [tmp_path / "own"])
-    assert tokenizers["tokenizer"].parts[-2:] == ("tokenizers", "clip")
+    assert tokenizers == alone | {"tokenizer_2": tmp_path / "own" / "tokenizer_2"}
     loaded = load(resolve(str(file), [tmp_path / "own"]), CpuAccelerator())
     assert loaded.tokenizer("a photo")["input_ids"] == [49406, 320, 1125, 49407]
