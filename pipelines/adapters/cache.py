@@ -16,6 +16,7 @@ from models.registry import ModelSpec
 from pipelines.adapters.adapter import FittedAdapter, Uses, fit
 from pipelines.adapters.ahead import After, ReadAhead
 from pipelines.engine.request import RequestError
+from pipelines.protocol import lookups
 from pipelines.protocol.conditions import Adapter
 
 T = TypeVar("T")
@@ -65,6 +66,7 @@ class AdapterCache:
     def get(self, components: Model, file: str) -> FittedAdapter:
         """The adapter of this file, fitted to this model. Raises: AdapterError with one sentence."""
         key = components.spec.name, file
+        lookups.note("adapters", key in self._held)
         if key not in self._held:
             self._keep(key, self._read(components, file))
         self._held.move_to_end(key)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Generic, Protocol, TypeVar
 
+from pipelines.protocol import lookups
+
 
 class Embedding(Protocol):
     """What text encoders make of one prompt."""
@@ -26,6 +28,7 @@ class PromptCache(Generic[E]):
 
     def get(self, prompt: str, max_length: int) -> E | None:
         found = self._entries.get((prompt, max_length))
+        lookups.note("prompts", found is not None)
         if found is not None:
             self._entries.move_to_end((prompt, max_length))
         return found

@@ -95,6 +95,7 @@ class Heartbeat:
 
     `load_ms`: predicted milliseconds of work it holds. `memory`: bytes by name, for /metrics.
     `loaded`: names of the checkpoints in memory. `tally`: see `pipelines.protocol.tally`.
+    `lookups`: see `pipelines.protocol.lookups`.
     """
 
     steps: int
@@ -104,6 +105,7 @@ class Heartbeat:
     memory: dict[str, int] = field(default_factory=dict)
     loaded: list[str] = field(default_factory=list)
     tally: dict[str, list[float]] = field(default_factory=dict)
+    lookups: dict[str, list[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,7 @@ from pipelines.engine.acceleration import AccelerationChoice
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.engine.scheduler import SchedulerConfig
 from pipelines.families.pool import ModelPool
+from pipelines.protocol import lookups
 from pipelines.protocol.frames import (
     Cancel,
     Heartbeat,
@@ -125,7 +126,7 @@ def serve(
             load_ms = engine.scheduler.load_ms
             memory = accelerator.memory() | {"adapters": pool.adapter_bytes}
             held = engine.running, engine.waiting, load_ms
-            link.send(Heartbeat(engine.steps, *held, memory, pool.loaded, engine.tally.counts()))
+            link.send(Heartbeat(engine.steps, *held, memory, pool.loaded, engine.tally.counts(), lookups.counts()))
 
 
 def _describe(pool: ModelPool, name: str) -> dict[str, Any]:

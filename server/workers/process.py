@@ -399,6 +399,7 @@ class Worker:
             "steps": beat.steps if beat else 0,
             "memory": dict(beat.memory) if beat else {},
             "tally": dict(beat.tally) if beat else {},
+            "lookups": dict(beat.lookups) if beat else {},
             "restarts": self.restarts,
             "last_error": self.last_error,
         }

@@ -52,6 +52,7 @@ def of_workers(workers: Sequence[Described]) -> Iterator[Metric]:
         for kind, size in (worker.get("memory") or {}).items():
             memory.add_metric([str(worker["device"]), str(kind)], float(size))
     yield memory
+    yield _lookups(workers)
     yield from _histograms(workers)
 
 
@@ -68,6 +69,16 @@ def of_gpus(readings: Sequence[GpuReading]) -> Iterator[Metric]:
         for reading in told:
             counter.add_metric([reading.device], reading.values["energy_joules"])
         yield counter
+
+
+def _lookups(workers: Sequence[Described]) -> Metric:
+    about = "Prompts that were encoded already, adapters that were in memory, and those that were not"
+    counter = CounterMetricFamily("fluxserve_worker_cache_lookups", about, labels=["device", "cache", "result"])
+    for worker in workers:
+        for cache, counts in (worker.get("lookups") or {}).items():
+            for result, count in zip(("hit", "miss"), counts, strict=True):
+                counter.add_metric([str(worker["device"]), cache, result], float(count))
+    return counter
 
 
 def _histograms(workers: Sequence[Described]) -> Iterator[Metric]:

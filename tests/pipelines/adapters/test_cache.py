@@ -17,6 +17,7 @@ from pipelines.engine.acceleration import FLOAT8
 from pipelines.engine.engine import Engine
 from pipelines.families.flux1.runner import FluxRunner
 from pipelines.families.pool import ModelPool
+from pipelines.protocol import lookups
 from pipelines.protocol.conditions import Adapter
 from pipelines.protocol.frames import Failed, Finished
 from tests.pipelines.adapters.loras import random_lora, save_diffusers
@@ -33,6 +34,7 @@ def save_some(components: FluxComponents, folder: Path, count: int) -> int:
 
 def test_the_least_recently_used_goes_beyond_the_size(components: FluxComponents, tmp_path: Path) -> None:
     size = save_some(components, tmp_path, 3)
+    hits, misses = lookups.counts().get("adapters", [0, 0])
     cache = AdapterCache(tmp_path, 2 * size)
     first = cache.get(components, "0.safetensors")
     second = cache.get(components, "1.safetensors")
@@ -41,6 +43,7 @@ def test_the_least_recently_used_goes_beyond_the_size(components: FluxComponents
     assert cache.nbytes == 2 * size
     assert cache.get(components, "0.safetensors") is first
     assert cache.get(components, "1.safetensors") is not second
+    assert lookups.counts()["adapters"] == [hits + 2, misses + 4]
 
 
 def test_an_unloaded_model_takes_its_adapters_along(components: FluxComponents, tmp_path: Path) -> None:

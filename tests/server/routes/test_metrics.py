@@ -59,7 +59,8 @@ def test_steps_cards_and_what_waits_are_told(api: Api, monkeypatch: pytest.Monke
     tally = StepTally()
     tally.note(0.02, 3)
     tally.note(99.0, 1)
-    worker = {"device": "cuda:0", "steps": 2, "load_ms": 1500, "tally": tally.counts()}
+    beat = {"steps": 2, "load_ms": 1500, "tally": tally.counts(), "lookups": {"prompts": [3, 1]}}
+    worker = {"device": "cuda:0", **beat}
     monkeypatch.setattr(api.node, "health", lambda: {"ready": True, "state": "ready", "workers": [worker]})
     monkeypatch.setattr(Gpus, "read", lambda self: [GpuReading("cuda:0", {"power_watts": 300.0})])
     api.submit()
@@ -68,6 +69,8 @@ def test_steps_cards_and_what_waits_are_told(api: Api, monkeypatch: pytest.Monke
     assert (steps["0.01"], steps["0.03"], steps["10"], steps["+Inf"]) == (0.0, 1.0, 1.0, 2.0)
     assert found["fluxserve_step_pictures_sum"] == [({"device": "cuda:0"}, 4.0)]
     assert found["fluxserve_worker_load_seconds"] == [({"device": "cuda:0"}, 1.5)]
+    asked = [(labels["result"], value) for labels, value in found["fluxserve_worker_cache_lookups_total"]]
+    assert asked == [("hit", 3.0), ("miss", 1.0)]
     assert found["fluxserve_gpu_power_watts"] == [({"device": "cuda:0"}, 300.0)]
     assert found["fluxserve_queue_oldest_seconds"][0][1] > 0
     assert found["fluxserve_webhooks_owed"] == [({}, 0.0)]

@@ -8,6 +8,7 @@ import torch
 from models.components import FluxComponents
 from pipelines.families.flux1.encode import PromptEmbedding, encode_prompt
 from pipelines.families.prompts import PromptCache
+from pipelines.protocol import lookups
 
 
 @pytest.mark.parametrize("prompt", ["", "a red circle", "ünïcödé " * 40])
@@ -24,6 +25,7 @@ def embedding(floats: int) -> PromptEmbedding:
 
 
 def test_the_cache_forgets_the_least_recently_used() -> None:
+    hits, misses = lookups.counts().get("prompts", [0, 0])
     cache = PromptCache(max_bytes=40)
     cache.put("a", 1, embedding(5))
     cache.put("b", 1, embedding(5))
@@ -32,6 +34,7 @@ def test_the_cache_forgets_the_least_recently_used() -> None:
     assert cache.get("b", 1) is None
     assert cache.get("a", 1) is not None
     assert cache.nbytes == 40
+    assert lookups.counts()["prompts"] == [hits + 2, misses + 1]
 
 
 def test_the_cache_tells_lengths_apart_and_keeps_its_bound() -> None:
