@@ -49,7 +49,7 @@ def cut_once(folder: Path, seed: int) -> tuple[Promises, SqliteStore]:
     before, after = folder / f"{seed}-before", folder / f"{seed}-after"
     before.mkdir()
     after.mkdir()
-    vfs = PowerCutVFS(f"cut-{folder.name}-{seed}", dice.randint(1, 600), dice)
+    vfs = PowerCutVFS(f"cut-{folder.name}-{seed}", dice.randint(1, 900), dice)
     store: SqliteStore | None = None
     promises = Promises()
     try:
@@ -85,7 +85,7 @@ def test_no_promise_is_lost_and_the_database_is_whole(tmp_path: Path) -> None:
         running = store.counts()[JobStatus.RUNNING]
         assert len(store.recover()) == running
         store.close()
-    assert kept > 400
+    assert kept > 500
 
 
 def test_without_a_sync_a_promise_the_same_cuts_lose_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
