@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# Test files that run side by side: most wait for processes and sockets more than they compute. 0 for a debugger.
+JOBS ?= 3
 JS := tests/acceptance/js tests/compatibility/js
 NPM := $(shell command -v npm 2>/dev/null)
 
@@ -18,7 +20,7 @@ serve: $(VENV)/.runtime ## install what is missing and serve the embedded model 
 	@exec $(BIN)/fluxserve serve $(ARGS)
 
 test: $(VENV)/.dev js clients ## the whole suite: no GPU, no weights to download
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/.dev js clients clients-slow ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
