@@ -31,7 +31,7 @@ from server.files.objects import Objects
 from server.gateway.keys import ANYBODY
 from server.jobs.live import LiveJobs
 from server.jobs.service import JobService
-from server.jobs.store.base import JobStatus, NewJob, Outcome
+from server.jobs.store.job import JobStatus, NewJob, Outcome
 from server.jobs.store.sqlite import SqliteStore
 from server.jobs.store.writer import Transaction
 from server.routes.system.accounts import accounts_router

@@ -21,7 +21,7 @@ from benchmarks.store import fsync_cost
 from models.arguments import resolve
 from pipelines.protocol.frames import Finished, Frame, Started
 from pipelines.protocol.params import GenerationParams
-from server.jobs.store.base import NewJob
+from server.jobs.store.job import NewJob
 from server.node import Node
 from server.settings import Settings
 from server.workers.process import Worker

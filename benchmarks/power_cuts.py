@@ -26,7 +26,7 @@ from typing import Any
 from server.bench.stamp import stamp
 from server.files.objects import Objects
 from server.jobs.room import SETTLED_S, make_room
-from server.jobs.store.base import JobStatus, Outcome
+from server.jobs.store.job import JobStatus, Outcome
 from server.jobs.store.sqlite import SqliteStore
 from tests.server.power_cut import PowerCutVFS
 from tests.server.power_cut_files import PowerCutFolder

@@ -25,7 +25,7 @@ import httpx
 
 from pipelines.protocol.params import GenerationParams
 from server.bench.stamp import stamp
-from server.jobs.store.base import JobStatus, NewJob, Outcome
+from server.jobs.store.job import JobStatus, NewJob, Outcome
 from server.jobs.store.sqlite import SqliteStore
 from tests.acceptance.serving import Server
 

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from server.jobs.store.base import JobStatus, NewJob, Outcome
+from server.jobs.store.job import JobStatus, NewJob, Outcome
 from server.jobs.store.sqlite import SqliteStore
 
 LEASE_S = 30.0

@@ -41,8 +41,10 @@ from server.jobs.live import LiveJobs
 from server.jobs.preparation import Preparations
 from server.jobs.result_cache import ResultCache
 from server.jobs.service import JobService
-from server.jobs.store.base import JobStatus, Store, StoreError
+from server.jobs.store.base import Store
 from server.jobs.store.clock import SteadyClock
+from server.jobs.store.errors import StoreError
+from server.jobs.store.job import JobStatus
 from server.jobs.store.sqlite import SqliteStore
 from server.jobs.upkeep import Upkeep
 from server.settings import VERSION, Settings

@@ -10,8 +10,9 @@ from typing import Any, Literal
 from server.api.prices import UNIT, Prices
 from server.api.wire import Sign, absolute
 from server.jobs.store.accounts import DAY_S, Usage, billable_units
-from server.jobs.store.base import Job, JobStatus, Store
+from server.jobs.store.base import Store
 from server.jobs.store.budgets import Budget
+from server.jobs.store.job import Job, JobStatus
 
 Status = Literal["success", "error", "queued", "running", "completed", "failed", "cancelled"]
 STATUSES: dict[Status, tuple[JobStatus, ...]] = {

@@ -18,7 +18,7 @@ from server.files.uploads import StorageRefusedError, TooLargeError, UploadError
 from server.http.errors import PlainError, WireError
 from server.jobs.limits import RateLimitedError, StorageFullError
 from server.jobs.service import JobLostError, ServerStoppingError, WebhookRefusedError
-from server.jobs.store.base import BudgetSpentError, DiskRefusedError, QueueFullError, RepeatMismatchError, StoreError
+from server.jobs.store.errors import BudgetSpentError, DiskRefusedError, QueueFullError, RepeatMismatchError, StoreError
 
 RETRY_AFTER_S = 10
 """When to come again after the disk has refused: it is looked at once a second."""

@@ -24,7 +24,7 @@ from server.files.inputs import Inputs
 from server.http.expander import Expander, ExpansionError
 from server.jobs.live import LiveJobs
 from server.jobs.preparation import Prepared
-from server.jobs.store.base import Job, Outcome
+from server.jobs.store.job import Job, Outcome
 
 MAX_ADAPTERS = 16
 """Of one request: each costs every step that it shares a little."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.protocol.frames import Progress
 from server.jobs.live import LiveJobs
-from server.jobs.store.base import Outcome
+from server.jobs.store.job import Outcome
 
 
 async def steps(live: LiveJobs, job_id: str, end: asyncio.Future[Outcome]) -> AsyncGenerator[Progress, None]:

@@ -32,7 +32,8 @@ from server.api.tags import read_tags
 from server.api.validation import input_error
 from server.files.objects import Access
 from server.http.outgoing import is_host_name
-from server.jobs.store.base import HINT_BUCKETS, JobStatus, NewJob, Outcome, Repeat
+from server.jobs.store.base import HINT_BUCKETS
+from server.jobs.store.job import JobStatus, NewJob, Outcome, Repeat
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 """https://www.w3.org/TR/trace-context/#traceparent-header"""

@@ -9,7 +9,7 @@ from server.api.errors import MODEL_ERROR_HEADERS, request_error_headers
 from server.api.paths import app_root
 from server.files.outputs import FILES_PREFIX
 from server.jobs.store.accounts import billable_units, is_cached
-from server.jobs.store.base import Job, JobState, JobStatus, Outcome
+from server.jobs.store.job import Job, JobState, JobStatus, Outcome
 
 Sign = Callable[[str], str]
 """Makes the relative address of a file one that can be handed out (see `Objects.signed`)."""

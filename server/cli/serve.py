@@ -281,7 +281,7 @@ def _run(settings: Settings, out: PatientWriter) -> None:
     from server.cli.greeting import Greeting
     from server.files.content_credentials import CredentialsError
     from server.files.private import DamagedSecretError
-    from server.jobs.store.base import StoreError
+    from server.jobs.store.errors import StoreError
     from server.node import Node
     from server.workers.threads import TooFewThreadsError
 

@@ -18,7 +18,7 @@ from server.cli.options import Config, DataDir, Json, settings_from
 from server.http import running
 
 if TYPE_CHECKING:
-    from server.jobs.store.base import Redelivery, WebhookDelivery, WebhookTry
+    from server.jobs.store.deliveries import Redelivery, WebhookDelivery, WebhookTry
     from server.jobs.store.outbox import Execute
 
 app = typer.Typer(
@@ -74,7 +74,7 @@ def redeliver(request_id: RequestId, data_dir: DataDir = None, config: Config = 
     A receiver tells by the id that it is a repetition.
     """
     from server.jobs.store import outbox
-    from server.jobs.store.base import Redelivery
+    from server.jobs.store.deliveries import Redelivery
 
     folder = settings_from(config, data_dir=data_dir).data_dir
     with _open_store(folder) as execute:
@@ -95,7 +95,7 @@ def redeliver(request_id: RequestId, data_dir: DataDir = None, config: Config = 
 def _open_store(folder: Path) -> Iterator[Execute]:
     """The outbox of a data folder. Raises: CommandError."""
     from server.jobs.store import outbox
-    from server.jobs.store.base import StoreError
+    from server.jobs.store.errors import StoreError
     from server.jobs.store.opening import MIGRATIONS
 
     try:
@@ -107,7 +107,7 @@ def _open_store(folder: Path) -> Iterator[Execute]:
 
 def _sentence(refusal: Redelivery | None, request_id: str) -> str:
     """Why there is no delivery to show or to make."""
-    from server.jobs.store.base import Redelivery
+    from server.jobs.store.deliveries import Redelivery
 
     if refusal is Redelivery.NO_WEBHOOK:
         return f"request {request_id} named no webhook: submit with ?fal_webhook=URL (in the clients: webhook_url)"

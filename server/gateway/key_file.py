@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from server.files.private import private_folder, replace_private
 from server.jobs.limits import BudgetRule, Limits
-from server.jobs.store.base import StoreError
+from server.jobs.store.errors import StoreError
 
 SECRET_BYTES = 32
 

@@ -12,7 +12,7 @@ from starlette.datastructures import Headers
 from server.gateway.key_file import IssuedKey, KeyFile, KeyFileError, KeyScope, digest_of
 from server.http.errors import PlainError
 from server.jobs.limits import BudgetRule, Limits
-from server.jobs.store.base import SHARED
+from server.jobs.store.job import SHARED
 
 log = logging.getLogger("fluxserve.keys")
 

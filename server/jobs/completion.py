@@ -16,7 +16,9 @@ from server.files.outputs import EncodedPicture, EncoderError, Outputs
 from server.files.provenance import Provenance
 from server.jobs.live import LiveJobs
 from server.jobs.store import platform_outcomes
-from server.jobs.store.base import PRIVATE_RETENTION_S, Job, JobStatus, Outcome, Store, StoreError
+from server.jobs.store.base import PRIVATE_RETENTION_S, Store
+from server.jobs.store.errors import StoreError
+from server.jobs.store.job import Job, JobStatus, Outcome
 from server.jobs.store.transitions import may_run_again
 from server.settings import VERSION
 from server.workers import threads

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from server.files import disk
 from server.files.objects import KEY_IN_TEXT, Objects
-from server.jobs.store.base import Job, Outcome, Store
+from server.jobs.store.base import Store
+from server.jobs.store.job import Job, Outcome
 
 
 class NotEndedError(Exception):

@@ -38,7 +38,9 @@ from server.jobs.limits import Allowance
 from server.jobs.live import LiveJobs
 from server.jobs.preparation import Preparations, Prepared
 from server.jobs.store import platform_outcomes
-from server.jobs.store.base import HINT_BUCKETS, Job, JobStatus, Outcome, Store, StoreError
+from server.jobs.store.base import HINT_BUCKETS, Store
+from server.jobs.store.errors import StoreError
+from server.jobs.store.job import Job, JobStatus, Outcome
 from server.jobs.store.transitions import may_repeat
 from server.workers.process import Worker, Workers
 

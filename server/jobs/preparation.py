@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from server.jobs.store.base import Job, Outcome
+from server.jobs.store.job import Job, Outcome
 
 KEPT_BYTES = 1 << 30
 """Of pictures kept for retries, over all jobs; beyond it a retry reads them again."""

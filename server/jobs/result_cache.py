@@ -15,7 +15,8 @@ import orjson
 
 from server.files.outputs import Outputs
 from server.jobs.live import log_entry
-from server.jobs.store.base import Job, JobStatus, NewJob, Outcome, Store
+from server.jobs.store.base import Store
+from server.jobs.store.job import Job, JobStatus, NewJob, Outcome
 
 WITHOUT_EFFECT = ("preview_every",)
 """Parameters that change nothing about the picture."""

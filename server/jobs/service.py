@@ -16,18 +16,9 @@ from server.jobs.limits import Allowance
 from server.jobs.live import LiveJobs
 from server.jobs.result_cache import ResultCache
 from server.jobs.store.accounts import PauseKind
-from server.jobs.store.base import (
-    BudgetSpentError,
-    CancelOutcome,
-    DiskRefusedError,
-    Job,
-    NewJob,
-    Outcome,
-    QueueFullError,
-    RepeatMismatchError,
-    Store,
-    StoreError,
-)
+from server.jobs.store.base import Store
+from server.jobs.store.errors import BudgetSpentError, DiskRefusedError, QueueFullError, RepeatMismatchError, StoreError
+from server.jobs.store.job import CancelOutcome, Job, NewJob, Outcome
 
 LOOK_AGAIN_S = 10.0
 """A waiter asks the store this often, whatever it has heard: another node may have ended the job."""

@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from server.jobs.live import LiveJobs, WorkerTimes
-from server.jobs.store.base import Job, JobStatus, StoreError
+from server.jobs.store.errors import StoreError
+from server.jobs.store.job import Job, JobStatus
 
 logger = logging.getLogger("fluxserve.tracing")
 

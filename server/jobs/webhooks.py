@@ -20,7 +20,9 @@ import orjson
 from server.http.outgoing import ForbiddenAddressError, split_credentials
 from server.jobs.receivers import AT_ONCE_PER_RECEIVER, Receivers, receiver_of
 from server.jobs.signing import Signer
-from server.jobs.store.base import LONGEST_PAUSE_S, Job, Store, WebhookAnswer, WebhookDelivery
+from server.jobs.store.base import Store
+from server.jobs.store.deliveries import LONGEST_PAUSE_S, WebhookAnswer, WebhookDelivery
+from server.jobs.store.job import Job
 
 logger = logging.getLogger("fluxserve.webhooks")
 

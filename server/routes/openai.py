@@ -32,7 +32,7 @@ from server.http.errors import WireError
 from server.http.responses import ascii_json, error_response, json_response
 from server.http.streams import EventResponse, event, while_connected
 from server.jobs.service import JobService
-from server.jobs.store.base import NewJob, Outcome
+from server.jobs.store.job import NewJob, Outcome
 
 _OK: dict[str, Any] = {
     "description": "The pictures, or with `stream` events on their way and each picture when it is done",

@@ -23,7 +23,7 @@ from server.files.decoding import PictureError, Pixels
 from server.files.inputs import Inputs
 from server.http.errors import WireError
 from server.jobs.service import JobService
-from server.jobs.store.base import StoreError
+from server.jobs.store.errors import StoreError
 from server.routes.openai import RESPONSES, draw, error_answer, wish
 
 MAX_FIELDS = 100

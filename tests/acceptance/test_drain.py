@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 
-from server.jobs.store.base import JobStatus
+from server.jobs.store.job import JobStatus
 from server.jobs.store.sqlite import SqliteStore
 from tests.conformance.conftest import serve
 from tests.conformance.scripted import DEV, TINY

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pytest
 
 from server.jobs import webhooks
-from server.jobs.store.base import JobStatus, Outcome
+from server.jobs.store.job import JobStatus, Outcome
 from tests.conformance.child import Child, ClientFailed
 from tests.conformance.conftest import LOOPBACK, SOON, StartServer
 from tests.conformance.scripted import DEV, TINY, Scripted

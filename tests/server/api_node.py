@@ -17,7 +17,8 @@ from server.files.picture_pool import PicturePool
 from server.http.outgoing import parse_networks, refuse_at_sight
 from server.jobs.live import LiveJobs
 from server.jobs.service import JobService
-from server.jobs.store.base import Job, JobStatus, Outcome, Store
+from server.jobs.store.base import Store
+from server.jobs.store.job import Job, JobStatus, Outcome
 from server.jobs.store.memory import MemoryStore
 from server.node import allowance_of, key_ring
 from server.settings import Settings

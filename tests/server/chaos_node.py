@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.protocol.params import GenerationParams
-from server.jobs.store.base import JobStatus, Outcome
+from server.jobs.store.job import JobStatus, Outcome
 from server.node import Node
 from server.settings import Settings
 from tests.server.stores import new_job

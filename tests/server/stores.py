@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from server.jobs.store.base import JobStatus, NewJob, Outcome, Store
+from server.jobs.store.base import Store
+from server.jobs.store.job import JobStatus, NewJob, Outcome
 from server.jobs.store.memory import MemoryStore
 from server.jobs.store.sqlite import SqliteStore
 

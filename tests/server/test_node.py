@@ -21,7 +21,8 @@ from pipelines.protocol.params import GenerationParams
 from server.api.endpoints import ENDPOINTS
 from server.files import picture_pool
 from server.jobs.service import ServerStoppingError
-from server.jobs.store.base import CancelOutcome, DiskRefusedError, JobStatus, QueueFullError, StoreError
+from server.jobs.store.errors import DiskRefusedError, QueueFullError, StoreError
+from server.jobs.store.job import CancelOutcome, JobStatus
 from server.node import Node
 from server.settings import Settings
 from tests.server.jobs.test_dispatcher import ended, make_node, running, submit

@@ -17,7 +17,7 @@ from models.fingerprint import fingerprint
 from models.registry import ModelSpec
 from server.app import create_app
 from server.jobs.result_cache import ResultCache
-from server.jobs.store.base import NewJob
+from server.jobs.store.job import NewJob
 from server.node import Node
 from server.settings import Settings
 from tests.server.api_server import eventually, listening

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from server.jobs.store.base import Job, JobStatus, Outcome
+from server.jobs.store.job import Job, JobStatus, Outcome
 
 DAY_S = 86400
 MEGAPIXEL = 1 << 20

@@ -11,7 +11,8 @@ from threading import Lock
 from typing import Any, Literal
 
 from server.jobs.store.accounts import DAY_S, MEGAPIXEL, day_of
-from server.jobs.store.base import BudgetSpentError, Job, NewJob
+from server.jobs.store.errors import BudgetSpentError
+from server.jobs.store.job import Job, NewJob
 
 Period = Literal["day", "month"]
 UnitsSince = Callable[[int], Mapping[str, int]]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from sortedcontainers import SortedList
 
-from server.jobs.store.base import Job, JobStatus
+from server.jobs.store.job import Job, JobStatus
 
 Place = tuple[float, int]
 """(queue_rank, seq): the order within one tenant's line."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from server.jobs.store.accounts import DAY_S, USAGE_KEPT_DAYS, Ended, Search, Usage, UsageQuestion, entries, searchable
-from server.jobs.store.base import Job
+from server.jobs.store.job import Job
 
 Execute = Callable[[str, tuple[Any, ...]], Iterable[tuple[Any, ...]]]
 

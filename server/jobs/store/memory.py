@@ -25,31 +25,21 @@ from server.jobs.store.accounts import (
     entries,
     searchable,
 )
-from server.jobs.store.base import (
+from server.jobs.store.base import NAMED_KEPT_S, PRIVATE_RETENTION_S, UNDELIVERED_KEPT_S, Backlog
+from server.jobs.store.budgets import Budget, Pending
+from server.jobs.store.clock import SteadyClock
+from server.jobs.store.deliveries import (
     LOG_KEPT_S,
     LOG_ROWS,
     LONGEST_PAUSE_S,
-    NAMED_KEPT_S,
-    PRIVATE_RETENTION_S,
     TRIES_KEPT,
-    UNDELIVERED_KEPT_S,
-    Backlog,
-    CancelOutcome,
-    Job,
-    JobState,
-    JobStatus,
-    NewJob,
-    Outcome,
-    QueueFullError,
     Redelivery,
-    RepeatMismatchError,
-    StoreError,
     WebhookAnswer,
     WebhookDelivery,
     WebhookTry,
 )
-from server.jobs.store.budgets import Budget, Pending
-from server.jobs.store.clock import SteadyClock
+from server.jobs.store.errors import QueueFullError, RepeatMismatchError, StoreError
+from server.jobs.store.job import CancelOutcome, Job, JobState, JobStatus, NewJob, Outcome
 from server.jobs.store.queue_index import QueueIndex, backlog_of, state_of
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import apsw
 
-from server.jobs.store.base import StoreError
+from server.jobs.store.errors import StoreError
 
 MIGRATIONS = tuple(sorted((Path(__file__).parent / "migrations").glob("*.sql")))
 """Applied in order, each once; how many have been is the database's `user_version`."""

@@ -14,18 +14,18 @@ from typing import Any
 import apsw
 
 from server.jobs.receivers import receiver_of
-from server.jobs.store.base import (
+from server.jobs.store.deliveries import (
     LOG_KEPT_S,
     LOG_ROWS,
     LONGEST_PAUSE_S,
     TRIES_KEPT,
-    JobStatus,
     Redelivery,
-    StoreError,
     WebhookAnswer,
     WebhookDelivery,
     WebhookTry,
 )
+from server.jobs.store.errors import StoreError
+from server.jobs.store.job import JobStatus
 
 Execute = Callable[[str, tuple[Any, ...]], Iterable[tuple[Any, ...]]]
 

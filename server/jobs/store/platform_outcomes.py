@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.jobs.store.base import JobStatus, Outcome
+from server.jobs.store.job import JobStatus, Outcome
 
 NO_METRICS = {"inference_time": None}
 

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from threading import Lock
 
-from server.jobs.store.base import Backlog, Job, JobState, JobStatus
+from server.jobs.store.base import Backlog
 from server.jobs.store.fair import Place, TenantLines, Turns, work
+from server.jobs.store.job import Job, JobState, JobStatus
 
 RECENT = 64
 """Ended jobs kept: everybody who polls learns of an end at about the same time. Few, as a result may hold pictures."""

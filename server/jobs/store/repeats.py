@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from server.jobs.store.base import NAMED_KEPT_S, UNDELIVERED_KEPT_S, NewJob, RepeatMismatchError
+from server.jobs.store.base import NAMED_KEPT_S, UNDELIVERED_KEPT_S
+from server.jobs.store.errors import RepeatMismatchError
+from server.jobs.store.job import NewJob
 
 Execute = Callable[[str, tuple[Any, ...]], Iterable[tuple[Any, ...]]]
 

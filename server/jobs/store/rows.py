@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from server.jobs.store.base import Job, JobStatus, Outcome
+from server.jobs.store.job import Job, JobStatus, Outcome
 
 CONSTANT_COLUMNS = (
     "id", "endpoint", "input", "params", "output", "priority", "created_at", "start_deadline", "max_attempts",

@@ -16,25 +16,12 @@ import apsw
 from server.jobs.store import budgets as budget_rules
 from server.jobs.store import ledger, outbox, platform_outcomes, repeats, transitions
 from server.jobs.store.accounts import Ended, Pause, PauseKind, Search, Usage, UsageQuestion
-from server.jobs.store.base import (
-    PRIVATE_RETENTION_S,
-    SHARED,
-    Backlog,
-    CancelOutcome,
-    Job,
-    JobState,
-    JobStatus,
-    NewJob,
-    Outcome,
-    QueueFullError,
-    Redelivery,
-    StoreError,
-    WebhookAnswer,
-    WebhookDelivery,
-    WebhookTry,
-)
+from server.jobs.store.base import PRIVATE_RETENTION_S, Backlog
 from server.jobs.store.budgets import Budget, Pending, expected_units
 from server.jobs.store.clock import SteadyClock
+from server.jobs.store.deliveries import Redelivery, WebhookAnswer, WebhookDelivery, WebhookTry
+from server.jobs.store.errors import QueueFullError, StoreError
+from server.jobs.store.job import SHARED, CancelOutcome, Job, JobState, JobStatus, NewJob, Outcome
 from server.jobs.store.opening import become_owner, connect, migrate
 from server.jobs.store.queue_index import QueueIndex, backlog_of, state_of
 from server.jobs.store.rows import CONSTANT_COLUMNS, DERIVED_COLUMNS, READ_COLUMNS, STATE_COLUMNS, from_row, to_row

@@ -13,7 +13,8 @@ from dataclasses import replace
 from typing import Any
 
 from server.jobs.store import platform_outcomes
-from server.jobs.store.base import MAX_DEATHS, MAX_LONE_DEATHS, Job, JobStatus, NewJob, Outcome
+from server.jobs.store.base import MAX_DEATHS, MAX_LONE_DEATHS
+from server.jobs.store.job import Job, JobStatus, NewJob, Outcome
 
 MAX_RETRIES = 9
 """Retries of one cause that a request may ask for."""

@@ -17,7 +17,8 @@ from typing import Any, Generic, TypeVar
 
 import apsw
 
-from server.jobs.store.base import DiskRefusedError, Job, StoreError
+from server.jobs.store.errors import DiskRefusedError, StoreError
+from server.jobs.store.job import Job
 
 T = TypeVar("T")
 Change = tuple[Job | None, Job | None]

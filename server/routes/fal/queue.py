@@ -29,7 +29,8 @@ from server.http.pacing import Pacer
 from server.http.responses import ascii_json, json_response, wrong_method
 from server.http.streams import event, send_events
 from server.jobs.service import JobService
-from server.jobs.store.base import CancelOutcome, Job, JobState, NewJob, Outcome, StoreError
+from server.jobs.store.errors import StoreError
+from server.jobs.store.job import CancelOutcome, Job, JobState, NewJob, Outcome
 
 POSITION_REFRESH_S = 1.0
 """A status stream looks at the queue position this often: others' progress moves it without an event of ours."""

@@ -29,7 +29,7 @@ from server.http.errors import WireError
 from server.http.responses import ascii_json, json_response, wrong_method
 from server.http.streams import event, send_events, while_connected
 from server.jobs.service import JobService, ServerStoppingError
-from server.jobs.store.base import NewJob, Outcome
+from server.jobs.store.job import NewJob, Outcome
 
 STREAM = "stream"
 

@@ -14,7 +14,7 @@ from server.api.validation import input_error
 from server.http.errors import WireError
 from server.jobs.service import JobService
 from server.jobs.store.accounts import PauseKind, Search
-from server.jobs.store.base import CancelOutcome, Job, JobStatus
+from server.jobs.store.job import CancelOutcome, Job, JobStatus
 from server.routes.system.accounts import Cursor, Statuses, Text, When, Words, words
 
 AT_ONCE = 500

@@ -12,7 +12,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from server.gateway.keys import CONFIGURED
 from server.jobs.store.accounts import billable_units, is_cached
-from server.jobs.store.base import Job, JobStatus, StoreError
+from server.jobs.store.errors import StoreError
+from server.jobs.store.job import Job, JobStatus
 
 _BUCKETS_S = (0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 900)
 

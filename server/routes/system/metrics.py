@@ -9,7 +9,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from server.jobs.store.base import Store, StoreError
+from server.jobs.store.base import Store
+from server.jobs.store.errors import StoreError
 from server.routes.system.job_metrics import JobMetrics
 from server.routes.system.worker_metrics import of_gpus, of_workers
 from server.workers.gpus import GpuReading, Gpus

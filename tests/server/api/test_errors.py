@@ -7,7 +7,7 @@ import pytest
 from server.api.errors import InputError, RequestError, problem, to_wire
 from server.files.uploads import StorageRefusedError
 from server.http.errors import PlainError
-from server.jobs.store.base import DiskRefusedError, QueueFullError, StoreError
+from server.jobs.store.errors import DiskRefusedError, QueueFullError, StoreError
 
 
 def test_a_request_error_says_its_type_in_body_and_header() -> None:

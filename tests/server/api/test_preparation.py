@@ -25,7 +25,7 @@ from server.files.objects import Objects
 from server.files.picture_pool import PicturePool
 from server.jobs.live import LiveJobs
 from server.jobs.preparation import Prepared
-from server.jobs.store.base import Job, JobStatus, Outcome
+from server.jobs.store.job import Job, JobStatus, Outcome
 from server.jobs.store.memory import MemoryStore
 from tests.server.files.test_decoding import packed, quarters
 

@@ -18,7 +18,8 @@ from server.api.endpoints import ENDPOINTS
 from server.api.errors import InputError, Problem, RequestError
 from server.api.served import NotServedError, Served
 from server.api.submission import MAX_TIMEOUT_S, RequestOptions, new_job, parse, read_options, rejection
-from server.jobs.store.base import HINT_BUCKETS, SHARED, JobStatus
+from server.jobs.store.base import HINT_BUCKETS
+from server.jobs.store.job import SHARED, JobStatus
 
 SPEC = REGISTRY["FLUX.1-dev"]
 SERVED = Served((SPEC,))

@@ -13,7 +13,9 @@ import pytest
 
 from server.cli import main as command
 from server.http import running
-from server.jobs.store.base import PRIVATE_RETENTION_S, NewJob, WebhookAnswer
+from server.jobs.store.base import PRIVATE_RETENTION_S
+from server.jobs.store.deliveries import WebhookAnswer
+from server.jobs.store.job import NewJob
 from server.jobs.store.opening import MIGRATIONS
 from server.jobs.store.sqlite import SqliteStore
 from tests.server.stores import REJECTED, Clock, new_job

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from server.jobs.store.accounts import DAY_S, USAGE_KEPT_DAYS, Search, UsageQuestion, billable_units, day_of
-from server.jobs.store.base import JobStatus, Outcome, Store
+from server.jobs.store.base import Store
+from server.jobs.store.job import JobStatus, Outcome
 from tests.server.stores import LEASE_S, OPEN_STORE, REJECTED, Clock, new_job
 
 PICTURE = Outcome(JobStatus.COMPLETED, 200, {"images": [{"width": 1024, "height": 1025}, {"width": 64, "height": 64}]})

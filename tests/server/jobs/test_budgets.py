@@ -12,8 +12,10 @@ import pytest
 
 from server.api.prices import Prices
 from server.jobs.limits import BudgetRule
-from server.jobs.store.base import BudgetSpentError, JobStatus, NewJob, Outcome, Store
+from server.jobs.store.base import Store
 from server.jobs.store.budgets import Budget
+from server.jobs.store.errors import BudgetSpentError
+from server.jobs.store.job import JobStatus, NewJob, Outcome
 from server.jobs.store.sqlite import SqliteStore
 from tests.server.stores import LEASE_S, OPEN_STORE, REJECTED, Clock, new_job
 

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from server.files.objects import Objects
-from server.jobs.store.base import JobStatus
+from server.jobs.store.job import JobStatus
 from server.jobs.store.sqlite import SqliteStore
 
 ROOT = Path(__file__).parents[3]

@@ -20,7 +20,8 @@ from pipelines.protocol.frames import Failed, Finished, Heartbeat, Picture
 from pipelines.protocol.params import GenerationParams
 from server.jobs import dispatcher
 from server.jobs.dispatcher import AHEAD
-from server.jobs.store.base import CancelOutcome, Job, JobStatus, StoreError
+from server.jobs.store.errors import StoreError
+from server.jobs.store.job import CancelOutcome, Job, JobStatus
 from server.node import Node
 from server.settings import Settings
 from server.workers.process import Worker

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from server.jobs.store import transitions
-from server.jobs.store.base import Job
 from server.jobs.store.fair import TenantLines, work
+from server.jobs.store.job import Job
 from tests.server.stores import new_job
 
 NOW = 1000.0

@@ -11,7 +11,7 @@ import pytest
 
 from server.jobs import preparation
 from server.jobs.preparation import Preparations, Prepared
-from server.jobs.store.base import Job, JobStatus, Outcome
+from server.jobs.store.job import Job, JobStatus, Outcome
 from server.node import Node
 from tests.server.jobs.test_dispatcher import ended, running, submit
 from tests.server.workers.test_process import until

@@ -12,7 +12,8 @@ import pytest
 from server.files.objects import Objects
 from server.jobs import upkeep
 from server.jobs.room import SETTLED_S, make_room
-from server.jobs.store.base import JobStatus, Outcome, Store
+from server.jobs.store.base import Store
+from server.jobs.store.job import JobStatus, Outcome
 from server.node import Node
 from server.settings import Settings
 from tests.server.stores import LEASE_S, OPEN_STORE, Clock, new_job

@@ -14,26 +14,10 @@ from hypothesis import strategies as st
 
 from server.jobs.store import memory, outbox, transitions
 from server.jobs.store.accounts import Search
-from server.jobs.store.base import (
-    LOG_KEPT_S,
-    LOW_PRIORITY_DELAY_S,
-    NAMED_KEPT_S,
-    PRIVATE_RETENTION_S,
-    TRIES_KEPT,
-    UNDELIVERED_KEPT_S,
-    CancelOutcome,
-    Job,
-    JobStatus,
-    QueueFullError,
-    Redelivery,
-    Repeat,
-    RepeatMismatchError,
-    Store,
-    StoreError,
-    WebhookAnswer,
-    WebhookDelivery,
-    WebhookTry,
-)
+from server.jobs.store.base import NAMED_KEPT_S, PRIVATE_RETENTION_S, UNDELIVERED_KEPT_S, Store
+from server.jobs.store.deliveries import LOG_KEPT_S, TRIES_KEPT, Redelivery, WebhookAnswer, WebhookDelivery, WebhookTry
+from server.jobs.store.errors import QueueFullError, RepeatMismatchError, StoreError
+from server.jobs.store.job import LOW_PRIORITY_DELAY_S, CancelOutcome, Job, JobStatus, Repeat
 from server.jobs.store.transitions import MAX_CLAIMS
 from tests.server.stores import DONE, LEASE_S, OPEN_STORE, REJECTED, Clock, new_job, place
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule, run_state_machine_as_test
 
-from server.jobs.store.base import CancelOutcome, Outcome
+from server.jobs.store.job import CancelOutcome, Outcome
 from tests.server.stores import DONE, LEASE_S, OPEN_STORE, Clock, new_job, place
 
 TENANTS = st.sampled_from(["", "ann", "bob"])

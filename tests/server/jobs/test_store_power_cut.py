@@ -11,7 +11,7 @@ from typing import Any
 import apsw
 import pytest
 
-from server.jobs.store.base import JobStatus
+from server.jobs.store.job import JobStatus
 from server.jobs.store.sqlite import SqliteStore
 from server.jobs.store.writer import GroupCommit
 from tests.server.power_cut import PowerCutVFS

@@ -18,8 +18,9 @@ import apsw.ext
 import pytest
 
 from server.jobs.store import sqlite
-from server.jobs.store.base import BudgetSpentError, Job, JobStatus, QueueFullError, StoreError
 from server.jobs.store.budgets import Budget
+from server.jobs.store.errors import BudgetSpentError, QueueFullError, StoreError
+from server.jobs.store.job import Job, JobStatus
 from server.jobs.store.opening import MIGRATIONS, why_unusable
 from server.jobs.store.sqlite import SqliteStore
 from server.jobs.store.writer import Change, GroupCommit, Transaction
@@ -527,7 +528,7 @@ def test_a_sound_store_is_told_from_a_damaged_one(path: Path) -> None:
 
 FULL_DISK = """
 import errno, subprocess
-from server.jobs.store.base import StoreError
+from server.jobs.store.errors import StoreError
 from server.jobs.store.sqlite import SqliteStore
 from tests.server.stores import DONE, new_job
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", path.parent], check=True)

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from server.jobs import receivers, webhooks
 from server.jobs.receivers import AT_ONCE_PER_RECEIVER, FIRST_SHARE, Receivers
-from server.jobs.store.base import JobStatus, Outcome
+from server.jobs.store.job import JobStatus, Outcome
 from server.jobs.store.sqlite import SqliteStore
 from server.jobs.webhooks import PAUSES_S
 from tests.server.api_node import ApiNode

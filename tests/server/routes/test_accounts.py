@@ -10,7 +10,7 @@ import pytest
 
 from server.gateway.key_file import KeyFile
 from server.jobs.limits import BudgetRule
-from server.jobs.store.base import JobStatus
+from server.jobs.store.job import JobStatus
 from server.jobs.store.sqlite import SqliteStore
 from tests.server.api_node import ApiNode
 from tests.server.api_server import Api, eventually, serve

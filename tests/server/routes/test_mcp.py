@@ -16,7 +16,7 @@ from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.types import CallToolResult
 
-from server.jobs.store.base import JobStatus
+from server.jobs.store.job import JobStatus
 from server.jobs.store.sqlite import SqliteStore
 from tests.server.api_node import ApiNode
 from tests.server.api_server import Api, eventually, serve

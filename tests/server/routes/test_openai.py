@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from models.registry import REGISTRY
-from server.jobs.store.base import Job, JobStatus, Outcome
+from server.jobs.store.job import Job, JobStatus, Outcome
 from tests.server.api_node import ApiNode
 from tests.server.api_server import Api, eventually, serve
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from models.registry import REGISTRY
-from server.jobs.store.base import Job, JobStatus, Outcome
+from server.jobs.store.job import Job, JobStatus, Outcome
 from tests.server.api_server import Api, eventually
 from tests.server.files.test_decoding import packed, quarters
 

@@ -11,7 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from server.jobs.store.base import JobStatus, Outcome, StoreError
+from server.jobs.store.errors import StoreError
+from server.jobs.store.job import JobStatus, Outcome
 from server.jobs.store.sqlite import SqliteStore
 from tests.server.api_node import METRICS, ApiNode
 from tests.server.api_server import Api, eventually, serve

@@ -15,7 +15,7 @@ from websockets.frames import Frame, Opcode
 from websockets.sync.client import ClientConnection, connect
 
 from server.gateway.tokens import Tokens
-from server.jobs.store.base import Job, JobStatus
+from server.jobs.store.job import Job, JobStatus
 from server.routes.fal import realtime
 from tests.server.api_node import ApiNode
 from tests.server.api_server import Api, eventually, serve

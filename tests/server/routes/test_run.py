@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.jobs.store.base import JobStatus, Outcome
+from server.jobs.store.job import JobStatus, Outcome
 from server.routes.fal.queue import ascii_json
 from tests.server.api_server import Api, eventually
 

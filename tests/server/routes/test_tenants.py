@@ -15,7 +15,7 @@ from websockets.sync.client import connect
 from server.gateway.key_file import KeyFile, KeyScope
 from server.http.pacing import Lanes
 from server.jobs.limits import Limits
-from server.jobs.store.base import JobStatus
+from server.jobs.store.job import JobStatus
 from server.jobs.store.memory import MemoryStore
 from server.jobs.store.sqlite import SqliteStore
 from tests.server.api_node import ApiNode
