@@ -101,7 +101,7 @@ class Preparation:
         except ExpansionError as exc:
             self._live.log(job.id, f"the prompt was not expanded, and is used as written: {exc}", "WARN")
             return prompt, {"prompt_expansion": time.monotonic() - began}
-        self._live.log(job.id, f"prompt expanded: {text}")
+        self._live.log(job.id, f"prompt expanded: {text}" if job.store_io else "prompt expanded")
         return text, {"prompt_expansion": time.monotonic() - began}
 
     async def _fetch(self, job: Job, needs: Sequence[AdapterNeed]) -> tuple[Adapter, ...]:

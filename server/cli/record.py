@@ -28,8 +28,10 @@ def record(
     out: Annotated[Path, typer.Option(help="The folder of the recording; what is there is added to.")] = Path(
         "recording"
     ),
-    port: Annotated[int, typer.Option(help="Plain HTTP; 0 takes a free port.")] = 8900,
-    tls_port: Annotated[int, typer.Option(help="HTTPS, which Python's clients need; 0 turns it off.")] = 8943,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Plain HTTP; 0 takes a free port.")] = 8900,
+    tls_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="HTTPS, which Python's clients need; 0 turns it off.")
+    ] = 8943,
     data_dir: DataDir = None,
     config: Config = None,
 ) -> None:
@@ -40,6 +42,7 @@ def record(
     from server.http import serving, tls
 
     areas = areas_of(upstream)
+    _make(out)
     folder = settings_from(config, data_dir=data_dir).data_dir
     try:
         listeners = serving.listen(HOST, port, tls_port)
@@ -52,6 +55,13 @@ def record(
         raise CommandError(str(exc), ENVIRONMENT) from exc
     finally:
         listeners.close()
+
+
+def _make(out: Path) -> None:
+    try:
+        out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as exc:
+        raise CommandError(f"{out} cannot be the folder of a recording: {exc.strerror}", USAGE) from exc
 
 
 def areas_of(url: str) -> Areas:

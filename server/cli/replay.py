@@ -41,15 +41,19 @@ def replay(
     from server.shadow.report import as_page, summary
 
     areas, recording = areas_of(against), Recording(folder)
+    if page is not None and (page.is_dir() or not page.absolute().parent.is_dir()):
+        raise CommandError(f"--html {page}: give a file in a folder that is there", USAGE)
     try:
         entries = recording.entries()
+        if not entries:
+            raise CommandError(f"{folder} holds no request", USAGE)
         _allow(areas, len(entries), yes)
         found = asyncio.run(_ask(recording, entries, areas, key, at_once, max_bits, not as_json))
     except RecordingError as exc:
         raise CommandError(str(exc), USAGE) from exc
+    print(json.dumps(report_json(found, max_bits)) if as_json else summary(found, max_bits))
     if page is not None:
         page.write_text(as_page(found, max_bits))
-    print(json.dumps(report_json(found, max_bits)) if as_json else summary(found, max_bits))
     if any(each.comparison.breaks(max_bits) for each in found):
         raise typer.Exit(FAILED)
 

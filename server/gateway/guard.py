@@ -42,8 +42,8 @@ _OPERATOR = ("/v1/jobs", "/v1/pauses", "/v1/keys")
 _REQUESTS = ("/v1/models/requests",)
 """A key's own requests."""
 
-_LISTS = (*_REQUESTS, *_OPERATOR)
-"""Where requests are found without knowing their ids."""
+_LISTS = (*_REQUESTS, "/v1/models/usage", "/v1/models/analytics", *_OPERATOR)
+"""Where requests are found or counted without knowing their ids."""
 
 
 class Guard:
@@ -126,6 +126,7 @@ def _is_at_this_machine(target: Target, scope: Scope, headers: Headers) -> bool:
     or its own host name."""
     host = urlsplit(target.origin).hostname or ""
     is_own = headers.get("origin") in (None, target.origin)
+    is_own = is_own and headers.get("sec-fetch-site", "none") in ("none", "same-origin")
     return is_local_caller(scope, headers) and is_own and (is_loopback(host) or host in FAL_HOSTS)
 
 

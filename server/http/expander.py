@@ -54,7 +54,7 @@ class Expander:
             raise ExpansionError(f"it answered {exc.response.status_code}") from exc
         except (httpx.HTTPError, httpx.InvalidURL) as exc:
             raise ExpansionError(f"it cannot be reached ({type(exc).__name__})") from exc
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as exc:
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as exc:
             raise ExpansionError("its answer has no text") from exc
         self._keep(prompt, text)
         return text
@@ -86,6 +86,7 @@ class Expander:
 def _text_of(answer: Any) -> str:
     """Raises: ValueError if it is empty or too long for a prompt; what a reasoning model thinks aloud is left out."""
     text = _THOUGHTS.sub("", answer["choices"][0]["message"]["content"]).strip().strip('"').strip()
+    text = text.encode("utf-8", "replace").decode()  # an answer that was cut may end in half a character
     if not 0 < len(text) <= MAX_CHARACTERS:
         raise ValueError(f"{len(text)} characters")
     return text

@@ -342,16 +342,16 @@ class Dispatcher:
         try:
             async with asyncio.timeout(self._start_within_s(job)):
                 prepared = await self._preparations.of(job)
+            if not isinstance(prepared, Outcome):
+                self._send(worker, run, prepared)
+                return
         except TimeoutError:
             prepared = platform_outcomes.start_timeout()
         except Exception:
             logger.exception("request %s cannot be prepared", job.id)
             self._end_run(run, self._completion.retry_elsewhere(run))
             return
-        if isinstance(prepared, Outcome):
-            self._end_run(run, self._completion.end(run, prepared))
-        else:
-            self._send(worker, run, prepared)
+        self._end_run(run, self._completion.end(run, prepared))
 
     def _send(self, worker: Worker, run: Run, prepared: Prepared) -> None:
         job = run.job = replace(run.job, params=prepared.params)

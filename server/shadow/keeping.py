@@ -13,8 +13,10 @@ import httpx
 from server.shadow.recording import Recording
 
 LARGEST = 64 << 20
-SECRET = re.compile(r"(^|_)(api_?key|key|token|secret|password|authorization)s?$", re.IGNORECASE)
-"""Names of fields whose values are never kept."""
+SECRET = re.compile(r"(^|_)(api_?key|key|token|secret|password|authorization|credential)s?$", re.IGNORECASE)
+"""Names of fields whose values are never kept, once hyphens and capitals within are underscores."""
+_JOINT = re.compile(r"-|(?<=[a-z0-9])(?=[A-Z])")
+DEEPEST = 100
 _ADDRESS = re.compile(r"https?://[^\s]+")
 _DATA = re.compile(r"data:([\w.+-]+/[\w.+-]+)?[^,]*;base64,", re.IGNORECASE)
 
@@ -28,12 +30,16 @@ class Keeper:
         self._recording = recording
         self._fetch = fetch
 
-    async def kept(self, value: Any) -> Any:
-        """The same JSON, fit to be kept."""
+    async def kept(self, value: Any, depth: int = 0) -> Any:
+        """The same JSON, fit to be kept; what lies deeper than DEEPEST is left out."""
+        if depth > DEEPEST:
+            return None
         if isinstance(value, dict):
-            return {name: "***" if SECRET.search(name) else await self.kept(each) for name, each in value.items()}
+            return {
+                name: "***" if is_secret(name) else await self.kept(each, depth + 1) for name, each in value.items()
+            }
         if isinstance(value, list):
-            return [await self.kept(each) for each in value]
+            return [await self.kept(each, depth + 1) for each in value]
         if not isinstance(value, str):
             return value
         if match := _DATA.match(value):
@@ -56,12 +62,24 @@ class Keeper:
         return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
 
 
-def fetching(http: httpx.AsyncClient, own_host: str, headers: dict[str, str]) -> Fetch:
-    """Args: headers: sent to `own_host` alone, whose files may be private."""
+def is_secret(name: str) -> bool:
+    """Whether a field's value opens something, by its name."""
+    return SECRET.search(_JOINT.sub("_", name)) is not None
+
+
+async def nothing(address: str) -> httpx.Response | None:
+    """Fetch no file: what a server refused names addresses that nobody vetted."""
+    return None
+
+
+def fetching(http: httpx.AsyncClient, own: httpx.URL, headers: dict[str, str]) -> Fetch:
+    """Args: headers: sent to the server of `own` alone, whose files may be private."""
 
     async def fetch(address: str) -> httpx.Response | None:
         try:
-            shown = headers if httpx.URL(address).host == own_host else {}
+            there = httpx.URL(address)
+            is_own = (there.scheme, there.host, there.port) == (own.scheme, own.host, own.port)
+            shown = headers if is_own else {}
             async with http.stream("GET", address, headers=shown, follow_redirects=not shown, timeout=60) as answer:
                 if answer.status_code != 200 or not answer.headers.get("content-type", "").startswith("image/"):
                     return None

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import orjson
@@ -25,8 +26,9 @@ from server.conform.areas import Areas
 from server.gateway.areas import Area, Target, resolve_target
 from server.gateway.origins import Own
 from server.http.errors import PlainError
+from server.settings import is_loopback
 from server.shadow.asking import End, end_of, end_of_stream, follow
-from server.shadow.keeping import Keeper, fetching
+from server.shadow.keeping import Keeper, fetching, nothing
 from server.shadow.recording import Entry, Mode, Recording
 
 METHODS = ["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"]
@@ -67,6 +69,8 @@ class Recorder:
 
     async def _pass_on(self, request: Request) -> Response:
         began, asked_at = time.perf_counter(), datetime.now(UTC).isoformat()
+        if not is_loopback(urlsplit(request.headers.get("origin", "http://localhost")).hostname or ""):
+            return JSONResponse({"detail": "fluxserve record is for programs, and pages, of this machine"}, 403)
         try:
             target = resolve_target(request.scope, Own())
             address = self._address(target)
@@ -150,7 +154,8 @@ class Recorder:
         return keep
 
     async def _keep(self, entry: Entry, body: bytes, end: End, headers: dict[str, str]) -> None:
-        keeper = Keeper(self._recording, fetching(self._http, httpx.URL(self._areas.run).host, headers))
+        fetch = fetching(self._http, httpx.URL(self._areas.run), headers) if entry.is_good else nothing
+        keeper = Keeper(self._recording, fetch)
         try:
             asked = orjson.loads(body or b"{}")
         except orjson.JSONDecodeError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mimetypes
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,6 +47,11 @@ class Entry:
         return 200 <= self.status < 300
 
 
+def _own(path: str, flags: int) -> int:
+    """Prompts and pictures are read by nobody else."""
+    return os.open(path, flags, 0o600)
+
+
 class Recording:
     """Args: folder: made when the first entry is kept."""
 
@@ -55,8 +61,8 @@ class Recording:
 
     def keep(self, entry: Entry) -> None:
         """Add an entry at the end."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with self._lines.open("a") as file:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with open(self._lines, "a", opener=_own) as file:
             file.write(json.dumps(asdict(entry)) + "\n")
 
     def keep_file(self, content: bytes, content_type: str) -> str:
@@ -65,8 +71,10 @@ class Recording:
         name = hashlib.sha256(content).hexdigest()[:32] + suffix
         place = self._folder / "files" / name
         if not place.exists():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(content)
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            place.parent.mkdir(mode=0o700, exist_ok=True)
+            with open(place, "wb", opener=_own) as file:
+                file.write(content)
         return MARK + name
 
     def file(self, mark: str) -> tuple[bytes, str]:

@@ -34,7 +34,7 @@ async def replay(
     headers = {"authorization": f"Key {key}"} if key else {}
     turns = asyncio.Semaphore(at_once)
     async with httpx.AsyncClient(timeout=httpx.Timeout(None, connect=10)) as http:
-        fetch = fetching(http, httpx.URL(areas.run).host, headers)
+        fetch = fetching(http, httpx.URL(areas.run), headers)
 
         async def one(entry: Entry) -> Replayed:
             async with turns:

@@ -37,9 +37,22 @@ class Writer:
         self.asked.append(body)
         if self.does == "hang":
             self.released.wait(20)
-        text = {"write": f'<think>hm</think>\n"{body["messages"][-1]["content"]}, by evening light"', "nothing": "  "}
+        if self.does == "nest":
+            return 200, Nested(b'{"choices":' + b"[" * 20_000 + b"]" * 20_000 + b"}")
+        text = {
+            "half": "half a \ud83d",
+            "write": f'<think>hm</think>\n"{body["messages"][-1]["content"]}, by evening light"',
+            "nothing": "  ",
+        }
         choices = [{"message": {"role": "assistant", "content": text.get(self.does, "")}}]
         return {"fail": (500, {}), "strange": (200, {"choices": []})}.get(self.does, (200, {"choices": choices}))
+
+
+@dataclass(frozen=True)
+class Nested:
+    """JSON that Python's own module would not write."""
+
+    raw: bytes
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +69,7 @@ def writer() -> Iterator[Writer]:
             self.reply(*writer.answer(body))
 
         def reply(self, status: int, body: Any) -> None:
-            data = json.dumps(body).encode()
+            data = body.raw if isinstance(body, Nested) else json.dumps(body).encode()
             self.send_response(status)
             self.send_header("content-length", str(len(data)))
             self.end_headers()
@@ -136,6 +149,18 @@ def test_every_name_of_the_switch_counts(http: httpx.Client, endpoint: str, name
     assert (off["prompt"], "prompt_expansion" in off["timings"]) == (prompt, False)
 
 
+def test_half_a_character_at_the_end_of_a_cut_answer_is_replaced(http: httpx.Client, writer: Writer) -> None:
+    writer.does = "half"
+    for number in range(6):  # more than a worker holds beyond those it has begun
+        assert run(http, prompt=f"cut {number}", expand_prompt=True)["prompt"] == "half a ?"
+
+
+def test_what_is_not_kept_is_not_logged(http: httpx.Client) -> None:
+    _, log = queued(http, {"x-fal-store-io": "0"}, prompt="a secret boat", expand_prompt=True)
+    assert "prompt expanded" in log
+    assert "secret" not in log
+
+
 def test_a_prompt_is_written_out_once(http: httpx.Client, writer: Writer) -> None:
     texts = {run(http, prompt="a blue boat", seed=seed, expand_prompt=True)["prompt"] for seed in range(3)}
     assert texts == {"a blue boat, by evening light"}
@@ -148,6 +173,7 @@ def test_a_prompt_is_written_out_once(http: httpx.Client, writer: Writer) -> Non
         ("fail", "it answered 500"),
         ("strange", "its answer has no text"),
         ("nothing", "its answer has no text"),
+        ("nest", "its answer has no text"),
         ("hang", "no answer within 1 s"),
     ],
 )

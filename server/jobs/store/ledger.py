@@ -11,6 +11,9 @@ from server.jobs.store.job import Job
 
 Execute = Callable[[str, tuple[Any, ...]], Iterable[tuple[Any, ...]]]
 
+MOST_WORDS = 8
+"""Of a search; each more makes it longer for everybody."""
+
 _COUNTS = ("requests", "failures", "units", "images", "seconds")
 _USAGE_COLUMNS = ("day", "tenant", "endpoint", "key_id", "value", *_COUNTS)
 _ADDED = ", ".join(f"{column} = {column} + excluded.{column}" for column in _COUNTS)
@@ -76,8 +79,8 @@ def found(search: Search, limit: int) -> tuple[str, tuple[Any, ...]]:
     where.any_of("key_id", search.keys)
     where.any_of("id", search.ids)
     where.any_of("model", search.models)
-    if search.text:
-        where.add("seq IN (SELECT rowid FROM job_text WHERE job_text MATCH ?)", _words(search.text))
+    if words := _words(search.text):
+        where.add("seq IN (SELECT rowid FROM job_text WHERE job_text MATCH ?)", words)
     if search.since > 0:
         where.add("created_at >= ?", search.since)
     if search.until < math.inf:
@@ -107,9 +110,9 @@ def sweep(execute: Execute, now: float, limit: int) -> bool:
 
 
 def _words(text: str) -> str:
-    """FTS5's question for all these words, or beginnings of words; nothing in them is an operator."""
+    """FTS5's question for the first of these words, or beginnings of words; nothing in them is an operator."""
     quoted = text.encode("utf-8", "replace").decode().replace("\0", " ").replace('"', '""').split()
-    return " ".join(f'"{word}"*' for word in quoted)
+    return " ".join(f'"{word}"*' for word in list(dict.fromkeys(quoted))[:MOST_WORDS])
 
 
 class _Where:

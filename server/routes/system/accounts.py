@@ -24,6 +24,7 @@ from server.jobs.store.accounts import DAY_S, Search, UsageQuestion
 
 # A null has no spelling in a query, so the document does not offer one.
 Words = Annotated[list[str] | SkipJsonSchema[None], Query()]
+Tags = Annotated[list[str] | SkipJsonSchema[None], Query(max_length=10)]
 When = datetime | SkipJsonSchema[None]
 Place = Annotated[int, Field(ge=0, lt=10**15)]
 Cursor = Annotated[Place | SkipJsonSchema[None], Query(description="The next_cursor of an earlier answer")]
@@ -133,7 +134,7 @@ def accounts_router(jobs: JobService, prices: Prices, objects: Objects) -> APIRo
         auth_method: Words = None,
         request_id: Words = None,
         status: Statuses = None,
-        tag: Words = None,
+        tag: Tags = None,
         q: Text = "",
         start: When = None,
         end: When = None,

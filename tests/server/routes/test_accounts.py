@@ -122,6 +122,9 @@ def test_requests_are_found_by_words_of_their_prompt(api: Api) -> None:
 
     assert [found("violet"), found("VIOL hex"), found("violet circle"), found("secret")] == [2, 1, 0, 0]
     assert [found('near(x" OR *'), found("say NEAR"), found("!!!")] == [0, 1, 0]
+    everything = len(ask(api, BY_ENDPOINT)["items"])
+    assert [found(" "), found("\0"), found("violet " * 20 + "square")] == [everything, everything, 1]
+    assert api.http.get(BY_ENDPOINT, params=[("tag", "a=b")] * 11, headers=headers).status_code == 400
     assert len(ask(api, BY_ENDPOINT, BOB, q="violet")["items"]) == 0
 
 
@@ -201,14 +204,21 @@ def test_prices_are_the_operators(api: Api) -> None:
 
 
 @pytest.mark.parametrize(
-    "headers", [{"origin": "https://x.test"}, {"host": "x.test"}, {"x-forwarded-for": "203.0.113.9"}]
+    "headers",
+    [
+        {"origin": "https://x.test"},
+        {"host": "x.test"},
+        {"x-forwarded-for": "203.0.113.9"},
+        {"sec-fetch-site": "cross-site"},
+    ],
 )
 def test_an_open_server_lists_requests_to_programs_on_this_machine_alone(
     tmp_path: Path, headers: dict[str, str]
 ) -> None:
     with serve(ApiNode(tmp_path)) as open_api:
-        assert open_api.http.get(BY_ENDPOINT).status_code == 200
-        assert open_api.http.get(BY_ENDPOINT, headers=headers).status_code == 403
+        for path in (BY_ENDPOINT, "/v1/models/usage", "/v1/models/analytics"):
+            assert open_api.http.get(path).status_code == 200
+            assert open_api.http.get(path, headers=headers).status_code == 403
 
 
 def test_how_requests_went_is_told_by_span_and_endpoint(api: Api) -> None:

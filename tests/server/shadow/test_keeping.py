@@ -45,12 +45,28 @@ def test_pictures_become_files_once_and_come_back_as_data(tmp_path: Path) -> Non
         ({"hf_token": "x", "API_KEY": "y", "password": "z"}, {"hf_token": "***", "API_KEY": "***", "password": "***"}),
         ("https://user:pass@a.example/lora.safetensors?sig=1#f", "https://a.example/lora.safetensors"),
         ("see https://a.example/?x=1 for more", "see https://a.example/?x=1 for more"),
+        ({"accessToken": "x", "hf-token": "y"}, {"accessToken": "***", "hf-token": "***"}),
         ({"keyboard": "a", "prompt": "a key"}, {"keyboard": "a", "prompt": "a key"}),
         ("data:image/png;base64,###", "data:"),
     ],
 )
 def test_what_opens_doors_is_not_kept(tmp_path: Path, value: Any, is_kept_as: Any) -> None:
     assert kept(tmp_path, value) == is_kept_as
+
+
+def test_what_lies_too_deep_is_left_out(tmp_path: Path) -> None:
+    value: Any = "bottom"
+    for _ in range(900):
+        value = [value]
+    assert "bottom" not in str(kept(tmp_path, value))
+
+
+def test_nobody_else_reads_a_recording(tmp_path: Path) -> None:
+    folder = tmp_path / "recording"
+    kept(folder, DATA)
+    Recording(folder).keep(Entry("a", "run", "2026", 0.1, None, 200, None, None))
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (folder, *folder.iterdir())}
+    assert modes == {"recording": 0o700, "files": 0o700, "requests.jsonl": 0o600}
 
 
 def test_entries_come_back_in_the_order_of_their_asking(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 import typer
 
 from server.cli.failures import CommandError
+from server.cli.record import record
 from server.cli.replay import replay
 from server.shadow.recording import Entry, Recording
 from tests.acceptance.official import CLIENTS
@@ -142,6 +143,11 @@ def test_no_key_is_kept(recorded: list[Entry], recorder: Recorder) -> None:
         assert b"very-secret" not in (file.read_bytes() if file.is_file() else b"")
 
 
+def test_another_page_in_a_browser_is_refused(recorder: Recorder) -> None:
+    headers = {"origin": "http://evil.example", "content-type": "text/plain"}
+    assert httpx.post(f"{recorder.url}/run/fal-ai/flux/dev", headers=headers, content="{}").status_code == 403
+
+
 def test_only_fals_areas_are_passed_on(recorder: Recorder) -> None:
     answer = httpx.get(f"{recorder.url}/health")
     assert answer.status_code == 404
@@ -196,6 +202,20 @@ def test_a_server_that_answers_otherwise_breaks_what_it_says(
 def test_wrong_usage_is_told(tmp_path: Path, folder: str, against: str, word: str) -> None:
     with pytest.raises(CommandError, match=word) as caught:
         replay(tmp_path / folder, against=against, **OPTIONS)
+    assert caught.value.code == 2
+
+
+def test_what_would_fail_at_the_end_is_refused_at_the_start(
+    tmp_path: Path, recorder: Recorder, recorded: list[Entry]
+) -> None:
+    page = tmp_path / "nowhere" / "report.html"
+    with pytest.raises(CommandError, match=r"--html .*folder that is there"):
+        replay(recorder.folder, against="http://127.0.0.1:9", **OPTIONS | {"page": page})
+    (tmp_path / "requests.jsonl").touch()
+    with pytest.raises(CommandError, match="holds no request"):
+        replay(tmp_path, against="http://127.0.0.1:9", **OPTIONS)
+    with pytest.raises(CommandError, match="cannot be the folder of a recording") as caught:
+        record("http://127.0.0.1:9", out=tmp_path / "requests.jsonl")
     assert caught.value.code == 2
 
 
