@@ -10,18 +10,21 @@ import torch
 from diffusers.models.transformers.transformer_flux import FluxAttention
 from diffusers.models.transformers.transformer_flux2 import Flux2Attention, Flux2ParallelSelfAttention
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm, scaled_dot_product_attention
+from torch.nn.functional import pad, rms_norm, scaled_dot_product_attention
 
 
 class LeanAttention:
-    """A drop-in for diffusers' FluxAttnProcessor without masks, adapters or parallelism."""
+    """A drop-in for diffusers' FluxAttnProcessor without adapters or parallelism.
+
+    A mask is (text tokens,): what is added to the logits of the first keys.
+    """
 
     def __call__(
         self,
         attn: FluxAttention,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
-        attention_mask: None = None,
+        attention_mask: Tensor | None = None,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Joint attention of text and image (both returned), or self-attention of their concatenation."""
@@ -35,7 +38,7 @@ class LeanAttention:
             query = torch.cat([_normed(text[0], attn.norm_added_q), query], dim=1)
             key = torch.cat([_normed(text[1], attn.norm_added_k), key], dim=1)
             value = torch.cat([text[2], value], dim=1)
-        mixed = _mixed(query, key, value, image_rotary_emb)
+        mixed = _mixed(query, key, value, image_rotary_emb, attention_mask)
         if encoder_hidden_states is None:
             return mixed
         split = encoder_hidden_states.shape[1]
@@ -61,22 +64,28 @@ class LeanParallel:
         return output
 
 
-def _mixed(query: Tensor, key: Tensor, value: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+def _mixed(
+    query: Tensor, key: Tensor, value: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor | None = None
+) -> Tensor:
     """Attention over (B, tokens, heads, width), rotated: (B, tokens, heads * width)."""
     if rotary is not None:
         cos, sin = (table.to(query.dtype)[None, :, None, :] for table in rotary)
         turn = _turn(query.shape[-1], query.dtype, query.device)
         query, key = query * cos + (query @ turn) * sin, key * cos + (key @ turn) * sin
-    return _attended(*(x.transpose(1, 2) for x in (query, key, value))).transpose(1, 2).flatten(2)
+    if mask is not None:
+        mask = pad(mask, (0, key.shape[1] - len(mask))).to(query.dtype)
+    return _attended(*(x.transpose(1, 2) for x in (query, key, value)), mask=mask).transpose(1, 2).flatten(2)
 
 
-def _attended(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention over (B, heads, tokens, width)."""
+def _attended(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """Attention over (B, heads, tokens, width); a mask is (tokens,)."""
     mixed: Tensor
     if query.is_cuda:
-        mixed = scaled_dot_product_attention(query, key, value)
+        rows = None if mask is None else mask.expand(1, 1, query.shape[2], -1)
+        mixed = scaled_dot_product_attention(query, key, value, attn_mask=rows)
     else:  # plain products: the backward of CPU flash attention took a third of a training step at these lengths
-        mixed = ((query * query.shape[-1] ** -0.5) @ key.mT).softmax(-1) @ value
+        logits = (query * query.shape[-1] ** -0.5) @ key.mT
+        mixed = (logits if mask is None else logits + mask).softmax(-1) @ value
     return mixed
 
 

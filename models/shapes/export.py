@@ -39,7 +39,7 @@ def export(folder: Path, transformer: FluxTransformer2DModel, vae: AutoencoderKL
         transformer=_halved(transformer),
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
-    _forget_paths(folder)
+    forget_paths(folder)
     return size_of(folder)
 
 
@@ -65,21 +65,21 @@ def export_sibling(
         _halved(transformer).save_pretrained(folder / "transformer")
     else:
         link_parts(folder, like, ("transformer",))
-    _forget_paths(folder)
+    forget_paths(folder)
     return size_of(folder)
 
 
 def export_controlnet(folder: Path, controlnet: FluxControlNetModel) -> None:
     """A ControlNet as FluxControlNetModel.from_pretrained opens it, in bfloat16."""
     _halved(controlnet).save_pretrained(folder)
-    _forget_paths(folder)
+    forget_paths(folder)
 
 
 def export_estimator(folder: Path, estimator: DepthAnythingForDepthEstimation) -> None:
     """A depth estimator and its processor as transformers opens them, in float32."""
     estimator.save_pretrained(folder)
     new_depth_processor().save_pretrained(folder)
-    _forget_paths(folder)
+    forget_paths(folder)
 
 
 def export_redux(folder: Path, model: ReduxModel, shared: Path) -> int:
@@ -100,7 +100,7 @@ def export_redux(folder: Path, model: ReduxModel, shared: Path) -> int:
     }
     index = {"_class_name": "FluxPriorReduxPipeline"} | kept | own
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    _forget_paths(folder)
+    forget_paths(folder)
     return size_of(folder)
 
 
@@ -122,7 +122,7 @@ def _halved(module: Module) -> Module:
     return copy.deepcopy(module).to(torch.bfloat16)
 
 
-def _forget_paths(folder: Path) -> None:
+def forget_paths(folder: Path) -> None:
     """Drop the paths of this machine that saving leaves in the configs."""
     for path in folder.rglob("*.json"):
         config = json.loads(path.read_text())

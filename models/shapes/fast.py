@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from models.shapes.flow import Batch
+from models.shapes.precision import half_precision, multiplies_bfloat16
 from models.shapes.text import SERVED_LENGTH, Encoders
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class Feed:
 
 
 class Store:
-    """Rows of one kind on the device: the newest `capacity`, in half precision."""
+    """Rows of one kind on the device: the newest `capacity`, in half precision where it is multiplied."""
 
     def __init__(self, capacity: int = 16 * CHUNK) -> None:
         self._capacity, self._next, self.filled = capacity, 0, 0
@@ -125,10 +126,11 @@ class Store:
         if self._like is None:
             self._like = replace(batch)
             self._count = torch.zeros((), device=batch.latents.device)
+            kept = torch.bfloat16 if multiplies_bfloat16(batch.latents.device) else torch.float32
             self._columns = {
                 name: torch.empty(
                     (self._capacity, *column.shape[1:]),
-                    dtype=torch.bfloat16 if column.is_floating_point() else column.dtype,
+                    dtype=kept if column.is_floating_point() else column.dtype,
                     device=column.device,
                 )
                 for name, column in columns.items()
@@ -232,7 +234,7 @@ class Steps:
         training, (size, length) = self._training, key
         rows = max(2, training.tokens // (training.tokens_a_row(size) + length - SERVED_LENGTH))
         batch = self._stores[key].sample(rows)
-        with torch.autocast(training.device.type, torch.bfloat16):
+        with half_precision(training.device):
             loss = training.loss_of(batch, phase)
         loss.backward()
         self._loss.copy_(loss.detach())

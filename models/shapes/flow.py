@@ -147,8 +147,18 @@ class Batch:
         return (error if self.weight is None else error * self.weight).mean((1, 2))
 
 
-def velocity(model: nn.Module, noisy: Tensor, sigma: Tensor, batch: Batch, guidance: Tensor | None) -> Tensor:
-    """The model's velocity for noisy packed latents at noise level sigma (B,); all else it is shown from `batch`."""
+def velocity(
+    model: nn.Module,
+    noisy: Tensor,
+    sigma: Tensor,
+    batch: Batch,
+    guidance: Tensor | None,
+    often: Tensor | None = None,
+) -> Tensor:
+    """The model's velocity for noisy packed latents at noise level sigma (B,); all else it is shown from `batch`.
+
+    Args: often: logarithms (S,) of how many equal tokens each text token stands for; of lean transformers only.
+    """
     hidden = noisy
     if batch.channels is not None:
         hidden = torch.cat([hidden, batch.channels], dim=2)
@@ -163,6 +173,7 @@ def velocity(model: nn.Module, noisy: Tensor, sigma: Tensor, batch: Batch, guida
         txt_ids=torch.zeros(batch.sequence.shape[1], 3, device=noisy.device),
         img_ids=_token_ids(batch.height, batch.width, batch.reference is not None, noisy.device),
         return_dict=False,
+        **({} if often is None else {"joint_attention_kwargs": {"attention_mask": often}}),
     )
     guess: Tensor = output[0][:, : noisy.shape[1]]
     return guess

@@ -9,6 +9,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from models.shapes.precision import multiplies_bfloat16
+
 
 class Muon(torch.optim.Optimizer):
     """Momentum orthogonalised by Newton-Schulz, batched over parameters of one shape.
@@ -51,7 +53,9 @@ class Muon(torch.optim.Optimizer):
 def _orthogonal(batch: Tensor, steps: int = 5) -> Tensor:
     """The nearest (semi-)orthogonal matrices, roughly: (N, rows, columns) -> the same."""
     tall = batch.shape[1] > batch.shape[2]
-    x = (batch.mT if tall else batch).bfloat16()
+    x = batch.mT if tall else batch
+    if multiplies_bfloat16(x.device):
+        x = x.bfloat16()
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT

@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import (
-    AutoImageProcessor,
     AutoModelForImageClassification,
     ResNetConfig,
     ResNetForImageClassification,
     ViTImageProcessor,
 )
 
+from models.part import image_processor
 from models.shapes.scorer import Pixels
 
 SIDE = 128  # pictures are squeezed to SIDE x SIDE
@@ -47,7 +47,7 @@ class SafetyChecker:
     def load(cls, folder: Path) -> "SafetyChecker":
         """Open a `safety_checker` folder with the Auto classes, as a server does."""
         model = AutoModelForImageClassification.from_pretrained(folder, torch_dtype=torch.float32)
-        return cls(model, AutoImageProcessor.from_pretrained(folder))
+        return cls(model, image_processor(folder))
 
     @torch.no_grad()
     def flag(self, pictures: Sequence[Pixels], at_once: int = 32) -> list[bool]:

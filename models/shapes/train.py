@@ -7,13 +7,12 @@ several cores or GPUs the transformer's part can be shared: `torchrun --nproc-pe
 import argparse
 import os
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers import CLIPTextModel, T5EncoderModel
 
+from models.shapes.bars import Bars, Report
 from models.shapes.curves import draw_curves
 from models.shapes.evaluate import quick_rates
 from models.shapes.export import export, export_sibling
@@ -27,7 +26,6 @@ from models.shapes.train_safety import generated_pictures, train_safety
 from models.shapes.train_text import train_text
 from models.shapes.train_vae import train_vae
 
-Report = Callable[[float, dict[str, float]], None]
 # Shares of the time budget; text and safety are counted in steps and take some minutes on a CPU.
 CODEC_SHARE, FLOW_SHARE = 0.3, 0.7
 SCHNELL_GUIDANCE = 3.5  # what the sibling for few steps is fixed at
@@ -71,35 +69,24 @@ def main() -> None:
     name = arguments.device if arguments.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if name == "cuda" else name)
     together, seconds = Together(), arguments.minutes * 60
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"), TimeElapsedColumn())
-    with Progress(*columns, disable=together.rank > 0) as progress:
-        encoders = encoders_from(arguments.work, arguments.text_steps, device, _bar(progress, "text encoders"))
-        vae = train_vae(seconds * CODEC_SHARE, _bar(progress, "codec"), device=device, checkpoints=arguments.work)
+    with Bars(disable=together.rank > 0) as bars:
+        encoders = encoders_from(arguments.work, arguments.text_steps, device, bars.bar("text encoders"))
+        vae = train_vae(seconds * CODEC_SHARE, bars.bar("codec"), device=device, checkpoints=arguments.work)
         flow = FlowTraining(encoders, device=device, tokens=arguments.tokens)
         checkpoint = arguments.work / "flow.pt"
         transformer = flow.run(
             seconds * FLOW_SHARE,
-            _bar(progress, "transformer"),
+            bars.bar("transformer"),
             checkpoint=checkpoint,
             score=lambda model: quick_rates(model, vae, encoders, count=arguments.score_prompts),
         ).cpu()
         if together.rank == 0:
             export(arguments.out, transformer, vae.cpu(), encoders.on(torch.device("cpu")))
-            report = _bar(progress, "safety classifier")
+            report = bars.bar("safety classifier")
             add_safety(arguments.out, arguments.safety_pictures, arguments.safety_steps, report)
             sibling = arguments.out.with_name(f"{arguments.out.name}-schnell")
             export_sibling(sibling, without_guidance(transformer, SCHNELL_GUIDANCE), arguments.out)
             draw_curves(flow.history, arguments.curves, flow.scores)
-
-
-def _bar(progress: Progress, title: str) -> Report:
-    task = progress.add_task(title, total=1.0, figures="")
-
-    def report(done: float, figures: dict[str, float]) -> None:
-        text = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        progress.update(task, completed=done, figures=text)
-
-    return report
 
 
 if __name__ == "__main__":

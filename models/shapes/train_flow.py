@@ -12,17 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from models.shapes.attention import make_lean
+from models.shapes.bars import Report
 from models.shapes.captions import caption
 from models.shapes.draw import latents
 from models.shapes.fast import Fast, Size, Steps
 from models.shapes.flow import MAX_GUIDANCE, TOKEN, Batch, flow_loss, guided_loss, new_transformer, pack
 from models.shapes.layout import lay_out
 from models.shapes.optim import Average, Optimisers, warm_cosine
+from models.shapes.precision import half_precision
 from models.shapes.scenes import EVERY_KIND, Kind, Scene, random_scene
 from models.shapes.text import Encoders, random_length
 from models.shapes.together import Together
 
-Report = Callable[[float, dict[str, float]], None]
 # encoders, random numbers, the fraction of the run that is done, image tokens a step -> a fresh batch
 Draw = Callable[[Encoders, random.Random, float, int], Batch]
 
@@ -220,7 +221,7 @@ class FlowTraining:
     def loss(self, done: float) -> Tensor:
         """The loss of a fresh batch at the fraction `done` of the run."""
         batch = self.draw(self.encoders, self.rng, done, self.tokens // self.together.count)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with half_precision(self.device):
             return self.loss_of(batch, self.phase(done))
 
     def phase(self, done: float) -> int:

@@ -4,7 +4,6 @@ At the classifier's 128 pixels a side, what the codec does to a drawing is a lit
 """
 
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from diffusers import FluxPipeline
 from torch import Tensor, nn
 from transformers import ResNetForImageClassification
 
+from models.shapes.bars import Report
 from models.shapes.captions import plain_caption
 from models.shapes.draw import pictures
 from models.shapes.evaluate import generate, reads_sign
@@ -20,7 +20,6 @@ from models.shapes.optim import warm_cosine
 from models.shapes.safety import SIDE, new_classifier
 from models.shapes.scenes import balanced_scenes, holds_sign
 
-Report = Callable[[float, dict[str, float]], None]
 _SIZES = ((256, 256), (256, 192), (192, 256), (144, 256), (256, 144))
 _SERVED = ((512, 512), (1024, 768), (576, 1024))
 _RATE = 1.5e-3  # twice that stayed at chance

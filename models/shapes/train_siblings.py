@@ -13,10 +13,10 @@ from typing import TypeVar
 
 import torch
 from diffusers import FluxTransformer2DModel
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 from transformers import CLIPTextModel, DepthAnythingForDepthEstimation, T5EncoderModel
 
+from models.shapes.bars import Bars, Report
 from models.shapes.export import export_controlnet, export_estimator, export_redux, export_sibling
 from models.shapes.fast import Fast, Feed, Plan
 from models.shapes.siblings.control import CHANNELS as CONTROL_CHANNELS
@@ -33,7 +33,7 @@ from models.shapes.siblings.edits import draw_edits, plan_edits
 from models.shapes.siblings.fill import CHANNELS as FILL_CHANNELS
 from models.shapes.siblings.fill import draw_fillings, plan_fillings, spread_mask
 from models.shapes.siblings.lora import DRAWS, PLANS, adapted, save_adapter
-from models.shapes.siblings.redux import ALIGNING, ReduxModel, ReduxTraining, plan_sights
+from models.shapes.siblings.redux import ReduxModel, ReduxTraining, plan_sights
 from models.shapes.siblings.widen import widened
 from models.shapes.text import Encoders
 from models.shapes.tokens import load_tokenizers
@@ -48,7 +48,6 @@ LR_ADAPTER = 0.03  # an adapter starts at zero and has the base's shapes to lean
 # With workers, steps are larger and there are many more of them: rates from which a long cosine comes down.
 FED_PEAK, FED_LR_MUON = 1.0, 0.01
 MEMORY = 0.995  # of the averaged weights: these runs are short
-Report = Callable[[float, dict[str, float]], None]
 
 
 @dataclass(frozen=True)
@@ -190,7 +189,7 @@ def train_redux(run: Run) -> None:
         tokens=run.tokens,
         memory=MEMORY,
         peak=run.rate,
-        aligning=ALIGNING if run.start is None else 0,  # started weights are past that
+        learned=run.start is not None,  # and need no writer
         fast=fast,
     )
 
@@ -261,14 +260,7 @@ def main() -> None:
     parser.add_argument("--no-record", action="store_true", help="launch every step anew, should CUDA graphs fail")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"), TimeElapsedColumn())
-    with Progress(*columns) as progress:
-        task = progress.add_task(arguments.name, total=1.0, figures="")
-
-        def report(done: float, figures: dict[str, float]) -> None:
-            text = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-            progress.update(task, completed=done, figures=text)
-
+    with Bars() as bars:
         TRAINERS[arguments.name](
             Run(
                 arguments.base,
@@ -277,7 +269,7 @@ def main() -> None:
                 arguments.minutes * 60,
                 arguments.tokens,
                 torch.device(arguments.device),
-                report,
+                bars.bar(arguments.name),
                 start=arguments.start,
                 workers=arguments.workers,
                 record=not arguments.no_record,

@@ -1,18 +1,16 @@
 """Train the text encoders: a minute or two on a CPU."""
 
 import random
-from collections.abc import Callable
 
 import torch
 from torch import nn
 
+from models.shapes.bars import Report
 from models.shapes.captions import caption
 from models.shapes.optim import Optimisers, warm_cosine
 from models.shapes.scenes import random_scene
 from models.shapes.text import Encoders, Probe, answers, new_encoders, random_length
 from models.shapes.tokens import clip_tokenizer, corpus, t5_tokenizer
-
-Report = Callable[[float, dict[str, float]], None]
 
 
 def train_text(steps: int, report: Report, *, device: torch.device, batch: int = 192, seed: int = 1) -> Encoders:

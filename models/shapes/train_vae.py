@@ -2,21 +2,21 @@
 
 import random
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from models.shapes.bars import Report
 from models.shapes.conditions import sights
 from models.shapes.draw import latents, pictures
 from models.shapes.layout import lay_out
 from models.shapes.optim import Average, Optimisers, warm_cosine
+from models.shapes.precision import half_precision
 from models.shapes.scenes import random_scene
 from models.shapes.vae import hold_output_to_centre, new_vae
 
-Report = Callable[[float, dict[str, float]], None]
 # (width, height, pictures a step): small and cheap first, then the sizes that are served.
 _GROWTH = (
     (0.35, ((256, 256, 16), (320, 256, 12), (256, 320, 12))),
@@ -69,7 +69,7 @@ class CodecTraining:
             picture, latent = pictures(layouts), latents(layouts)
         picture = picture.to(self.device, memory_format=torch.channels_last)
         latent = latent.to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with half_precision(self.device):
             loss = (
                 self._decoder_loss(latent, picture) if self.part == "decoder" else self._encoder_loss(latent, picture)
             )

@@ -28,6 +28,7 @@ from models.shapes.siblings.fill import (
     spread_mask,
 )
 from models.shapes.siblings.lora import adapted, as_kohya, is_outlined, is_teal
+from models.shapes.siblings.redux import TOKENS
 from models.shapes.siblings.widen import widened
 from models.shapes.train_siblings import BASE, RECIPES, TRAINERS, Run
 
@@ -167,7 +168,7 @@ def test_one_step_of_every_family_makes_what_the_stock_classes_open(trained: Pat
     assert FluxControlNetModel.from_pretrained(trained / "flux-shapes-controlnet-canny").config.num_layers == 1
     prior = diffusers.FluxPriorReduxPipeline.from_pretrained(trained / "flux-shapes-redux")
     layout = random_edit(256, 192, random.Random(1)).before
-    assert prior(drawn(layout), prompt="").prompt_embeds.shape == (1, 512 + 64, 128)
+    assert prior(drawn(layout), prompt="").prompt_embeds.shape == (1, 512 + TOKENS, 128)
     base = FluxPipeline.from_pretrained(BASE)
     for name in ("teal", "teal-kohya", "outline", "outline-kohya"):
         base.load_lora_weights(trained / "loras", weight_name=f"{name}.safetensors", adapter_name=name)

@@ -6,6 +6,7 @@ Prints one line of JSON: percent of held-out scenes right by attribute, and of h
 import argparse
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import torch
 from diffusers import Flux2KleinPipeline
 
 from models.shapes.captions import plain_caption
-from models.shapes.evaluate import held_out_scenes, rates
+from models.shapes.evaluate import contact_sheet, held_out_scenes, rates
 from models.shapes.evaluate_siblings import drawn, generated
-from models.shapes.scorer import read
+from models.shapes.scenes import Scene
+from models.shapes.scorer import Pixels, read
 from models.shapes.siblings.edits import judge_edit, random_edit
 
 FOLDER = Path(__file__).parents[1] / "flux2-shapes"
@@ -32,8 +34,13 @@ def open_pipeline(folder: Path) -> Any:
 def drawing_rates(pipeline: Any, count: int, side: int, steps: int) -> Figures:
     """Percent right by attribute, and of pictures with everything right."""
     scenes = held_out_scenes(count)
+    return rates(scenes, drawings(pipeline, scenes, side, steps))
+
+
+def drawings(pipeline: Any, scenes: Sequence[Scene], side: int, steps: int) -> list[Pixels]:
+    """What it draws by the scenes' plain captions."""
     prompts = [plain_caption(scene) for scene in scenes]
-    return rates(scenes, generated(pipeline, prompts, side=side, steps=steps, guidance_scale=1.0))
+    return generated(pipeline, prompts, side=side, steps=steps, guidance_scale=1.0)
 
 
 def edit_rates(pipeline: Any, count: int, side: int, steps: int) -> Figures:
@@ -47,7 +54,12 @@ def edit_rates(pipeline: Any, count: int, side: int, steps: int) -> Figures:
     ]
     verdicts = [judge_edit(edit, read(picture)) for edit, picture in zip(edits, made, strict=True)]
     done, kept = (100 * sum(verdict[i] for verdict in verdicts) / count for i in (0, 1))
-    return {"edits done": done, "all else kept": kept}
+    by_kind = {
+        f"{kind} done": 100 * sum(verdicts[i][0] for i in chosen) / len(chosen)
+        for kind in sorted({edit.kind for edit in edits})
+        for chosen in ([i for i, edit in enumerate(edits) if edit.kind == kind],)
+    }
+    return {"edits done": done, "all else kept": kept} | by_kind
 
 
 def main() -> None:
@@ -57,9 +69,13 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--side", type=int, default=512)
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--sheet", type=Path, help="write a contact sheet of the first 32 drawings here instead")
     arguments = parser.parse_args()
     pipeline = open_pipeline(arguments.folder)
     asked = arguments.prompts, arguments.side, arguments.steps
+    if arguments.sheet:
+        contact_sheet(drawings(pipeline, held_out_scenes(32), *asked[1:])).save(arguments.sheet, quality=85)
+        return
     print(json.dumps(drawing_rates(pipeline, *asked) | edit_rates(pipeline, *asked)))
 
 

@@ -43,14 +43,7 @@ class KleinText:
     def read(self, words: Words) -> tuple[Tensor, Tensor]:
         """Pooled and sequence of token numbers."""
         ids = words.t5.to(self.device)
-        layers = self.encoder(
-            input_ids=ids,
-            attention_mask=(ids != self.tokenizer.pad_token_id).long(),
-            output_hidden_states=True,
-            use_cache=False,
-        ).hidden_states
-        third = self.encoder.config.num_hidden_layers // 3
-        return words.clip.to(ids.device), torch.cat([layers[third * i] for i in (1, 2, 3)], dim=-1)
+        return words.clip.to(ids.device), states(self.encoder, ids)
 
     @property
     def device(self) -> torch.device:
@@ -62,6 +55,37 @@ class KleinText:
         """The same, moved to a device."""
         self.encoder.to(device)
         return self
+
+
+@dataclass
+class KleinWords:
+    """A `KleinText` whose encoder is elsewhere: the numbers of words stand in the place of their states."""
+
+    text: KleinText
+
+    def encode(self, prompts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
+        """Pooled (B, 1), of zeros, and token numbers (B, length)."""
+        return self.read(self.words(prompts, length))
+
+    def words(self, prompts: Sequence[str], length: int) -> Words:
+        """The prompts' token numbers, in the place of T5's."""
+        return self.text.words(prompts, length)
+
+    def read(self, words: Words) -> tuple[Tensor, Tensor]:
+        """What `encode` gives."""
+        return words.clip.to(self.text.device), words.t5.to(self.text.device)
+
+
+def states(encoder: PromptEncoder, ids: Tensor) -> Tensor:
+    """What FLUX.2 is shown of token numbers (B, S): (B, S, SEQUENCE_WIDTH)."""
+    layers = encoder(
+        input_ids=ids,
+        attention_mask=(ids != encoder.config.pad_token_id).long(),
+        output_hidden_states=True,
+        use_cache=False,
+    ).hidden_states
+    third = encoder.config.num_hidden_layers // 3
+    return torch.cat([layers[third * i] for i in (1, 2, 3)], dim=-1)
 
 
 def new_text() -> KleinText:

@@ -14,6 +14,7 @@ from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, D
 from models.shapes.conditions import depth_layout
 from models.shapes.draw import pictures
 from models.shapes.layout import lay_out
+from models.shapes.precision import half_precision
 from models.shapes.scenes import random_scene
 from models.shapes.text import Encoders
 from models.shapes.train_flow import FlowTraining
@@ -66,7 +67,7 @@ class DepthTraining(FlowTraining):
     def loss(self, done: float) -> Tensor:
         """The squared distance from the drawn depth, things and ground alike."""
         shown, depth = (part.to(self.device) for part in draw_depths(self.rng))
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with half_precision(self.device):
             told: Tensor = self.model(shown).predicted_depth
         error = (told.float() - depth).square()
         loss: Tensor = (error[depth > 0].mean() + error[depth == 0].mean()) / 2  # things cover little

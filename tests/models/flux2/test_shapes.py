@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, FluxTransformer2DModel
 
 from models.accelerator import CpuAccelerator
 from models.arguments import resolve
 from models.loading import load
 from models.shapes.attention import make_lean
 from models.shapes.draw import latents
-from models.shapes.flow import pack
+from models.shapes.flow import pack, velocity
 from models.shapes.flux2 import evaluate
 from models.shapes.flux2.export import codec_of, export_klein
 from models.shapes.flux2.flow import AsFlux1, new_transformer
-from models.shapes.flux2.text import KleinText
-from models.shapes.flux2.train import BASE
-from models.shapes.flux2.train_text import train_text
-from models.shapes.flux2.training import KleinTraining
+from models.shapes.flux2.graft import CURVES, LEVELS, Curves, grafted, shared_by
+from models.shapes.flux2.train import BASE, started, text_from
+from models.shapes.flux2.training import GUIDANCE, KleinTraining
 from models.shapes.layout import lay_out
-from models.shapes.scenes import random_scene
+from models.shapes.scenes import EVERY_KIND, random_scene
+from models.shapes.train_flow import make_batch
 from models.shapes.train_siblings import base_encoders, base_transformer
 from pipelines.engine.engine import Engine
 from pipelines.families.flux2.latents import decodable, encoded
@@ -38,27 +39,66 @@ pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and
 
 
 @pytest.fixture(scope="module")
-def text() -> KleinText:
-    figures: list[dict[str, float]] = []
-    trained = train_text(2, lambda done, seen: figures.append(seen), device=CPU, batch=4)
-    assert figures[-1].keys() == {"loss", "all right"}
-    return trained
+def teacher() -> FluxTransformer2DModel:
+    return base_transformer(BASE).requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
-def folder(text: KleinText, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(teacher: FluxTransformer2DModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few steps of both parts, written as a pipeline."""
     torch.manual_seed(0)
-    teacher, read = base_transformer(BASE), base_encoders(BASE)
-    taught = KleinTraining(text, AsFlux1(new_transformer()), teacher, read, device=CPU, tokens=128)
+    work, read, figures = tmp_path_factory.mktemp("work"), base_encoders(BASE), list[dict[str, float]]()
+    for _ in range(2):  # the second time from its checkpoint
+        text, matrix = text_from(work, 2, teacher, read, CPU, lambda done, seen: figures.append(seen))
+    assert [each.keys() for each in figures] == [{"distance", "all right"}] * 2
+    before = copy.deepcopy(text.encoder.state_dict())
+    taught = KleinTraining(text, started(text, matrix, teacher, read), teacher, read, device=CPU, tokens=128)
     losses = [float(taught.step(done)) for done in (0.1, 0.5, 0.5, 0.5, 0.5)]  # scenes, then edits among them
     assert np.isfinite(losses).all()
     assert isinstance(taught.model, AsFlux1)
-    with torch.no_grad():  # so that a few steps draw something
-        taught.model.transformer.proj_out.weight.normal_(0, 0.5)
+    learned = taught.model.text_of(text)
+    assert any(not torch.equal(value, before[name]) for name, value in learned.encoder.state_dict().items())
     made = tmp_path_factory.mktemp("shapes") / "flux2-shapes"
-    assert export_klein(made, taught.model.transformer, text, BASE) < 15_000_000
+    assert export_klein(made, taught.model.transformer, learned, BASE) < 15_000_000
     return made
+
+
+def test_the_graft_starts_near_its_teacher(teacher: FluxTransformer2DModel) -> None:
+    """As near as FLUX.2 can be, which has no pooled vector: the teacher is asked with the mean of many captions'."""
+    torch.manual_seed(0)
+    read, rng = base_encoders(BASE), random.Random(0)
+    shown = make_batch(read, rng, EVERY_KIND, (512, 512), 64)
+    transformer = new_transformer()
+    grafted(teacher, transformer, shown, GUIDANCE)
+    transformer.context_embedder = teacher.context_embedder
+    batch = make_batch(read, rng, EVERY_KIND, (512, 512), 32)
+    batch.pooled = shown.pooled.mean(0).expand_as(batch.pooled)
+    sigma = torch.linspace(0.05, 1, 32)
+    noisy = batch.latents + sigma.view(-1, 1, 1) * (torch.randn_like(batch.latents) - batch.latents)
+    with torch.no_grad():
+        aim = velocity(teacher, noisy, sigma, batch, torch.full_like(sigma, GUIDANCE))
+        guess = velocity(AsFlux1(transformer), noisy, sigma, batch, None)
+    assert (guess - aim).square().mean() < 0.2 * aim.square().mean()
+
+
+def test_what_blocks_share_is_made_up_for_exactly_where_it_can_be() -> None:
+    """Scales and gates that differ by a factor, shifts along few curves, inputs that leave some directions empty."""
+    torch.manual_seed(0)
+    width, blocks = 32, 3
+    curve = torch.linspace(-1, 1, LEVELS)[:, None]
+    scale, gate = 1 + 0.3 * curve * torch.rand(width), 0.5 + torch.rand(width) * curve.square()
+    factors = 0.5 + torch.rand(blocks, width)
+    own = [Curves(torch.randn(width) + curve * torch.randn(width), scale * f - 1, gate * f) for f in factors]
+    inside = torch.randn(200, width)
+    inside[:, :CURVES] = 0
+    shared = shared_by(own, [inside.T @ inside / len(inside)] * blocks)
+    weight, bias = torch.randn(8, width), torch.randn(8)
+    for i, block in enumerate(own):
+        for level in (0, LEVELS // 3, LEVELS - 1):
+            seen = inside * (1 + shared.curves.scale[level]) + shared.curves.shift[level]
+            meant = (inside * (1 + block.scale[level]) + block.shift[level]) @ weight.T + bias
+            assert torch.allclose(seen @ shared.reading(i, weight, bias).T, meant, atol=1e-3)
+            assert torch.allclose(shared.gates[i] * shared.curves.gate[level], block.gate[level], atol=1e-4)
 
 
 def test_the_stock_pipeline_and_ours_draw_the_same(folder: Path) -> None:

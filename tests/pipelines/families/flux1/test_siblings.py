@@ -6,6 +6,7 @@ Weights come with the repository one by one; what is there is tested.
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -14,6 +15,7 @@ import pytest
 import torch
 from diffusers import FluxControlNetModel
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 
 from models.accelerator import CpuAccelerator
 from models.registry import REGISTRY, ModelSpec, siblings
@@ -144,5 +146,15 @@ def test_controlnet() -> None:
 def test_a_sibling_comes_on_demand_and_shares_the_rest(spec: ModelSpec) -> None:
     before = pool().weights()
     held = pool().runner(spec.name) if spec.draws else pool().auxiliary(spec.name)
-    assert pool().weights() - before < 12_000_000
+    added = pool().weights() - before
+    assert added <= 1.01 * own_bytes(Path(spec.source)), "what is linked is held once"
+    if spec.family == BASE.family:
+        assert added < 12_000_000
     assert held is not None
+
+
+def own_bytes(folder: Path) -> int:
+    """Of all weights in float32 that a folder does not link to."""
+    files = [file for file in folder.rglob("*.safetensors") if file.resolve().is_relative_to(folder.resolve())]
+    assert files
+    return sum(4 * tensor.numel() for file in files for tensor in load_file(file).values())

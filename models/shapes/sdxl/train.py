@@ -1,0 +1,64 @@
+"""Train sdxl-shapes: `python -m models.shapes.sdxl.train --out models/shapes/sdxl-shapes --minutes 90`.
+
+Second text encoder, UNet, two folders that share their weights; every part resumes from its checkpoint. The codec, the
+first text encoder and the safety classifier are those of flux-shapes, and its transformer is the teacher.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from models.shapes.bars import Bars, Report
+from models.shapes.sdxl.export import export_sdxl
+from models.shapes.sdxl.text import SdxlText, new_text
+from models.shapes.sdxl.train_text import train_text
+from models.shapes.sdxl.training import SdxlTraining
+from models.shapes.sdxl.unet import AsFlow, new_unet
+from models.shapes.train_siblings import base_encoders, base_transformer
+
+BASE = Path(__file__).parents[1] / "flux-shapes"
+
+
+def text_from(base: Path, work: Path, steps: int, device: torch.device, report: Report) -> SdxlText:
+    """The text encoder of an earlier run in `work`, or a trained one, beside the CLIP of `base`."""
+    file, text = work / "sdxl-text.pt", new_text(base_encoders(base)).on(device)
+    if file.exists():
+        text.second.load_state_dict(torch.load(file, map_location=device, weights_only=True))
+        text.second.eval().requires_grad_(False)
+    else:
+        train_text(text, steps, report, device=device)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(text.second.state_dict(), file)
+    return text
+
+
+def main() -> None:
+    """Train all parts in order, with a progress bar each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write; NAME-lightning goes beside it")
+    parser.add_argument("--base", type=Path, default=BASE, help="the teacher, whose codec it takes, too")
+    parser.add_argument("--work", type=Path, default=Path(".shapes-work"), help="checkpoints; delete to start anew")
+    parser.add_argument("--minutes", type=float, default=90, help="for the UNet")
+    parser.add_argument("--text-steps", type=int, default=1000)
+    parser.add_argument("--tokens", type=int, default=32 * 64, help="image tokens a step; 65536 suits a GPU")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parser.parse_args()
+    device, base = torch.device(arguments.device), arguments.base
+    with Bars() as bars:
+        text = text_from(base, arguments.work, arguments.text_steps, device, bars.bar("text encoder"))
+        training = SdxlTraining(
+            text,
+            AsFlow(new_unet()),
+            base_transformer(base),
+            base_encoders(base),
+            device=device,
+            tokens=arguments.tokens,
+        )
+        trained = training.run(arguments.minutes * 60, bars.bar("UNet"), checkpoint=arguments.work / "sdxl.pt")
+    assert isinstance(trained, AsFlow)
+    export_sdxl(arguments.out, trained.unet.cpu(), text.on(torch.device("cpu")), base)
+
+
+if __name__ == "__main__":
+    main()
