@@ -71,6 +71,9 @@ class Accelerator(Protocol):
         What has the same purpose runs in order. Host copies made inside by `to_host` are complete once it is done.
         """
 
+    def enter_thread(self) -> None:
+        """First of a thread that loads or launches: what it does is on this device."""
+
     def follow(self, launched: Launched[object]) -> None:
         """Let what is launched from now on begin after this work; the caller does not wait where a device can.
 
@@ -118,6 +121,10 @@ class _Done:
 
     def elapsed_ms(self, start: Marker) -> float | None:
         return None
+
+
+class DeviceLostError(RuntimeError):
+    """A device that steps are computed on is beyond use, and with it this process."""
 
 
 class Broken:
@@ -203,6 +210,9 @@ class CpuAccelerator:
             self._pools[purpose] = ThreadPoolExecutor(1, purpose, torch.set_num_threads, (self._threads,))
         return _Background(self._pools[purpose].submit(work))
 
+    def enter_thread(self) -> None:
+        return None
+
     def follow(self, launched: Launched[object]) -> None:
         launched.result()
 
@@ -234,7 +244,7 @@ class CpuAccelerator:
         )
 
     def is_fatal(self, error: BaseException) -> bool:
-        return False
+        return isinstance(error, DeviceLostError)
 
 
 @dataclass(frozen=True)
@@ -312,6 +322,9 @@ class CudaAccelerator:
         with torch.cuda.stream(side):
             return _OnStream(work(), _CudaMarker())
 
+    def enter_thread(self) -> None:
+        torch.cuda.set_device(self.device)
+
     def follow(self, launched: Launched[object]) -> None:
         assert isinstance(launched, _OnStream)
         torch.cuda.current_stream(self.device).wait_event(launched.marker.event)
@@ -357,6 +370,8 @@ class CudaAccelerator:
         return isinstance(error, torch.OutOfMemoryError | MemoryError)
 
     def is_fatal(self, error: BaseException) -> bool:
+        if isinstance(error, DeviceLostError):
+            return True
         # torch 2.9 introduced AcceleratorError; older code raises RuntimeError with the same text.
         return not self.is_out_of_memory(error) and isinstance(error, RuntimeError) and "CUDA error" in str(error)
 

@@ -17,11 +17,20 @@ from typing import Any
 from models.errors import LoadError
 from models.fake import PREFIX as FAKE
 from models.fake import fake_spec
-from models.files.folder import FLUX2_DEV, FLUX2_PIPELINES, SDXL_PIPELINES, part_in
+from models.files.folder import (
+    FLUX2_DEV,
+    FLUX2_PIPELINES,
+    FLUX3_PIPELINES,
+    SDXL_PIPELINES,
+    index_in,
+    is_distilled,
+    part_in,
+)
 from models.files.paths import exists, has_near, typed, why_absent
-from models.registry import REGISTRY, UNLISTED, ModelSpec, Variant, klein
+from models.registry import REGISTRY, UNLISTED, ModelSpec, Variant, flux2_dev, klein
 from models.single.contents import variant_of
 from models.single.header import header_of
+from models.single.sdxl import lightning_steps, sdxl_variant
 from models.single.search import find_file
 
 WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".sft", ".ckpt", ".pt", ".pth", ".bin")
@@ -34,7 +43,7 @@ _PIPELINES: dict[str, Variant] = {
 }
 _SHAPED: tuple[Variant, ...] = (
     "schnell", "fill", "redux", "controlnet", "depth-estimator", "klein-4b", "klein-9b", "klein-base-4b",
-    "klein-base-9b",
+    "klein-base-9b", "flux3-klein", "flux3-klein-base",
 )  # fmt: skip
 _NAMES: tuple[Variant, ...] = ("schnell", "krea", "srpo", "kontext", "fill", "redux", "canny", "depth", "controlnet")
 
@@ -42,7 +51,7 @@ _NAMES: tuple[Variant, ...] = ("schnell", "krea", "srpo", "kontext", "fill", "re
 _HEADS_OF_4B = 24
 _LIGHTNING_STEPS = 4
 _TURBO_STEPS, _DEV2_GUIDANCE = 8, 4.0
-_SDXL_DEFAULTS = {row.variant: row for row in REGISTRY.values() if row.family == "sdxl"}
+_DEFAULTS = {row.variant: row for row in REGISTRY.values() if row.family in ("flux3", "sdxl")}
 _KLEIN_STEPS, _KLEIN_BASE_STEPS, _KLEIN_BASE_GUIDANCE = 4, 50, 4.0
 
 
@@ -116,7 +125,7 @@ def _fake(argument: str) -> ModelSpec:
 
 def _is_told(found: ModelSpec) -> bool:
     """Whether files told what it is for, not a name."""
-    return found.file is not None or os.path.isfile(Path(found.source) / "model_index.json")
+    return found.file is not None or index_in(Path(found.source)).is_file()
 
 
 def _shape(spec: ModelSpec) -> str:
@@ -169,13 +178,16 @@ def _of_file(spec: ModelSpec) -> ModelSpec:
     """With the variant and defaults that its file asks for; what is wrong with the file, loading says."""
     assert spec.file is not None
     try:
-        variant = variant_of(header_of(spec.file), spec.file.name)
+        header = header_of(spec.file)
     except LoadError:
         return spec
+    if spec.transformer is None and (sdxl := sdxl_variant(header, spec.file.name)) is not None:
+        return _with_lightning_steps(_with_defaults(replace(spec, variant=sdxl)), spec.file.name)
+    variant = variant_of(header, spec.file.name)
     if variant is None or variant == spec.variant:
         return spec
-    if variant.startswith("klein"):
-        return _with_defaults(replace(spec, variant=variant)) if spec.transformer is None else _of_klein(spec, variant)
+    if variant.startswith(("klein", "flux2")):
+        return _with_defaults(replace(spec, variant=variant)) if spec.transformer is None else _of_flux2(spec, variant)
     if spec.family != "flux":
         return spec
     row = next(row for row in REGISTRY.values() if row.variant == variant and row.name.startswith("FLUX.1"))
@@ -188,10 +200,12 @@ def _of_file(spec: ModelSpec) -> ModelSpec:
     )
 
 
-def _of_klein(spec: ModelSpec, variant: Variant) -> ModelSpec:
+def _of_flux2(spec: ModelSpec, variant: Variant) -> ModelSpec:
     """A FLUX.2 with another transformer: shapes tell its size; a base model stays one, for nothing tells that."""
     if spec.family != "flux2":
         return spec
+    if not variant.startswith("klein"):
+        return _with_defaults(replace(spec, variant=variant))
     is_base = "base" in spec.variant or "base" in variant
     return _with_defaults(replace(spec, variant=klein(is_base, is_large=variant.endswith("9b"))))
 
@@ -201,9 +215,14 @@ def _of_unet(spec: ModelSpec) -> ModelSpec:
     name = Path(str(spec.transformer)).name.lower()
     if "lightning" not in name:
         return spec
-    steps = re.search(r"(\d)[-_]?step", name)
-    few = int(steps[1]) if steps else _LIGHTNING_STEPS
-    return replace(spec, variant="lightning", default_steps=few, default_guidance=1.0)
+    return _with_lightning_steps(replace(spec, variant="lightning", default_guidance=1.0), name)
+
+
+def _with_lightning_steps(spec: ModelSpec, name: str) -> ModelSpec:
+    """Those that a file's name says, if it is distilled."""
+    if spec.variant != "lightning":
+        return spec
+    return replace(spec, default_steps=lightning_steps(name) or _LIGHTNING_STEPS)
 
 
 def _meant(argument: str, folders: Sequence[Path]) -> ModelSpec:
@@ -221,7 +240,8 @@ def _meant(argument: str, folders: Sequence[Path]) -> ModelSpec:
         raise UnknownModelError(why_absent(argument))
     if argument.count("/") == 1 and all(argument.split("/")):
         name = argument.split("/")[1]
-        variant = _named_klein(name) or _named_flux2_dev(name) or _named_sdxl(name) or _variant("", name, {})
+        told = (_named_flux3, _named_klein, _named_flux2_dev, _named_sdxl)
+        variant = next((named for read in told if (named := read(name))), None) or _variant("", name, {})
         return _with_defaults(ModelSpec(name=name, source=argument, variant=variant))
     close = difflib.get_close_matches(argument, REGISTRY, 1)
     meant = f"did you mean {close[0]}? Else give" if close else "give"
@@ -239,14 +259,16 @@ def _local(argument: str, folders: Sequence[Path]) -> ModelSpec:
     if not path.is_dir():
         raise UnknownModelError(f"{argument} is neither a file nor a folder")
     path = path.resolve()
-    index, config = read_object(path / "model_index.json"), read_object(part_in(path, "transformer") / "config.json")
+    index, config = read_object(index_in(path)), read_object(part_in(path, "transformer") / "config.json")
     class_name = str(index.get("_class_name", ""))
     if class_name in SDXL_PIPELINES:
         variant = _sdxl(path)
     elif class_name == FLUX2_DEV:
-        variant = _flux2_dev(path.name)
+        variant = flux2_dev(path.name)
+    elif class_name in FLUX3_PIPELINES:
+        variant = "flux3-klein" if config.get("flow_map", False) else "flux3-klein-base"
     elif class_name in FLUX2_PIPELINES:
-        variant = klein(is_base=not index.get("is_distilled", False), is_large=_is_large(config))
+        variant = klein(is_base=not is_distilled(index), is_large=_is_large(config))
     else:
         variant = _variant(class_name, path.name, config)
     return _with_defaults(ModelSpec(name=path.name, source=str(path), variant=variant))
@@ -283,14 +305,15 @@ def _named_sdxl(name: str) -> Variant | None:
     return "lightning" if "lightning" in words else "sdxl"
 
 
-def _flux2_dev(name: str) -> Variant:
-    """What FLUX.2 [dev] is for: whether its weights were made for few steps, only a name tells."""
-    return "flux2-turbo" if "turbo" in name.lower() else "flux2-dev"
-
-
 def _named_flux2_dev(name: str) -> Variant | None:
     words = name.lower().replace("-", "").replace("_", "").replace(".", "")
-    return _flux2_dev(name) if "flux2dev" in words else None
+    return flux2_dev(name) if "flux2dev" in words else None
+
+
+def _named_flux3(name: str) -> Variant | None:
+    """The FLUX.3 that a repository's name speaks of, if it does."""
+    words = name.lower().replace("-", "").replace("_", "").replace(".", "")
+    return None if "flux3" not in words else "flux3-klein-base" if "base" in words else "flux3-klein"
 
 
 def _named_klein(name: str) -> Variant | None:
@@ -319,8 +342,8 @@ def _with_defaults(spec: ModelSpec) -> ModelSpec:
     if spec.variant in ("flux2-dev", "flux2-turbo"):
         steps = _TURBO_STEPS if spec.variant == "flux2-turbo" else spec.default_steps
         return replace(spec, family="flux2", default_steps=steps, default_guidance=_DEV2_GUIDANCE)
-    if spec.variant in _SDXL_DEFAULTS:
-        row = _SDXL_DEFAULTS[spec.variant]
+    if spec.variant in _DEFAULTS:
+        row = _DEFAULTS[spec.variant]
         kept = {name: getattr(row, name) for name in ("family", "max_sequence_length", "max_pixels")}
         return replace(spec, default_steps=row.default_steps, default_guidance=row.default_guidance, **kept)
     if spec.variant != "schnell":

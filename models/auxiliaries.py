@@ -93,14 +93,14 @@ def check_auxiliary(spec: ModelSpec) -> None:
         with _without_notices():
             open_part(part_in(folder, name), kind).check()
     if spec.variant in _PROCESSORS:
-        image_processor(folder / _PROCESSORS[spec.variant])
+        image_processor(part_in(folder, _PROCESSORS[spec.variant]))
 
 
 def load_auxiliary(spec: ModelSpec, accelerator: Accelerator, dtype: torch.dtype | None = None) -> Auxiliary:
     """Load one onto the device. Raises: LoadError with one sentence that says what to do."""
     load = _Loader(locate(spec), accelerator, dtype or accelerator.default_dtype)
     if spec.variant == "redux":
-        processor = image_processor(load.folder / "feature_extractor")
+        processor = image_processor(part_in(load.folder, "feature_extractor"))
         encoder = load.part("image_encoder", SiglipVisionModel)
         auxiliary: Auxiliary = ReduxPrior(spec, encoder, load.part("image_embedder", ReduxImageEncoder), processor)
     elif spec.variant == "controlnet":

@@ -15,6 +15,7 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from models.construction import CONSTRUCTION
 from models.errors import LoadError
 from models.files.gguf import KIND as GGUF
 from models.files.headers import TensorEntry
@@ -70,7 +71,9 @@ def build(
     """
     keys = list(tensors)
     if issubclass(kind, PreTrainedModel):
-        module, misfit = _transformers(kind, config, _plain(kind, tensors, dtype), dtype)
+        plain = _plain(kind, tensors, dtype)
+        with CONSTRUCTION.making():
+            module, misfit = _transformers(kind, config, plain, dtype)
     else:
         module, misfit = _diffusers(kind, config, tensors, dtype, keeps_packed)
     if misfit:
@@ -92,9 +95,12 @@ def _on_meta(name: str, entry: TensorEntry) -> Stored:
 
 
 def kept_in_float32(kind: Any, name: str, dtype: torch.dtype) -> bool:
-    """Whether a class keeps this parameter in float32: T5's `wo` overflows in float16."""
+    """Whether a class keeps this parameter in float32: T5's `wo` overflows in float16.
+
+    What diffusers' classes name so, diffusers keeps in every dtype.
+    """
     kept = list(getattr(kind, "_keep_in_fp32_modules_strict", None) or ())
-    if dtype == torch.float16:
+    if dtype == torch.float16 or not issubclass(kind, PreTrainedModel):
         kept += list(getattr(kind, "_keep_in_fp32_modules", None) or ())
     return bool(kept) and not set(kept).isdisjoint(name.split("."))
 
@@ -123,7 +129,7 @@ def _transformers(kind: Any, config: Any, tensors: dict[str, Tensor], dtype: tor
 def _diffusers(
     kind: Any, config: Any, tensors: dict[str, Stored], dtype: torch.dtype, keeps_packed: bool
 ) -> tuple[nn.Module, Misfit]:
-    with init_empty_weights():
+    with CONSTRUCTION.making(), init_empty_weights():
         module: Any = kind.from_config(config)
     module._fix_state_dict_keys_on_load(tensors)  # names of attention layers in older VAE files
     expected = module.state_dict()

@@ -15,7 +15,7 @@ from models.arguments import read_object
 from models.checkpoint_files import locate
 from models.errors import LoadError
 from models.files.folder import OTHERS, check_folder, config, part_in
-from models.part import Part, image_processor, made, open_part, tokenizer
+from models.part import Part, check_words, image_processor, made, open_part, tokenizer
 from models.registry import ModelSpec
 from models.single.parts import file_parts, sigmas_of, transformer_part
 
@@ -56,7 +56,7 @@ def open_checkpoint(spec: ModelSpec) -> Checkpoint:
     elif spec.transformer is None:
         checkpoint = _files(spec.file, tuple(map(Path, spec.folders)))
     else:
-        checkpoint = _with_transformer(locate(spec, without="transformer"), spec.file)
+        checkpoint = _with_transformer(locate(spec), spec.file)
     for part in checkpoint.parts.values():
         part.check()
     _check_together(checkpoint)
@@ -118,7 +118,7 @@ def safety_part(folder: Path) -> tuple[Part, Any]:
     """
     part = part_in(folder, SAFETY)
     is_concepts = "StableDiffusionSafetyChecker" in (config(part).get("architectures") or ())
-    processor = image_processor(folder / "feature_extractor" if is_concepts else part)
+    processor = image_processor(part_in(folder, "feature_extractor") if is_concepts else part)
     return open_part(part, StableDiffusionSafetyChecker if is_concepts else AutoModelForImageClassification), processor
 
 
@@ -127,15 +127,8 @@ def _check_together(checkpoint: Checkpoint) -> None:
     name = checkpoint.name
     clip, t5 = checkpoint.parts["text_encoder"].config, checkpoint.parts["text_encoder_2"].config
     transformer, vae = checkpoint.parts["transformer"].config, checkpoint.parts["vae"].config
-    for words, rows, part in (
-        (checkpoint.tokenizer, clip.vocab_size, "tokenizer"),
-        (checkpoint.tokenizer_2, t5.vocab_size, "tokenizer_2"),
-    ):
-        if len(words) > rows:
-            raise LoadError(
-                f"{name}: the part {part} has {len(words)} words, but the text encoder's table has {rows} rows; "
-                "take both from one checkpoint."
-            )
+    check_words(name, "tokenizer", checkpoint.tokenizer, clip.vocab_size)
+    check_words(name, "tokenizer_2", checkpoint.tokenizer_2, t5.vocab_size)
     widths = (
         ("text_encoder", clip.hidden_size, "pooled_projection_dim"),
         ("text_encoder_2", t5.d_model, "joint_attention_dim"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, snapshot_download
@@ -20,7 +21,9 @@ from huggingface_hub.file_download import repo_folder_name
 
 from models.arguments import read_object
 from models.errors import LoadError
-from models.files.wanted import INDEX, needed, parts_of, small
+from models.files.folder import index_in, part_in
+from models.files.wanted import needed, parts_of, small
+from models.first_look import first_look
 from models.registry import ModelSpec
 
 _HTTP_ERROR: type[BaseException] = HfHubHTTPError.__bases__[0]
@@ -29,10 +32,10 @@ _BARE = ("redux", "controlnet", "depth-estimator")
 """Variants that may be one model in no folder of its own."""
 
 
-def locate(spec: ModelSpec, without: str | None = None) -> Path:
+def locate(spec: ModelSpec) -> Path:
     """The local folder of a checkpoint, fetched into the Hugging Face cache if it has to be.
 
-    Args: without: a part whose weights are not wanted.
+    The weights of a part whose place a single file takes are not wanted.
     Honours HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE. Raises: LoadError.
     """
     folder = Path(spec.source)
@@ -41,7 +44,7 @@ def locate(spec: ModelSpec, without: str | None = None) -> Path:
     if folder.is_absolute():
         raise LoadError(f"model {spec.name}: the folder {spec.source} does not exist.")
     try:
-        return _fetched(spec, without)
+        return _fetched(spec)
     except GatedRepoError as exc:
         raise LoadError(
             f"model {spec.name}: {spec.source} is gated; accept its licence at {constants.ENDPOINT}/{spec.source} "
@@ -65,6 +68,11 @@ def pull(spec: ModelSpec) -> Path:
     Returns: its folder. Raises: LoadError, also for files that are not what the hub says; those are deleted.
     """
     folder = locate(spec)
+    if spec.variant not in _BARE and not index_in(folder).is_file():
+        raise LoadError(
+            f"model {spec.name}: {spec.source} has no model_index.json, so it is no checkpoint in diffusers' layout; "
+            f"fetch the single file that you want (`hf download {spec.source} FILE`) and give it as --transformer FILE."
+        )
     try:
         seen = HfApi().verify_repo_checksums(spec.source, revision=folder.name)
     except (OfflineModeIsEnabled, _HTTP_ERROR, OSError, ValueError) as exc:
@@ -88,8 +96,12 @@ def adopt(spec: ModelSpec, folder: Path) -> Path:
 
     Args: folder: in diffusers' layout. Returns: its folder in the cache. Raises: LoadError.
     """
-    names = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
-    chosen = needed(names, parts_of(read_object(folder / INDEX)))
+    parts = parts_of(read_object(index_in(folder)))
+    names = {file.name: file for file in folder.iterdir() if file.is_file()}
+    # Part by part: one may be a link, which a walk would pass over.
+    files = ((part, file) for part in parts for file in part_in(folder, part).glob("*"))
+    names |= {f"{part}/{file.name}": file for part, file in files if file.is_file()}
+    chosen = needed(names, parts)
     facts = [f"{name} {names[name].stat().st_size}" for name in chosen if name in names]
     commit = hashlib.sha1("\n".join(facts).encode(), usedforsecurity=False).hexdigest()
     repo = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=spec.source, repo_type="model")
@@ -100,6 +112,7 @@ def adopt(spec: ModelSpec, folder: Path) -> Path:
                 (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(names[name], unfinished / name)
         if not whole.exists():
+            first_look(replace(spec, source=str(unfinished)))  # a copy of what changed meanwhile, or of half a file
             unfinished.rename(whole)
         (repo / "refs").mkdir(parents=True, exist_ok=True)
         (repo / "refs" / (spec.revision or constants.DEFAULT_REVISION)).write_text(commit)
@@ -108,20 +121,22 @@ def adopt(spec: ModelSpec, folder: Path) -> Path:
     return whole
 
 
-def _fetched(spec: ModelSpec, without: str | None) -> Path:
+def _fetched(spec: ModelSpec) -> Path:
     """First what is small, then the weights that serving reads; without a hub to ask, what the cache has."""
     is_bare = spec.variant in _BARE
     few = small(()) if is_bare else small(None)
-    folder = Path(snapshot_download(spec.source, revision=spec.revision, allow_patterns=few))
+    stays = not spec.fetches
+    folder = Path(snapshot_download(spec.source, revision=spec.revision, allow_patterns=few, local_files_only=stays))
+    if stays:
+        return folder
     try:
         names = HfApi().list_repo_files(spec.source, revision=folder.name)
     except (OfflineModeIsEnabled, _HTTP_ERROR):
         return folder
-    parts = parts_of(read_object(folder / INDEX))
-    weights = f"{without}/" if without else None
+    parts = parts_of(read_object(index_in(folder)))
     chosen = [
         name
         for name in needed(names, parts)
-        if not (weights and name.startswith(weights) and name.endswith(".safetensors"))
+        if not (name.partition("/")[0] == spec.replaced and name.endswith(".safetensors"))
     ]
     return Path(snapshot_download(spec.source, revision=folder.name, allow_patterns=chosen))

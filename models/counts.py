@@ -8,10 +8,12 @@ from typing import Any
 
 from models.architectures import FLUX_TRANSFORMER, Architecture
 from models.flux2.architectures import FLUX2_TRANSFORMER, READ_LAYERS, Flux2Architecture
+from models.flux3.architectures import FLUX3_TRANSFORMER, MODES, Flux3Architecture
+from models.flux3.architectures import READ_LAYERS as FLUX3_READ_LAYERS
 from models.sdxl.architectures import SdxlArchitecture
 from models.sdxl.counts import unet_parameters
 
-AnyArchitecture = Architecture | Flux2Architecture | SdxlArchitecture
+AnyArchitecture = Architecture | Flux2Architecture | Flux3Architecture | SdxlArchitecture
 
 _TIME_CHANNELS = 256
 _T5_BUCKETS = 32
@@ -50,6 +52,8 @@ def counts_of(arch: AnyArchitecture) -> Counts:
     """Of any family."""
     if isinstance(arch, SdxlArchitecture):
         return _sdxl_counts(arch)
+    if isinstance(arch, Flux3Architecture):
+        return _flux3_counts(arch)
     if isinstance(arch, Flux2Architecture):
         text = {"text_encoder": qwen3_parameters(arch.text, arch.read[-1], has_norms=not arch.is_mistral)}
         transformer, words = flux2_parameters(arch.transformer), arch.text["vocab_size"] * arch.text["hidden_size"]
@@ -61,6 +65,14 @@ def counts_of(arch: AnyArchitecture) -> Counts:
         blocks, modulation = flux1_blocks(arch.transformer), modulation_parameters(arch.transformer)
         width = _width(_full(arch.transformer))
     return Counts(text, vae_parameters(arch.vae), transformer, blocks, modulation, words, width)
+
+
+def _flux3_counts(arch: Flux3Architecture) -> Counts:
+    """Its modulation is small and stays where the rest is."""
+    text = {"text_encoder": qwen3_parameters(arch.text, FLUX3_READ_LAYERS[-1])}
+    words, width = arch.text["vocab_size"] * arch.text["hidden_size"], flux3_width(arch.transformer)
+    blocks, transformer = flux3_blocks(arch.transformer), flux3_parameters(arch.transformer)
+    return Counts(text, vae_parameters(arch.vae), transformer, blocks, 0, words, width)
 
 
 def _sdxl_counts(arch: SdxlArchitecture) -> Counts:
@@ -121,6 +133,29 @@ def flux2_blocks(transformer: Mapping[str, Any]) -> tuple[int, ...]:
 def flux2_width(transformer: Mapping[str, Any]) -> int:
     """Values a token."""
     return _width({**FLUX2_TRANSFORMER, **transformer})
+
+
+def flux3_parameters(transformer: Mapping[str, Any]) -> int:
+    """Parameters of diffusers' Flux3Transformer2DModel, which has no biases."""
+    config = {**FLUX3_TRANSFORMER, **transformer}
+    width, head = flux3_width(config), int(config["attention_head_dim"])
+    embedders = (2 if config["flow_map"] else 1) * (config["timestep_channels"] + width) * width
+    ends = (2 * config["in_channels"] + config["cond_in_channels"] + config["joint_attention_dim"]) * width
+    blocks = flux3_blocks(config)
+    return int(sum(blocks) + 2 * len(blocks) * head + (6 * MODES + 2) * width**2 + embedders + ends)
+
+
+def flux3_blocks(transformer: Mapping[str, Any]) -> tuple[int, ...]:
+    """Values of each block's matrices: those of every mode, then those of all together."""
+    config = {**FLUX3_TRANSFORMER, **transformer}
+    width = flux3_width(config)
+    block = 4 * width**2 + 3 * width * int(width * config["mlp_ratio"])
+    return (block,) * (MODES * int(config["num_layers"]) + int(config["num_single_layers"]))
+
+
+def flux3_width(transformer: Mapping[str, Any]) -> int:
+    """Values a token."""
+    return _width({**FLUX3_TRANSFORMER, **transformer})
 
 
 def qwen3_parameters(text: Mapping[str, Any], layers: int = READ_LAYERS[-1], has_norms: bool = True) -> int:

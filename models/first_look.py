@@ -8,16 +8,26 @@ from __future__ import annotations
 from pathlib import Path
 
 from models.errors import LoadError
-from models.files.folder import FLUX1_PIPELINES, FLUX2_PIPELINES, OTHERS, SDXL_PIPELINES, check_folder, part_in
+from models.files.folder import (
+    FLUX1_PIPELINES,
+    FLUX2_PIPELINES,
+    FLUX3_PIPELINES,
+    OTHERS,
+    SDXL_PIPELINES,
+    check_folder,
+    part_in,
+)
 from models.files.headers import read_header
 from models.files.weights import weight_files
 from models.registry import ModelSpec
 from models.single.companions import companions, held_part
+from models.single.sdxl import whole_prefixes
 
 _FOLDERS = {
     "flux": (("text_encoder", "text_encoder_2", "vae", "transformer"), OTHERS, FLUX1_PIPELINES),
     "sdxl": (("text_encoder", "text_encoder_2", "vae", "unet"), OTHERS, SDXL_PIPELINES),
     "flux2": (("text_encoder", "vae", "transformer"), ("tokenizer", "scheduler"), FLUX2_PIPELINES),
+    "flux3": (("text_encoder", "vae", "transformer"), ("tokenizer", "scheduler"), FLUX3_PIPELINES),
 }
 """By family: folders with weights, the others, and the pipelines that they may be for."""
 
@@ -35,7 +45,9 @@ def first_look(spec: ModelSpec) -> None:
 def _look_at(spec: ModelSpec) -> None:
     if spec.file is not None and spec.family != "sdxl":
         held_part("transformer", spec.file, spec.family)
-    if spec.file is not None and spec.transformer is None:
+    if spec.file is not None and spec.transformer is None and spec.family == "sdxl":
+        whole_prefixes(spec.file)
+    elif spec.file is not None and spec.transformer is None:
         companions(spec.file, tuple(map(Path, spec.folders)))
     elif (folder := Path(spec.source)).is_dir():
         _look_into(folder, spec)
@@ -43,7 +55,7 @@ def _look_at(spec: ModelSpec) -> None:
 
 def _look_into(folder: Path, spec: ModelSpec) -> None:
     parts, others, pipelines = _FOLDERS[spec.family]
-    own = tuple(part for part in parts if part not in ("transformer", "unet") or spec.transformer is None)
+    own = tuple(part for part in parts if part != spec.replaced)
     check_folder(folder, own, others, pipelines)
     for part in own:
         for file in weight_files(part_in(folder, part)):

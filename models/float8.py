@@ -50,6 +50,8 @@ class Float8Linear(nn.Module):
         """(..., in_features) -> (..., out_features) in x's dtype; of rows that are float8 already, bfloat16."""
         if isinstance(x, Rows):
             return self._product(x)
+        if not x.numel():  # references are passed without a text, and the kernel takes no empty list
+            return x.new_empty(*x.shape[:-1], self.weight.shape[0])
         rows = x.reshape(-1, x.shape[-1])
         quantize = _fused_quantize(x.device, x.dtype) if x.is_cuda else quantize_rows
         return self._product(quantize(rows)).to(x.dtype).view(*x.shape[:-1], -1)
@@ -112,6 +114,11 @@ def chosen_linears(module: nn.Module, is_chosen: Callable[[str], bool]) -> dict[
         for name, linear in module.named_modules()
         if isinstance(linear, nn.Linear) and is_chosen(name) and _fits(linear)
     }
+
+
+def is_rounded(module: nn.Module) -> bool:
+    """Whether some of its linears are float8."""
+    return any(isinstance(part, Float8Linear) for part in module.modules())
 
 
 def share(module: M) -> M:

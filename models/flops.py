@@ -16,15 +16,21 @@ from typing import Any
 from models.architectures import ARCHITECTURES, FLUX_TRANSFORMER, Architecture
 from models.arguments import read_object
 from models.checkpoint_files import locate
-from models.counts import AnyArchitecture, flux2_blocks, flux2_width
-from models.files.folder import FLUX2_DEV, part_in
+from models.counts import AnyArchitecture, flux2_blocks, flux2_width, flux3_blocks, flux3_width
+from models.files.folder import FLUX2_DEV, is_distilled, part_in
 from models.flux2.architectures import ARCHITECTURES as FLUX2_ARCHITECTURES
 from models.flux2.architectures import FLUX2_TRANSFORMER, MISTRAL_LAYERS, READ_LAYERS, Flux2Architecture
+from models.flux3.architectures import ARCHITECTURES as FLUX3_ARCHITECTURES
+from models.flux3.architectures import FLUX3_TRANSFORMER, Flux3Architecture
+from models.flux3.architectures import READ_LAYERS as FLUX3_READ_LAYERS
 from models.registry import ModelSpec
 from models.sdxl.architectures import ARCHITECTURES as SDXL_ARCHITECTURES
 from models.sdxl.architectures import SdxlArchitecture
 from models.sdxl.counts import unet_flops
 
+_SDXL_FILES = {
+    "sdxl": "random:SDXL", "lightning": "random:SDXL-Lightning", "playground": "random:Playground-v2.5",
+}  # fmt: skip
 _TIME_CHANNELS = 256
 """Width of the sinusoidal embedding of a timestep or guidance value."""
 
@@ -53,18 +59,27 @@ def architecture_of(spec: ModelSpec) -> AnyArchitecture:
     if spec.source.startswith("random:"):
         return random_architecture(spec.source)
     if spec.file is not None and spec.transformer is None:
+        if spec.variant in ("flux2-dev", "flux2-turbo"):
+            return random_architecture("random:FLUX.2-dev")
         if spec.family == "flux2":
             size, base = spec.variant[-2:].upper(), "base-" if "base" in spec.variant else ""
             return random_architecture(f"random:FLUX.2-klein-{base}{size}")
+        if spec.family == "sdxl":
+            return random_architecture(_SDXL_FILES[spec.variant])
         return ARCHITECTURES["random:FLUX.1-schnell" if spec.variant == "schnell" else "random:FLUX.1-dev"]
-    folder = locate(spec, without="transformer" if spec.transformer else None)
+    folder = locate(spec)
     if spec.family == "flux2":
         index = read_object(folder / "model_index.json")
         of = partial(_config, folder)
         transformer, vae, text, sigmas = of("transformer"), of("vae"), of("text_encoder"), of("scheduler")
         if index.get("_class_name") == FLUX2_DEV:
             return Flux2Architecture(transformer, vae, text.get("text_config", text), sigmas, read=MISTRAL_LAYERS)
-        return Flux2Architecture(transformer, vae, text, sigmas, 1 if index.get("is_distilled", False) else 2)
+        return Flux2Architecture(transformer, vae, text, sigmas, 1 if is_distilled(index) else 2)
+    if spec.family == "flux3":
+        of = partial(_config, folder)
+        transformer, vae, text, sigmas = of("transformer"), of("vae"), of("text_encoder"), of("scheduler")
+        forwards = 1 if transformer.get("flow_map", False) else 2
+        return Flux3Architecture(transformer, vae, text.get("text_config", text), sigmas, forwards)
     if spec.family == "sdxl":
         names = ("unet", "vae", "text_encoder", "text_encoder_2", "scheduler")
         unet, vae, clip, clip_2, scheduler = (_config(folder, part) for part in names)
@@ -77,6 +92,8 @@ def random_architecture(name: str) -> AnyArchitecture:
     """Raises: KeyError for an unknown name."""
     if name in SDXL_ARCHITECTURES:
         return SDXL_ARCHITECTURES[name]
+    if name in FLUX3_ARCHITECTURES:
+        return FLUX3_ARCHITECTURES[name]
     return FLUX2_ARCHITECTURES[name] if name in FLUX2_ARCHITECTURES else ARCHITECTURES[name]
 
 
@@ -92,7 +109,10 @@ def request_flops(arch: AnyArchitecture, width: int, height: int, steps: int, te
         return _sdxl_flops(arch, width, height, steps)
     cell = 2 ** len(arch.vae["block_out_channels"])
     rows, columns = -(-height // cell), -(-width // cell)
-    if isinstance(arch, Flux2Architecture):
+    if isinstance(arch, Flux3Architecture):
+        text = arch.forwards * qwen3_flops(arch.text, text_tokens, FLUX3_READ_LAYERS[-1])
+        step = arch.forwards * flux3_step_flops(arch.transformer, rows * columns, text_tokens)
+    elif isinstance(arch, Flux2Architecture):
         text = arch.forwards * qwen3_flops(arch.text, text_tokens, arch.read[-1])
         step = arch.forwards * flux2_step_flops(arch.transformer, rows * columns, text_tokens)
     else:
@@ -129,17 +149,37 @@ def step_flops(transformer: Mapping[str, Any], image_tokens: int, text_tokens: i
     return int(2 * (blocks + modulation + conditioning + ends))
 
 
-def flux2_step_flops(transformer: Mapping[str, Any], image_tokens: int, text_tokens: int) -> int:
-    """One forward of the FLUX.2 transformer over one picture. Args: image_tokens: references included."""
+def flux2_step_flops(transformer: Mapping[str, Any], image_tokens: int, text_tokens: int, kept_tokens: int = 0) -> int:
+    """One forward of the FLUX.2 transformer over one picture.
+
+    Args: image_tokens: references included. kept_tokens: of references that are attended to and not computed.
+    """
     config = {**FLUX2_TRANSFORMER, **transformer}
     width, layers, joint = flux2_width(config), config["num_layers"], image_tokens + text_tokens
     blocks = flux2_blocks(config)
     # In a double block each token passes the half of its own stream.
-    products = (sum(blocks[:layers]) // 2 + sum(blocks[layers:])) * joint + 2 * len(blocks) * joint**2 * width
+    attention = 2 * len(blocks) * joint * (joint + kept_tokens) * width
+    products = (sum(blocks[:layers]) // 2 + sum(blocks[layers:])) * joint + attention
     embedders = 2 if config["guidance_embeds"] else 1
     conditioning = 17 * width**2 + embedders * (config["timestep_guidance_channels"] + width) * width
     ends = (2 * image_tokens * config["in_channels"] + text_tokens * config["joint_attention_dim"]) * width
     return int(2 * (products + conditioning + ends))
+
+
+def flux3_step_flops(transformer: Mapping[str, Any], image_tokens: int, text_tokens: int) -> int:
+    """One forward of diffusers' FLUX.3 transformer over one picture without references.
+
+    Every token passes the blocks of its own mode and those of all together, and makes modulation of its own: what the
+    engine computes once a picture is credited to it.
+    """
+    config = {**FLUX3_TRANSFORMER, **transformer}
+    width, layers, single = flux3_width(config), config["num_layers"], config["num_single_layers"]
+    joint, block = image_tokens + text_tokens, flux3_blocks(config)[0]
+    attention = 2 * width * (layers * (image_tokens**2 + text_tokens**2) + single * joint**2)
+    modulation = (6 * joint + 2 * image_tokens) * width**2
+    conditioning = (3 if config["flow_map"] else 2) * (config["timestep_channels"] + width) * width
+    ends = (2 * image_tokens * config["in_channels"] + text_tokens * config["joint_attention_dim"]) * width
+    return int(2 * ((layers + single) * block * joint + attention + modulation + conditioning + ends))
 
 
 def qwen3_flops(text: Mapping[str, Any], tokens: int, layers: int = READ_LAYERS[-1]) -> int:

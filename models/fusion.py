@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel
+from diffusers import Flux2Transformer2DModel, Flux3Transformer2DModel, FluxTransformer2DModel
 from torch import nn
+
+from models.streaming import blocks_of
 
 
 def fuse(transformer: FluxTransformer2DModel, qkv: bool, mlp: bool) -> None:
@@ -33,6 +35,13 @@ def fuse_flux2(transformer: Flux2Transformer2DModel, qkv: bool, mlp: bool) -> No
     """The same for FLUX.2, whose single blocks are joined as they are published: `mlp` has nothing left to do."""
     if qkv:
         for block in transformer.transformer_blocks:
+            _fuse_attention(block.attn)
+
+
+def fuse_flux3(transformer: Flux3Transformer2DModel, qkv: bool, mlp: bool) -> None:
+    """The same for FLUX.3; its MLPs read the same tokens as attention, but stand apart."""
+    if qkv:
+        for block in blocks_of(transformer):
             _fuse_attention(block.attn)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers import Flux2Transformer2DModel
+from diffusers import Flux2Transformer2DModel, Flux3Transformer2DModel
 from safetensors import SafetensorError
 from torch import nn
 
@@ -153,10 +153,10 @@ class PartCache:
     def get(self, part: Part, dtype: torch.dtype, build: Callable[[], nn.Module]) -> tuple[nn.Module, bool]:
         """The module of this part and whether it was here already."""
         key = _key(part, dtype)
-        if key in self._parts:
-            return self._parts[key], True
-        self._parts[key] = build()
-        return self._parts[key], False
+        if (held := self._parts.get(key)) is not None:
+            return held, True
+        module = self._parts[key] = build()
+        return module, False
 
     def maps(self, part: Part) -> bool:
         """Whether this part's files are mapped, where they may be, or read once and in order."""
@@ -236,7 +236,8 @@ class _Parts:
             if self._stays_on_host(name):
                 staying += size
                 continue
-            if name == "transformer" and self._offload in MODULATION_WAITS:
+            has_waiting = name == "transformer" and part.kind is not Flux3Transformer2DModel
+            if has_waiting and self._offload in MODULATION_WAITS:
                 staying += int(size * modulation_share(part.config, part.kind is Flux2Transformer2DModel))
             if not self._cache.maps(part):
                 passing.append(size)

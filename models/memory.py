@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 from models.counts import AnyArchitecture, Counts, counts_of
 from models.flops import architecture_of, random_architecture
+from models.flux3.architectures import Flux3Architecture
 from models.registry import REGISTRY, ModelSpec
 from models.sdxl.architectures import SdxlArchitecture
 from models.tuning import RECORDED_TOKENS
@@ -159,6 +160,8 @@ def presumed_architecture(spec: ModelSpec) -> AnyArchitecture:
         return architecture_of(spec)
     if spec.family == "sdxl":
         return random_architecture("random:SDXL")
+    if spec.family == "flux3":
+        return random_architecture(f"random:FLUX.3-{spec.variant.removeprefix('flux3-')}")
     if spec.variant in ("flux2-dev", "flux2-turbo"):
         return random_architecture("random:FLUX.2-dev")
     if spec.family == "flux2":
@@ -187,7 +190,7 @@ def step_bytes(arch: AnyArchitecture, width: int, height: int, text_tokens: int)
 
 def recorded_bytes(arch: AnyArchitecture, preset: Preset) -> int:
     """What recorded steps (`pipelines.ops.replay`) hold: they run in memory of their own, all in the same."""
-    if isinstance(arch, SdxlArchitecture) or not preset.records:
+    if isinstance(arch, SdxlArchitecture | Flux3Architecture) or not preset.records:
         return 0
     return _step_bytes(arch, RECORDED_TOKENS) + _LAUNCHES
 

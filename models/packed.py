@@ -61,18 +61,27 @@ class Float8Weight(PackedWeight):
 class GgufWeight(PackedWeight):
     """Blocks of GGUF.
 
-    Args: blocks: (rows, bytes), uint8. kind: gguf's GGMLQuantizationType. columns: that a row has when unpacked.
+    Args:
+        blocks: (rows, bytes), uint8. kind: gguf's GGMLQuantizationType. sizes: values and bytes of a block.
         dequantize: diffusers' function for this kind: (blocks, block size, bytes a block) -> (blocks, block size).
+        shape: when unpacked; None for as many rows. Blocks may run on over rows that are narrower.
     """
 
     blocks: Tensor
 
-    def __init__(self, blocks: Tensor, kind: Any, sizes: tuple[int, int], dequantize: Callable[..., Tensor]) -> None:
+    def __init__(
+        self,
+        blocks: Tensor,
+        kind: Any,
+        sizes: tuple[int, int],
+        dequantize: Callable[..., Tensor],
+        shape: tuple[int, ...] | None = None,
+    ) -> None:
         super().__init__()
         self.register_buffer("blocks", blocks)
         self._kind, self._sizes, self._dequantize = kind, sizes, dequantize
         block, block_bytes = sizes
-        self.shape = torch.Size((blocks.shape[0], blocks.shape[1] // block_bytes * block))
+        self.shape = torch.Size(shape or (blocks.shape[0], blocks.shape[1] // block_bytes * block))
 
     def unpack(self, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
         block, block_bytes = self._sizes
@@ -117,6 +126,11 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.weight = weight
         self.register_buffer("bias", bias)
+
+    @property
+    def out_features(self) -> int:
+        """As a plain linear has it."""
+        return int(self.weight.shape[0])
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., columns of W) -> (..., rows of W)."""

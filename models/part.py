@@ -8,9 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel
+from diffusers import (
+    Flux2Transformer2DModel,
+    Flux3Transformer2DModel,
+    FluxTransformer2DModel,
+    UNet2DConditionModel,
+)
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+
+# By its own module: under its other name older versions refuse it where torchvision is not installed.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from models.building import build, kept_in_float32, on_meta
 from models.errors import LoadError
@@ -27,6 +35,7 @@ from models.single.layout import SCALES, with_scales
 
 _OFFLINE = {"trust_remote_code": False, "local_files_only": True}
 
+_CORES = (FluxTransformer2DModel, Flux2Transformer2DModel, Flux3Transformer2DModel, UNet2DConditionModel)
 Convert = Callable[[dict[str, Stored]], dict[str, Stored]]
 """From the names of a file to those of the module."""
 
@@ -57,8 +66,8 @@ class Part:
 
     @property
     def keeps_packed(self) -> bool:
-        """Whether weights stay in the form of the file: those of the transformer, which are most of a checkpoint."""
-        return self.kind in (FluxTransformer2DModel, Flux2Transformer2DModel)
+        """Whether weights stay in the form of the file: those of what every step runs, most of a checkpoint."""
+        return self.kind in _CORES
 
     def loaded_bytes(self, dtype: torch.dtype) -> int:
         """What it takes in memory, about: a few parameters may stay in float32."""
@@ -132,11 +141,11 @@ def open_part(folder: Path, kind: Any) -> Part:
 
 
 def image_processor(folder: Path) -> Any:
-    """What prepares pictures for a model. Raises: LoadError."""
+    """What prepares pictures for a model, the same whether torchvision is installed or not. Raises: LoadError."""
     label = f"{folder.parent.name}/{folder.name}"
     if not (folder / "preprocessor_config.json").is_file():
         raise LoadError(f"{label} has no preprocessor_config.json; fetch the checkpoint again.")
-    return made(label, lambda: AutoImageProcessor.from_pretrained(folder, **_OFFLINE))
+    return made(label, lambda: AutoImageProcessor.from_pretrained(folder, backend="pil", **_OFFLINE))
 
 
 def tokenizer(folder: Path) -> Any:
@@ -145,6 +154,15 @@ def tokenizer(folder: Path) -> Any:
     if folder.is_file():
         return made(label, lambda: t5_tokenizer(folder))
     return made(label, lambda: AutoTokenizer.from_pretrained(folder, **_OFFLINE))
+
+
+def check_words(name: str, part: str, words: Any, rows: int) -> None:
+    """A tokenizer's words fit the text encoder's table. Raises: LoadError."""
+    if len(words) > rows:
+        raise LoadError(
+            f"{name}: the part {part} has {len(words)} words, but the text encoder's table has {rows} rows; "
+            "take both from one checkpoint."
+        )
 
 
 def made(label: str, make: Callable[[], Any]) -> Any:

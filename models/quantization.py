@@ -38,7 +38,7 @@ def is_insensitive(name: str) -> bool:
     Exact stay the modulation (".norm"), one vector a picture whose errors reach every token, and all outside the
     blocks: embedders, norm_out, proj_out.
     """
-    return "transformer_blocks" in name and ".norm" not in name
+    return ("transformer_blocks." in name or "mode_blocks." in name) and ".norm" not in name
 
 
 SCHEMES: dict[str, Callable[[nn.Module, Accelerator], None]] = {"none": _leave, "fp8": _fp8}

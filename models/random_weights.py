@@ -16,6 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast,
 from models.architectures import ARCHITECTURES
 from models.building import vae_dtype
 from models.components import FluxComponents
+from models.construction import CONSTRUCTION
 from models.errors import LoadError
 from models.memory import Offload
 from models.placement import place
@@ -42,7 +43,7 @@ def random_components(
     made = part_maker(device, dtype, progress, offload)
     return FluxComponents(
         spec=spec,
-        text_encoder=made("text encoder", 0.0, lambda: CLIPTextModel(_clip_config(arch.clip))),
+        text_encoder=made("text encoder", 0.0, lambda: CLIPTextModel(clip_config(arch.clip))),
         text_encoder_2=made("text encoder 2", 0.02, lambda: T5EncoderModel(_t5_config(arch.t5))),
         transformer=made("transformer", 0.3, lambda: FluxTransformer2DModel(**arch.transformer)),
         vae=made("vae", 0.98, lambda: AutoencoderKL(**arch.vae)),
@@ -74,13 +75,14 @@ def part_maker(
 @contextmanager
 def _made_on(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     """Modules built inside are born on the device in the dtype: 24 GB are never held twice."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device):
-            yield
-    finally:
-        torch.set_default_dtype(before)
+    with CONSTRUCTION.making():
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            with torch.device(device):
+                yield
+        finally:
+            torch.set_default_dtype(before)
 
 
 def _randomise(module: nn.Module, generator: torch.Generator) -> None:
@@ -95,8 +97,9 @@ def _randomise(module: nn.Module, generator: torch.Generator) -> None:
                 bias.zero_()
 
 
-def _clip_config(values: dict[str, Any]) -> CLIPTextConfig:
-    return CLIPTextConfig(**values, hidden_act="quick_gelu", bos_token_id=0, eos_token_id=1, pad_token_id=1)
+def clip_config(values: dict[str, Any], activation: str = "quick_gelu") -> CLIPTextConfig:
+    """A CLIP text encoder of these sizes, with the special tokens that any word list has."""
+    return CLIPTextConfig(**values, hidden_act=activation, bos_token_id=0, eos_token_id=1, pad_token_id=1)
 
 
 def _t5_config(values: dict[str, Any]) -> T5Config:

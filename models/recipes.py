@@ -12,7 +12,11 @@ from models.errors import LoadError
 from models.flux2.checkpoint import PARTS, Flux2Checkpoint, open_flux2
 from models.flux2.components import Flux2Components
 from models.flux2.random_weights import random_flux2
-from models.fusion import fuse, fuse_flux2
+from models.flux3.checkpoint import PARTS as FLUX3_PARTS
+from models.flux3.checkpoint import Flux3Checkpoint, open_flux3
+from models.flux3.components import Flux3Components
+from models.flux3.random_weights import random_flux3
+from models.fusion import fuse, fuse_flux2, fuse_flux3
 from models.part import Part
 from models.random_weights import random_components
 from models.registry import Family, ModelSpec
@@ -77,7 +81,18 @@ def _flux2(spec: ModelSpec, checkpoint: Flux2Checkpoint, load: LoadPart) -> Flux
         tokenizer=checkpoint.tokenizer,
         sigma_config=checkpoint.sigma_config,
         is_distilled=checkpoint.is_distilled,
+        passes_references_once=checkpoint.passes_references_once,
         reading=checkpoint.reading,
+        safety=_safety(checkpoint, load),
+    )
+
+
+def _flux3(spec: ModelSpec, checkpoint: Flux3Checkpoint, load: LoadPart) -> Flux3Components:
+    return Flux3Components(
+        spec=spec,
+        **{name: load(name) for name in FLUX3_PARTS},
+        tokenizer=checkpoint.tokenizer,
+        sigma_config=checkpoint.sigma_config,
         safety=_safety(checkpoint, load),
     )
 
@@ -105,6 +120,7 @@ def _safety(checkpoint: Opened, load: LoadPart) -> SafetyModel | None:
 RECIPES: dict[Family, Recipe] = {
     "flux": Recipe(open_checkpoint, _flux1, random_components, fuse),
     "flux2": Recipe(open_flux2, _flux2, random_flux2, fuse_flux2),
+    "flux3": Recipe(open_flux3, _flux3, random_flux3, fuse_flux3),
     "sdxl": Recipe(open_sdxl, _sdxl, random_sdxl, _leave, core="unet", streams=False),
 }
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-Family = Literal["flux", "flux2", "sdxl"]
+Family = Literal["flux", "flux2", "flux3", "sdxl"]
 Variant = Literal[
     "dev", "schnell", "krea", "srpo", "kontext", "fill", "canny", "depth", "redux", "controlnet", "depth-estimator",
     "klein-4b", "klein-9b", "klein-base-4b", "klein-base-9b", "flux2-dev", "flux2-turbo",
+    "flux3-klein", "flux3-klein-base",
     "sdxl", "lightning", "playground",
 ]  # fmt: skip
 
@@ -45,6 +46,7 @@ class ModelSpec:
         folders: where a single file's companions are sought besides around it.
         keeps_reference_size: of a Kontext checkpoint: references are seen at the size of the output, as it was
             trained, instead of at the nearest of FLUX.1 Kontext's own sizes.
+        fetches: whether what is not on this machine may be downloaded to load it.
     """
 
     name: str
@@ -65,6 +67,7 @@ class ModelSpec:
     keeps_reference_size: bool = False
     transformer: str | None = None
     folders: tuple[str, ...] = ()
+    fetches: bool = True
 
     @property
     def file(self) -> Path | None:
@@ -72,6 +75,13 @@ class ModelSpec:
         if self.transformer is not None:
             return Path(self.transformer)
         return Path(self.source) if Path(self.source).is_absolute() and Path(self.source).is_file() else None
+
+    @property
+    def replaced(self) -> str | None:
+        """The part of the source whose place a single file takes."""
+        if self.transformer is None:
+            return None
+        return "unet" if self.family == "sdxl" else "transformer"
 
     @property
     def draws(self) -> bool:
@@ -100,7 +110,7 @@ def _sibling(variant: Variant, summary: str, folder: str = "") -> ModelSpec:
         licence="Apache-2.0",
         summary=summary,
         base="flux-shapes",
-        picture_tokens=64,
+        picture_tokens=36,
         keeps_reference_size=True,
     )
 
@@ -136,6 +146,23 @@ def _klein(size: str, is_base: bool, licence: str, summary: str) -> ModelSpec:
     )
 
 
+def _flux3(is_base: bool, summary: str) -> ModelSpec:
+    """A checkpoint of FLUX.3 Image [klein]. Args: is_base: not distilled to few steps."""
+    return ModelSpec(
+        name=f"FLUX.3-klein{'-base' if is_base else ''}",
+        source=f"black-forest-labs/flux-3-image-klein{'-base' if is_base else ''}",
+        family="flux3",
+        variant="flux3-klein-base" if is_base else "flux3-klein",
+        max_sequence_length=8192,
+        max_pixels=4096 * 4096,
+        default_steps=50 if is_base else 16,
+        default_guidance=4.0 if is_base else 1.0,
+        licence="FLUX Kommunity License (non-commercial)",
+        gated=True,
+        summary=summary,
+    )
+
+
 def _sdxl(name: str, source: str, variant: Variant, steps: int, guidance: float, licence: str, text: str) -> ModelSpec:
     """A checkpoint of SDXL's architecture: 3.5 B parameters, trained at a megapixel."""
     return ModelSpec(
@@ -164,6 +191,18 @@ _KLEINS = (
     _klein("4B", True, "Apache-2.0", "the same before it was distilled: many steps, real guidance"),
     _klein("9B", False, "FLUX Non-Commercial", "draws and edits in 4 steps, 9 B parameters"),
     _klein("9B", True, "FLUX Non-Commercial", "the same before it was distilled"),
+)
+
+_KLEIN_KV = replace(
+    _KLEINS[2],
+    name="FLUX.2-klein-9B-KV",
+    source="black-forest-labs/FLUX.2-klein-9b-kv",
+    summary="klein-9B that computes the pictures it looks at in its first step alone",
+)
+
+_FLUX3S = (
+    _flux3(False, "draws and edits in 16 steps, 5.6 B parameters; wants prompts that were written out"),
+    _flux3(True, "the same before it was distilled: many steps, real guidance"),
 )
 
 _SDXLS = (
@@ -202,7 +241,28 @@ _FLUX2_SHAPES = ModelSpec(
     base="flux-shapes",
     native_pixels=1024 * 640,
 )
-"""Listed from the moment that its weights are here: `python -m models.shapes.flux2.train`."""
+_SDXL_SHAPES = replace(
+    _SDXLS[0],
+    name="sdxl-shapes",
+    source=str(_HERE / "shapes" / "sdxl-shapes"),
+    licence="Apache-2.0",
+    summary="embedded SDXL with Playground v2.5's schedule: draws shapes",
+    base="flux-shapes",
+)
+_SHAPES = (
+    _FLUX2_SHAPES,
+    _SDXL_SHAPES,
+    replace(
+        _SDXL_SHAPES,
+        name="sdxl-shapes-lightning",
+        source=f"{_SDXL_SHAPES.source}-lightning",
+        variant="lightning",
+        default_steps=4,
+        default_guidance=1.0,
+        summary="the same weights with SDXL-Lightning's schedule: 4 steps",
+    ),
+)
+"""Each listed from the moment that its weights are here: `python -m models.shapes.flux2.train`, `...sdxl.train`."""
 
 _SPECS = (
     ModelSpec(
@@ -281,12 +341,20 @@ _SPECS = (
         licence="none (random weights)",
         summary="the same, without guidance embedding",
     ),
-    *(spec for spec in (_FLUX2_SHAPES,) if Path(spec.source).is_dir()),
+    *(spec for spec in _SHAPES if Path(spec.source).is_dir()),
     *_KLEINS,
+    _KLEIN_KV,
     _FLUX2_DEV,
+    *_FLUX3S,
     *_SDXLS,
-    *map(_random, (*_KLEINS, _FLUX2_DEV, *_SDXLS, _LIGHTNING)),
+    *map(_random, (*_KLEINS, _KLEIN_KV, _FLUX2_DEV, *_FLUX3S, *_SDXLS, _LIGHTNING)),
 )
+
+UNNAMED: dict[Variant, str] = {
+    "lightning": "SDXL+sdxl_lightning_4step_unet.safetensors",
+    "flux2-turbo": "FLUX.2-dev+FILE, with turbo in the file's name",
+}
+"""What `--model` takes for variants that are published in no repository of their own."""
 
 REGISTRY: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}
 
@@ -314,6 +382,7 @@ TINY_KLEIN_BASE = replace(
     TINY_KLEIN, name="random:tiny-klein-base", source="random:tiny-klein-base", variant="klein-base-4b",
     default_guidance=4.0,
 )  # fmt: skip
+TINY_KLEIN_KV = replace(TINY_KLEIN, name="random:tiny-klein-kv", source="random:tiny-klein-kv")
 TINY_FLUX2_DEV = replace(
     TINY_KLEIN,
     name="random:tiny-flux2-dev",
@@ -322,6 +391,20 @@ TINY_FLUX2_DEV = replace(
     max_sequence_length=300,
     default_guidance=4.0,
 )
+TINY_FLUX3 = replace(
+    TINY,
+    name="random:tiny-flux3",
+    source="random:tiny-flux3",
+    family="flux3",
+    variant="flux3-klein",
+    max_sequence_length=240,
+    default_guidance=1.0,
+    summary="a FLUX.3 of a few thousand random weights, for tests; not listed",
+)
+TINY_FLUX3_BASE = replace(
+    TINY_FLUX3, name="random:tiny-flux3-base", source="random:tiny-flux3-base", variant="flux3-klein-base",
+    default_guidance=4.0,
+)  # fmt: skip
 TINY_SDXL = replace(
     TINY,
     name="random:tiny-sdxl",
@@ -339,7 +422,10 @@ TINY_PLAYGROUND = replace(
     TINY_SDXL, name="random:tiny-playground", source="random:tiny-playground", variant="playground",
     default_guidance=3.0,
 )  # fmt: skip
-_TINIES = (TINY, TINY_KLEIN, TINY_KLEIN_BASE, TINY_FLUX2_DEV, TINY_SDXL, TINY_LIGHTNING, TINY_PLAYGROUND)
+_TINIES = (
+    TINY, TINY_KLEIN, TINY_KLEIN_BASE, TINY_KLEIN_KV, TINY_FLUX2_DEV, TINY_FLUX3, TINY_FLUX3_BASE, TINY_SDXL,
+    TINY_LIGHTNING, TINY_PLAYGROUND,
+)  # fmt: skip
 UNLISTED = {spec.name: spec for spec in _TINIES}
 
 
@@ -350,6 +436,11 @@ def klein(is_base: bool, is_large: bool) -> Variant:
         (True, False): "klein-base-4b", (True, True): "klein-base-9b",
     }  # fmt: skip
     return variants[is_base, is_large]
+
+
+def flux2_dev(name: str) -> Variant:
+    """What FLUX.2 [dev] is for: whether its weights were made for few steps, only a name tells."""
+    return "flux2-turbo" if "turbo" in name.lower() else "flux2-dev"
 
 
 def siblings(specs: Sequence[ModelSpec]) -> tuple[ModelSpec, ...]:

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from diffusers import Flux3Transformer2DModel
 from torch import Tensor, nn
 
 from models.accelerator import Accelerator, Launched, host_copy
@@ -100,7 +101,7 @@ def stream_blocks(transformer: nn.Module, accelerator: Accelerator) -> None:
     """
     if is_streamed(transformer):
         return
-    blocks: list[nn.Module] = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]  # type: ignore[misc]
+    blocks = blocks_of(transformer)
     places = [_places(block) for block in blocks]
     stream = BlockStream([_size(held) for held in places], accelerator)
     for index, (block, held) in enumerate(zip(blocks, places, strict=True)):
@@ -114,6 +115,14 @@ def stream_blocks(transformer: nn.Module, accelerator: Accelerator) -> None:
             if any(child in {place.module for place in held} for child in layer.children()):
                 layer.register_forward_pre_hook(partial(_enter, stream, index))
     transformer.block_stream = stream  # type: ignore[assignment]
+
+
+def blocks_of(transformer: Any) -> list[nn.Module]:
+    """All blocks of a transformer in the order of their use: FLUX.3 has some for every kind of token first."""
+    if isinstance(transformer, Flux3Transformer2DModel):
+        modes = (transformer.txt_mode_blocks, *transformer.mode_blocks.values())
+        return [*(block for blocks in modes for block in blocks), *transformer.single_transformer_blocks]
+    return [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
 
 
 def is_streamed(transformer: nn.Module) -> bool:

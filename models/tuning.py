@@ -29,6 +29,8 @@ class Tuning:
         vae_channels_last: the decoder's pictures lie in memory channels last.
         fuse_vae_norms: the VAE's group norms and the SiLUs after them are one Triton kernel.
         compile_vae: the decoder goes through torch.compile.
+        round_attention: beside float8 weights, attention multiplies 8-bit numbers, too, where a kernel for that is
+            right. The one switch here that changes more than roundings of the dtype.
     """
 
     attention: AttentionName = "auto"
@@ -40,6 +42,7 @@ class Tuning:
     vae_channels_last: bool | None = None
     fuse_vae_norms: bool | None = None
     compile_vae: bool | None = None
+    round_attention: bool | None = None
 
     def resolved(self, kind: str) -> Tuning:
         """With every open switch decided, except that `attention` may stay `auto` for a measurement."""
@@ -62,10 +65,10 @@ class Tuning:
 AUTO = Tuning()
 """Every switch as the device has it."""
 
-PLAIN = Tuning("grouped", "torch", False, False, True, False, False, False, False)
+PLAIN = Tuning("grouped", "torch", False, False, True, False, False, False, False, False)
 """Everything off: what a CPU runs, equal to diffusers bit for bit."""
 
-_DEFAULTS = {"cuda": Tuning("auto", "triton", True, True, False, True, True, True, False)}
+_DEFAULTS = {"cuda": Tuning("auto", "triton", True, True, False, True, True, True, False, False)}
 
 
 def parse_tuning(text: str) -> Tuning:

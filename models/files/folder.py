@@ -17,8 +17,14 @@ FLUX1_PIPELINES = frozenset(
 )  # fmt: skip
 """Pipelines over FLUX.1's transformer, text encoders and VAE."""
 FLUX2_DEV = "Flux2Pipeline"
-FLUX2_PIPELINES = frozenset({FLUX2_DEV, "Flux2KleinPipeline", "Flux2KleinInpaintPipeline"})
+FLUX2_KV = "Flux2KleinKVPipeline"
+"""Of a [klein] that was trained to pass pictures to look at once (`pipelines.families.flux2.references`)."""
+FLUX2_PIPELINES = frozenset({FLUX2_DEV, FLUX2_KV, "Flux2KleinPipeline", "Flux2KleinInpaintPipeline"})
 """Pipelines over FLUX.2's transformer and VAE, and Mistral ([dev]) or Qwen3 ([klein])."""
+FLUX3_PIPELINES = frozenset({"Flux3ModularPipeline", "Flux3DistilledModularPipeline"})
+"""Pipelines over FLUX.3's transformer, FLUX.2's VAE and Qwen3-VL."""
+INDEXES = ("model_index.json", "modular_model_index.json")
+"""What tells a pipeline's class and parts; modular pipelines are saved with the second alone."""
 SDXL_PIPELINES = frozenset(f"StableDiffusionXL{kind}Pipeline" for kind in ("", "Img2Img", "Inpaint"))
 """Pipelines over SDXL's UNet, two CLIPs and VAE."""
 OTHERS = ("tokenizer", "tokenizer_2", "scheduler")
@@ -51,6 +57,19 @@ def part_in(folder: Path, name: str) -> Path:
         return part
 
 
+def index_in(folder: Path) -> Path:
+    """The file that tells what a folder is for; the first name where there is none."""
+    return next((folder / name for name in INDEXES if (folder / name).is_file()), folder / INDEXES[0])
+
+
+def is_distilled(index: dict[str, Any]) -> bool:
+    """Whether a FLUX.2 draws without a second, unprompted forward. Args: index: its model_index.json.
+
+    [dev] takes guidance as an input, and [klein] KV knows none; neither says so.
+    """
+    return index.get("_class_name") in (FLUX2_DEV, FLUX2_KV) or bool(index.get("is_distilled", False))
+
+
 def check_folder(
     folder: Path, parts: tuple[str, ...], others: tuple[str, ...], pipelines: frozenset[str] = FLUX1_PIPELINES
 ) -> str:
@@ -59,7 +78,7 @@ def check_folder(
     Args: parts: folders with weights. others: tokenizers and the scheduler. pipelines: those it may be for.
     Raises: LoadError naming the part.
     """
-    if not (folder / "model_index.json").is_file():
+    if not index_in(folder).is_file():
         raise LoadError(f"{folder.name}: no model_index.json, so this is not a diffusers pipeline folder.")
     pipeline = check_pipeline(folder, pipelines)
     for part in parts:
@@ -73,14 +92,15 @@ def check_folder(
 
 def check_pipeline(folder: Path, pipelines: frozenset[str] = FLUX1_PIPELINES) -> str:
     """The pipeline class that model_index.json names. Raises: LoadError if it is none of `pipelines`."""
-    pipeline = _object(folder / "model_index.json").get("_class_name")
+    index = index_in(folder)
+    pipeline = _object(index).get("_class_name")
     if not isinstance(pipeline, str):
-        raise LoadError(f"{folder.name}/model_index.json names no pipeline of diffusers; code of its own is never run.")
+        raise LoadError(f"{folder.name}/{index.name} names no pipeline of diffusers; code of its own is never run.")
     if pipeline not in pipelines:
         raise LoadError(
             f"{folder.name} is a checkpoint for {pipeline[:100]}, another architecture; "
-            "FLUX.1's are served (FluxPipeline and its kin), FLUX.2's (Flux2Pipeline, Flux2KleinPipeline), and SDXL's "
-            "(StableDiffusionXLPipeline)."
+            "FLUX.1's are served (FluxPipeline and its kin), FLUX.2's (Flux2Pipeline, Flux2KleinPipeline), FLUX.3's "
+            "(Flux3ModularPipeline and its distilled kin), and SDXL's (StableDiffusionXLPipeline)."
         )
     return pipeline
 

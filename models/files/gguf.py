@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import stat
 from functools import lru_cache
@@ -16,6 +17,8 @@ from models.files.headers import TensorEntry
 _MAGIC = b"GGUF"
 KIND = "GGUF:"
 """In front of a block kind's name where safetensors headers have a dtype."""
+_SHAPE = "comfy.gguf.orig_shape."
+"""In front of a tensor's name: the shape that it had before it was laid out for blocks, as ComfyUI's nodes write it."""
 PLAIN = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
 
 
@@ -37,13 +40,23 @@ def _opened(file: Path) -> BinaryIO:
 
 def gguf_header(file: Path) -> dict[str, TensorEntry]:
     """The tensors by name, shapes as torch has them. Raises: LoadError."""
-    entries = {}
-    for tensor in reader(file).tensors:
-        kind = tensor.tensor_type.name
-        shape = tuple(int(side) for side in reversed(tensor.shape))
-        start = int(tensor.data_offset)
-        entries[tensor.name] = TensorEntry(PLAIN.get(kind, KIND + kind), shape, start, start + int(tensor.n_bytes))
+    entries, found = {}, reader(file)
+    for tensor in found.tensors:
+        kind, start = tensor.tensor_type.name, int(tensor.data_offset)
+        entry = TensorEntry(PLAIN.get(kind, KIND + kind), shape_of(found, tensor), start, start + int(tensor.n_bytes))
+        entries[tensor.name] = entry
     return entries
+
+
+def shape_of(found: Any, tensor: Any) -> tuple[int, ...]:
+    """As torch has it. Args: found: from `reader`. tensor: one of its own. Raises: LoadError."""
+    field = found.fields.get(_SHAPE + tensor.name)
+    if field is None:
+        return tuple(int(side) for side in reversed(tensor.shape))
+    sides = field.contents()
+    if not isinstance(sides, list) or math.prod(sides) != int(tensor.n_elements):
+        raise LoadError(f"{tensor.name} has another number of values than its shape announces; fetch the file again.")
+    return tuple(map(int, sides))
 
 
 def brings_tokenizer(file: Path) -> bool:

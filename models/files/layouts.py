@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+_SDXL = "SDXL, which is served whole (--model FILE) or as the UNet of a folder (--model SDXL --transformer FILE)"
+_DIFFUSION = "Stable Diffusion 1 or 2, which are other architectures"
 _SIGNS: tuple[tuple[str, str], ...] = (
     ("lora_unet_", "a LoRA that was not merged; serve the base model and give the LoRA with each request"),
     (".lora_A.", "a LoRA that was not merged; serve the base model and give the LoRA with each request"),
     (".lora_down.", "a LoRA that was not merged; serve the base model and give the LoRA with each request"),
     ("_lora", "a LoRA that was not merged; serve the base model and give the LoRA with each request"),
     ("controlnet_", "a ControlNet, which is served from a folder with its config.json"),
-    ("double_stream_modulation_img.", "FLUX.2 [dev], whose text encoder is not served; FLUX.2 [klein] is"),
+    ("double_stream_modulation_img.", "a part of FLUX.2's transformer"),
     ("distilled_guidance_layer.", "Chroma, which is another architecture"),
     ("joint_blocks.", "Stable Diffusion 3, which is another architecture"),
-    ("input_blocks.", "Stable Diffusion or SDXL, which is another architecture"),
-    ("down_blocks.0.attentions.", "Stable Diffusion or SDXL, which is another architecture"),
+    ("label_emb.", _SDXL),
+    ("add_embedding.", _SDXL),
+    ("input_blocks.", _DIFFUSION),
+    ("down_blocks.0.attentions.", _DIFFUSION),
     ("model.diffusion_model.", "ComfyUI's layout"),
     ("double_blocks.", "Black Forest Labs' layout"),
     ("decoder.up.0.block.", "a VAE in the layout of latent diffusion"),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import Any
 
+from models.files.folder import INDEXES
 from models.files.weights import PREFERRED, STEMS
 
-INDEX = "model_index.json"
 _SMALL = (".json", ".txt", ".model", ".jinja")
 """Configurations, vocabularies and chat templates."""
 
@@ -16,15 +16,15 @@ _SMALL = (".json", ".txt", ".model", ".jinja")
 def small(parts: Collection[str] | None) -> list[str]:
     """Patterns of all but the weights. Args: parts: as in `needed`."""
     folders = ["*/"] if parts is None or parts else [""]
-    return [INDEX, *(f"{folder}*{ending}" for folder in folders for ending in _SMALL)]
+    return [*INDEXES, *(f"{folder}*{ending}" for folder in folders for ending in _SMALL)]
 
 
 def parts_of(index: dict[str, Any]) -> list[str]:
-    """The folders that a model_index.json names."""
-    return [name for name, made in index.items() if isinstance(made, list) and len(made) == 2 and made[0]]
+    """The folders that an index names; in a modular one each comes with where it is loaded from."""
+    return [name for name, made in index.items() if isinstance(made, list) and len(made) in (2, 3) and made[0]]
 
 
-def needed(names: Iterable[str], parts: Collection[str]) -> list[str]:
+def needed(names: Collection[str], parts: Collection[str]) -> list[str]:
     """Of all files of a repository those that serving reads.
 
     Args: parts: folders that its model_index.json names; none for a model in no folder of its own.
@@ -34,7 +34,7 @@ def needed(names: Iterable[str], parts: Collection[str]) -> list[str]:
         folder, _, file = name.rpartition("/")
         if folder in kept:
             kept[folder].add(file)
-    chosen = [INDEX] if parts else []
+    chosen = ([name for name in INDEXES if name in names] or [INDEXES[0]]) if parts else []
     for folder, files in kept.items():
         own = [file for file in sorted(files) if file.endswith(_SMALL)] + _weights(files)
         chosen += [f"{folder}/{file}" if folder else file for file in own]

@@ -15,8 +15,10 @@ MISTRAL_LAYERS = (10, 20, 30)
 class Flux2Architecture:
     """The constructor arguments of every part.
 
-    Args: text: of transformers' Qwen3Config, or of MistralConfig. read: layers of it. forwards: of the transformer in
-        each step, two with real guidance.
+    Args:
+        text: of transformers' Qwen3Config, or of MistralConfig. read: layers of it.
+        forwards: of the transformer in each step, two with real guidance.
+        passes_references_once: whether references are part of the first step alone.
     """
 
     transformer: dict[str, Any]
@@ -25,6 +27,7 @@ class Flux2Architecture:
     sigmas: dict[str, Any]
     forwards: int = 1
     read: tuple[int, ...] = READ_LAYERS
+    passes_references_once: bool = False
 
     @property
     def is_mistral(self) -> bool:
@@ -55,7 +58,7 @@ SIGMAS: dict[str, Any] = {
     "max_image_seq_len": 4096,
     "time_shift_type": "exponential",
 }
-_VAE: dict[str, Any] = {
+VAE: dict[str, Any] = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
     "block_out_channels": (128, 256, 512, 512),
@@ -91,7 +94,7 @@ def _klein(layers: int, single_layers: int, heads: int, text: dict[str, Any]) ->
         "joint_attention_dim": len(READ_LAYERS) * text["hidden_size"],
         "guidance_embeds": False,
     }
-    return Flux2Architecture(transformer, _VAE, text, SIGMAS)
+    return Flux2Architecture(transformer, VAE, text, SIGMAS)
 
 
 _MISTRAL: dict[str, Any] = {
@@ -108,7 +111,7 @@ _MISTRAL: dict[str, Any] = {
     "sliding_window": None,
 }
 """Mistral Small 3.2 as far as it is read."""
-_DEV = Flux2Architecture(FLUX2_TRANSFORMER, _VAE, _MISTRAL, SIGMAS, read=MISTRAL_LAYERS)
+_DEV = Flux2Architecture(FLUX2_TRANSFORMER, VAE, _MISTRAL, SIGMAS, read=MISTRAL_LAYERS)
 _KLEIN_4B = _klein(5, 20, 24, _qwen3(2560, 9728, 32))
 _KLEIN_9B = _klein(8, 24, 32, _qwen3(4096, 12288, 32))
 _TINY = Flux2Architecture(
@@ -155,8 +158,10 @@ ARCHITECTURES = {
     "random:FLUX.2-klein-4B": _KLEIN_4B,
     "random:FLUX.2-klein-base-4B": replace(_KLEIN_4B, forwards=2),
     "random:FLUX.2-klein-9B": _KLEIN_9B,
+    "random:FLUX.2-klein-9B-KV": replace(_KLEIN_9B, passes_references_once=True),
     "random:FLUX.2-klein-base-9B": replace(_KLEIN_9B, forwards=2),
     "random:tiny-klein": _TINY,
     "random:tiny-klein-base": replace(_TINY, forwards=2),
+    "random:tiny-klein-kv": replace(_TINY, passes_references_once=True),
     "random:tiny-flux2-dev": _TINY_DEV,
 }

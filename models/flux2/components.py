@@ -10,6 +10,7 @@ import torch
 from diffusers import (
     AutoencoderKLFlux2,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinKVPipeline,
     Flux2KleinPipeline,
     Flux2Pipeline,
     Flux2Transformer2DModel,
@@ -25,7 +26,10 @@ from models.registry import ModelSpec
 class Flux2Components(Components):
     """Everything one checkpoint needs, on one device, in one dtype, frozen in eval mode.
 
-    Args: is_distilled: whether it draws without a second, unprompted forward. reading: how its text encoder is asked.
+    Args:
+        is_distilled: whether it draws without a second, unprompted forward.
+        passes_references_once: whether it was trained to look at pictures that see neither prompt nor step.
+        reading: how its text encoder is asked.
     """
 
     WEIGHTS = ("transformer", "vae", "text_encoder")
@@ -37,6 +41,7 @@ class Flux2Components(Components):
     tokenizer: Any
     sigma_config: Mapping[str, Any]
     is_distilled: bool
+    passes_references_once: bool = False
     reading: Reading = QWEN3
     safety: SafetyModel | None = None
     load_s: float = 0.0
@@ -57,10 +62,11 @@ class Flux2Components(Components):
         """Of one token."""
         return int(self.transformer.config.in_channels)
 
-    def pipeline(self) -> Flux2KleinPipeline | Flux2Pipeline:
+    def pipeline(self) -> Flux2KleinPipeline | Flux2KleinKVPipeline | Flux2Pipeline:
         """Diffusers' own pipeline over the same modules: the oracle of tests and benchmarks."""
         is_klein = self.reading is QWEN3
-        kind: Any = Flux2KleinPipeline if is_klein else Flux2Pipeline
+        klein: Any = Flux2KleinKVPipeline if self.passes_references_once else Flux2KleinPipeline
+        kind: Any = klein if is_klein else Flux2Pipeline
         pipeline = kind(
             scheduler=FlowMatchEulerDiscreteScheduler.from_config(dict(self.sigma_config)),
             vae=self.vae,

@@ -47,6 +47,7 @@ def random_flux2(
         tokenizer=tokenizer,
         sigma_config=dict(arch.sigmas),
         is_distilled="base" not in spec.variant,
+        passes_references_once=arch.passes_references_once,
         reading=MISTRAL if arch.is_mistral else QWEN3,
     )
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from models.errors import LoadError
 from models.memory import Offload
-from models.random_weights import byte_tokenizer, part_maker
+from models.random_weights import byte_tokenizer, clip_config, part_maker
 from models.registry import ModelSpec
 from models.sdxl.architectures import ARCHITECTURES, CLIP_TOKENS
 from models.sdxl.components import SdxlComponents
@@ -34,15 +33,13 @@ def random_sdxl(
     made = part_maker(device, dtype, progress, offload)
     return SdxlComponents(
         spec=spec,
-        text_encoder=made("text encoder", 0.0, lambda: CLIPTextModel(_clip(arch.clip, "quick_gelu"))),
-        text_encoder_2=made("text encoder 2", 0.1, lambda: CLIPTextModelWithProjection(_clip(arch.clip_2, "gelu"))),
+        text_encoder=made("text encoder", 0.0, lambda: CLIPTextModel(clip_config(arch.clip))),
+        text_encoder_2=made(
+            "text encoder 2", 0.1, lambda: CLIPTextModelWithProjection(clip_config(arch.clip_2, "gelu"))
+        ),
         unet=made("unet", 0.3, lambda: UNet2DConditionModel(**arch.unet)),
         vae=made("vae", 0.98, lambda: AutoencoderKL(**arch.vae)),
         tokenizer=byte_tokenizer(CLIP_TOKENS),
         tokenizer_2=byte_tokenizer(CLIP_TOKENS),
         scheduler_config=dict(arch.scheduler),
     )
-
-
-def _clip(values: dict[str, Any], activation: str) -> CLIPTextConfig:
-    return CLIPTextConfig(**values, hidden_act=activation, bos_token_id=0, eos_token_id=1, pad_token_id=1)

@@ -8,7 +8,7 @@ from pathlib import Path
 from models.errors import LoadError
 from models.files.gguf import brings_tokenizer
 from models.registry import Family
-from models.single.contents import TRANSFORMERS, Header, Held, contents, what_it_is
+from models.single.contents import TRANSFORMERS, Header, Held, contents, variant_of, what_it_is
 from models.single.header import header_of
 from models.single.search import companion, tokenizer_folder
 
@@ -27,7 +27,7 @@ _WORDS: dict[Family, dict[str, str]] = {
     },
 }
 _WHOLE = {"flux": "FLUX.1-dev", "flux2": "FLUX.2-klein-4B"}
-_SHIPPED = Path(__file__).parents[1] / "tokenizers"
+SHIPPED = Path(__file__).parents[1] / "tokenizers"
 _PARTS = {"flux": ("text_encoder", "text_encoder_2", "vae"), "flux2": ("text_encoder", "vae")}
 _TOKENIZERS = {"flux": ("tokenizer", "tokenizer_2"), "flux2": ("tokenizer",)}
 
@@ -49,6 +49,11 @@ def companions(file: Path, folders: Sequence[Path]) -> tuple[dict[str, Path], di
     Args: file: that holds a transformer. Raises: LoadError naming what is missing.
     """
     own = contents(header_of(file))
+    if variant_of(header_of(file), file.name) in ("flux2-dev", "flux2-turbo"):
+        raise LoadError(
+            f"{file.name} holds FLUX.2 [dev]'s transformer alone; take the rest from a folder: "
+            f"--model FLUX.2-dev --transformer {file.name}."
+        )
     family = own["transformer"].family
     homes = {name: file if name in own else companion(name, file, folders) for name in _PARTS[family]}
     tokenizers = {name: tokenizer_folder(family, name, file, folders) for name in _TOKENIZERS[family]}
@@ -56,8 +61,8 @@ def companions(file: Path, folders: Sequence[Path]) -> tuple[dict[str, Path], di
         t5 = homes["text_encoder_2"]
         if tokenizers["tokenizer_2"] is None and t5 is not None and brings_tokenizer(t5):
             tokenizers["tokenizer_2"] = t5
-        tokenizers["tokenizer"] = tokenizers["tokenizer"] or _SHIPPED / "clip"
-        tokenizers["tokenizer_2"] = tokenizers["tokenizer_2"] or _SHIPPED / "t5"
+        tokenizers["tokenizer"] = tokenizers["tokenizer"] or SHIPPED / "clip"
+        tokenizers["tokenizer_2"] = tokenizers["tokenizer_2"] or SHIPPED / "t5"
     missing = [_WORDS[family][name] for name, where in (homes | tokenizers).items() if where is None]
     if missing:
         raise LoadError(

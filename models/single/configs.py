@@ -54,7 +54,7 @@ def flux2_transformer_config(shapes: Shapes) -> dict[str, Any]:
         "joint_attention_dim": shapes["context_embedder.weight"][1],
         "timestep_guidance_channels": shapes["time_guidance_embed.timestep_embedder.linear_1.weight"][1],
         "mlp_ratio": shapes["transformer_blocks.0.ff.linear_out.weight"][1] / hidden,
-        "guidance_embeds": False,
+        "guidance_embeds": "time_guidance_embed.guidance_embedder.linear_1.weight" in shapes,
         "axes_dims_rope": (head // 4,) * 4,
     }
 

@@ -9,7 +9,7 @@ from typing import Literal
 from models.files.headers import TensorEntry
 from models.files.layouts import described, foreign
 from models.flux2.architectures import READ_LAYERS
-from models.registry import Family, Variant, klein
+from models.registry import Family, Variant, flux2_dev, klein
 
 Layout = Literal["bfl", "diffusers", "ldm", "transformers", "llama.cpp"]
 Header = Mapping[str, TensorEntry]
@@ -55,7 +55,7 @@ _FLUX1 = ("vector_in.in_layer.weight", "time_text_embed.text_embedder.linear_1.w
 _FLUX2 = ("double_stream_modulation_img.lin.weight", "double_stream_modulation_img.linear.weight")
 """What the transformers of Chroma and others of the same block names do not have."""
 _GUIDANCE = ("guidance_in.in_layer.weight", "time_guidance_embed.guidance_embedder.linear_1.weight")
-"""What of FLUX.2 only [dev] has, whose text encoder is another."""
+"""What of FLUX.2 only [dev] has."""
 _UMT5 = ("encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight", "enc.blk.1.attn_rel_b.weight")
 """UMT5 has the names of T5, and weighs positions in each layer."""
 _WIDTHS = {
@@ -75,7 +75,7 @@ _WANTED: dict[Family, dict[str, tuple[tuple[str, ...], int, int]]] = {
 }
 """By part: names of the transformer's tensor that takes it, the side that must be as wide, and how many times."""
 _KLEIN_4B_WIDTH = 3072
-TRANSFORMERS: dict[Family, str] = {"flux": "FLUX.1's transformer", "flux2": "FLUX.2 [klein]'s transformer"}
+TRANSFORMERS: dict[Family, str] = {"flux": "FLUX.1's transformer", "flux2": "FLUX.2's transformer"}
 _LATENTS = 64
 """Channels of a token of FLUX.1: 16 of the latents, 2 x 2 cells."""
 
@@ -102,8 +102,7 @@ def _family(part: str, prefix: str, known: set[str]) -> Family | None:
         case "transformer" if any(name.startswith("controlnet_") for name in known):
             return None
         case "transformer":
-            is_klein = has(_FLUX2) and not has(_GUIDANCE)
-            return "flux" if has(_FLUX1) else "flux2" if is_klein else None
+            return "flux" if has(_FLUX1) else "flux2" if has(_FLUX2) else None
         case "vae":
             return "flux2" if has(("bn.running_mean",)) else "flux"
         case "text_encoder":
@@ -151,6 +150,8 @@ def variant_of(header: Header, name: str) -> Variant | None:
     held = contents(header).get("transformer")
     if held is None:
         return None
+    if held.family == "flux2" and any(held.prefix + sign in header for sign in _GUIDANCE):
+        return flux2_dev(name)
     if held.family == "flux2":
         is_large = (_side(header, held.prefix, ("img_in.weight", "x_embedder.weight"), 0) or 0) > _KLEIN_4B_WIDTH
         return klein(is_base="base" in name.lower(), is_large=is_large)

@@ -10,7 +10,7 @@ import torch
 from transformers import T5Tokenizer
 
 from models.errors import LoadError
-from models.files.gguf import KIND, PLAIN, reader
+from models.files.gguf import KIND, PLAIN, reader, shape_of
 from models.files.headers import TensorEntry
 from models.packed import GgufWeight, Stored
 
@@ -20,7 +20,8 @@ _WORDS = "tokenizer.ggml."
 
 def gguf_mapped(file: Path) -> dict[str, Stored]:
     """All tensors, mapped: plain ones, and matrices in blocks."""
-    return {tensor.name: _mapped(tensor) for tensor in reader(file).tensors}
+    found = reader(file)
+    return {tensor.name: _mapped(tensor, shape_of(found, tensor)) for tensor in found.tensors}
 
 
 def gguf_on_meta(name: str, entry: TensorEntry) -> Stored:
@@ -32,9 +33,7 @@ def gguf_matrix(name: str, entry: TensorEntry, raw: torch.Tensor) -> Stored:
     """A matrix in blocks from its bytes, as they lie in the file. Raises: LoadError for an unknown kind."""
     import gguf
 
-    return packed(
-        name, raw.reshape(math.prod(entry.shape[:-1]), -1), gguf.GGMLQuantizationType[entry.dtype.removeprefix(KIND)]
-    )
+    return packed(name, raw, gguf.GGMLQuantizationType[entry.dtype.removeprefix(KIND)], entry.shape)
 
 
 def t5_tokenizer(file: Path) -> T5Tokenizer:
@@ -45,20 +44,22 @@ def t5_tokenizer(file: Path) -> T5Tokenizer:
     return T5Tokenizer(vocabulary, _spm_precompiled_charsmap=bytes(charsmap) if charsmap else None, extra_ids=0)
 
 
-def _mapped(tensor: Any) -> Stored:
+def _mapped(tensor: Any, shape: tuple[int, ...]) -> Stored:
     data = torch.from_numpy(tensor.data)
     kind = tensor.tensor_type.name
     if kind == "BF16":
-        return data.view(torch.bfloat16).reshape(tuple(int(side) for side in reversed(tensor.shape)))
-    return data if kind in PLAIN else packed(tensor.name, data, tensor.tensor_type)
+        return data.view(torch.bfloat16).reshape(shape)
+    return data.reshape(shape) if kind in PLAIN else packed(tensor.name, data, tensor.tensor_type, shape)
 
 
-def packed(name: str, blocks: torch.Tensor, kind: Any) -> GgufWeight:
-    """A matrix from its blocks (rows, bytes), uint8. Raises: LoadError for a kind that diffusers cannot unpack."""
+def packed(name: str, raw: torch.Tensor, kind: Any, shape: tuple[int, ...]) -> GgufWeight:
+    """A matrix, or a convolution, from its blocks, uint8. Raises: LoadError for a kind that diffusers cannot unpack."""
     import gguf
     from diffusers.quantizers.gguf.utils import dequantize_functions
 
-    if kind not in dequantize_functions or blocks.ndim != 2:
+    if kind not in dequantize_functions or len(shape) < 2:
         known = ", ".join(sorted(each.name for each in dequantize_functions))
         raise LoadError(f"{name} is packed as {kind.name}, which cannot be unpacked; take a file of {known}.")
-    return GgufWeight(blocks, kind, gguf.GGML_QUANT_SIZES[kind], dequantize_functions[kind])
+    block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    rows = math.prod(shape[:-1]) if shape[-1] % block == 0 else raw.numel() // block_bytes
+    return GgufWeight(raw.reshape(rows, -1), kind, (block, block_bytes), dequantize_functions[kind], shape)

@@ -37,7 +37,7 @@ from models.single.contents import Header, Held, variant_of
 from models.single.header import header_of
 from models.single.layout import diffusers_transformer, diffusers_vae, transformers_t5
 
-_SPARE = ("logit_scale", "text_projection.weight", "position_ids")
+SPARE = ("logit_scale", "text_projection.weight", "position_ids")
 """What files of CLIP and ComfyUI's checkpoints hold beside the text encoder that is used."""
 
 
@@ -80,10 +80,10 @@ def _part(name: str, file: Path, family: Family) -> Part:
     own = {
         key: entry
         for key, entry in header.items()
-        if key.startswith(held.prefix) and not (name == "text_encoder" and key.endswith(_SPARE))
+        if key.startswith(held.prefix) and not (name == "text_encoder" and key.endswith(SPARE))
     }
     if name == "text_encoder_2":
-        own = {key: entry for key, entry in own.items() if not key.endswith(_SPARE)}
+        own = {key: entry for key, entry in own.items() if not key.endswith(SPARE)}
     label = f"{file.parent.name}/{file.name}, {name.replace('_', ' ')}"
     kind, configured = _KINDS[family][name]
     part: Part = made(label, lambda: _made_part(label, kind, configured, held, file, own))

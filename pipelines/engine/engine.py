@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from models.accelerator import Accelerator, Marker
 from pipelines.engine.acceleration import ChooseAcceleration, choose_acceleration
@@ -15,8 +15,8 @@ from pipelines.engine.decode import DecodeQueue
 from pipelines.engine.decode import Finished as FinishedRow
 from pipelines.engine.request import Admission, Request, RequestError, Row
 from pipelines.engine.runner import Limits, Runner
-from pipelines.engine.scheduler import Scheduler, SchedulerConfig
-from pipelines.protocol.conditions import InputPicture
+from pipelines.engine.scheduler import Scheduler, SchedulerConfig, SwitchMs, no_switch
+from pipelines.protocol.conditions import Coarse, InputPicture
 from pipelines.protocol.frames import (
     Cancel,
     Cancelled,
@@ -72,6 +72,7 @@ class Engine:
             weights.
         on_ready: called from any thread when a prompt or picture beside the steps is done, where the device can tell;
             a caller of `step(wait=False)` sleeps until then.
+        switch_ms: see Scheduler.
     """
 
     def __init__(
@@ -82,9 +83,10 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         on_ready: Callable[[], object] = lambda: None,
         choose_acceleration: ChooseAcceleration = choose_acceleration,
+        switch_ms: SwitchMs = no_switch,
     ) -> None:
         self.config = config or EngineConfig()
-        self.scheduler = Scheduler(self.config.scheduler, CostModel())
+        self.scheduler = Scheduler(self.config.scheduler, CostModel(), switch_ms)
         self.steps = 0
         self.tally = StepTally()
         self._runner_for = runner_for
@@ -103,6 +105,11 @@ class Engine:
         return bool(self._requests or self._in_flight or self._frames)
 
     @property
+    def models(self) -> set[str]:
+        """Names of the checkpoints that the requests which it has take."""
+        return {name for request in self._requests.values() for name in request.params.models}
+
+    @property
     def running(self) -> int:
         """Requests that hold tensors."""
         return sum(request.is_admitted for request in self._requests.values())
@@ -111,8 +118,11 @@ class Engine:
     def waiting(self) -> int:
         return len(self._requests) - self.running
 
-    def add_request(self, submit: Submit) -> None:
-        """Take a request; if it cannot be done, the next `step` returns its Failed frame."""
+    def add_request(self, submit: Submit, waited_s: float = 0.0) -> None:
+        """Take a request; if it cannot be done, the next `step` returns its Failed frame.
+
+        Args: waited_s: how long it has waited for its checkpoints here, which counts as waiting.
+        """
         now = self._clock()
         try:
             params = GenerationParams.from_dict(submit.params)
@@ -122,6 +132,8 @@ class Engine:
             limits = self._limits_of(params.model)
             limits.check(params)
             choice = self._choose_acceleration(params)
+            if choice.is_coarse:
+                params = replace(params, conditions=(*params.conditions, Coarse()))
         except (RequestError, ValueError, TypeError, KeyError) as exc:
             self._frames.append(_refusal(submit, exc))
             return
@@ -135,9 +147,10 @@ class Engine:
             pictures=pictures,
             priority=submit.priority,
             start_by=None if submit.start_within_s is None else now + submit.start_within_s,
+            done_by=None if submit.done_within_s is None else now + submit.done_within_s,
             caches_steps=choice.caches_steps,
             alike=limits.alike(params),
-            added=now,
+            added=now - waited_s,
         )
         if choice.note is not None:
             self._frames.append(Note(submit.job_id, submit.epoch, choice.note))
@@ -240,9 +253,10 @@ class Engine:
             return
         end = self._accelerator.mark()
         self.steps += 1
-        for row in rows:
+        for row, tokens in zip(rows, lengths, strict=True):
             if row.pending is not None:
                 row.pending.notify(self._on_ready)
+            if row.tokens != tokens:
                 self.scheduler.reconsider()
         for row in self.scheduler.advance(rows):
             self._decodes.add(row)
@@ -375,9 +389,10 @@ _TIMINGS = ("queue_wait", "encode", "denoise", "decode", "safety", "device", "in
 def _shares(rows: list[Row], lengths: list[int]) -> dict[Request, float]:
     """What part of a step is whose, by the tokens that the model computed for it."""
     work = [length * row.computed for row, length in zip(rows, lengths, strict=True)]
+    total = sum(work) or 1.0
     shares: dict[Request, float] = {}
     for row, own in zip(rows, work, strict=True):
-        shares[row.request] = shares.get(row.request, 0.0) + own / (sum(work) or 1.0)
+        shares[row.request] = shares.get(row.request, 0.0) + own / total
     return shares
 
 

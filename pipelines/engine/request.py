@@ -56,6 +56,7 @@ class Request:
         tokens: joint tokens of one row, on the average of its steps, as predicted when it arrived.
         arrival: seconds on the engine's clock; in the past for a job that has waited elsewhere.
         start_by: it fails if not admitted by then; None waits for ever.
+        done_by: when its caller wants it done; it goes on after that.
         conditioning: the family's own, from its admission; None until then.
         num_steps: of each of its pictures.
         work_ms: predicted work when it arrived; never changed, so that requests keep their order.
@@ -70,6 +71,7 @@ class Request:
     arrival: float
     priority: int = 0
     start_by: float | None = None
+    done_by: float | None = None
     caches_steps: bool = False
     alike: Hashable = None
     pictures: tuple[InputPicture, ...] = ()
@@ -141,3 +143,9 @@ class Row:
     def release(self) -> None:
         """Free everything on the device."""
         self.latents = self.state = self.pending = None
+
+
+def latents_of(row: Row) -> Tensor:
+    """The latents of a row that was admitted."""
+    assert row.latents is not None, "the request was not admitted"
+    return row.latents

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from bisect import insort
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipelines.engine.cost import CostModel
@@ -13,6 +13,9 @@ from pipelines.engine.request import Request, Row
 
 _LOOKAHEAD = 16
 """Rows that do not fit after which the search for one that does ends."""
+
+_POSTPONED = 16
+"""Requests that are given a later due time in one plan: when a thousand are late at once, no step waits for all."""
 
 _REPLAN_STEPS = 64
 """Steps after which a plan is made anew even if nothing happened: the cost model has learned."""
@@ -31,8 +34,6 @@ class SchedulerConfig:
         growth: by how much a limit grows that cannot be kept any more.
         patience: times of its own work beyond which a limit never grows.
         low_priority_ms: how much later a low-priority request is due.
-        switch_ms: how much later requests of another group (model) count as due than those of the running one: what
-            it costs to load that model where memory does not hold both.
     """
 
     budget_ms: float = 250.0
@@ -42,11 +43,23 @@ class SchedulerConfig:
     growth: float = 1.2
     patience: float = 40.0
     low_priority_ms: float = 60_000.0
-    switch_ms: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.growth <= 1.0 or self.patience < self.limit:
+            raise ValueError("limits must grow, and begin within patience")
 
 
 Entry = tuple[float, int, int, Row]
 """(due, arrival number, index, row): the order in which rows are served."""
+
+
+SwitchMs = Callable[[str], float]
+"""What has to be waited for before rows of a group can step: the load of its model where memory does not hold it."""
+
+
+def no_switch(group: str) -> float:
+    """Where every model is in memory."""
+    return 0.0
 
 
 class Scheduler:
@@ -55,13 +68,16 @@ class Scheduler:
     A request is due `limit` times its work after it arrived, so the short overtake the long while the long can spare
     it. One that cannot be on time any more would only make others late, too: its limit grows until it can be kept
     again, but never beyond `patience` times its work. So a request is never overtaken by one that arrives later than
-    `patience * work_ms + low_priority_ms + switch_ms` after it: that is the fairness bound. The first row in order
-    always runs, whatever it costs.
+    `patience * work_ms + low_priority_ms` after it, or, where its model has to be loaded first, by as much more as that
+    takes: that is the fairness bound. The first row in order always runs, whatever it costs.
+
+    Args: switch_ms: by so much requests of a group count as due later than others.
     """
 
-    def __init__(self, config: SchedulerConfig, cost: CostModel) -> None:
+    def __init__(self, config: SchedulerConfig, cost: CostModel, switch_ms: SwitchMs = no_switch) -> None:
         self.config = config
         self.cost = cost
+        self._switch_ms = switch_ms
         self.token_limit: int | None = None
         self._order: list[Entry] = []
         self._plan: tuple[Row, ...] = ()
@@ -134,9 +150,8 @@ class Scheduler:
         if self._is_stale or self._plan_age >= _REPLAN_STEPS:
             for row in self._plan:
                 insort(self._order, self._entry(row))
-            self._postpone(now * 1e3)
-            self._plan = self._pick()
-            self._is_stale, self._plan_age = False, 0
+            self._is_stale = not self._postpone(now * 1e3)
+            self._plan, self._plan_age = self._pick(), 0
         return self._plan
 
     def reconsider(self) -> None:
@@ -185,25 +200,33 @@ class Scheduler:
         return (row.request.due_ms, self._numbers[row.request], row.index, row)
 
     def _due(self, request: Request) -> float:
-        """When it should be done: by its limit, or early enough to have started in time."""
+        """When it should be done: by its limit, by its caller's own, or early enough to have started in time."""
         due = 1e3 * request.arrival + self.config.limit * request.work_ms
         if request.start_by is not None:
             due = min(due, 1e3 * request.start_by + request.work_ms)
+        if request.done_by is not None:
+            due = min(due, 1e3 * request.done_by)
         return due + self.config.low_priority_ms if request.priority else due
 
-    def _postpone(self, now_ms: float) -> None:
-        """Whoever is first but cannot be on time gets a limit that can be kept, and the place that goes with it."""
-        while self._order:
+    def _postpone(self, now_ms: float) -> bool:
+        """Whoever is first but cannot be on time gets a limit that can be kept, and the place that goes with it.
+
+        Returns: whether that is true of the first now; if not, the next plan goes on.
+        """
+        for _ in range(_POSTPONED):
+            if not self._order:
+                return True
             request = self._order[0][3].request
             due = self._next_due(request, now_ms)
             if due <= request.due_ms:
-                return
+                return True
             request.due_ms = due
             rows = []
             while self._order and self._order[0][3].request is request:
                 rows.append(self._order.pop(0)[3])
             for row in rows:
                 insort(self._order, self._entry(row))
+        return False
 
     def _next_due(self, request: Request, now_ms: float) -> float:
         """The first moment of its growing limits at which it could be done; the last one if there is none."""
@@ -250,18 +273,20 @@ class Scheduler:
         return tuple(picked)
 
     def _choose_group(self) -> str | None:
-        """The group of the first row, unless the running group's first is due after it by less than a switch costs."""
+        """The group of the first row, unless one that needs no load is due after it by less than that load takes."""
         is_full = self._resident >= self.config.max_resident
         first: Entry | None = None
+        spare_ms = 0.0
         for entry in self._order:
             request = entry[3].request
             if is_full and not request.is_admitted:
                 continue
-            first = first or entry
-            if entry[0] > first[0] + self.config.switch_ms:
+            if first is None:
+                first, spare_ms = entry, self._switch_ms(request.group)
+            if entry[0] > first[0] + spare_ms:
                 break
-            if request.group == self._group:
-                return self._group
+            if not self._switch_ms(request.group):
+                return request.group
         return first[3].request.group if first else self._group
 
     def _joins(self, row: Row, picked: list[Row], total_ms: float, tokens: int, row_ms: float, waiting: int) -> bool:

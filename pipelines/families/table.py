@@ -19,6 +19,7 @@ from pipelines.adapters.cache import AdapterCache
 from pipelines.engine.runner import Runner
 from pipelines.families.flux1.runner import FluxRunner
 from pipelines.families.flux2.runner import Flux2Runner
+from pipelines.families.flux3.runner import Flux3Runner
 from pipelines.families.sdxl.runner import SdxlRunner
 from pipelines.ops.compute import Note
 
@@ -80,17 +81,20 @@ class Family:
         run: their runner.
         float8_part: name of the part that the pool may hold in float8, too; None where there is none.
         caches_steps: whether steps that would change little may be skipped.
+        draws_coarse: whether first steps may be drawn on half the sides (`Coarse`).
     """
 
     load: Callable[..., Any]
     run: Run
     float8_part: str | None = None
     caches_steps: bool = False
+    draws_coarse: bool = False
 
 
 FAMILIES: dict[str, Family] = {
-    "flux": Family(load, FluxRunner, float8_part="transformer", caches_steps=True),
+    "flux": Family(load, FluxRunner, float8_part="transformer", caches_steps=True, draws_coarse=True),
     "flux2": Family(load, Flux2Runner, float8_part="transformer"),
+    "flux3": Family(load, Flux3Runner, float8_part="transformer"),
     "sdxl": Family(load, SdxlRunner),
 }
 """By `ModelSpec.family`."""

@@ -15,8 +15,11 @@ from models.accelerator import Accelerator
 from pipelines.ops.attention import (
     Attend,
     cudnn_attention,
+    emulated_attention,
     fa3_attention,
+    fa3_float8_attention,
     grouped_attention,
+    sage_attention,
     varlen_attention,
 )
 
@@ -60,6 +63,12 @@ def _fa3_missing(place: Place) -> str | None:
     return None if find_spec("fa3_fwd_interface") else "not installed: fa3-fwd"
 
 
+def _sage_missing(place: Place) -> str | None:
+    if reason := _varlen_missing(place):
+        return reason
+    return None if find_spec("sageattention") else "not installed: sageattention"
+
+
 BACKENDS: dict[str, Backend] = {
     "grouped": Backend(grouped_attention, lambda place: None),
     "cudnn": Backend(cudnn_attention, _cudnn_missing),
@@ -67,6 +76,12 @@ BACKENDS: dict[str, Backend] = {
     "fa3": Backend(fa3_attention, _fa3_missing),
 }
 """By name. The first runs everywhere and is taken when no other is correct."""
+
+ROUNDED: dict[str, Backend] = {
+    "fa3": Backend(fa3_float8_attention, _fa3_missing),
+    "sage": Backend(sage_attention, _sage_missing),
+}
+"""Kernels that multiply 8-bit numbers: for pictures that are known to be approximate, never for others."""
 
 
 def choose_attention(
@@ -91,40 +106,102 @@ def choose_attention(
     fallback = next(iter(backends.values())).attend
     if len(usable) == 1:
         return fallback
-    generator = torch.Generator(accelerator.device).manual_seed(0)
-    shape = (3, sum(lengths), heads, head_dim)
-    query, key, value = torch.randn(shape, generator=generator, device=accelerator.device, dtype=place.dtype)
-    # Of the last picture only: in float32 the whole pack may fall back to a kernel that writes out all scores.
-    last_query, last_key, last_value = (x[-lengths[-1] :].float() for x in (query, key, value))
-    exact = grouped_attention(last_query, last_key, last_value, lengths[-1:])
-    allowed = 2 * _distance(fallback(query, key, value, lengths)[-lengths[-1] :], exact) + 1e-6
-    times: dict[str, float] = {}
-    for candidate, attend in usable.items():
-        if reason := _wrong(attend, query, key, value, lengths, exact, allowed):
-            note(f"attention {candidate} is not used: {reason}")
-            continue
-        times[candidate] = measure_ms(lambda attend=attend: attend(query, key, value, lengths), accelerator)  # type: ignore[misc]
+    trial = _Trial.of(place, heads, head_dim, accelerator, lengths)
+    times = trial.times(usable, 2 * trial.distance(fallback) + 1e-6, note)
     if not times:
         return fallback
     best = min(times, key=times.__getitem__)
-    note(f"attention {best}: " + ", ".join(f"{name} {ms:.2f} ms" for name, ms in times.items()))
+    note(f"attention {best}: {_told(times)}")
     return usable[best]
 
 
-def _wrong(
-    attend: Attend, query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], exact: Tensor, allowed: float
-) -> str | None:
-    """Why a backend is not correct here, or None."""
-    last = lengths[-1]
-    try:
-        together = attend(query, key, value, lengths)[-last:]
-        alone = attend(query[-last:], key[-last:], value[-last:], lengths[-1:])
-        distance = _distance(together, exact)
-    except Exception as exc:  # a third-party kernel may raise anything; the others can still be used
-        return f"{type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else ''}"
-    if not distance <= allowed:
-        return f"it is off by {distance:.2g}, {allowed:.2g} is allowed"
-    return None if torch.equal(together, alone) else "a picture's bits change with its neighbours"
+def choose_rounded(
+    exact: Attend,
+    place: Place,
+    heads: int,
+    head_dim: int,
+    accelerator: Accelerator,
+    note: Callable[[str], None],
+    backends: Mapping[str, Backend] = ROUNDED,
+    lengths: Sequence[int] = TYPICAL_PACK,
+) -> Attend:
+    """The fastest kernel of 8 bits that is correct here and faster than `exact`; else `exact`. A CPU emulates one.
+
+    Correct means: at most twice as far from float32 as exact attention over numbers rounded to float8, and a picture's
+    result the same bits alone as in a pack.
+    """
+    if place.kind == "cpu":
+        return emulated_attention
+    missing = {name: backend.missing(place) for name, backend in backends.items()}
+    usable = {name: backend.attend for name, backend in backends.items() if missing[name] is None}
+    if not usable:
+        note("attention is not rounded: " + "; ".join(f"{name} {reason}" for name, reason in missing.items()))
+        return exact
+    trial = _Trial.of(place, heads, head_dim, accelerator, lengths)
+    times = trial.times(usable, 2 * trial.distance(emulated_attention), note)
+    times["exact"] = trial.ms(exact)
+    best = min(times, key=times.__getitem__)
+    note(f"attention beside float8 weights {best}: {_told(times)}")
+    return usable.get(best, exact)
+
+
+def _told(times: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {ms:.2f} ms" for name, ms in times.items())
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A pack of random pictures to try attention on. Args: exact: what comes out for the last one, in float32."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    lengths: Sequence[int]
+    exact: Tensor
+    accelerator: Accelerator
+
+    @classmethod
+    def of(cls, place: Place, heads: int, head_dim: int, accelerator: Accelerator, lengths: Sequence[int]) -> _Trial:
+        generator = torch.Generator(accelerator.device).manual_seed(0)
+        shape = (3, sum(lengths), heads, head_dim)
+        query, key, value = torch.randn(shape, generator=generator, device=accelerator.device, dtype=place.dtype)
+        # Of the last picture only: in float32 the whole pack may fall back to a kernel that writes out all scores.
+        last_query, last_key, last_value = (x[-lengths[-1] :].float() for x in (query, key, value))
+        exact = grouped_attention(last_query, last_key, last_value, lengths[-1:])
+        return cls(query, key, value, lengths, exact, accelerator)
+
+    def times(self, candidates: Mapping[str, Attend], allowed: float, note: Callable[[str], None]) -> dict[str, float]:
+        """Milliseconds of those that are correct; `note` is told why others are not."""
+        times: dict[str, float] = {}
+        for name, attend in candidates.items():
+            if reason := self._wrong(attend, allowed):
+                note(f"attention {name} is not used: {reason}")
+                continue
+            times[name] = self.ms(attend)
+        return times
+
+    def ms(self, attend: Attend) -> float:
+        return measure_ms(lambda: attend(self.query, self.key, self.value, self.lengths), self.accelerator)
+
+    def distance(self, attend: Attend) -> float:
+        """Of the last picture's result in company."""
+        return _distance(self._together(attend), self.exact)
+
+    def _together(self, attend: Attend) -> Tensor:
+        return attend(self.query, self.key, self.value, self.lengths)[-self.lengths[-1] :]
+
+    def _wrong(self, attend: Attend, allowed: float) -> str | None:
+        """Why a backend is not correct here, or None."""
+        last = self.lengths[-1]
+        try:
+            together = self._together(attend)
+            alone = attend(self.query[-last:], self.key[-last:], self.value[-last:], self.lengths[-1:])
+            distance = _distance(together, self.exact)
+        except Exception as exc:  # a third-party kernel may raise anything; the others can still be used
+            return f"{type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else ''}"
+        if not distance <= allowed:
+            return f"it is off by {distance:.2g}, {allowed:.2g} is allowed"
+        return None if torch.equal(together, alone) else "a picture's bits change with its neighbours"
 
 
 def _distance(result: Tensor, exact: Tensor) -> float:

@@ -13,7 +13,7 @@ from torch.fx.experimental import _config as symbolic_shapes
 from models.accelerator import Accelerator
 from models.tuning import Tuning
 from pipelines.ops.attention import READS_OFFSETS, Attend, grouped_attention, offsets
-from pipelines.ops.attention_choice import Place, choose_attention
+from pipelines.ops.attention_choice import Place, choose_attention, choose_rounded
 from pipelines.ops.kernel_check import checked_triton
 from pipelines.ops.ops import REFERENCE, TRACEABLE, Ops
 
@@ -62,15 +62,21 @@ def choose_compute(
     dtype: torch.dtype,
     accelerator: Accelerator,
     note: Note = lambda sentence: None,
+    is_rounded: bool = False,
 ) -> Compute:
     """What a model with this attention runs on here.
 
-    Args: tuning: resolved for this kind of device. note: called for every choice that an operator should know.
+    Args:
+        tuning: resolved for this kind of device.
+        note: called for every choice that an operator should know.
+        is_rounded: whether its weights are float8, so that its pictures are known to be approximate.
     Raises: ValueError in one sentence if an attention was asked for by name that cannot run here.
     """
     place = Place(accelerator.kind, accelerator.capability, dtype)
     accelerator.allow_split_k(tuning.split_k is not False)
     attend = choose_attention(tuning.attention, place, heads, head_dim, accelerator, note)
+    if tuning.round_attention and is_rounded:
+        attend = choose_rounded(attend, place, heads, head_dim, accelerator, note)
     if tuning.kernels == "compiled":
         return Compute(attend, TRACEABLE, compiled)
     if tuning.kernels == "triton":

@@ -215,7 +215,26 @@ class Refine:
         return ()
 
 
-Condition = ImageToImage | Inpaint | Fill | Control | Reference | Redux | ControlNet | Refine
+@dataclass(frozen=True, slots=True)
+class Coarse:
+    """Draw the first steps on half the sides, with a quarter of the tokens.
+
+    Args: share: of the steps, in (0, 1).
+    """
+
+    kind: ClassVar[str] = "coarse"
+    share: float = 0.4
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise ValueError(f"share must lie in (0, 1), not {self.share}")
+
+    @property
+    def pictures(self) -> tuple[int, ...]:
+        return ()
+
+
+Condition = ImageToImage | Inpaint | Fill | Control | Reference | Redux | ControlNet | Refine | Coarse
 
 _KINDS: dict[str, type[Condition]] = {condition.kind: condition for condition in get_args(Condition)}
 

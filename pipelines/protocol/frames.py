@@ -3,7 +3,10 @@
     frame = 4-byte big-endian length + msgpack [type name, {field: value}]
 
 node -> worker: Submit, Cancel, Sleep, Wake, Shutdown
-worker -> node: Loading, Ready, Heartbeat, Note, Started, Progress, Preview, Picture, Finished, Failed, Cancelled, Log
+worker -> the processes that share its steps: Share (answered by Shared), Loading (load this one, too), Sleep, Wake
+(answered by Ready)
+worker -> node: Loading, Ready, Heartbeat, Waits, Note, Started, Progress, Preview, Picture, Finished, Failed,
+Cancelled, Log
 
 Every frame about a job carries `job_id` and the `epoch` of the claim, so that a late frame of an earlier
 claim is recognised and dropped by the node.
@@ -33,7 +36,8 @@ class Submit:
 
     `pictures` are what its conditions name by index: `InputPicture.to_dict()` each, together below MAX_FRAME.
 
-    `age_s` is how long the job has waited so far; `start_within_s` is what is left of its start deadline.
+    `age_s` is how long the job has waited so far; `start_within_s` is what is left of its start deadline, and
+    `done_within_s` of the time in which its caller wants it done.
     """
 
     job_id: str
@@ -42,6 +46,7 @@ class Submit:
     priority: int = 0
     age_s: float = 0.0
     start_within_s: float | None = None
+    done_within_s: float | None = None
     pictures: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -106,6 +111,15 @@ class Heartbeat:
     loaded: list[str] = field(default_factory=list)
     tally: dict[str, list[float]] = field(default_factory=dict)
     lookups: dict[str, list[int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """The request waits, beside those that are drawn, until the checkpoint `model` is loaded; no more when it is ""."""
+
+    job_id: str
+    epoch: int
+    model: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +221,28 @@ class Log:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Take part in a step of the weights `group`, over pictures of these lengths in tokens.
+
+    `tensors`: shape and dtype of what the first rank hands to all: latents, text, modulation, rotations. `form`: fields
+    of a `pipelines.ops.exchanges.Form`, so that one who does not have these weights knows what the others wait for."""
+
+    group: str
+    text_lengths: list[int]
+    image_lengths: list[int]
+    tensors: list[tuple[list[int], str]]
+    form: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """How a rank's part of a Share went: `problem` is one sentence, or nothing; `is_memory`: for lack of memory."""
+
+    problem: str = ""
+    is_memory: bool = False
+
+
 Frame = (
     Submit
     | Cancel
@@ -216,6 +252,7 @@ Frame = (
     | Loading
     | Ready
     | Heartbeat
+    | Waits
     | Note
     | Started
     | Progress
@@ -225,13 +262,15 @@ Frame = (
     | Failed
     | Cancelled
     | Log
+    | Share
+    | Shared
 )
 
 _TYPES: dict[str, type[Any]] = {
     t.__name__: t
     for t in (
-        Submit, Cancel, Sleep, Wake, Shutdown, Loading, Ready, Heartbeat, Note, Started,
-        Progress, Preview, Picture, Finished, Failed, Cancelled, Log,
+        Submit, Cancel, Sleep, Wake, Shutdown, Loading, Ready, Heartbeat, Waits, Note, Started,
+        Progress, Preview, Picture, Finished, Failed, Cancelled, Log, Share, Shared,
     )
 }  # fmt: skip
 

@@ -8,9 +8,13 @@ from typing import Any, TypeVar
 
 from pipelines.protocol.conditions import (
     Adapter,
+    Coarse,
     Condition,
+    Control,
+    ControlNet,
     ImageToImage,
     Inpaint,
+    Redux,
     Refine,
     check_conditions,
     condition_from_dict,
@@ -23,8 +27,11 @@ C = TypeVar("C", bound=Condition)
 MAX_SIDE = 14142
 """Largest side in pixels that fal's shared size type accepts; models set lower limits."""
 
-ACCELERATIONS = ("none", "regular", "high")
-"""fal's levels, from exact to fastest."""
+ACCELERATIONS = ("none", "regular", "high", "max")
+"""fal's levels, from exact to fastest, and one more of ours."""
+
+DEPTH_ESTIMATOR = "depth-estimator"
+"""The variant of checkpoints that tell how near each pixel of a picture is."""
 
 _SEEDS = range(-(2**63), 2**64)
 """What torch.Generator.manual_seed takes."""
@@ -51,7 +58,7 @@ class GenerationParams:
         max_sequence_length: T5 tokens of the prompt, padded.
         safety_threshold: a picture whose unsafe probability reaches this is blacked out, in (0, 1];
             None switches the checker off.
-        acceleration: "none" (exact), "regular" or "high"; what changes pixels is never on silently.
+        acceleration: "none" (exact), "regular", "high" or "max"; what changes pixels is never on silently.
         preview_every: send a small preview every so many steps; 0 sends none.
         conditions: what it brings besides the prompt, at most one of a kind (ControlNets may be several).
         adapters: LoRAs that its steps take along.
@@ -99,15 +106,17 @@ class GenerationParams:
 
     @property
     def num_steps(self) -> int:
-        """Denoising steps of every picture: `strength` skips the first ones, a second phase adds some."""
+        """Denoising steps of every picture: `strength` skips the first ones, `Refine` adds some."""
         return sum(self.phases)
 
     @property
     def phases(self) -> tuple[int, ...]:
-        """Steps of each phase: one, or with `Refine` two."""
+        """Steps of each phase: one, or with `Refine` or `Coarse` two."""
         start = self.find(ImageToImage) or self.find(Inpaint)
-        refine = self.find(Refine)
+        refine, coarse = self.find(Refine), self.find(Coarse)
         steps = self.num_inference_steps
+        if coarse is not None and (small := int(steps * coarse.share)):
+            return small, steps - small
         first = steps if start is None else kept_steps(steps, start.strength, start.rounds_down)
         return (first,) if refine is None else (first, kept_steps(steps, refine.strength))
 
@@ -115,6 +124,17 @@ class GenerationParams:
     def num_pictures(self) -> int:
         """Pictures it needs beside it: one more than the largest index any condition names."""
         return max((index + 1 for condition in self.conditions for index in condition.pictures), default=0)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of the checkpoints that it takes: its own, and those that its conditions call for; for an estimator
+        of depth, of which any will do, the variant."""
+        redux, nets = self.find(Redux), [each for each in self.conditions if isinstance(each, ControlNet)]
+        control = self.find(Control)
+        needs_depth = control is not None and control.control == "depth" and not control.is_prepared
+        needs_depth = needs_depth or any(net.control == "depth" for net in nets)
+        named = [self.model, *(() if redux is None else (redux.encoder,)), *(net.name for net in nets)]
+        return (*named, DEPTH_ESTIMATOR) if needs_depth else tuple(named)
 
     def find(self, kind: type[C]) -> C | None:
         """Its condition of this kind."""

@@ -28,22 +28,26 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from models.accelerator import Accelerator, DeviceError, open_accelerator, pick_dtype
+from models.accelerator import Accelerator, DeviceError, DeviceLostError, open_accelerator, pick_dtype
 from models.arguments import UnknownModelError, resolve_all
+from models.construction import CONSTRUCTION
 from models.errors import LoadError
 from models.loading import silence_libraries
 from models.memory import OFFLOADS
+from models.offers import offered
 from models.tuning import parse_tuning
 from pipelines.adapters.cache import ADAPTER_BYTES, AdapterCache
 from pipelines.engine.acceleration import AccelerationChoice
-from pipelines.engine.engine import Engine, EngineConfig
-from pipelines.engine.scheduler import SchedulerConfig
+from pipelines.engine.engine import Engine
 from pipelines.families.pool import ModelPool
+from pipelines.families.split import Team
+from pipelines.ops.ranks import Ranks
 from pipelines.protocol import lookups
 from pipelines.protocol.frames import (
     Cancel,
@@ -57,15 +61,15 @@ from pipelines.protocol.frames import (
     Wake,
 )
 from pipelines.protocol.params import ACCELERATIONS, GenerationParams
+from pipelines.worker.arrivals import Arrivals
 from pipelines.worker.idle import Idle
 from pipelines.worker.link import Link
+from pipelines.worker.team import ANSWER_S, Followers, obey
 from pipelines.worker.warmup import Size, sizes_to_warm, warm_up
 
 HEARTBEAT_S = 0.5
 POLL_S = 0.002
 """Pause between two looks at a prompt or picture under way, where the device cannot call back."""
-SWITCH_MS = 10_000.0
-"""Time to load another checkpoint where memory does not hold all: tens of gigabytes from the page cache."""
 EXIT_BROKEN = 3
 """Exit status when the model, the device or an argument is at fault: a restart will not help by itself."""
 
@@ -89,23 +93,28 @@ def serve(
     pool.load_all()
     for model in models:
         model["acceleration"] = _levels(pool, model["name"])
-    switch_ms = SWITCH_MS if len(pool.loaded) < len(pool.specs) else 0.0
-    config = EngineConfig(SchedulerConfig(switch_ms=switch_ms))
-    engine = Engine(pool.runner, accelerator, config, on_ready=link.wake, choose_acceleration=pool.choose_acceleration)
+    engine = Engine(
+        pool.runner,
+        accelerator,
+        on_ready=link.wake,
+        choose_acceleration=pool.choose_acceleration,
+        switch_ms=pool.switch_ms,
+    )
     # A model that was unloaded again is warmed up by its first request: loading it now would unload others.
     for name in pool.loaded:
         warm_up_model(name, engine)
     ready = Ready(str(accelerator.device), accelerator.name, models, pool.on_demand)
     link.send(ready)
     idle = Idle(pool, unload_after_s, lambda sentence: link.send(Log("info", sentence)))
+    arrivals = Arrivals(engine, pool, link.wake)
     poll_s = HEARTBEAT_S if accelerator.notifies else POLL_S
     last_beat, pause_s = 0.0, 0.0
     while True:
         for frame in link.receive(pause_s):
             if isinstance(frame, Submit):
-                engine.add_request(frame)
+                arrivals.add(frame)
             elif isinstance(frame, Cancel):
-                engine.abort(frame)
+                arrivals.abort(frame)
             elif isinstance(frame, Sleep):
                 idle.sleep()
             elif isinstance(frame, Wake):
@@ -114,18 +123,20 @@ def serve(
             elif isinstance(frame, Shutdown):
                 return 0
         steps_before = engine.steps
-        events = engine.step(wait=False)
+        events = arrivals.look()
+        with CONSTRUCTION.undisturbed():
+            events += engine.step(wait=False)
         for event in events:
             link.send(event)
         has_moved = bool(events) or engine.steps > steps_before
         pause_s = 0.0 if has_moved else poll_s if engine.has_work else HEARTBEAT_S
-        idle.look(is_busy=engine.has_work or has_moved)
+        idle.look(is_busy=engine.has_work or has_moved or arrivals.waiting > 0 or pool.is_loading)
         now = time.monotonic()
         if now - last_beat >= HEARTBEAT_S:
             last_beat = now
             load_ms = engine.scheduler.load_ms
             memory = accelerator.memory() | {"adapters": pool.adapter_bytes}
-            held = engine.running, engine.waiting, load_ms
+            held = engine.running, engine.waiting + arrivals.waiting, load_ms
             link.send(Heartbeat(engine.steps, *held, memory, pool.loaded, engine.tally.counts(), lookups.counts()))
 
 
@@ -161,20 +172,27 @@ def _levels(pool: ModelPool, name: str) -> dict[str, str]:
 
 
 def _choices(pool: ModelPool, name: str) -> dict[str, AccelerationChoice]:
-    levels = (GenerationParams(name, "", 64, 64, 1, 0.0, 0, acceleration=level) for level in ACCELERATIONS)
+    usual = partial(
+        GenerationParams, name, "", width=1024, height=1024, num_inference_steps=28, guidance_scale=0.0, seed=0
+    )
+    levels = (usual(acceleration=level) for level in ACCELERATIONS)
     return {params.acceleration: pool.choose_acceleration(params) for params in levels}
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m pipelines.worker", description=__doc__.splitlines()[0])
     parser.add_argument("--fd", type=int, required=True, help="inherited socket to the node")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<index>")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<index>; several share every step")
+    parser.add_argument("--rank", type=int, default=0, help="which of several; the first starts the others")
+    parser.add_argument("--store", type=int, help="inherited file through which they find one another")
     parser.add_argument("--dtype", default="auto", help="auto, bfloat16, float16 or float32")
     parser.add_argument("--quantization", default="none")
-    parser.add_argument("--acceleration", default="high", help="the most that requests get: none, regular or high")
+    parser.add_argument("--acceleration", default="max", help="the most that requests get: none, regular, high or max")
     parser.add_argument("--offload", choices=OFFLOADS, default="none", help="what stays on the host")
     parser.add_argument("--tuning", default="", help="switches of models.tuning, name=value, with commas between")
     parser.add_argument("--model", action="append", required=True, help="name, folder or owner/repo; repeatable")
+    parser.add_argument("--on-demand", action="append", default=[], help="as --model; loaded by a request; repeatable")
+    parser.add_argument("--fetch-on-demand", action="store_true", help="such a request may download it")
     parser.add_argument("--model-dir", type=Path, action="append", default=[], help="where single files are sought")
     parser.add_argument("--no-mmap", action="store_true", help="read files of weights instead of mapping them")
     parser.add_argument("--unload-after", type=float, default=None, help="idle seconds after which weights go")
@@ -192,16 +210,19 @@ def _size(text: str) -> Size:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one worker. Returns the exit status."""
-    arguments = parse_arguments(argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    arguments = parse_arguments(given)
     link = Link(socket.socket(fileno=arguments.fd))
     silence_libraries()
     torch.set_grad_enabled(False)
     try:
-        return _run(link, arguments)
+        return _run(link, arguments, given)
     except (LoadError, DeviceError, UnknownModelError, ValueError) as exc:
         link.send(Log("error", str(exc)))
         return EXIT_BROKEN
     except Exception as exc:
+        if isinstance(exc, DeviceLostError):
+            time.sleep(ANSWER_S)  # the thread that misses another process names it, and ends this one
         link.send(Log("critical", f"the worker ends: {type(exc).__name__}: {exc}"))
         traceback.print_exc()
         return 1
@@ -214,9 +235,29 @@ def _adapter_bytes(memory_bytes: int | None) -> int:
     return ADAPTER_BYTES if memory_bytes is None else min(ADAPTER_BYTES, memory_bytes // 8)
 
 
-def _run(link: Link, arguments: argparse.Namespace) -> int:
+def _open(link: Link, arguments: argparse.Namespace, given: list[str]) -> tuple[Accelerator, Team | None]:
+    """This process's device, and the others that steps are shared out over."""
+    devices = arguments.device.split(",")
+    if len(devices) == 1:
+        return open_accelerator(devices[0]), None
+    if arguments.rank:
+        accelerator = open_accelerator(devices[arguments.rank])
+        return accelerator, Team(Ranks(arguments.rank, len(devices), arguments.store, accelerator.device))
+
+    def end(sentence: str, status: int) -> None:
+        link.send(Log("error", sentence))
+        link.close()
+        os._exit(EXIT_BROKEN if status == EXIT_BROKEN else 1)
+
+    followers = Followers(devices, given, end, link.send)
+    accelerator = open_accelerator(devices[0])
+    ranks = Ranks(0, len(devices), followers.store, accelerator.device)
+    return accelerator, Team(ranks, followers.tell, followers.settle, followers.hear)
+
+
+def _run(link: Link, arguments: argparse.Namespace, given: list[str]) -> int:
     specs = resolve_all(arguments.model, arguments.model_dir)
-    accelerator = open_accelerator(arguments.device)
+    accelerator, team = _open(link, arguments, given)
     memory_bytes = None if arguments.memory_gb is None else int(arguments.memory_gb * 1e9)
     pool = ModelPool(
         specs,
@@ -231,7 +272,11 @@ def _run(link: Link, arguments: argparse.Namespace) -> int:
         note=lambda sentence: link.send(Log("info", sentence)),
         adapters=AdapterCache(arguments.adapters, _adapter_bytes(memory_bytes)),
         maps=not arguments.no_mmap,
+        offers=offered(arguments.model, arguments.on_demand, arguments.model_dir, arguments.fetch_on_demand),
+        team=team,
     )
+    if team is not None and arguments.rank:
+        obey(link, pool, team.ranks, accelerator)
 
     def warm_up_model(name: str, engine: Engine) -> None:
         sizes = sizes_to_warm(arguments.warmup, accelerator.kind, pool.runner(name).limits, arguments.warmup_size)

@@ -7,18 +7,37 @@ import queue
 import socket
 import sys
 import threading
+from collections.abc import Callable
 
 from pipelines.protocol.frames import Frame, FrameReader, ProtocolError, encode
 
 
+def _leave() -> None:
+    # Without a node the pictures go nowhere, and the loop may be in a long step: exit at once.
+    os._exit(0)
+
+
 class Link:
-    """The socket to the node. A reader thread fills the inbox, a writer thread empties the outbox.
+    """The socket to the node, or between processes that share steps.
+
+    A reader thread fills the inbox, a writer thread empties the outbox.
 
     All frames, heartbeats included, are made by the engine's loop: while it hangs, none is sent, and the node notices.
+
+    Args:
+        on_end: called by one of the threads when there is nobody at the other end any more.
+        take_aside: called by the reader with each frame; those for which it returns True are not received.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        on_end: Callable[[], None] = _leave,
+        take_aside: Callable[[Frame], bool] = lambda frame: False,
+    ) -> None:
         self._socket = sock
+        self._on_end = on_end
+        self._take_aside = take_aside
         self._inbox: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
         self._outbox: queue.Queue[bytes | None] = queue.Queue(maxsize=1024)
         self._writer = threading.Thread(target=self._write, name="frames-out", daemon=True)
@@ -54,15 +73,15 @@ class Link:
             try:
                 self._socket.sendall(data)
             except OSError:
-                os._exit(0)
+                return self._on_end()
 
     def _read(self) -> None:
         reader = FrameReader()
         try:
             while data := self._socket.recv(1 << 16):
                 for frame in reader.feed(data):
-                    self._inbox.put(frame)
+                    if not self._take_aside(frame):
+                        self._inbox.put(frame)
         except (OSError, ProtocolError) as exc:
             print(f"worker: the node's frames ended ({exc})", file=sys.stderr)
-        # Without a node the pictures go nowhere, and the loop may be in a long step: exit at once.
-        os._exit(0)
+        self._on_end()

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from models.accelerator import CpuAccelerator
+from models.arguments import resolve
 from models.components import weight_bytes
 from models.errors import LoadError
 from models.float8 import Float8Linear, _emulated, _kernel, chosen_linears, quantize_rows, share, to_float8
@@ -34,6 +35,10 @@ def test_a_row_is_rounded_to_three_bits_of_mantissa_whatever_its_size() -> None:
 
 def test_rows_of_nothing_stay_nothing(linear: nn.Linear) -> None:
     assert torch.equal(Float8Linear(linear)(torch.zeros(3, 64)), linear.bias.expand(3, 48))
+
+
+def test_no_rows_give_no_rows(linear: nn.Linear) -> None:
+    assert Float8Linear(linear)(torch.zeros(0, 64)).shape == (0, 48)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -79,6 +84,13 @@ def test_the_sensitive_layers_of_a_flux_stay_exact() -> None:
     assert all(".norm" in name for name in exact if "blocks" in name)
     assert "transformer_blocks.0.attn.to_q" in chosen
     assert "single_transformer_blocks.3.proj_out" in chosen
+
+
+def test_of_sdxl_only_transformer_blocks_are_rounded() -> None:
+    """Not what a step's time goes through, whose errors reach every cell."""
+    chosen = chosen_linears(load(resolve("random:tiny-sdxl"), CpuAccelerator()).unet, is_insensitive)
+    assert chosen
+    assert all(".transformer_blocks." in name for name in chosen)
 
 
 def test_a_twin_shares_what_is_exact_and_leaves_the_original_alone(linear: nn.Linear) -> None:

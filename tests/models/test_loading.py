@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +13,12 @@ from pathlib import Path
 import pytest
 import sentencepiece
 import torch
+from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from models import checkpoint_files, host_memory
 from models.accelerator import CpuAccelerator, DeviceError, open_accelerator, pick_dtype
-from models.checkpoint_files import locate
+from models.checkpoint_files import adopt, locate
 from models.components import FluxComponents, weight_bytes
 from models.errors import LoadError
 from models.loading import PartCache, load
@@ -224,6 +226,25 @@ def test_what_the_hub_answers_becomes_advice(
     with pytest.raises(LoadError, match=words) as caught:
         locate(replace(TINY, source="owner/tiny"))
     assert str(caught.value).count("\n") == 0
+
+
+def test_a_copy_that_is_not_whole_is_not_taken_for_a_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    whole, copy_whole = REGISTRY["flux-shapes"], shutil.copyfile
+    wanted = replace(whole, source="owner/tiny")
+
+    def copy_half(source: Path, target: Path) -> None:
+        target.write_bytes(source.read_bytes()[:100])
+
+    monkeypatch.setattr(shutil, "copyfile", copy_half)
+    with pytest.raises(LoadError):
+        adopt(wanted, Path(whole.source))
+    (half,) = tmp_path.glob("models--owner--tiny/snapshots/*")
+    assert half.suffix == ".part"
+    monkeypatch.setattr(shutil, "copyfile", copy_whole)
+    assert (adopt(wanted, Path(whole.source)) / "model_index.json").is_file()
 
 
 def test_unknown_architecture_and_quantization_name_the_known_ones() -> None:

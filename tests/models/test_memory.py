@@ -28,7 +28,7 @@ from models.loading import load
 from models.memory import PRESETS, Preset, need, recommend
 from models.placement import stream_from_host
 from models.quantization import is_insensitive
-from models.random_weights import _clip_config, _t5_config
+from models.random_weights import _t5_config, clip_config
 from models.registry import REGISTRY, TINY
 from pipelines.families.flux1.encode import encode_prompt
 from pipelines.families.flux1.packed import Compute, modulation_rows, modulation_width, packed_forward
@@ -80,7 +80,7 @@ def test_every_parameter_is_counted(name: str) -> None:
     transformer = on_meta(lambda: FluxTransformer2DModel(**arch.transformer))
     assert counts.transformer_parameters(arch.transformer) == parameters(transformer)
     assert counts.vae_parameters(arch.vae) == parameters(on_meta(lambda: AutoencoderKL(**arch.vae)))
-    assert counts.clip_parameters(arch.clip) == parameters(on_meta(lambda: CLIPTextModel(_clip_config(arch.clip))))
+    assert counts.clip_parameters(arch.clip) == parameters(on_meta(lambda: CLIPTextModel(clip_config(arch.clip))))
     assert counts.t5_parameters(arch.t5) == parameters(on_meta(lambda: T5EncoderModel(_t5_config(arch.t5))))
     shrunk = [
         module.weight.numel()

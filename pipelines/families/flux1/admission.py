@@ -6,6 +6,7 @@ of a control picture, of the picture to start from, the noise, the sample of a m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -20,6 +21,7 @@ from pipelines.adapters.cache import AdapterCache
 from pipelines.adapters.linears import Adaptable, text_adapted
 from pipelines.engine.request import Admission, Request
 from pipelines.families.flow import add_noise, rotations
+from pipelines.families.flux1.coarse import Enlargement, coarse_levels
 from pipelines.families.flux1.conditioning import Conditioning, Phase, RowState
 from pipelines.families.flux1.controlnets import NetUse, active_steps
 from pipelines.families.flux1.encode import PromptEmbedding, encode_prompt
@@ -32,7 +34,7 @@ from pipelines.families.flux1.prepare import PictureReader, Prepared
 from pipelines.families.flux1.sampling import flow_match_sigmas, initial_noise, pack_latents, position_ids, unshifted
 from pipelines.families.prompts import PromptCache
 from pipelines.pictures.latents import Encoded
-from pipelines.protocol.conditions import Redux
+from pipelines.protocol.conditions import Coarse, Redux
 from pipelines.protocol.params import GenerationParams
 
 _MODULATION_CHUNK = 32
@@ -67,7 +69,7 @@ class Admitter:
         """Raises: RequestError."""
         inputs = encode(self._components, prepared, params.num_steps, helpers.depth, self._accelerator.to_device)
         conditioning = self._condition(params, helpers, prepared.seen, inputs)
-        rows = [self._start(seed, conditioning.phases[0], inputs) for seed in params.seeds]
+        rows = [self._start(seed, conditioning, inputs) for seed in params.seeds]
         tokens = conditioning.text_tokens + conditioning.phases[0].image_tokens + conditioning.reference_tokens
         return Admission(conditioning, tuple(row[0] for row in rows), tuple(row[1] for row in rows), tokens)
 
@@ -85,6 +87,7 @@ class Admitter:
             text=text,
             modulation=self._modulation(self._adaptable.for_pack(uses), params, phases, prompt, uses),
             phases=phases,
+            enlargement=self._enlargement(phases) if params.find(Coarse) else None,
             references=torch.cat(references) if references else None,
             hold=inputs.hold,
             overlay=inputs.overlay,
@@ -128,12 +131,8 @@ class Admitter:
         upload, dtype = self._accelerator.to_device, self._components.dtype
         phases: list[Phase] = []
         first, network, multiple = 0, self._components.transformer, self._components.size_multiple
-        for (height, width), steps in zip(self._limits.phases(params), params.phases, strict=True):
+        for (height, width), kept in zip(self._limits.phases(params), self._levels(params), strict=True):
             sides = height // multiple, width // multiple
-            tokens = sides[0] * sides[1]
-            config = self._components.sigma_config if not phases else unshifted(self._components.sigma_config)
-            sigmas = flow_match_sigmas(config, params.num_inference_steps, tokens)
-            kept = sigmas[params.num_inference_steps - steps :]
             phases.append(
                 Phase(
                     first=first,
@@ -145,8 +144,27 @@ class Admitter:
                     width=2 * sides[1],
                 )
             )
-            first += steps
+            first += len(kept) - 1
         return tuple(phases)
+
+    def _levels(self, params: GenerationParams) -> list[Tensor]:
+        """The noise levels of each phase, float32 (steps + 1,)."""
+        config, total = self._components.sigma_config, params.num_inference_steps
+        cells = [height * width // self._limits.size_multiple**2 for height, width in self._limits.phases(params)]
+        if params.find(Coarse) and len(cells) > 1:
+            sigmas, last = flow_match_sigmas(config, total, cells[1]), params.phases[0]
+            return [coarse_levels(sigmas[: last + 1], math.sqrt(cells[1] / cells[0])), sigmas[last:]]
+        configs = [config, unshifted(config)]
+        whole = [flow_match_sigmas(each, total, count) for each, count in zip(configs, cells, strict=False)]
+        return [sigmas[total - steps :] for sigmas, steps in zip(whole, params.phases, strict=True)]
+
+    def _enlargement(self, phases: Sequence[Phase]) -> Enlargement | None:
+        """From coarse first steps to the others; None where the share left no step coarse."""
+        if len(phases) == 1:
+            return None
+        small, large = phases
+        sides = (small.height, small.width), (large.height, large.width)
+        return Enlargement.between(*sides, large.sigmas[0], self._accelerator)
 
     def _modulation(
         self,
@@ -159,7 +177,7 @@ class Admitter:
         return ModulationTable(
             network,
             self._components.sigma_config,
-            torch.tensor([sigma for phase in phases for sigma in phase.sigmas[:-1]]),
+            torch.tensor([sigma for phase in phases for sigma in phase.sigmas[:-1]], dtype=torch.float32),
             params.guidance_scale,
             prompt.pooled,
             chunk=_MODULATION_CHUNK,
@@ -175,9 +193,12 @@ class Admitter:
         ids = position_ids(text_tokens, height, width, self._components.dtype, references)
         return rotations(network.pos_embed, self._accelerator.to_device(ids))
 
-    def _start(self, seed: int, phase: Phase, inputs: Inputs) -> tuple[Tensor, RowState]:
+    def _start(self, seed: int, conditioning: Conditioning, inputs: Inputs) -> tuple[Tensor, RowState]:
         """A row's first latents and what stands beside them. See this module's first lines for the order."""
-        generator = torch.Generator().manual_seed(seed)
+        generator, phase = torch.Generator().manual_seed(seed), conditioning.phases[0]
+        if conditioning.enlargement is not None:
+            noise = self._noise(generator, conditioning.phases[-1])
+            return conditioning.enlargement.shrink(noise), RowState(noise=noise)
         state = RowState(hints=tuple(self._sample(guide, generator) for guide in inputs.guides))
         control = None if inputs.control is None else self._sample(inputs.control, generator)
         clean = self._clean(inputs, phase, generator)

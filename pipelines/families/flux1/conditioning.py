@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pipelines.adapters.adapter import Uses
 from pipelines.engine.request import Row
+from pipelines.families.flux1.coarse import Enlargement
 from pipelines.families.flux1.controlnets import NetUse
 from pipelines.families.flux1.modulation import ModulationTable
 from pipelines.families.flux1.step_cache import StepCache
@@ -69,6 +70,7 @@ class Conditioning:
         text: (T, D) prompt embeddings, and what stands behind them, after the context embedder.
         modulation: the AdaLN vectors of every step.
         phases: in order.
+        enlargement: from the first phase to the second, where the first steps are coarse.
         references: (M, C) packed latents of pictures to look at, behind the drawn tokens.
         hold: where the picture that the rows started from is held.
         overlay: the pixels to put back in the end.
@@ -79,6 +81,7 @@ class Conditioning:
     text: Tensor
     modulation: ModulationTable
     phases: tuple[Phase, ...]
+    enlargement: Enlargement | None = None
     references: Tensor | None = None
     hold: Hold | None = None
     overlay: Overlay | None = None
@@ -105,7 +108,8 @@ class Conditioning:
         optional = (self.references, None if self.hold is None else self.hold.mask)
         given = [each for each in optional if each is not None]
         nets = [tensor for net in self.nets for tensor in net.tensors]
-        return (self.text, *self.modulation.tensors, *held, *adapters, *nets, *given)
+        coarse = () if self.enlargement is None else self.enlargement.tensors
+        return (self.text, *self.modulation.tensors, *held, *adapters, *nets, *coarse, *given)
 
 
 @dataclass(slots=True)
@@ -116,7 +120,8 @@ class RowState:
         velocity: (N, C) predicted by the last step; kept for requests that want previews.
         cache: of rows whose steps may be skipped.
         channels: (N, X) that stand beside the latents in every step.
-        clean, noise: (N, C) of a row that is held to the picture it started from.
+        clean, noise: (N, C) of a row that is held to the picture it started from; noise, of the full size, of one
+            whose first steps are coarse, too.
         hints: (N, C) for each ControlNet.
     """
 

@@ -18,8 +18,8 @@ from pipelines.families.flux1.encode import PromptEmbedding
 from pipelines.families.flux1.inputs import Depth
 from pipelines.pictures.depth import depth_of
 from pipelines.pictures.redux import picture_tokens
-from pipelines.protocol.conditions import Control, ControlNet, Redux
-from pipelines.protocol.params import GenerationParams
+from pipelines.protocol.conditions import ControlNet, Redux
+from pipelines.protocol.params import DEPTH_ESTIMATOR, GenerationParams
 
 A = TypeVar("A", bound=Auxiliary)
 
@@ -43,17 +43,14 @@ class Helpers:
     @classmethod
     def of(cls, params: GenerationParams, find: Find, transformer: FluxTransformer2DModel) -> Helpers:
         """Raises: RequestError naming the condition whose model is not here, or not made for this transformer."""
-        redux, control = params.find(Redux), params.find(Control)
-        nets = [each for each in params.conditions if isinstance(each, ControlNet)]
-        needs_depth = control is not None and control.control == "depth" and not control.is_prepared
-        needs_depth = needs_depth or any(net.control == "depth" for net in nets)
+        redux, nets = params.find(Redux), [each for each in params.conditions if isinstance(each, ControlNet)]
         prior = None if redux is None else _found(find, redux.encoder, ReduxPrior, (redux.kind, "encoder"))
         wanted = tuple(WantedNet(_found(find, net.name, Net, (net.kind, "name")).net, net) for net in nets)
         if prior is not None:
             _check_fit(prior, prior.image_embedder.config.txt_in_features, transformer.config.joint_attention_dim)
         for each in wanted:
             _check_fit(each, _shape(each.net), _shape(transformer))
-        return cls(prior, _depth(find) if needs_depth else None, wanted)
+        return cls(prior, _depth(find) if DEPTH_ESTIMATOR in params.models else None, wanted)
 
 
 def _shape(network: FluxTransformer2DModel | FluxControlNetModel) -> tuple[int, ...]:
@@ -83,7 +80,7 @@ def _found(find: Find, name: str, kind: type[A], loc: tuple[str | int, ...]) -> 
 def _depth(find: Find) -> Depth | None:
     """None if nothing here tells depth: a request may still bring it."""
     try:
-        estimator = find("depth-estimator")
+        estimator = find(DEPTH_ESTIMATOR)
     except KeyError:
         return None
     return partial(depth_of, estimator) if isinstance(estimator, DepthEstimator) else None

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from models.components import FluxComponents
 from models.registry import REGISTRY, ModelSpec, Variant
 from pipelines.engine.request import RequestError
+from pipelines.families.size import SizeLimits
 from pipelines.protocol.conditions import (
+    Coarse,
     Condition,
     Control,
     ControlNet,
@@ -21,7 +23,7 @@ from pipelines.protocol.conditions import (
 )
 from pipelines.protocol.params import GenerationParams
 
-_ANY: tuple[type[Condition], ...] = (ImageToImage, Inpaint, Redux, Refine, ControlNet)
+_ANY: tuple[type[Condition], ...] = (ImageToImage, Inpaint, Redux, Refine, ControlNet, Coarse)
 _CONTROL: tuple[type[Condition], ...] = (Control, ImageToImage, Redux)
 _TAKES: dict[Variant, tuple[type[Condition], ...]] = {
     "kontext": (*_ANY, Reference),
@@ -35,19 +37,16 @@ _REFINED: tuple[type[Condition], ...] = (ImageToImage, Redux, Refine)
 
 
 @dataclass(frozen=True, slots=True)
-class Flux1Limits:
+class Flux1Limits(SizeLimits):
     """The engine's `Limits` for FLUX.1, whose tokens are square cells of the picture and padded text.
 
     Args:
-        size_multiple: side of one token's cell in pixels.
-        max_pixels: largest width x height of a request, rounded up to whole cells.
+        size_multiple, max_pixels: as in `SizeLimits`; a cell is one token.
         max_sequence_length: most T5 tokens of a prompt.
         variant: what the checkpoint was trained for.
         native_pixels: width x height of the first of two phases.
     """
 
-    size_multiple: int
-    max_pixels: int
     max_sequence_length: int
     variant: Variant = "dev"
     native_pixels: int = 1024 * 1024
@@ -62,11 +61,7 @@ class Flux1Limits:
     def check(self, params: GenerationParams) -> None:
         """Raises: RequestError if the model cannot do it, with the limit in the message."""
         self._check_conditions(params)
-        height, width = self.drawn(params)
-        if height * width > self.max_pixels:
-            raise RequestError(
-                f"{params.width} x {params.height} pixels are more than the {self.max_pixels} that this model can draw"
-            )
+        self.check_size(params)
 
     def _check_conditions(self, params: GenerationParams) -> None:
         takes, needs = _TAKES.get(self.variant, _ANY), _NEEDS.get(self.variant)
@@ -79,27 +74,23 @@ class Flux1Limits:
             raise RequestError(f"a {self.variant} model draws only with {_words(needs)}")
         if params.find(Refine) and not all(isinstance(condition, _REFINED) for condition in params.conditions):
             raise RequestError("a second phase goes with image to image and redux only")
+        if params.find(Coarse) and len(params.conditions) > 1:
+            raise RequestError("coarse first steps go with a prompt only")
         if params.find(Reference) and params.find(ControlNet):
             raise RequestError("a ControlNet was not trained beside references: give one or the other")
 
-    def drawn(self, params: GenerationParams) -> tuple[int, int]:
-        """Height and width in pixels of what is drawn in the end: the next multiples of the model's cell."""
-        return self._rounded_up(params.height), self._rounded_up(params.width)
-
     def phases(self, params: GenerationParams) -> tuple[tuple[int, int], ...]:
-        """Height and width in pixels of every phase: with `Refine`, first about as large as the model was trained."""
+        """Height and width in pixels of every phase: with `Refine`, first about as large as the model was trained;
+        with `Coarse`, half as high and wide."""
         height, width = self.drawn(params)
-        if params.find(Refine) is None:
+        if len(params.phases) == 1:
             return ((height, width),)
-        factor = math.sqrt(min(1.0, self.native_pixels / (height * width)))
+        factor = 0.5 if params.find(Coarse) else math.sqrt(min(1.0, self.native_pixels / (height * width)))
         return (self._rounded(height * factor), self._rounded(width * factor)), (height, width)
 
     def text_tokens(self, params: GenerationParams) -> int:
         """T5 tokens that the prompt is padded or cut to."""
         return min(params.max_sequence_length, self.max_sequence_length)
-
-    def alike(self, params: GenerationParams) -> None:
-        """A packed step takes pictures of all sizes together."""
 
     def tokens(self, params: GenerationParams) -> int:
         """Joint tokens that one picture adds to a step, on the average of its steps."""
@@ -108,9 +99,6 @@ class Flux1Limits:
         reference, redux = params.find(Reference), params.find(Redux)
         image += image * len(reference.pictures) if reference else 0
         return image + self.text_tokens(params) + (_spec(redux.encoder).picture_tokens if redux else 0)
-
-    def _rounded_up(self, side: int) -> int:
-        return -(-side // self.size_multiple) * self.size_multiple
 
     def _rounded(self, side: float) -> int:
         return max(1, round(side / self.size_multiple)) * self.size_multiple

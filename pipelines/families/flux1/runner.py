@@ -15,14 +15,16 @@ from torch import Tensor
 from models.accelerator import Accelerator, Broken, Launched
 from models.auxiliaries import Find, no_auxiliaries
 from models.components import FluxComponents
+from models.float8 import is_rounded
 from models.tuning import AUTO, Tuning
 from pipelines.adapters.ahead import After
 from pipelines.adapters.cache import NO_ADAPTERS, AdapterCache
 from pipelines.adapters.linears import Adaptable
-from pipelines.engine.request import Admission, Request, Row
+from pipelines.engine.request import Admission, Request, Row, latents_of
 from pipelines.engine.runner import Decoded
 from pipelines.families.flow import add_noise, euler_step
 from pipelines.families.flux1.admission import Admitter
+from pipelines.families.flux1.coarse import Enlargement
 from pipelines.families.flux1.conditioning import Phase, conditioning_of, phase_of, state_of
 from pipelines.families.flux1.controlnets import NetRow, residuals_of
 from pipelines.families.flux1.helpers import Helpers
@@ -36,6 +38,7 @@ from pipelines.families.flux1.step_cache import CachedRow, FirstBlockRule, HitRu
 from pipelines.families.layout import PackLayout
 from pipelines.families.prompts import PromptCache
 from pipelines.families.replayed import replay_for, replayed
+from pipelines.families.split import Split, form_of
 from pipelines.ops.compute import Note, choose_compute
 from pipelines.pictures.decoding import delivered
 from pipelines.pictures.preview import LatentPreview
@@ -78,8 +81,12 @@ class FluxRunner:
         self._accelerator = accelerator
         heads, head_dim = attention_shape(components.transformer)
         tuning = tuning.resolved(accelerator.kind)
-        self._compute = choose_compute(tuning, heads, head_dim, components.dtype, accelerator, note)
+        rounded = is_rounded(components.transformer)
+        self._compute = choose_compute(tuning, heads, head_dim, components.dtype, accelerator, note, rounded)
         self._replay = replay_for(components.transformer, self._compute, tuning, accelerator, note)
+        forward = partial(packed_forward, components.transformer)
+        form = form_of(components.transformer, components.dtype)
+        self.split = Split(form, self._compute, forward, is_recorded=self._replay is not None)
         self._safety = safety_checker(components.safety)
         self._hit_rule = hit_rule or FirstBlockRule()
         self._preview: LatentPreview | None = None
@@ -130,14 +137,18 @@ class FluxRunner:
                 self._enter_next_phase(row)
 
     def _enter_next_phase(self, row: Row) -> None:
-        """Start to enlarge a picture between two phases, beside the steps of others."""
+        """Enlarge a picture between two phases: in frequency space at once, as pixels beside the steps of others."""
         conditioning, latents = conditioning_of(row), latents_of(row)
         before, after = phase_of(row), conditioning.phase(row.step_index + 1)
         state = state_of(row)
-        state.cache = state.velocity = None
+        state.cache = None
         row.tokens = conditioning.text_tokens + after.image_tokens + conditioning.reference_tokens
-        work = partial(enlarged, self.components, latents, before, after, row.seed, self._accelerator)
         try:
+            if conditioning.enlargement is not None:
+                enlarge_coarse(row, conditioning.enlargement, before.sigmas[-1])
+                return
+            state.velocity = None
+            work = partial(enlarged, self.components, latents, before, after, row.seed, self._accelerator)
             row.pending = self._accelerator.launch("vae", torch.inference_mode()(work))
         except Exception as exc:  # the others have stepped already: it fails this row alone, when it is asked for
             if self._accelerator.is_fatal(exc):
@@ -150,6 +161,8 @@ class FluxRunner:
         compute = self._compute.eager() if pack.layout.uses else self._compute
         residuals = residuals_of(_net_rows(pack.rows), self._compute)
         if not any(row.request.caches_steps for row in pack.rows):
+            if not residuals and self.split.takes(pack.layout):
+                return self.split.lead(pack.layout, latents, pack.text, modulation)
             additions = Additions(residuals, pack.layout, latents.device) if residuals else None
 
             def forward(layout: PackLayout, latents: Tensor, text: Tensor, modulation: Tensor) -> Tensor:
@@ -233,6 +246,17 @@ def held(row: Row, latents: Tensor) -> Tensor:
     return (1 - free) * kept + free * latents
 
 
+def enlarge_coarse(row: Row, enlargement: Enlargement, sigma: float) -> None:
+    """Bring a row to the full size, and what its preview would show. Args: sigma: its noise level in the small size."""
+    small, state = latents_of(row), state_of(row)
+    assert state.noise is not None
+    row.latents = enlargement.enlarge(small, state.noise)
+    if state.velocity is not None:
+        picture = enlargement.enlarge_picture(small - sigma * state.velocity)
+        state.velocity = (row.latents - picture) / enlargement.level
+    state.noise = None
+
+
 def _model_input(row: Row) -> Tensor:
     """(N + M, in_channels): the latents, what stands beside them, and the references behind."""
     latents, channels, references = latents_of(row), state_of(row).channels, conditioning_of(row).references
@@ -263,8 +287,3 @@ def _cached(row: Row) -> CachedRow | None:
     state.cache = state.cache or StepCache()
     phase = phase_of(row)
     return CachedRow(state.cache, row.step_index - phase.first, len(phase.sigma_steps))
-
-
-def latents_of(row: Row) -> Tensor:
-    assert row.latents is not None, "the request was not admitted"
-    return row.latents

@@ -73,7 +73,7 @@ def position_ids(
         checkpoint was trained on one picture (which may show several side by side).
     """
     canvas_height = canvas_width = 0
-    parts = [torch.zeros(text_tokens, 3), _grid(height, width, (0.0, 0.0, 0.0))]
+    parts = [torch.zeros(text_tokens, 3, dtype=torch.float32), _grid(height, width, (0.0, 0.0, 0.0))]
     for ref_height, ref_width in references:
         is_beside = ref_height + canvas_height > ref_width + canvas_width
         top, left = (0, canvas_width) if is_beside else (canvas_height, 0)
@@ -84,7 +84,7 @@ def position_ids(
 
 def _grid(height: int, width: int, origin: tuple[float, float, float]) -> Tensor:
     """(height * width, 3) positions of one picture's tokens, row by row."""
-    ids = torch.zeros(height, width, 3) + torch.tensor(origin)
+    ids = torch.zeros(height, width, 3, dtype=torch.float32) + torch.tensor(origin, dtype=torch.float32)
     ids[..., 1] += torch.arange(height)[:, None]
     ids[..., 2] += torch.arange(width)[None, :]
     return ids.reshape(height * width, 3)

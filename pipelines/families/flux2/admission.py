@@ -56,7 +56,7 @@ class Admitter:
         """Args: pictures: from `prepare`. Raises: RequestError."""
         conditioning = self._condition(params, pictures)
         noise = tuple(self._noise(seed, conditioning) for seed in params.seeds)
-        return Admission(conditioning, noise, tokens=conditioning.tokens)
+        return Admission(conditioning, noise, tokens=conditioning.first_tokens)
 
     def _condition(self, params: GenerationParams, pictures: Sequence[Tensor]) -> Conditioning:
         components, upload = self._components, self._accelerator.to_device
@@ -67,20 +67,26 @@ class Admitter:
             self._limits.text_tokens(params), (height, width), [(each.shape[-2], each.shape[-1]) for each in latents]
         )
         prompts = [params.prompt, params.negative_prompt] if self._limits.is_guided(params) else [params.prompt]
+        rope = rotations(components.transformer.pos_embed, upload(ids))
+        is_passed_once = bool(latents) and components.passes_references_once
+        # Noise levels end at zero, where references that are passed once stand.
+        times = sigmas if is_passed_once else sigmas[:-1]
+        drawn = self._limits.text_tokens(params) + height * width
         uses = self._adapters.uses(components, params.adapters)
         with bound(everywhere(uses)):
             transformer = self._adaptable.for_pack(uses)
             texts = [self._text(transformer, prompt, self._limits.text_tokens(params)) for prompt in prompts]
-            modulation = self._modulation(transformer, sigmas[:-1], params.guidance_scale)
+            modulation = self._modulation(transformer, times, params.guidance_scale)
         return Conditioning(
             texts=tuple(texts),
             guidance=params.guidance_scale,
             modulation=modulation,
             sigmas=tuple(sigmas.tolist()),
             sigma_steps=upload((sigmas[1:] - sigmas[:-1]).to(components.dtype)),
-            rope=rotations(components.transformer.pos_embed, upload(ids)),
+            rope=rope[:drawn] if is_passed_once else rope,
             sides=(height, width),
             references=torch.cat([pack(each) for each in latents]).to(components.dtype) if latents else None,
+            reference_rope=rope[drawn:] if is_passed_once else None,
             uses=uses,
         )
 
@@ -93,7 +99,7 @@ class Admitter:
         return embedded
 
     def _modulation(self, transformer: Flux2Transformer2DModel, sigmas: Tensor, guidance: float) -> Tensor:
-        """(steps, 17 D). On a CPU a product for each step, as in the stock pipeline: many rows round differently."""
+        """(sigmas, 17 D). On a CPU a product for each step, as in the stock pipeline: many rows round differently."""
         dtype = self._components.dtype
         train_steps = float(self._components.sigma_config.get("num_train_timesteps", 1000))
         # The stock pipeline rounds timesteps to the model's dtype, too.

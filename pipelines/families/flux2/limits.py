@@ -7,50 +7,43 @@ from dataclasses import dataclass
 from models.flux2.components import Flux2Components
 from pipelines.engine.request import RequestError
 from pipelines.families.flux2.prepare import LARGEST
+from pipelines.families.size import SizeLimits
 from pipelines.protocol.conditions import Reference
 from pipelines.protocol.params import GenerationParams
 
 
 @dataclass(frozen=True, slots=True)
-class Flux2Limits:
+class Flux2Limits(SizeLimits):
     """The engine's `Limits` for FLUX.2.
 
     Args:
-        size_multiple: side of one token's cell in pixels.
-        max_pixels: largest width x height of a request, rounded up to whole cells.
+        size_multiple, max_pixels: as in `SizeLimits`; a cell is one token.
         max_sequence_length: most tokens of a prompt.
         is_distilled: whether guidance means nothing to it.
+        passes_references_once: whether they are part of its first step alone.
     """
 
-    size_multiple: int
-    max_pixels: int
     max_sequence_length: int
     is_distilled: bool
+    passes_references_once: bool = False
 
     @classmethod
     def of(cls, components: Flux2Components) -> Flux2Limits:
         spec = components.spec
-        return cls(components.size_multiple, spec.max_pixels, spec.max_sequence_length, components.is_distilled)
+        return cls(
+            components.size_multiple,
+            spec.max_pixels,
+            spec.max_sequence_length,
+            components.is_distilled,
+            components.passes_references_once,
+        )
 
     def check(self, params: GenerationParams) -> None:
         """Raises: RequestError if the model cannot do it, with the limit in the message."""
         for condition in params.conditions:
             if not isinstance(condition, Reference):
                 raise RequestError(f"a FLUX.2 model cannot do {condition.kind.replace('_', ' ')} here")
-        height, width = self.drawn(params)
-        if height * width > self.max_pixels:
-            raise RequestError(
-                f"{params.width} x {params.height} pixels are more than the {self.max_pixels} that this model can draw"
-            )
-
-    def drawn(self, params: GenerationParams) -> tuple[int, int]:
-        """Height and width in pixels of what is drawn: the next multiples of the model's cell."""
-        return self._rounded_up(params.height), self._rounded_up(params.width)
-
-    def sides(self, params: GenerationParams) -> tuple[int, int]:
-        """The same in tokens."""
-        height, width = self.drawn(params)
-        return height // self.size_multiple, width // self.size_multiple
+        self.check_size(params)
 
     def text_tokens(self, params: GenerationParams) -> int:
         """Tokens that the prompt is padded or cut to."""
@@ -60,16 +53,15 @@ class Flux2Limits:
         """Whether each step asks the model twice, with the prompt and with the negative one."""
         return params.guidance_scale > 1 and not self.is_distilled
 
-    def alike(self, params: GenerationParams) -> None:
-        """A packed step takes pictures of all sizes together."""
-
     def tokens(self, params: GenerationParams) -> int:
-        """Tokens that one picture adds to a step; references, whose sizes are not known yet, count as the picture."""
+        """Tokens that one picture adds to a step, on the average.
+
+        References, whose sizes are not known yet, count as the picture.
+        """
         height, width = self.sides(params)
         reference = params.find(Reference)
         pictures = len(reference.pictures) if reference else 0
         seen = min(height * width, LARGEST // self.size_multiple**2) * pictures
+        if self.passes_references_once:
+            seen = -(-seen // params.num_steps)
         return (height * width + seen + self.text_tokens(params)) * (2 if self.is_guided(params) else 1)
-
-    def _rounded_up(self, side: int) -> int:
-        return -(-side // self.size_multiple) * self.size_multiple

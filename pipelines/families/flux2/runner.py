@@ -4,35 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from models.accelerator import Accelerator, Launched
 from models.auxiliaries import Find, no_auxiliaries
+from models.float8 import is_rounded
 from models.flux2.components import Flux2Components
 from models.tuning import AUTO, Tuning
 from pipelines.adapters.ahead import After
 from pipelines.adapters.cache import NO_ADAPTERS, AdapterCache
 from pipelines.adapters.linears import Adaptable
-from pipelines.engine.request import Admission, Request, Row
-from pipelines.engine.runner import Decoded
+from pipelines.engine.request import Admission, Request, Row, latents_of
 from pipelines.families.flow import euler_step
 from pipelines.families.flux2.admission import Admitter
-from pipelines.families.flux2.conditioning import RowState, conditioning_of, latents_of
-from pipelines.families.flux2.latents import decodable, unpack
+from pipelines.families.flux2.conditioning import RowState, conditioning_of
 from pipelines.families.flux2.limits import Flux2Limits
 from pipelines.families.flux2.packed import attention_shape, packed_forward
+from pipelines.families.flux2.references import Seen, looking, seen_once
 from pipelines.families.layout import PackLayout
+from pipelines.families.patched import PatchedPictures
 from pipelines.families.prompts import PromptCache
 from pipelines.families.replayed import replay_for, replayed
+from pipelines.families.split import Split, form_of
 from pipelines.ops.compute import Note, choose_compute
-from pipelines.pictures.decoding import decode_in_memory, delivered
-from pipelines.pictures.preview import LatentPreview
-from pipelines.pictures.safety import safety_checker
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +45,7 @@ class _Pack:
     text: Tensor
 
 
-class Flux2Runner:
+class Flux2Runner(PatchedPictures):
     """FLUX.2 over stock diffusers modules: text to image, with or without pictures to look at."""
 
     def __init__(
@@ -60,18 +58,19 @@ class Flux2Runner:
         adapters: AdapterCache = NO_ADAPTERS,
         find: Find = no_auxiliaries,
     ) -> None:
+        super().__init__(components, accelerator)
         self.components = components
         self.limits = Flux2Limits.of(components)
-        self._accelerator = accelerator
         self._adapters = adapters
         self._adaptable = Adaptable(components.transformer)
         self._host = ThreadPoolExecutor(1, "pictures")
         tuning, shape = tuning.resolved(accelerator.kind), attention_shape(components.transformer)
-        self._compute = choose_compute(tuning, *shape, components.dtype, accelerator, note)
+        rounded = is_rounded(components.transformer)
+        self._compute = choose_compute(tuning, *shape, components.dtype, accelerator, note, rounded)
         self._replay = replay_for(components.transformer, self._compute, tuning, accelerator, note)
-        self._safety = safety_checker(components.safety)
-        self.has_safety_checker = self._safety is not None
-        self._preview: LatentPreview | None = None
+        forward = partial(packed_forward, components.transformer)
+        form = form_of(components.transformer, components.dtype)
+        self.split = Split(form, self._compute, forward, is_recorded=self._replay is not None)
         self._pack: _Pack | None = None
         self._admitter = Admitter(
             components, self.limits, accelerator, PromptCache(prompt_cache_bytes), adapters, self._adaptable
@@ -99,7 +98,8 @@ class Flux2Runner:
         inputs = [_model_input(row) for row, each in asked for _ in each.texts]
         latents = inputs[0] if len(inputs) == 1 else torch.cat(inputs)  # alone it keeps its layout, see `initial_noise`
         modulation = torch.stack([each.modulation[row.step_index] for row, each in asked for _ in each.texts])
-        predicted = self._predict(pack, latents, modulation)
+        seen = {row: self._seen(row) for row in pack.rows}
+        predicted = self._predict(pack, latents, modulation, [seen[row] for row, each in asked for _ in each.texts])
         velocities, advanced = iter(predicted.split(pack.layout.image_lengths)), []
         for row, each in asked:
             latents = latents_of(row)
@@ -110,51 +110,42 @@ class Flux2Runner:
             advanced.append((row, euler_step(latents, velocity, each.sigma_steps[row.step_index]), velocity))
         for row, latents, velocity in advanced:
             row.latents = latents
-            row.state = RowState(velocity if row.request.params.preview_every else None)
+            is_last = row.steps_left == 1  # a finished picture may wait long for its decoding
+            row.state = RowState(
+                velocity if row.request.params.preview_every else None, seen=() if is_last else seen[row]
+            )
+            row.tokens = conditioning_of(row).tokens
 
-    def _predict(self, pack: _Pack, latents: Tensor, modulation: Tensor) -> Tensor:
-        """The velocity of every entry of the pack. Steps with adapters run other modules than those recorded."""
-        uses = pack.layout.uses
+    def _seen(self, row: Row) -> Seen:
+        """What a row attends to of references that are passed once: by the first row that asks, in its first step."""
+        each = conditioning_of(row)
+        if each.references is None or each.reference_rope is None:
+            return ()
+        states = [other.state for other in (row, *row.request.rows) if isinstance(other.state, RowState)]
+        if seen := next((state.seen for state in states if state.seen), ()):
+            return seen
+        transformer, attend = self._adaptable.for_pack(each.uses), self._compute.attend
+        seen = seen_once(transformer, each.references, each.reference_rope, each.modulation[-1:], each.uses, attend)
+        row.state = RowState(seen=seen)
+        return seen
+
+    def _predict(self, pack: _Pack, latents: Tensor, modulation: Tensor, seen: Sequence[Seen]) -> Tensor:
+        """The velocity of every entry of the pack, plain where it looks at nothing kept and no adapter takes part.
+
+        Steps with adapters run other modules than those recorded, and what is kept would have to be recorded along.
+        """
+        looks, uses = any(seen), pack.layout.uses
+        if not looks and self.split.takes(pack.layout):
+            return self.split.lead(pack.layout, latents, pack.text, modulation)
         transformer = self._adaptable.for_pack(uses)
-        compute, replay = (self._compute.eager(), None) if uses else (self._compute, self._replay)
+        compute, replay = self._compute.eager() if uses else self._compute, None if uses or looks else self._replay
+        if looks:
+            compute = replace(compute, attend=looking(compute.attend, pack.layout.text_lengths, seen))
 
         def forward(layout: PackLayout, latents: Tensor, text: Tensor, modulation: Tensor) -> Tensor:
             return packed_forward(transformer, layout, latents, text, modulation, compute)
 
         return replayed(replay, compute, pack.layout, latents, pack.text, modulation, forward)
-
-    def decode(self, row: Row) -> Launched[Decoded]:
-        latents, params, sides = latents_of(row), row.request.params, conditioning_of(row).sides
-
-        @torch.inference_mode()
-        def work() -> Decoded:
-            vae = self.components.vae
-            picture = decode_in_memory(vae, decodable(vae, unpack(latents, *sides)), self._accelerator)[0]
-            return delivered(picture, latents, params, self._accelerator)
-
-        return self._accelerator.launch("vae", work)
-
-    def judge(self, pixels: NDArray[np.uint8]) -> Launched[float]:
-        checker = self._safety
-        assert checker is not None, "this model has no safety checker"
-        return self._accelerator.launch("safety", lambda: checker.unsafe_probability(pixels), waits=False)
-
-    @torch.inference_mode()
-    def preview(self, row: Row) -> NDArray[np.uint8] | None:
-        if self._preview is None:
-            self._preview = LatentPreview(self._decode_plainly, self.components.channels, self.components.device)
-        conditioning, state = conditioning_of(row), row.state
-        if not isinstance(state, RowState) or state.velocity is None:
-            return None
-        # Where the straight line from here along the predicted velocity ends: the picture expected at sigma 0.
-        expected = latents_of(row) - conditioning.sigmas[row.step_index] * state.velocity
-        rendered: NDArray[np.uint8] = self._preview.render(unpack(expected, *conditioning.sides)[0]).cpu().numpy()
-        return rendered
-
-    def _decode_plainly(self, patches: Tensor) -> Tensor:
-        vae = self.components.vae
-        decoded: Tensor = vae.decode(decodable(vae, patches), return_dict=False)[0]
-        return decoded
 
     def _packed(self, rows: Sequence[Row]) -> _Pack:
         """The pack of these rows, kept while they stay the same; equal adapters stand together, then equal sizes."""
@@ -175,9 +166,11 @@ class Flux2Runner:
 
 
 def _model_input(row: Row) -> Tensor:
-    """(N + M, C): the latents, and the references behind."""
-    latents, references = latents_of(row), conditioning_of(row).references
-    return latents if references is None else torch.cat((latents, references))
+    """(N + M, C): the latents, and the references behind that are part of every step."""
+    latents, each = latents_of(row), conditioning_of(row)
+    if each.references is None or each.reference_rope is not None:
+        return latents
+    return torch.cat((latents, each.references))
 
 
 def _order_key(row: Row) -> tuple[tuple[tuple[str, float], ...], int, int]:

@@ -64,8 +64,3 @@ def conditioning_of(row: Row) -> Conditioning:
 def state_of(row: Row) -> RowState:
     assert isinstance(row.state, RowState), "the request was not admitted"
     return row.state
-
-
-def latents_of(row: Row) -> Tensor:
-    assert row.latents is not None, "the request was not admitted"
-    return row.latents

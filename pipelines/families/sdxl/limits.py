@@ -6,19 +6,17 @@ from dataclasses import dataclass
 
 from models.sdxl.components import SdxlComponents
 from pipelines.engine.request import RequestError
+from pipelines.families.size import SizeLimits
 from pipelines.protocol.conditions import ImageToImage, Inpaint
 from pipelines.protocol.params import GenerationParams
 
+CELLS_PER_TOKEN = 16
+"""Latent cells: most of a UNet's attention layers stand where both sides were halved twice."""
+
 
 @dataclass(frozen=True, slots=True)
-class SdxlLimits:
-    """The engine's `Limits` for SDXL.
-
-    Args: size_multiple: side of a latent cell in pixels. max_pixels: largest width x height, in whole cells.
-    """
-
-    size_multiple: int
-    max_pixels: int
+class SdxlLimits(SizeLimits):
+    """The engine's `Limits` for SDXL; a cell is one of the latents."""
 
     @classmethod
     def of(cls, components: SdxlComponents) -> SdxlLimits:
@@ -31,20 +29,7 @@ class SdxlLimits:
                 raise RequestError(f"an SDXL model cannot do {condition.kind.replace('_', ' ')} here")
         if params.adapters:
             raise RequestError("LoRAs of SDXL cannot be used here", ("loras",))
-        height, width = self.drawn(params)
-        if height * width > self.max_pixels:
-            raise RequestError(
-                f"{params.width} x {params.height} pixels are more than the {self.max_pixels} that this model can draw"
-            )
-
-    def drawn(self, params: GenerationParams) -> tuple[int, int]:
-        """Height and width in pixels of what is drawn: the next multiples of a cell."""
-        return self._rounded_up(params.height), self._rounded_up(params.width)
-
-    def sides(self, params: GenerationParams) -> tuple[int, int]:
-        """The same in cells."""
-        height, width = self.drawn(params)
-        return height // self.size_multiple, width // self.size_multiple
+        self.check_size(params)
 
     def alike(self, params: GenerationParams) -> tuple[int, int]:
         """A UNet takes pictures of one size at a time."""
@@ -55,9 +40,6 @@ class SdxlLimits:
         return params.guidance_scale > 1
 
     def tokens(self, params: GenerationParams) -> int:
-        """Latent cells that one picture adds to a step."""
+        """Tokens that one picture adds to a step, as a transformer's would be: the cost model knows one unit."""
         height, width = self.sides(params)
-        return height * width * (2 if self.is_guided(params) else 1)
-
-    def _rounded_up(self, side: int) -> int:
-        return -(-side // self.size_multiple) * self.size_multiple
+        return -(-height * width // CELLS_PER_TOKEN) * (2 if self.is_guided(params) else 1)

@@ -17,11 +17,11 @@ from models.sdxl.components import SdxlComponents
 from models.tuning import AUTO, Tuning
 from pipelines.adapters.ahead import After
 from pipelines.adapters.cache import NO_ADAPTERS, AdapterCache
-from pipelines.engine.request import Admission, Request, Row
+from pipelines.engine.request import Admission, Request, Row, latents_of
 from pipelines.engine.runner import Decoded
 from pipelines.families.prompts import PromptCache
 from pipelines.families.sdxl.admission import Admitter
-from pipelines.families.sdxl.conditioning import Conditioning, RowState, conditioning_of, latents_of, state_of
+from pipelines.families.sdxl.conditioning import Conditioning, RowState, conditioning_of, state_of
 from pipelines.families.sdxl.latents import decodable
 from pipelines.families.sdxl.limits import SdxlLimits
 from pipelines.families.sdxl.prepare import Prepared, prepared

@@ -37,6 +37,16 @@ def test_a_folder_is_known_by_its_pipeline(folder: Path, tmp_path: Path) -> None
     assert resolve(str(base)).variant == "klein-base-9b"
 
 
+def test_a_folder_says_that_references_pass_once(folder: Path, tmp_path: Path) -> None:
+    once = copy_of(folder, tmp_path / "any-name")
+    spoil(once / "model_index.json", _class_name="Flux2KleinKVPipeline", is_distilled=None)
+    spec = resolve(str(once))
+    assert (spec.family, spec.variant, spec.default_steps) == ("flux2", "klein-4b", 4)
+    loaded: Flux2Components = load(spec, CpuAccelerator())
+    assert (loaded.passes_references_once, loaded.is_distilled) == (True, True)
+    assert not load(resolve(str(folder)), CpuAccelerator()).passes_references_once
+
+
 @pytest.mark.parametrize("name", ["owner/FLUX.2-klein-4B", "owner/my-flux2-klein-base-9b-tuned"])
 def test_an_unknown_repository_is_known_by_its_name(name: str) -> None:
     spec = resolve(name)

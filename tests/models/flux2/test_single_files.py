@@ -38,6 +38,8 @@ State = Mapping[str, Tensor]
 _NAMES = (
     ("time_guidance_embed.timestep_embedder.linear_1", "time_in.in_layer"),
     ("time_guidance_embed.timestep_embedder.linear_2", "time_in.out_layer"),
+    ("time_guidance_embed.guidance_embedder.linear_1", "guidance_in.in_layer"),
+    ("time_guidance_embed.guidance_embedder.linear_2", "guidance_in.out_layer"),
     ("stream_modulation.linear", "stream_modulation.lin"),
     ("stream_modulation_img.linear", "stream_modulation_img.lin"),
     ("stream_modulation_txt.linear", "stream_modulation_txt.lin"),
@@ -176,20 +178,51 @@ def test_comfyuis_files_are_a_whole_checkpoint(
     assert (resolve(str(base)).variant, resolve(str(base)).default_steps) == ("klein-base-4b", 50)
 
 
+def test_an_all_in_one_needs_the_tokenizer_alone(
+    folder: Path, state: dict[str, Tensor], tmp_path: Path, expected: NDArray[np.uint8]
+) -> None:
+    comfyui(folder, state, tmp_path / "comfy")
+    names = ("vae/flux2-vae.safetensors", "text_encoders/qwen_3.safetensors")
+    vae, text = (load_file(tmp_path / "comfy" / name) for name in names)
+    tensors = {
+        **prefixed("model.diffusion_model.", bfl(state)),
+        **prefixed("vae.", vae),
+        **prefixed("text_encoders.qwen3_4b.transformer.", text),
+    }
+    file = write(tmp_path / "alone" / "klein.safetensors", tensors)
+    with pytest.raises(LoadError, match="needs Qwen3's tokenizer"):
+        first_look(resolve(str(file)))
+    shutil.copytree(folder / "tokenizer", file.parent / "tokenizer")
+    assert np.array_equal(drawn(str(file)), expected)
+
+
 def test_what_is_missing_or_of_another_family_is_named(folder: Path, state: dict[str, Tensor], tmp_path: Path) -> None:
     file = write(tmp_path / "klein.safetensors", bfl(state))
     with pytest.raises(LoadError, match=r"needs Qwen3 .*; FLUX.2's VAE .*; Qwen3's tokenizer .* FLUX.2-klein-4B --tr"):
         first_look(resolve(str(file)))
-    with pytest.raises(LoadError, match=r"holds FLUX.2 \[klein\]'s transformer, not FLUX.1's transformer"):
+    with pytest.raises(LoadError, match=r"holds FLUX.2's transformer, not FLUX.1's transformer"):
         first_look(resolve(f"flux-shapes+{file}"))
     flux1 = write(tmp_path / "flux1.safetensors", {
         "double_blocks.0.img_attn.qkv.weight": torch.zeros(4, 4), "vector_in.in_layer.weight": torch.zeros(4, 4),
     })  # fmt: skip
-    with pytest.raises(LoadError, match=r"holds FLUX.1's transformer, not FLUX.2 \[klein\]'s transformer"):
+    with pytest.raises(LoadError, match=r"holds FLUX.1's transformer, not FLUX.2's transformer"):
         first_look(resolve(f"{folder}+{flux1}"))
     dev = write(tmp_path / "dev.safetensors", bfl(state) | {"guidance_in.in_layer.weight": torch.zeros(4, 4)})
-    with pytest.raises(LoadError, match=r"holds FLUX.2 \[dev\], whose text encoder is not served"):
+    with pytest.raises(LoadError, match=r"holds FLUX.2 \[dev\]'s transformer alone; .* FLUX.2-dev --transformer dev"):
         first_look(resolve(str(dev)))
+    with pytest.raises(LoadError, match=r"missing|another shape"):
+        check(resolve(f"{folder}+{dev}"))
+
+
+def test_that_references_pass_once_is_told_by_the_name(folder: Path, state: dict[str, Tensor], tmp_path: Path) -> None:
+    for name, passes in (("flux-2-klein-9b-kv-fp8", True), ("my_kvm", False), ("klein", False)):
+        file = write(tmp_path / f"{name}.safetensors", bfl(state))
+        loaded = load(resolve(f"{folder}+{file}"), CpuAccelerator())
+        assert (loaded.passes_references_once, loaded.is_distilled) == (passes, True), name
+    file = comfyui(folder, state, tmp_path / "comfy")
+    named = replace(resolve(str(file)), name="FLUX.2-klein-9B-KV")
+    assert load(named, CpuAccelerator()).passes_references_once
+    assert not load(resolve(str(file)), CpuAccelerator()).passes_references_once
 
 
 def test_the_size_is_told_by_shapes(state: dict[str, Tensor], tmp_path: Path) -> None:

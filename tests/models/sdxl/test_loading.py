@@ -115,7 +115,7 @@ def test_what_it_has_no_form_for_is_refused(folder: Path) -> None:
     with pytest.raises(LoadError, match="no blocks that could wait"):
         load(TINY_SDXL, CpuAccelerator(), offload="text+blocks")
     single = ModelSpec("file", str(folder / "unet" / "diffusion_pytorch_model.safetensors"), family="sdxl")
-    with pytest.raises(LoadError, match="diffusers folders only"):
+    with pytest.raises(LoadError, match="no UNet of SDXL in the layout of latent diffusion"):
         load(single, CpuAccelerator())
 
 

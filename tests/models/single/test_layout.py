@@ -46,7 +46,7 @@ def test_gguf_blocks_of_true_width_are_divided_into_diffusers_numbers(kind: str)
     blocks = torch.from_numpy(random_blocks(wanted, (9216, 3072), seed=2))
     whole = dequantize_gguf_tensor(GGUFParameter(blocks, quant_type=wanted)).reshape(9216, 3072)
     name = "double_blocks.0.img_attn.qkv.weight"
-    ours = diffusers_transformer({name: packed(name, blocks, wanted)})
+    ours = diffusers_transformer({name: packed(name, blocks, wanted, (9216, 3072))})
     tokens = torch.randn(3, 3072, generator=torch.Generator().manual_seed(0), dtype=torch.bfloat16)
     for part, rows in zip(("to_q", "to_k", "to_v"), whole.chunk(3), strict=True):
         mine = ours[f"transformer_blocks.0.attn.{part}.weight"]

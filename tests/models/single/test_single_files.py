@@ -152,7 +152,7 @@ def test_gguf_draws_what_its_blocks_mean(
 def test_blocks_are_unpacked_as_gguf_does_and_by_rows(kind: str) -> None:
     wanted = gguf.GGMLQuantizationType[kind]
     blocks = random_blocks(wanted, (6, 512), seed=1)
-    weight = packed("x", torch.from_numpy(blocks), wanted)
+    weight = packed("x", torch.from_numpy(blocks), wanted, (6, 512))
     meant = torch.from_numpy(gguf.quants.dequantize(blocks, wanted))
     assert weight.shape == (6, 512)
     assert torch.allclose(weight.unpack(torch.float32), meant, rtol=2**-9, atol=float(meant.abs().max()) * 2**-9)
@@ -177,10 +177,11 @@ def test_what_a_file_is_is_read_from_its_shapes(narrow: FluxComponents, tmp_path
 REFUSED = {
     "FLUX.2": (
         {"double_stream_modulation_img.lin.weight": (4, 4)},
-        r"FLUX.2 \[dev\], whose text encoder is not served",
+        "a part of FLUX.2's transformer, not FLUX.1's transformer",
     ),
     "Chroma": ({"distilled_guidance_layer.in_proj.weight": (4, 4)}, "Chroma"),
-    "SDXL": ({"model.diffusion_model.input_blocks.0.0.weight": (4, 4)}, "SDXL"),
+    "Stable Diffusion": ({"model.diffusion_model.input_blocks.0.0.weight": (4, 4)}, "Stable Diffusion 1 or 2, which"),
+    "SDXL by diffusers": ({"add_embedding.linear_1.weight": (4, 4)}, "SDXL, which is served whole"),
     "a LoRA": ({"lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": (4, 4)}, "a LoRA that was not merged"),
     "a VAE": ({"decoder.up.0.block.0.conv1.weight": (4, 4)}, "a VAE in the layout of latent diffusion, not"),
     "something else": ({"a": (4, 4)}, "no model that is known here"),

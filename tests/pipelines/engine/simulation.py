@@ -57,6 +57,7 @@ class Simulation:
         self._arrivals = self._stream(requests, load)
         self._next = next(self._arrivals, None)
         self._seen_plan: tuple[Row, ...] | None = None
+        self._dues: dict[Request, float] = {}
 
     def run(self) -> Report:
         began = time.perf_counter()
@@ -142,6 +143,15 @@ class Simulation:
             # The model may have learned since the plan was made; a little over is a budget kept.
             assert cost.predict(row.request.tokens for row in plan) <= config.budget_ms * 1.5
         self._check_fairness(plan)
+        self._check_dues(plan)
+
+    def _check_dues(self, plan: tuple[Row, ...]) -> None:
+        """What a request was promised is put off, but never beyond patience, and never comes closer again."""
+        for request in dict.fromkeys(row.request for row in plan):
+            allowed = request.due_ms - 1e3 * request.arrival
+            late_ms = self.config.low_priority_ms if request.priority else 0.0
+            assert self._dues.get(request, 0.0) <= allowed <= self.config.patience * request.work_ms + late_ms + 1e-6
+            self._dues[request] = allowed
 
     def _check_fairness(self, plan: tuple[Row, ...]) -> None:
         """Whoever waits is overtaken only by requests that arrived within its bound."""
@@ -170,6 +180,7 @@ class Simulation:
         for request in dict.fromkeys(row.request for row in through):
             if request.steps_left == 0:
                 report.latency_ms += self.now_ms - self._live.pop(request)
+                self._dues.pop(request, None)
                 report.finished += 1
 
 

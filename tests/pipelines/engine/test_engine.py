@@ -149,6 +149,14 @@ def test_a_start_deadline_fails_what_has_not_started(runner: FakeRunner) -> None
     assert ends(frames, "early") == ends(frames, "patient") == ["Finished"]
 
 
+def test_what_is_left_of_a_deadline_counts_from_now(runner: FakeRunner) -> None:
+    engine = Engine({TINY.name: runner}.__getitem__, FragileDevice(), clock=lambda: 100.0)
+    submit(engine, "a", make_params(), age_s=7.0, done_within_s=3.0)
+    (request,) = engine._requests.values()
+    assert request.done_by == 103.0
+    assert ends(drain(engine), "a") == ["Finished"]
+
+
 def test_what_a_request_has_waited_elsewhere_counts(engine: Engine) -> None:
     submit(engine, "new", make_params())
     submit(engine, "old", make_params(), age_s=100.0)

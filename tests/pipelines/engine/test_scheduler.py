@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from pipelines.engine.cost import CostModel
 from pipelines.engine.request import Request, Row
-from pipelines.engine.scheduler import _LOOKAHEAD, _REPLAN_STEPS, Scheduler, SchedulerConfig
+from pipelines.engine.scheduler import _LOOKAHEAD, _POSTPONED, _REPLAN_STEPS, Scheduler, SchedulerConfig
 from pipelines.protocol.params import GenerationParams
 from tests.pipelines.engine.simulation import Simulation
 
@@ -22,9 +22,10 @@ def make_request(
     images: int = 1,
     group: str = "m",
     start_by: float | None = None,
+    done_by: float | None = None,
 ) -> Request:
     params = GenerationParams("m", "", 64, 64, steps, 3.5, 0, num_images=images)
-    return Request("job", 1, params, group, tokens, arrival, priority, start_by)
+    return Request("job", 1, params, group, tokens, arrival, priority, start_by, done_by)
 
 
 def make_scheduler(**config: float) -> Scheduler:
@@ -126,6 +127,23 @@ def test_a_start_deadline_is_a_limit_too() -> None:
     assert requests_of(scheduler.plan(-2.0)) == [pressed]
 
 
+@pytest.mark.parametrize(("done_by", "is_first"), [(0.2, True), (5.0, False)])
+def test_a_callers_own_deadline_is_a_limit_where_it_is_tighter(done_by: float, is_first: bool) -> None:
+    scheduler = make_scheduler(budget_ms=30)
+    short, pressed = make_request(steps=4), make_request(steps=5, done_by=done_by)
+    scheduler.add(short)  # due at 0.31 s, the other at 0.39 by its work
+    scheduler.add(pressed)
+    assert requests_of(scheduler.plan(0.0)) == [pressed if is_first else short]
+
+
+def test_a_deadline_that_has_passed_fails_nothing() -> None:
+    scheduler = make_scheduler(budget_ms=30)
+    late = make_request(done_by=1.0)
+    scheduler.add(late)
+    assert scheduler.expired(2.0) == []
+    assert requests_of(scheduler.plan(2.0)) == [late]
+
+
 def test_without_a_limit_the_first_come_is_the_first_served() -> None:
     scheduler = make_scheduler(budget_ms=30, limit=0.0)
     long = make_request(steps=50)
@@ -173,8 +191,9 @@ def test_models_never_share_a_step() -> None:
     assert len({request.group for request in requests_of(scheduler.plan(0.0))}) == 1
 
 
-def test_the_running_model_goes_on_until_a_switch_pays() -> None:
-    scheduler = make_scheduler(budget_ms=30, switch_ms=700.0)
+def test_the_model_in_memory_goes_on_until_a_switch_pays() -> None:
+    loads_ms = {"a": 0.0, "b": 700.0}
+    scheduler = Scheduler(SchedulerConfig(budget_ms=30), CostModel((2.0, 20.0, 4.0)), loads_ms.__getitem__)
     running, short = make_request(steps=10, group="a"), make_request(steps=1, group="b", arrival=0.1)
     scheduler.add(running)
     run_step(scheduler)
@@ -182,10 +201,20 @@ def test_the_running_model_goes_on_until_a_switch_pays() -> None:
     for _ in range(9):
         assert requests_of(run_step(scheduler)) == [running]
     assert requests_of(run_step(scheduler)) == [short]
+    loads_ms |= {"a": 700.0, "b": 0.0}
     scheduler.add(make_request(steps=1, group="b", arrival=0.2))
     long_ago = make_request(steps=1, group="a", arrival=-10.0)
     scheduler.add(long_ago)
     assert requests_of(run_step(scheduler)) == [long_ago]
+
+
+def test_a_model_that_is_in_memory_costs_no_switch() -> None:
+    scheduler = make_scheduler(budget_ms=30)
+    running, short = make_request(steps=10, group="a"), make_request(steps=1, group="b", arrival=0.1)
+    scheduler.add(running)
+    run_step(scheduler)
+    scheduler.add(short)
+    assert requests_of(run_step(scheduler)) == [short]
 
 
 def test_a_full_device_goes_on_with_what_it_holds() -> None:
@@ -268,6 +297,48 @@ def test_load_counts_remaining_steps() -> None:
     assert scheduler.load_ms == pytest.approx(20 * 26.0)
     run_step(scheduler)
     assert scheduler.load_ms == pytest.approx(18 * 26.0) or scheduler.load_ms == pytest.approx(19 * 26.0)
+
+
+class Counting(CostModel):
+    """Counts the pictures that a plan looks at."""
+
+    looks = 0
+
+    def row_ms(self, tokens: int) -> float:
+        self.looks += 1
+        return super().row_ms(tokens)
+
+
+def test_a_plan_looks_at_few_of_a_thousand_that_wait_though_all_are_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    postponed = 0
+    next_due = Scheduler._next_due
+
+    def counted(self: Scheduler, request: Request, now_ms: float) -> float:
+        nonlocal postponed
+        postponed += 1
+        return next_due(self, request, now_ms)
+
+    monkeypatch.setattr(Scheduler, "_next_due", counted)
+    cost = Counting((2.0, 20.0, 4.0))
+    scheduler = Scheduler(SchedulerConfig(), cost)
+    for number in range(1000):
+        scheduler.add(make_request(steps=4, tokens=200 + number % 7))
+    for step in range(50):
+        cost.looks = postponed = 0
+        run_step(scheduler, 100.0 + step)
+        assert postponed <= _POSTPONED
+        assert cost.looks <= SchedulerConfig().max_rows + _LOOKAHEAD
+
+
+def test_who_is_late_is_put_off_in_the_next_plans_if_not_in_this_one() -> None:
+    scheduler = make_scheduler(budget_ms=30)
+    lost = [make_request(steps=50) for _ in range(2 * _POSTPONED)]
+    kept = make_request(steps=20, arrival=9.9)
+    for request in (*lost, kept):
+        scheduler.add(request)
+    plans = [requests_of(scheduler.plan(10.0)) for _ in range(3)]
+    assert plans[0] != [kept]
+    assert plans[2] == [kept]
 
 
 class Machine(RuleBasedStateMachine):

@@ -20,7 +20,7 @@ from pipelines.protocol.conditions import Redux
 from pipelines.protocol.frames import Failed, Note
 from pipelines.protocol.params import GenerationParams
 from tests.pipelines.driving import drain, make_params, pictures, submit
-from tests.pipelines.families.flux1.families import picture, save_estimator, tiny_prior
+from tests.pipelines.families.flux1.families import picture, save_estimator, saved_prior
 
 SHAPES = REGISTRY["flux-shapes"]
 NAME = SHAPES.name
@@ -127,11 +127,7 @@ def test_weights_made_to_go_take_their_float8_copy_along() -> None:
 @pytest.fixture
 def prior(tmp_path: Path) -> ModelSpec:
     """A Redux prior in a folder, for flux-shapes."""
-    parts = tiny_prior(joint_dim=128)
-    for part in ("image_encoder", "image_embedder"):
-        parts.modules[part].save_pretrained(tmp_path / part)  # type: ignore[operator]
-    parts.image_processor.save_pretrained(tmp_path / "feature_extractor")
-    return ModelSpec("prior", str(tmp_path), variant="redux")
+    return saved_prior(tmp_path, joint_dim=128)
 
 
 def test_what_only_helps_is_loaded_by_the_request_that_needs_it(prior: ModelSpec) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
 
 from models.accelerator import CpuAccelerator
-from pipelines.ops.attention import Attend, grouped_attention
+from pipelines.ops.attention import Attend, _varlen_kernel, grouped_attention
 from pipelines.ops.attention_choice import BACKENDS, Backend, Place, choose_attention
 
 CPU = Place("cpu", (0, 0), torch.float32)
@@ -77,6 +79,16 @@ def test_what_cannot_run_is_not_tried_and_refused_by_name() -> None:
     assert choose({"quick": broken}, missing="needs a GPU") == (slow, [])
     with pytest.raises(ValueError, match="quick cannot run here: needs a GPU"):
         choose({"quick": broken}, "quick", missing="needs a GPU")
+
+
+def test_torchs_variable_length_kernel_takes_what_it_is_given() -> None:
+    """Whatever torch is installed: unsplit where it can be told so."""
+    kernel = _varlen_kernel()
+    bound = inspect.signature(kernel).bind(*"qkv", "starts", "starts", 9, 9)
+    names = ("query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k")
+    assert tuple(bound.arguments)[: len(names)] == names
+    splits = inspect.signature(varlen_attn).parameters.get("num_splits")
+    assert splits is None or inspect.signature(kernel).parameters["num_splits"].default == 1
 
 
 def test_a_cpu_has_one_attention_and_measures_nothing() -> None:

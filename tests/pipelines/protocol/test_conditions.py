@@ -9,6 +9,7 @@ import pytest
 
 from pipelines.protocol.conditions import (
     Adapter,
+    Coarse,
     Condition,
     Control,
     ControlNet,
@@ -34,6 +35,7 @@ EVERY: tuple[Condition, ...] = (
     ControlNet("edges", 6, 0.6, 0.1, 0.9, "canny"),
     ControlNet("poses", 7),
     Refine(0.25),
+    Coarse(0.3),
 )
 
 

@@ -136,6 +136,15 @@ def tiny_prior(joint_dim: int = 24) -> ReduxPrior:
     return ReduxPrior(ModelSpec("prior", "prior", variant="redux"), encoder, embedder, processor)
 
 
+def saved_prior(folder: Path, joint_dim: int) -> ModelSpec:
+    """The same in a folder."""
+    parts = tiny_prior(joint_dim)
+    for part in ("image_encoder", "image_embedder"):
+        parts.modules[part].save_pretrained(folder / part)  # type: ignore[operator]
+    parts.image_processor.save_pretrained(folder / "feature_extractor")
+    return ModelSpec("prior", str(folder), variant="redux")
+
+
 def save_estimator(folder: Path) -> None:
     """A depth estimator of a few thousand random weights, as transformers saves one."""
     backbone = Dinov2Config(

@@ -38,6 +38,7 @@ from pipelines.families.flux1.sampling import unshifted
 from pipelines.pictures.canny import edges
 from pipelines.pictures.depth import depth_of
 from pipelines.protocol.conditions import (
+    Coarse,
     Condition,
     Control,
     ControlNet,
@@ -162,6 +163,7 @@ def test_without_an_estimator_a_depth_picture_has_to_be_sent(components: FluxCom
         ("fill", (), "a fill model draws only with fill"),
         ("canny", (Control("depth", 0),), "a canny model cannot follow depth"),
         ("kontext", (Reference((0,)), ControlNet("n", 0)), "one or the other"),
+        ("dev", (Coarse(), ImageToImage(0, 0.5)), "with a prompt only"),
         ("dev", (Refine(), Inpaint(0, 0, 0.5)), "a second phase goes with"),
     ],
 )

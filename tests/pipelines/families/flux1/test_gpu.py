@@ -20,6 +20,7 @@ from pipelines.engine.engine import Engine
 from pipelines.families.flux1.packed import attention_shape
 from pipelines.families.flux1.runner import FluxRunner
 from pipelines.ops.attention import grouped_attention, varlen_attention
+from pipelines.ops.attention_choice import ROUNDED, Place, choose_rounded
 from pipelines.ops.compute import choose_compute
 from pipelines.ops.kernel_check import checked_triton
 from pipelines.protocol.conditions import Condition, ImageToImage, Inpaint, InputPicture, Refine
@@ -131,6 +132,16 @@ def test_variable_length_attention_equals_grouped(accelerator: Accelerator) -> N
     query, key, value = torch.randn(3, sum(lengths), 4, 64, device=accelerator.device, dtype=torch.bfloat16)
     ours = varlen_attention(query, key, value, lengths).float()
     assert torch.allclose(ours, grouped_attention(query, key, value, lengths).float(), atol=2e-2)
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_attention_over_8_bits_is_right_on_the_device(accelerator: Accelerator, name: str) -> None:
+    place = Place(accelerator.kind, accelerator.capability, torch.bfloat16)
+    if reason := ROUNDED[name].missing(place):
+        pytest.skip(reason)
+    notes: list[str] = []
+    choose_rounded(grouped_attention, place, 24, 128, accelerator, notes.append, {name: ROUNDED[name]})
+    assert not [note for note in notes if "is not used" in note]
 
 
 def test_the_tiny_model_runs_in_half_precision(accelerator: Accelerator) -> None:

@@ -16,6 +16,7 @@ from pipelines.engine.engine import Engine
 from pipelines.engine.request import Request, Row
 from pipelines.families.flux1.runner import FluxRunner
 from pipelines.protocol.conditions import (
+    Coarse,
     Condition,
     ControlNet,
     ImageToImage,
@@ -65,6 +66,7 @@ JOBS: dict[str, Job] = {
         ControlNet("edges", 0, 0.3, 0.3, 0.9), ControlNet("lines", 1, 0.5), ImageToImage(0, 0.8),
         given=[picture(32, 32, 10), picture(32, 32, 11)], width=32, seed=10,
     ),
+    "coarse at first": job(Coarse(0.5), width=96, height=64, seed=13, num_images=2),
     "large": job(Refine(0.5), width=96, height=64, seed=11),
     "large, like a picture": job(
         Refine(0.5), Redux((0,), "prior"), ImageToImage(0, 0.75), given=[picture(96, 64, 12)], width=96, height=64
