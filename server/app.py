@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from functools import partial
+from contextlib import asynccontextmanager
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import orjson
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -28,6 +30,8 @@ from server.gateway.origins import Own
 from server.gateway.tokens import Tokens
 from server.http.errors import PlainError, WireError
 from server.http.outgoing import VettedTransport, parse_networks
+from server.http.pacing import Lanes
+from server.http.running import own_address
 from server.jobs.signing import Signer
 from server.jobs.tracing import Tracing, open_tracing
 from server.jobs.webhooks import Webhooks
@@ -44,6 +48,7 @@ from server.routes.system.accounts import accounts_router
 from server.routes.system.controls import controls_router
 from server.routes.system.keys import keys_router
 from server.routes.system.metrics import Metrics
+from server.routes.system.nodes import nodes_router
 from server.routes.system.pages import reference, system_router
 from server.routes.system.platform import platform_router
 from server.routes.system.workers import workers_router
@@ -65,7 +70,8 @@ def create_app(node: Node, plain_port: int | None = None) -> Gateway:
 
     Args: plain_port: where plain HTTP listens, for addresses of files; without it they follow the caller alone.
     """
-    gpus = Gpus([worker.device for worker in node.workers])
+    node.membership.url = node.settings.public_url or own_address(node.settings.host, plain_port)
+    gpus = Gpus([device for worker in node.workers for device in worker.device.split(",")])
     metrics = Metrics(lambda: node.health(), node.store, gpus)
     node.jobs.live.on_end(metrics.jobs.note_end)
     tracing = open_tracing(node.store.get, node.jobs.live)
@@ -88,23 +94,30 @@ def create_app(node: Node, plain_port: int | None = None) -> Gateway:
         version=VERSION,
         docs_url=None,
         redoc_url=None,
+        openapi_url=None,
         redirect_slashes=False,
         lifespan=_lifespan(node, signer, mcp, tracing),
     )
     pages.include_router(system_router(lambda: node.health(), node.served, metrics, VERSION, keys))
     pages.include_router(workers_router(node.workers))
+    pages.include_router(nodes_router(node.membership))
     pages.include_router(accounts_router(node.jobs, node.prices, node.objects))
     pages.include_router(controls_router(node.jobs))
     pages.include_router(keys_router(KeyFile(node.settings.key_file), keys, node.jobs))
     pages.include_router(platform_router(node.served, VERSION, keys))
     pages.include_router(clients_router(node.settings, keys))
-    pages.include_router(pages_router(plain=reference))
+    pages.include_router(pages_router(plain=reference, files_from=lambda: node.objects.direct_origin))
     pages.include_router(openai_router(node.jobs, node.served))
     pages.include_router(openai_pictures_router(node.jobs, node.served, node.inputs))
-    pages.router.routes += [Route("/mcp", mcp), assets()]
+    document = cache(partial(_openapi, pages))
+    pages.router.routes += [
+        Route("/mcp", mcp),
+        Route("/openapi.json", lambda _: Response(document(not keys.is_open), media_type="application/json")),
+        assets(),
+    ]
     for kind in (WireError, HTTPException, RequestValidationError, Exception):
         pages.add_exception_handler(kind, _error)
-    pages.openapi = lambda: _openapi(pages, not keys.is_open)  # type: ignore[method-assign]
+    large = Lanes(1)
     gateway = Gateway(
         pages,
         areas={
@@ -113,10 +126,11 @@ def create_app(node: Node, plain_port: int | None = None) -> Gateway:
             Area.REST: RestArea(tokens, signer, sign),
             Area.CDN: FilesArea(node.objects, upload_area, guard),
         },
-        realtime=RealtimeArea(node.jobs, node.served, guard),
+        realtime=RealtimeArea(node.jobs, node.served, guard, large),
         guard=guard,
         own=Own(node.settings.public_url, plain_port),
         observe=metrics.observe,
+        large=large,
     )
     return gateway
 
@@ -140,8 +154,10 @@ def _lifespan(node: Node, signer: Signer, mcp: McpArea, tracing: Tracing | None)
             await asyncio.gather(outbox_sender, return_exceptions=True)
             await node.stop()
             if tracing is not None:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(asyncio.to_thread(tracing.close), LAST_TRACES_S)
+                # A daemon: the process would wait for any other thread, however long a dead collector takes.
+                closing = threading.Thread(target=tracing.close, daemon=True)
+                closing.start()
+                await asyncio.to_thread(closing.join, LAST_TRACES_S)
 
     return lifespan
 
@@ -155,14 +171,19 @@ def _as_wire(exc: Exception) -> WireError:
     if isinstance(exc, HTTPException):
         return PlainError(exc.status_code, str(exc.detail), exc.headers)
     if isinstance(exc, RequestValidationError):
-        return InputError([problem(entry["loc"][1:], entry["msg"], entry["type"]) for entry in exc.errors()])
+        return InputError([problem(_field(entry["loc"]), entry["msg"], entry["type"]) for entry in exc.errors()])
     return to_wire(exc)
 
 
-def _openapi(pages: FastAPI, is_protected: bool) -> dict[str, Any]:
-    """fal's areas from the endpoint table, our own pages as FastAPI describes them."""
+def _field(loc: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """The place below the body; of a query the name alone, behind which pydantic puts a type."""
+    return loc[1:2] if loc[:1] == ("query",) else loc[1:]
+
+
+def _openapi(pages: FastAPI, is_protected: bool) -> bytes:
+    """fal's areas from the endpoint table, our own pages as FastAPI describes them. Made once, as anybody may ask."""
     own = FastAPI.openapi(pages)
     document = catalogue.openapi(catalogue.all_endpoints(), pages.title, pages.version, is_protected)
     document["paths"] |= own["paths"]
     document["components"]["schemas"] |= own.get("components", {}).get("schemas", {})
-    return document
+    return orjson.dumps(document)

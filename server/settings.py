@@ -37,6 +37,9 @@ _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")
 # https://docs.docker.com/engine/network/links/: a linked container's name and its own variables.
 _OF_A_LINK = re.compile(r"FLUXSERVE_(NAME|ENV_\w+)$")
 
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html; a prefix of plain path segments.
+_BUCKET_URL = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[\w-][\w.-]*)*/?", re.ASCII)
+
 WILDCARD_HOSTS = frozenset({"", "0.0.0.0", "::"})
 
 Words = Annotated[tuple[str, ...], NoDecode]
@@ -63,9 +66,17 @@ class Settings(BaseSettings):
         tls_port: where TLS listens on the same host; 0 turns it off.
         tls_cert, tls_key: an operator's own certificate chain and key (PEM), served in place of the local authority's.
         data_dir: holds the store, pictures and certificates of one node.
+        objects: where results and uploads are kept: s3://BUCKET or s3://BUCKET/PREFIX; None for the data folder.
+        s3_endpoint: of an S3 service other than AWS. Where its host begins with the bucket's name it is
+            asked in the virtual-host style, else by path.
+        s3_redirect: clients fetch files from there by addresses that hold for minutes, not through this server.
+        store: the address of a PostgreSQL database that several nodes share; None is a file in the data folder.
         models: registry names, folders, files or Hugging Face ids (see `models.arguments`); the first is the default.
         transformer: a single file that takes the place of the transformer of the one model.
         model_dirs: where single files and their companions are sought, for example ComfyUI's models.
+        models_on_demand: models as above that the first request for one loads; `here` stands for all known by name
+            whose files are on this machine.
+        fetch_on_demand: whether such a request may download what is not.
         acceleration: the most that requests get of what they ask for in fal's field of that name.
         offload: what waits in the host's memory until it is used: none, the text encoders, or
             modulation too.
@@ -73,6 +84,11 @@ class Settings(BaseSettings):
         unload_after: seconds without a request after which a worker frees its device; None never does.
         tuning: switches for speed as `models.tuning.parse_tuning` reads them; empty leaves them to the device.
         device: auto, cpu, cuda, or a list (cuda:0,1 or cpu,cpu): one worker each.
+        cluster: a Ray cluster that places workers: auto, HOST:PORT or ray://HOST:PORT; None: this machine's devices.
+        workers: how many in the cluster: N or MIN-MAX.
+        worker_cpus: CPUs that each asks the cluster for, besides a GPU where there are any.
+        worker_host, worker_port: where workers of the cluster connect; None finds the address, 0 takes a free port.
+        parallel: devices that share out every step of one worker (1, 2, 4 or 8), for single large pictures.
         api_keys: any of these admits; none leaves the server open. `@FILE` reads one key a line.
         public_url: what clients call this server behind a reverse proxy; None follows each request.
         aliases: endpoint ids under which others answer, each as ID=ID; shown as substitutes.
@@ -82,6 +98,7 @@ class Settings(BaseSettings):
         max_adapter_mb: of one LoRA file, in MiB.
         adapter_store_gb: LoRAs kept on disk, in GB; beyond it the one used least recently goes.
         max_queue: waiting requests beyond this are refused with 429.
+        max_queue_mb: MB that their large inputs take; one key's may take as much as is left free.
         key_running, key_waiting, key_per_minute, key_storage_mb: what each key may take unless it says otherwise:
             requests in workers at once (more wait), waiting ones, submits a minute, MB of kept files; None is no limit.
         retention_s: how long finished requests and their pictures are kept, in seconds.
@@ -97,6 +114,7 @@ class Settings(BaseSettings):
         expander_model, expander_key: what it is asked for, and with; the first it lists, and none.
         expander_timeout_s: after so many seconds the prompt is used as written.
         result_cache: a request that would draw what is stored is answered from it.
+        reject_late: a request whose own limits cannot be kept is refused with 429 at once, and does not wait in vain.
         log_format: the server's own log: lines for people, or one JSON object a line.
         embed_parameters: prompt and seed go into picture files, too, beside model, endpoint and request id.
     """
@@ -112,13 +130,25 @@ class Settings(BaseSettings):
     tls_cert: Path | None = None
     tls_key: Path | None = None
     data_dir: Path = Field(default_factory=default_data_dir)
+    objects: str | None = None
+    s3_endpoint: str | None = None
+    s3_redirect: bool = False
+    store: str | None = Field(None, repr=False)
     models: Words = ("flux-shapes",)
     transformer: str | None = None
     model_dirs: Words = ()
+    models_on_demand: Words = ()
+    fetch_on_demand: bool = False
     device: str = Field("auto", pattern=r"^(auto|cpu(,cpu)*|cuda(:\d+(,\d+)*)?)$")
+    cluster: str | None = Field(None, pattern=r"^(auto|(ray://)?(\[[0-9a-fA-F:]+\]|[\w.-]+):\d{1,5})$")
+    workers: str = Field("1", pattern=r"^[1-9]\d{0,3}(-[1-9]\d{0,3})?$")
+    worker_cpus: float = Field(1.0, ge=0)
+    worker_host: str | None = None
+    worker_port: int = Field(0, ge=0, le=65535)
+    parallel: int = 1
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     quantization: Literal["none", "fp8"] = "none"
-    acceleration: Literal["none", "regular", "high"] = "high"
+    acceleration: Literal["none", "regular", "high", "max"] = "max"
     offload: Literal["none", "text", "text+modulation", "text+blocks"] = "none"
     tuning: str = ""
     memory_gb: float | None = Field(None, gt=0)
@@ -135,6 +165,7 @@ class Settings(BaseSettings):
     max_adapter_mb: int = Field(1024, ge=1)
     adapter_store_gb: float = Field(10.0, gt=0)
     max_queue: int = Field(10_000, ge=0)
+    max_queue_mb: int = Field(4096, ge=1)
     key_running: int | None = Field(None, ge=1)
     key_waiting: int | None = Field(None, ge=1)
     key_per_minute: int | None = Field(None, ge=1)
@@ -150,12 +181,15 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = "text"
     embed_parameters: bool = False
     result_cache: bool = False
+    reject_late: bool = False
     expander: str | None = None
     expander_model: str | None = None
     expander_key: str | None = Field(None, repr=False)
     expander_timeout_s: float = Field(20.0, gt=0)
 
-    @field_validator("models", "aliases", "model_dirs", "api_keys", "allow_private_cidrs", mode="before")
+    @field_validator(
+        "models", "models_on_demand", "aliases", "model_dirs", "api_keys", "allow_private_cidrs", mode="before"
+    )
     @classmethod
     def _split_commas(cls, value: object) -> object:
         if not isinstance(value, str):
@@ -167,6 +201,13 @@ class Settings(BaseSettings):
     def _need_a_model(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value:
             raise ValueError("needs at least one model")
+        return value
+
+    @field_validator("parallel")
+    @classmethod
+    def _check_parallel(cls, value: int) -> int:
+        if value not in (1, 2, 4, 8):
+            raise ValueError("must be 1, 2, 4 or 8")
         return value
 
     @field_validator("model_dirs")
@@ -210,6 +251,30 @@ class Settings(BaseSettings):
             raise ValueError("its port must be 1 to 65535")
         return value.rstrip("/")
 
+    @field_validator("store")
+    @classmethod
+    def _check_store(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("postgresql://", "postgres://")):
+            raise ValueError("must look like postgresql://user@host/database")
+        return value
+
+    @field_validator("objects")
+    @classmethod
+    def _check_objects(cls, value: str | None) -> str | None:
+        if value is not None and not _BUCKET_URL.fullmatch(value):
+            raise ValueError(
+                "must look like s3://bucket/prefix; keys belong in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
+        return value
+
+    @field_validator("s3_endpoint")
+    @classmethod
+    def _check_endpoint(cls, value: str | None) -> str | None:
+        parts = urlsplit(value or "http://none")
+        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.path.strip("/"):
+            raise ValueError("must look like https://s3.example.com or http://host:9000, with no key in it")
+        return value
+
     @field_validator("expander")
     @classmethod
     def _check_expander(cls, value: str | None) -> str | None:
@@ -244,12 +309,37 @@ class Settings(BaseSettings):
             raise ValueError("transformer belongs to one model: give several as --model MODEL+FILE")
         return self
 
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """The fewest and the most workers in the cluster."""
+        low, _, high = self.workers.partition("-")
+        return int(low), int(high or low)
+
+    @model_validator(mode="after")
+    def _fit_the_cluster(self) -> Settings:
+        low, high = self.worker_range
+        if low > high:
+            raise ValueError(f"--workers {self.workers}: the first number is the smaller one")
+        if self.cluster is None:
+            given = {"workers", "worker_cpus", "worker_host", "worker_port"} & self.model_fields_set
+            if given:
+                raise ValueError(f"{flag_of(min(given))} is about a cluster: give --cluster, too, or use --device")
+        elif self.device not in ("auto", "cpu", "cuda"):
+            raise ValueError("--device with --cluster is auto, cpu or cuda: the cluster picks the devices")
+        return self
+
     @model_validator(mode="after")
     def _refuse_open_doors(self) -> Settings:
+        if self.parallel > 1 and self.models_on_demand:
+            raise ValueError("--parallel needs every device for every step: leave --models-on-demand out")
+        if self.parallel > 1 and self.cluster is not None:
+            raise ValueError("--parallel shares steps out over this machine's devices: leave --cluster out")
         if self.port and self.port == self.tls_port:
             raise ValueError(f"--port and --tls-port are both {self.port}; they must differ")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("--tls-cert and --tls-key belong together: give both or neither")
+        if self.objects is None and (self.s3_endpoint is not None or self.s3_redirect):
+            raise ValueError("--s3-endpoint and --s3-redirect belong to --objects s3://BUCKET")
         if (self.c2pa_cert is None) != (self.c2pa_key is None):
             raise ValueError("--c2pa-cert and --c2pa-key belong together: give both or neither")
         if not (self.is_protected or self.allow_insecure_bind or is_loopback(self.host)):
@@ -390,6 +480,8 @@ def _sentence(error: Any) -> str:
         return f"{field} is not a setting"
     if field == "device":
         text = "must be auto, cpu, cuda, or a list such as cuda:0,1 or cpu,cpu"
-    has_secret = field == "api_keys" or (field == "public_url" and "@" in str(error["input"]))
+    has_secret = field in ("api_keys", "expander_key") or (
+        field in ("public_url", "expander", "objects", "s3_endpoint", "store") and "@" in str(error["input"])
+    )
     got = "" if has_secret or isinstance(error["input"], tuple | list) else f", not {error['input']!r}"
     return f"{flag_of(field)}: {text}{got}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 from models.registry import ModelSpec
@@ -43,6 +44,7 @@ def _entry(row: Endpoint, served: Served) -> dict[str, Any]:
     metadata |= {
         "status": "active",
         "served_by": spec.name,
+        "is_on_demand": spec in served.on_demand,
         "with": beside,
         "is_substitute": _is_substitute(row, spec),
         "licence": spec.licence,
@@ -83,15 +85,21 @@ def openapi(
 
 
 def queue_openapi(row: Endpoint, version: str, is_protected: bool, server_url: str) -> dict[str, Any]:
-    """One endpoint's document, with the metadata that fal puts there."""
-    document = openapi([row], f"Queue OpenAPI for {row.id}", version, is_protected, server_url)
-    document["info"]["x-fal-metadata"] = {
+    """One endpoint's document, with the metadata that fal puts there. Only its outermost parts are the caller's own."""
+    document = _queue_document(row, version, is_protected)
+    metadata = {
         "endpointId": row.id,
         "category": "text-to-image",
         "playgroundUrl": f"{server_url}/playground/{row.id}",
         "documentationUrl": f"{server_url}/docs",
     }
-    return document
+    return document | {"servers": [{"url": server_url}], "info": document["info"] | {"x-fal-metadata": metadata}}
+
+
+@cache
+def _queue_document(row: Endpoint, version: str, is_protected: bool) -> dict[str, Any]:
+    """Of a lasting table: a list of all of them with their documents took half a second of the event loop."""
+    return openapi([row], f"Queue OpenAPI for {row.id}", version, is_protected)
 
 
 def all_endpoints() -> list[Endpoint]:

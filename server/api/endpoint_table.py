@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from models.registry import REGISTRY, Variant
+from models.registry import REGISTRY, UNNAMED, Variant
 from server.api.endpoints import ENDPOINTS, Endpoint
 from server.api.served import NotServedError, Served
 from server.api.unserved import UNSERVED
@@ -46,12 +46,13 @@ def _answered(row: Endpoint, served: Served) -> str:
         beside = "" if row.beside is None else f" with {served.beside(spec, row.beside).name}"
     except NotServedError as exc:
         return f"missing: {exc.missing}"
-    return f"{spec.name}{beside}"
+    return f"{spec.name}{beside}{' (loaded on demand)' if spec in served.on_demand else ''}"
 
 
 def _known(row: Endpoint, is_embedded: bool) -> str:
     """The checkpoints of the registry that may answer, best first."""
     drawing = [name for variant in row.variants for name in _names(variant, is_embedded)]
+    drawing += [UNNAMED[variant] for variant in row.variants if variant in UNNAMED and not is_embedded]
     beside = _names(row.beside, is_embedded)[:1] if row.beside else []
     return " with ".join([" or ".join(drawing), *beside])
 

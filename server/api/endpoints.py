@@ -9,7 +9,19 @@ from typing import Literal
 
 from models.registry import Variant
 from server.api.paths import app_root, endpoint_id
-from server.api.schemas import control, fill, flux2, general, image_to_image, kontext, redux, sdxl, text_to_image, ultra
+from server.api.schemas import (
+    control,
+    fill,
+    flux2,
+    flux3,
+    general,
+    image_to_image,
+    kontext,
+    redux,
+    sdxl,
+    text_to_image,
+    ultra,
+)
 from server.api.schemas.base import Input
 from server.api.unserved import UNSERVED
 from server.http.errors import PlainError
@@ -239,8 +251,26 @@ _DEV_2 = (
 )
 _KLEIN = (*_klein("4b", "klein-4b", ("klein-9b",)), *_klein("9b", "klein-9b", ("klein-4b",)))
 
+_FLUX_3: tuple[Variant, ...] = ("flux3-klein",)
+_FLUX_3_BASE: tuple[Variant, ...] = ("flux3-klein-base",)
+_FLUX_3_APP = "blackforestlabs/flux-3/klein"
+_KLEIN_3 = (
+    Endpoint(f"{_FLUX_3_APP}/text-to-image", flux3.Flux3Klein, _FLUX_3, "FLUX.3 [klein]"),
+    Endpoint(f"{_FLUX_3_APP}/edit", flux3.Flux3KleinEdit, _FLUX_3, "FLUX.3 [klein]: edit pictures", "image-editing"),
+    Endpoint(
+        f"{_FLUX_3_APP}/base/text-to-image", flux3.Flux3KleinBase, _FLUX_3_BASE, "FLUX.3 [klein] before distillation"
+    ),
+    Endpoint(
+        f"{_FLUX_3_APP}/base/edit",
+        flux3.Flux3KleinBaseEdit,
+        _FLUX_3_BASE,
+        "FLUX.3 [klein] before distillation: edit pictures",
+        "image-editing",
+    ),
+)
+
 _LIGHTNING: tuple[Variant, ...] = ("lightning",)
-_PLAYGROUND: tuple[Variant, ...] = ("playground",)
+_PLAYGROUND: tuple[Variant, ...] = ("playground", "sdxl")
 
 
 def _three(
@@ -279,6 +309,7 @@ _ROWS = (
     *_KONTEXT_ROWS,
     *_DEV_2,
     *_KLEIN,
+    *_KLEIN_3,
     *_SDXL,
 )
 

@@ -14,11 +14,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from server.files.objects import ObjectsAwayError
 from server.files.uploads import StorageRefusedError, TooLargeError, UploadError
 from server.http.errors import PlainError, WireError
+from server.jobs.forecast import LateError
 from server.jobs.limits import RateLimitedError, StorageFullError
 from server.jobs.service import JobLostError, ServerStoppingError, WebhookRefusedError
-from server.jobs.store.errors import BudgetSpentError, DiskRefusedError, QueueFullError, RepeatMismatchError, StoreError
+from server.jobs.store.errors import (
+    BudgetSpentError,
+    DiskRefusedError,
+    InputsFullError,
+    QueueFullError,
+    RepeatMismatchError,
+    StoreError,
+)
 
 RETRY_AFTER_S = 10
 """When to come again after the disk has refused: it is looked at once a second."""
@@ -101,6 +110,10 @@ def to_wire(exc: Exception) -> WireError:
         return InputError([{"loc": ["query", "fal_webhook"], "msg": str(exc), "type": kind, "url": DOCS_URL + kind}])
     if isinstance(exc, QueueFullError):
         return RequestError(429, "concurrent_requests_limit", "Too many requests are waiting", retryable=True)
+    if isinstance(exc, InputsFullError):
+        return RequestError(429, "concurrent_requests_limit", str(exc), retryable=True)
+    if isinstance(exc, LateError):
+        return RequestError(429, "concurrent_requests_limit", str(exc), True, exc.retry_after_s)
     if isinstance(exc, RepeatMismatchError):
         detail = (
             "This Idempotency-Key has been used for a request with another body: give every request a key of its own"
@@ -119,7 +132,7 @@ def to_wire(exc: Exception) -> WireError:
         detail = "The server has no room to store requests now"
         return RequestError(507, "runner_scheduling_failure", detail, True, RETRY_AFTER_S)
     if isinstance(exc, StoreError):
-        # Raised before anything was stored, so a client that repeats the call makes no second job.
+        # Nothing was stored, or a repeat finds what was (InDoubtError): a client that asks again makes no second job.
         return RequestError(
             503, "runner_scheduling_failure", "The server cannot store requests now", True, RETRY_AFTER_S
         )
@@ -129,6 +142,9 @@ def to_wire(exc: Exception) -> WireError:
         return PlainError(400, str(exc))
     if isinstance(exc, StorageRefusedError):
         return RequestError(503, "runner_scheduling_failure", str(exc), True, RETRY_AFTER_S)
+    if isinstance(exc, ObjectsAwayError):
+        detail = f"The server cannot read or store files now: {exc.strerror}"
+        return RequestError(503, "runner_scheduling_failure", detail, True, RETRY_AFTER_S)
     if isinstance(exc, ServerStoppingError):
         return RequestError(503, "runner_disconnected", "The server is stopping", retryable=True)
     if isinstance(exc, JobLostError):

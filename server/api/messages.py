@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 import msgpack
@@ -27,11 +26,13 @@ class Message:
 
 def _unpack(data: bytes) -> dict[str, Any]:
     """One msgpack map as plain JSON values; binary becomes a data URI. Raises: InputError."""
-    containers = count(1)
+    containers = values = 0
 
     def bounded(container: Any) -> Any:
-        """An empty one takes a byte to send and sixty to keep."""
-        if next(containers) > MAX_VALUES:
+        """An empty one takes a byte to send and sixty to keep; many full ones hold millions of values."""
+        nonlocal containers, values
+        containers, values = containers + 1, values + len(container)
+        if max(containers, values) > MAX_VALUES:
             raise ValueError
         return container
 

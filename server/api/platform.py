@@ -21,6 +21,8 @@ HUB_MODELS: Mapping[str, str] = {
     "black-forest-labs/FLUX.2-klein-9B": "fal-ai/flux-2/klein/9b",
     "black-forest-labs/FLUX.2-klein-base-4B": "fal-ai/flux-2/klein/4b/base",
     "black-forest-labs/FLUX.2-klein-base-9B": "fal-ai/flux-2/klein/9b/base",
+    "black-forest-labs/flux-3-image-klein": "blackforestlabs/flux-3/klein/text-to-image",
+    "black-forest-labs/flux-3-image-klein-base": "blackforestlabs/flux-3/klein/base/text-to-image",
 }
 """Repositories of the Hugging Face hub and the endpoint that draws with them."""
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from models.registry import ModelSpec
@@ -26,6 +27,8 @@ from server.jobs.live import LiveJobs
 from server.jobs.preparation import Prepared
 from server.jobs.store.job import Job, Outcome
 
+logger = logging.getLogger("fluxserve")
+
 MAX_ADAPTERS = 16
 """Of one request: each costs every step that it shares a little."""
 
@@ -34,13 +37,20 @@ class Preparation:
     """See `server.jobs.preparation.Prepare`."""
 
     def __init__(
-        self, served: Served, inputs: Inputs, adapters: Adapters, live: LiveJobs, expander: Expander | None = None
+        self,
+        served: Served,
+        inputs: Inputs,
+        adapters: Adapters,
+        live: LiveJobs,
+        expander: Expander | None = None,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._served = served
         self._inputs = inputs
         self._adapters = adapters
         self._live = live
         self._expander = expander
+        self._now = now
 
     async def __call__(self, job: Job) -> Prepared | Outcome:
         """The job's parameters and pixels, or how it ends because its input is at fault."""
@@ -96,9 +106,10 @@ class Preparation:
         began = time.monotonic()
         try:
             # Half of what a start deadline leaves: the request must not end because its prompt takes long.
-            left_s = None if job.start_deadline is None else max(0.0, job.start_deadline - time.time()) / 2
-            text = await self._expander.expand(prompt, left_s)
+            left_s = None if job.start_deadline is None else max(0.0, job.start_deadline - self._now()) / 2
+            text = await self._expander.expand(prompt, left_s, job.tenant)
         except ExpansionError as exc:
+            logger.warning("request %s: the prompt was not expanded: %s", job.id, exc)
             self._live.log(job.id, f"the prompt was not expanded, and is used as written: {exc}", "WARN")
             return prompt, {"prompt_expansion": time.monotonic() - began}
         self._live.log(job.id, f"prompt expanded: {text}" if job.store_io else "prompt expanded")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from models.registry import REGISTRY, ModelSpec, Variant, siblings
+from models.registry import REGISTRY, UNNAMED, ModelSpec, Variant, siblings
 from server.http.errors import PlainError
 
 
@@ -17,19 +17,24 @@ class NotServedError(PlainError):
     """No checkpoint here can do it; the answer is a 404 that names the flag to add, which is also `missing`."""
 
     def __init__(self, flag: str) -> None:
-        super().__init__(404, f"No checkpoint of this server can do that: it must be started with {flag}")
+        super().__init__(404, f"No checkpoint of this server can do that: it must be started with {_either(flag)}")
         self.missing = flag
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """The checkpoints of one server: the operator's, in his order and at least one, and what they bring along."""
+    """The checkpoints of one server.
+
+    Args: specs: the operator's, in his order and at least one. offers: those that he lets requests have loaded.
+    Attributes: on_demand: what the first request for it loads: `offers`, and what all of them bring along.
+    """
 
     specs: Sequence[ModelSpec]
+    offers: tuple[ModelSpec, ...] = ()
     on_demand: tuple[ModelSpec, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "on_demand", siblings(self.specs))
+        object.__setattr__(self, "on_demand", (*self.offers, *siblings((*self.specs, *self.offers))))
 
     @property
     def all(self) -> tuple[ModelSpec, ...]:
@@ -66,7 +71,13 @@ def _are_kin(spec: ModelSpec, other: ModelSpec) -> bool:
     return spec.is_embedded == other.is_embedded
 
 
+def _either(flag: str) -> str:
+    """The same flag, or the one that spares the memory until then."""
+    name = flag.removeprefix("--model ")
+    return flag if " " in name else f"{flag}, or with --models-on-demand {name} to have requests load it"
+
+
 def _missing(variant: Variant) -> NotServedError:
-    known = next((spec.name for spec in REGISTRY.values() if spec.variant == variant and not spec.is_embedded), None)
-    flag = f"--model {known}" if known else f"--model with a folder or a Hugging Face id of a {variant} checkpoint"
-    return NotServedError(flag)
+    published = (spec for spec in REGISTRY.values() if not spec.is_embedded and not spec.source.startswith("random:"))
+    known = next((spec.name for spec in published if spec.variant == variant), UNNAMED.get(variant))
+    return NotServedError(f"--model {known}" if known else f"--model with a folder of a {variant} checkpoint")

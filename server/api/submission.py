@@ -41,6 +41,7 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{
 MIN_TIMEOUT_S = 0.1
 MAX_TIMEOUT_S = 7 * 86400.0
 LOW_PRIORITY = 1
+_DEADLINE_HEADER = "X-Fluxserve-Deadline"
 _TIMEOUT_HEADERS = ("X-Fal-Request-Start-Timeout", "X-Fal-Request-Timeout")  # the newer name wins
 
 
@@ -48,8 +49,9 @@ _TIMEOUT_HEADERS = ("X-Fal-Request-Start-Timeout", "X-Fal-Request-Timeout")  # t
 class RequestOptions:
     """Who asks, and what headers and query ask for beside the input.
 
-    Args: as in NewJob; `max_queued` refuses the request when so many jobs wait already; `ttl_s` is how
-        long its pictures are kept, None for the server's default; `access` is who may read them; `retries` limits
+    Args: as in NewJob; `done_within_s` is when its caller wants it done, which orders it and fails nothing;
+        `max_queued` refuses the request when so many jobs wait already; `ttl_s` is how long its pictures are kept,
+        None for the server's default; `access` is who may read them; `retries` limits
         single causes; `embed_parameters` puts prompt and seed into picture files, None as the operator decided;
         `traceparent` is the caller's own span (W3C Trace Context), of which ours are parts;
         `idempotency_key` names this submit, so that a repeated one is the same request.
@@ -58,6 +60,7 @@ class RequestOptions:
     tenant: str
     priority: int = 0
     start_within_s: float | None = None
+    done_within_s: float | None = None
     max_attempts: int = 10
     store_io: bool = True
     webhook_url: str | None = None
@@ -81,6 +84,7 @@ def read_options(headers: Headers, query: bytes, tenant: str, key_id: str = "") 
         tenant=tenant,
         priority=LOW_PRIORITY if headers.get("x-fal-queue-priority", "").lower() == "low" else 0,
         start_within_s=None if timeout is None else _timeout(timeout, headers[timeout]),
+        done_within_s=_timeout(_DEADLINE_HEADER, headers[_DEADLINE_HEADER]) if _DEADLINE_HEADER in headers else None,
         max_attempts=1 if _is_yes(headers.get("x-fal-no-retry", "")) else 10,
         store_io=headers.get("x-fal-store-io", "1").strip() != "0",
         webhook_url=_webhook(values["fal_webhook"][-1]) if values.get("fal_webhook") else None,
@@ -127,6 +131,7 @@ def new_job(
         | ({"access": options.access} if options.access != "allow" else {})
         | ({"retries": options.retries} if options.retries else {})
         | ({"traceparent": options.traceparent} if options.traceparent else {})
+        | ({} if options.done_within_s is None else {"done_within_s": options.done_within_s})
         | ({} if options.embed_parameters is None else {"embed_parameters": options.embed_parameters})
         | ({"needs_inputs": True} if fetches else {}),
         priority=options.priority,

@@ -18,7 +18,7 @@ from pipelines.protocol.params import ACCELERATIONS
 from server.bench.scenarios import SCENARIOS, Plan, parse_numbers
 from server.bench.target import BenchError, Target
 from server.cli.failures import ENVIRONMENT, USAGE, CommandError
-from server.cli.options import Json, TuningText, check_tuning, pixels, spec_of
+from server.cli.options import Json, Tuning, check_tuning, pixels, spec_of
 
 if TYPE_CHECKING:
     from server.bench.session import Subject
@@ -69,9 +69,9 @@ def measure(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
     quantization: Annotated[str, typer.Option(help="none or fp8 (needs a GPU).")] = "none",
-    tuning: TuningText = "",
+    tuning: Annotated[str, Tuning] = "",
     acceleration: Annotated[
-        str, typer.Option(help="none (exact), regular or high, asked of every request: see docs/acceleration.md.")
+        str, typer.Option(help="none (exact), regular, high or max, asked of every request: see docs/acceleration.md.")
     ] = "none",
     sizes: Annotated[
         str | None, typer.Option(help="Presets or WIDTHxHEIGHT, with commas between.", show_default="1024x1024")

@@ -17,10 +17,10 @@ from models.counts import counts_of
 from models.errors import LoadError
 from models.fit import SIZES, need_together
 from models.memory import FP8_CAPABILITY, PRESETS, Need, Preset, presumed_architecture, streamed_bytes
+from models.offers import is_here
 from models.registry import ModelSpec
 from models.tuning import parse_tuning
 from server.cli.finding import Finding
-from server.cli.models import is_here
 from server.settings import Settings
 
 _ROOT = Path(__file__).parents[2]
@@ -35,8 +35,10 @@ def devices_and_models(settings: Settings) -> list[Finding]:
     facts, errors, broken = _examine(here, settings.model_dirs)
     if broken is not None:
         return [broken, *findings]
-    found = [_versions(facts), _device(settings.device, facts), *findings]
-    found += [_model(spec, errors.get(argument)) for argument, spec in specs.items()]
+    found = [_versions(facts), *findings, *(_model(spec, errors.get(argument)) for argument, spec in specs.items())]
+    if settings.cluster is not None:
+        return found  # on which they run, this machine does not know
+    found.insert(1, _device(settings.device, facts))
     sound = [spec for argument, spec in specs.items() if not errors.get(argument) and spec.draws and not spec.is_fake]
     gpus = [] if settings.device.startswith("cpu") else facts["gpus"]
     return found + (fits(settings, sound, gpus) if sound else [])

@@ -12,6 +12,7 @@ import typer
 
 from server.cli.failures import ENVIRONMENT, FAILED, USAGE, CommandError
 from server.cli.options import Json
+from server.settings import is_loopback
 
 if TYPE_CHECKING:
     from server.conform.areas import Areas
@@ -148,8 +149,7 @@ def _check_writable(page: Path | None) -> None:
 def _is_here(url: str) -> bool:
     import httpx
 
-    host = httpx.URL(url).host
-    return host in ("localhost", "::1") or host.startswith("127.")
+    return is_loopback(httpx.URL(url).host)
 
 
 def _ask_for_the_money(pictures: int, endpoint: str, url: str) -> None:

@@ -15,21 +15,29 @@ import typer
 
 from models import control_groups, host_memory
 from server.cli.checkup import devices_and_models
+from server.cli.cluster_checkup import shared_workers
 from server.cli.failures import ENVIRONMENT
 from server.cli.finding import Finding
 from server.cli.gpu_report import BUDGET_S, report_gpu
+from server.cli.objects_checkup import shared_files
 from server.cli.options import Config, DataDir, Json, settings_from
 from server.cli.storage_checkup import certificate, storage
+from server.cli.store_checkup import shared_store
 from server.http import running
 from server.settings import Settings
 from server.workers import threads
 
 MEMORY_SCARCE = 1.5e9
+_AS_FOR_SERVE = "As for serve: looked at as well."
 
 
 def doctor(
     data_dir: DataDir = None,
     config: Config = None,
+    store: Annotated[str | None, typer.Option(help=_AS_FOR_SERVE, show_default=False)] = None,
+    objects: Annotated[str | None, typer.Option(help=_AS_FOR_SERVE, show_default=False)] = None,
+    s3_endpoint: Annotated[str | None, typer.Option(help="As for serve.", show_default=False)] = None,
+    cluster: Annotated[str | None, typer.Option(help=_AS_FOR_SERVE, show_default=False)] = None,
     as_json: Json = False,
     gpu_report: Annotated[
         bool, typer.Option(help="Measure the GPU instead: all that is worth knowing of it, in one folder.")
@@ -37,8 +45,9 @@ def doctor(
     out: Annotated[Path, typer.Option(help="Folder of the GPU report.")] = Path("gpu-report"),
     budget: Annotated[float, typer.Option(help="Seconds that the GPU report may take.", min=1)] = BUDGET_S,
 ) -> None:
-    """Check Python, PyTorch, devices, memory, disk, ports, models and the certificate."""
-    settings = settings_from(config, data_dir=data_dir)
+    """Check Python, PyTorch, devices, memory, disk, ports, models and the certificate; database, bucket and cluster."""
+    shared = {"store": store, "objects": objects, "s3_endpoint": s3_endpoint, "cluster": cluster}
+    settings = settings_from(config, data_dir=data_dir, **shared)
     if gpu_report:
         report_gpu(settings, out, budget, as_json)
         return
@@ -55,7 +64,8 @@ def doctor(
 def examine(settings: Settings) -> list[Finding]:
     """Everything `serve` with these settings would need."""
     looks: list[Callable[[Settings], list[Finding]]] = [
-        _python, devices_and_models, _memory, _processes, storage, _ports, certificate,
+        _python, devices_and_models, _memory, _processes, storage, shared_store, shared_files, shared_workers, _ports,
+        certificate,
     ]  # fmt: skip
     return [finding for look in looks for finding in _looked(look, settings)]
 

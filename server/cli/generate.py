@@ -20,7 +20,7 @@ from pipelines.protocol.frames import Frame, Loading, Note, Picture, Progress
 from pipelines.protocol.params import GenerationParams
 from server.cli.failures import ENVIRONMENT, USAGE, CommandError
 from server.cli.loras import loras_of
-from server.cli.options import Json, TuningText, check_tuning, pixels, spec_of
+from server.cli.options import Json, Tuning, check_tuning, pixels, spec_of
 
 if TYPE_CHECKING:
     from pipelines.oneshot import Generated
@@ -50,12 +50,12 @@ def generate(
     dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
     quantization: Annotated[str, typer.Option(help="none or fp8 (needs a GPU).")] = "none",
     acceleration: Annotated[
-        str, typer.Option(help="none (exact), regular or high: see docs/acceleration.md.")
+        str, typer.Option(help="none (exact), regular, high or max: see docs/acceleration.md.")
     ] = "none",
     offload: Annotated[
         Offload, typer.Option(help="text, text+modulation or text+blocks: what waits in host memory.")
     ] = "none",
-    tuning: TuningText = "",
+    tuning: Annotated[str, Tuning] = "",
     as_json: Json = False,
 ) -> None:
     """Draw one prompt on this machine and write the picture, without a server."""

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import typer
 
 from server.cli import operator
-from server.cli.failures import USAGE, CommandError
+from server.cli.failures import FAILED, USAGE, CommandError
 from server.cli.operator import Key, Url
 from server.cli.options import DataDir, Json, settings_from
 
@@ -73,11 +73,18 @@ def delete(
     as_json: Json = False,
 ) -> None:
     """Delete ended requests with their pictures, for good. What was used stays counted."""
+    kept: list[str] = []
     for each in request_id:
-        answer = _ask("DELETE", f"/v1/models/requests/{quote(each, safe='')}/payloads", url, key, data_dir)
+        try:
+            answer = _ask("DELETE", f"/v1/models/requests/{quote(each, safe='')}/payloads", url, key, data_dir)
+        except CommandError as exc:
+            kept.append(str(exc))
+            continue
         files = answer["cdn_delete_results"]
         told = json.dumps({"request_id": each} | answer) if as_json else f"deleted: {each}, {len(files)} files"
         print("\n".join([told, *(f"{file['link']}: {file['exception']}" for file in files if file["exception"])]))
+    if kept:
+        raise CommandError("; ".join(dict.fromkeys(kept)), FAILED)
 
 
 @app.command()
@@ -147,6 +154,31 @@ def prioritise(
     print(json.dumps(answer) if as_json else f"{request_id} is at place {answer['queue_position']}")
 
 
+@app.command()
+def requeue(
+    request_id: Annotated[list[str], typer.Argument(metavar="REQUEST_ID...", show_default=False)],
+    url: Url = None,
+    key: Key = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Take running requests from their workers, to be drawn again; those that failed are asked for anew, with a new id.
+
+    A request that may run only once ends then, if it has begun.
+    """
+    refused: list[str] = []
+    for each in request_id:
+        try:
+            answer = _ask("POST", f"/v1/jobs/{quote(each, safe='')}/requeue", url, key, data_dir)
+        except CommandError as exc:
+            refused.append(str(exc))
+            continue
+        now = f"{each} is asked for anew as {answer['request_id']}" if answer["request_id"] != each else each
+        print(json.dumps({"of": each} | answer) if as_json else f"{now}: {answer['status']}")
+    if refused:
+        raise CommandError("; ".join(dict.fromkeys(refused)), FAILED)
+
+
 def _held(model: str | None, of_key: str | None) -> str:
     if (model is None) == (of_key is None):
         raise CommandError("give one of --model and --of-key", USAGE)
@@ -182,8 +214,9 @@ def _line(item: dict[str, Any]) -> str:
 
 
 def _described(item: dict[str, Any]) -> str:
-    lines = [f"{name:15} {value}" for name, value in item.items() if name not in ("tags", "logs") and value is not None]
-    return "\n".join([*lines, f"{'tags':15} {_tags(item)}".rstrip(), *(f"  {line}" for line in item["logs"])])
+    told = {name: value for name, value in item.items() if name != "logs"} | {"tags": _tags(item)}
+    lines = [f"{name:15} {value}" for name, value in told.items() if value not in (None, "")]
+    return "\n".join([*lines, "logs", *(f"  {line}" for line in item["logs"])])
 
 
 def _tags(item: dict[str, Any]) -> str:

@@ -1,8 +1,9 @@
-"""`fluxserve keys`: issue API keys, list and revoke them; a running server takes note within a second."""
+"""`fluxserve keys`: issue API keys, change, list and revoke them; a running server takes note within a second."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -10,10 +11,10 @@ import typer
 
 from server.cli.failures import ENVIRONMENT, USAGE, CommandError
 from server.cli.options import Config, DataDir, Json, settings_from
-from server.gateway.key_file import USUAL_SCOPES, IssuedKey, KeyFile, KeyFileError, KeyScope
+from server.gateway.key_file import USUAL_SCOPES, IssuedKey, KeyFile, KeyFileError, KeyScope, check_name
 from server.jobs.limits import BudgetRule, Limits
 
-app = typer.Typer(no_args_is_help=True, help="Issue, list and revoke API keys.")
+app = typer.Typer(no_args_is_help=True, help="Issue, change, list and revoke API keys.")
 
 MB = 10**6
 Budgets = Annotated[
@@ -52,7 +53,8 @@ def new(
 
     From the first key on the server of that folder asks for one.
     """
-    limits = Limits(running, waiting, per_minute, None if storage_mb is None else storage_mb * MB)
+    limits = Limits(running, waiting, per_minute, _bytes(storage_mb))
+    _check_name(name)
     try:
         key, issued = _file(data_dir, config).issue(name, tenant, scope or USUAL_SCOPES, limits, _budgets(budget))
     except KeyFileError as exc:
@@ -61,22 +63,40 @@ def new(
 
 
 @app.command("set")
-def set_budgets(
+def change(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="The part of the key before the colon.")],
+    name: Annotated[str | None, typer.Option(help="A word for people, such as who has it.")] = None,
+    running: Annotated[int | None, typer.Option(min=0, help="Requests in workers at once; 0 for no limit.")] = None,
+    waiting: Annotated[int | None, typer.Option(min=0, help="Waiting requests; 0 for no limit.")] = None,
+    per_minute: Annotated[int | None, typer.Option(min=0, help="Submits in a minute; 0 for no limit.")] = None,
+    storage_mb: Annotated[int | None, typer.Option(min=0, help="MB that are kept; 0 for no limit.")] = None,
     budget: Budgets = None,
+    no_budget: Annotated[bool, typer.Option("--no-budget", help="Take away the budgets that it has.")] = False,
     data_dir: DataDir = None,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """Give a key these budgets in the place of those it has; without any it has none."""
-    budgets, key_id = _budgets(budget), key_id.partition(":")[0]
+    """Give a key another name, other limits, or these budgets in the place of those it has; the rest stays.
+
+    A limit of 0 takes the key's own away; the server's (`serve --key-running` and so on) holds then.
+    """
+    limits = {"running": running, "waiting": waiting, "per_minute": per_minute, "storage_bytes": _bytes(storage_mb)}
+    given = {field: value or None for field, value in limits.items() if value is not None}
+    if budget and no_budget:
+        raise CommandError("give --budget or --no-budget, not both", USAGE)
+    if name is None and not given and not budget and not no_budget:
+        raise CommandError("nothing to set: give a name, a limit, --budget or --no-budget", USAGE)
+    _check_name(name or "")
+    budgets, key_id = _budgets(budget) if budget or no_budget else None, key_id.partition(":")[0]
+    file = _file(data_dir, config)
     try:
-        is_known = _file(data_dir, config).set_budgets(key_id, budgets)
+        is_known = file.change(key_id, name, lambda own: replace(own, **given), budgets)
+        shown = next((key for key in file.read() if key.id == key_id), None)
     except KeyFileError as exc:
         raise CommandError(str(exc), ENVIRONMENT) from exc
-    if not is_known:
+    if not is_known or shown is None:
         raise _no_such_key(key_id)
-    print(json.dumps({"key": key_id, "budgets": budget or []}) if as_json else f"set: {key_id}")
+    print(json.dumps(_described(shown)) if as_json else f"set: {key_id}")
 
 
 @app.command("list")
@@ -108,6 +128,17 @@ def revoke(
     if not has_ended:
         raise _no_such_key(key_id.partition(":")[0])
     print(json.dumps({"revoked": key_id}) if as_json else f"revoked: {key_id}")
+
+
+def _bytes(megabytes: int | None) -> int | None:
+    return None if megabytes is None else megabytes * MB
+
+
+def _check_name(name: str) -> None:
+    try:
+        check_name(name)
+    except ValueError as exc:
+        raise CommandError(f"--name: {exc}", USAGE) from exc
 
 
 def _no_such_key(key_id: str) -> CommandError:

@@ -13,6 +13,7 @@ from server.cli import (
     certs,
     conform,
     doctor,
+    drain,
     env,
     generate,
     jobs,
@@ -24,6 +25,7 @@ from server.cli import (
     release,
     replay,
     serve,
+    store,
     top,
     webhooks,
     workers,
@@ -42,6 +44,7 @@ app.command()(certs.certs)
 app.command()(models.models)
 app.command()(pull.pull)
 app.command()(doctor.doctor)
+app.command()(drain.drain)
 app.command()(mcp.mcp)
 app.command()(top.top)
 app.command()(conform.conform)
@@ -52,6 +55,7 @@ app.command()(release.completion)
 app.add_typer(bench.app, name="bench")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(keys.app, name="keys")
+app.add_typer(store.app, name="store")
 app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(workers.app, name="workers")
 

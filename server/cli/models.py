@@ -11,6 +11,7 @@ import typer
 
 from models.arguments import UnknownModelError, resolve_all
 from models.memory import PRESETS, need, presumed_architecture
+from models.offers import is_here, offered, spelled_out
 from models.registry import REGISTRY, ModelSpec
 from server.cli.failures import USAGE, CommandError
 from server.cli.options import Json
@@ -24,11 +25,13 @@ def models(
     model: Annotated[
         list[str] | None, typer.Option(help="With --endpoints: as given to serve.", show_default="flux-shapes")
     ] = None,
+    models_on_demand: Annotated[list[str] | None, typer.Option(help="With --endpoints: as given to serve.")] = None,
+    model_dir: Annotated[list[Path] | None, typer.Option(help="With --endpoints: as given to serve.")] = None,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="With --endpoints: the page of the docs.")] = False,
 ) -> None:
     """List the models that --model knows by name; folders and Hugging Face ids work as well."""
     if endpoints:
-        _endpoints(model or ["flux-shapes"], as_json, as_markdown)
+        _endpoints(model or ["flux-shapes"], models_on_demand or [], model_dir or [], as_json, as_markdown)
         return
     if as_json:
         rows = [asdict(spec) | {"is_here": is_here(spec), "memory": memory_needs(spec)} for spec in REGISTRY.values()]
@@ -51,7 +54,9 @@ def models(
     console.print("`fluxserve doctor` says which flags fit a model to the GPUs of this machine.")
 
 
-def _endpoints(arguments: list[str], as_json: bool, as_markdown: bool) -> None:
+def _endpoints(
+    arguments: list[str], on_demand: list[str], folders: list[Path], as_json: bool, as_markdown: bool
+) -> None:
     from server.api import endpoint_table
     from server.api.served import Served
 
@@ -59,7 +64,8 @@ def _endpoints(arguments: list[str], as_json: bool, as_markdown: bool) -> None:
         print(endpoint_table.markdown(), end="")
         return
     try:
-        served = Served(resolve_all(arguments))
+        specs = resolve_all(arguments, folders)
+        served = Served(specs, offered(arguments, spelled_out(on_demand, specs), folders))
     except UnknownModelError as exc:
         raise CommandError(str(exc), USAGE) from exc
     rows = list(endpoint_table.rows(served))
@@ -83,18 +89,3 @@ def memory_needs(spec: ModelSpec) -> list[dict[str, Any]]:
     return [
         asdict(preset) | {"flags": preset.flags, "gb": round(need(arch, preset).device / 1e9, 1)} for preset in PRESETS
     ]
-
-
-def is_here(spec: ModelSpec) -> bool | None:
-    """Whether the weights are on this machine (folder, or Hugging Face cache); None when they are made on the fly."""
-    if spec.source.startswith("random:") or spec.is_fake:
-        return None
-    if Path(spec.source).is_absolute():
-        return Path(spec.source).exists()
-    from huggingface_hub import try_to_load_from_cache
-
-    wanted = "model_index.json" if spec.draws or spec.variant == "redux" else "config.json"
-    try:
-        return isinstance(try_to_load_from_cache(spec.source, wanted, revision=spec.revision), str)
-    except ValueError:  # no id that a hub could have
-        return False

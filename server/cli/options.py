@@ -25,12 +25,9 @@ DataDir = Annotated[
 Config = Annotated[
     Path | None, typer.Option(help="TOML file with settings; flags and FLUXSERVE_* beat it.", envvar="FLUXSERVE_CONFIG")
 ]
-TuningText = Annotated[
-    str,
-    typer.Option(
-        help="Switches for speed, such as kernels=torch,fuse_mlp=off; see docs/speed.md.", show_default="by device"
-    ),
-]
+Tuning = typer.Option(
+    help="Switches for speed, such as kernels=torch,fuse_mlp=off; see docs/speed.md.", show_default="by device"
+)
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")]
 
 

@@ -87,7 +87,7 @@ def _serve(areas: Areas, out: Path, listeners: Listeners, files: TlsFiles | None
     async def greet() -> None:
         print("\n".join(_lines(areas, out, listeners, files)), flush=True)
 
-    app = Recorder(areas, Recording(out), _tell).app()
+    app = Recorder(areas, Recording(out), _tell, lambda text: typer.echo(text, err=True)).app()
     serving.run(app, listeners, files, greet, dict.fromkeys(FAL_HOSTS, frozenset({443})))
 
 

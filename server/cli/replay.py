@@ -12,6 +12,7 @@ import typer
 from server.cli.failures import FAILED, USAGE, CommandError
 from server.cli.options import Json
 from server.cli.record import areas_of
+from server.settings import is_loopback
 
 if TYPE_CHECKING:
     from server.conform.areas import Areas
@@ -62,7 +63,7 @@ def _allow(areas: Areas, requests: int, yes: bool) -> None:
     import httpx
 
     host = httpx.URL(areas.run).host
-    if not (yes or host in ("localhost", "::1") or host.startswith("127.")):
+    if not (yes or is_loopback(host)):
         raise CommandError(f"this asks {host} for {requests} requests, which may be charged: say --yes", USAGE)
 
 

@@ -15,14 +15,16 @@ import typer
 from models.arguments import UnknownModelError, resolve_all
 from models.errors import LoadError
 from models.first_look import first_look
+from models.offers import check_offers, offered, spelled_out
 from server.cli.failures import ENVIRONMENT, USAGE, CommandError
 from server.cli.log_lines import log_to
-from server.cli.options import Config, DataDir, TuningText, check_tuning, settings_from
+from server.cli.options import Config, DataDir, Tuning, check_tuning, settings_from
 from server.cli.output import PatientWriter
 from server.http import tls
 from server.http.names import FAL_HOSTS
 from server.settings import Settings
-from server.workers.devices import certainly_absent, count_gpus
+from server.workers.cluster.address import unusable
+from server.workers.devices import certainly_absent, count_gpus, devices, groups
 
 MAX_FILES = 65_536
 
@@ -39,6 +41,12 @@ def serve(
     ] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM, no password).")] = None,
     data_dir: DataDir = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            help="postgresql://... of a database that several nodes share.", show_default="a file in the data folder"
+        ),
+    ] = None,
     model: Annotated[
         list[str] | None,
         typer.Option(help="Name, folder, file or Hugging Face id; repeatable.", show_default="flux-shapes"),
@@ -47,19 +55,45 @@ def serve(
     model_dir: Annotated[
         list[str] | None, typer.Option(help="Folder of single files, such as ComfyUI's models; repeatable.")
     ] = None,
+    models_on_demand: Annotated[
+        list[str] | None,
+        typer.Option(help="A model that the first request for it loads; here: all that this machine has; repeatable."),
+    ] = None,
+    fetch_on_demand: Annotated[
+        bool | None, typer.Option("--fetch-on-demand", help="Let a request download a model on demand.")
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="auto, cpu, cuda, or a list such as cuda:0,1.", show_default="auto")
+    ] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="Ray cluster that places workers: auto, HOST:PORT or ray://HOST:PORT.")
+    ] = None,
+    workers: Annotated[
+        str | None, typer.Option(help="How many in the cluster: N or MIN-MAX.", show_default="1")
+    ] = None,
+    worker_cpus: Annotated[
+        float | None, typer.Option(help="CPUs that each worker asks the cluster for.", show_default="1")
+    ] = None,
+    worker_host: Annotated[
+        str | None, typer.Option(help="Our address for workers of the cluster.", show_default="found")
+    ] = None,
+    worker_port: Annotated[
+        int | None, typer.Option(help="Where they connect; 0 takes a free port.", show_default="0")
+    ] = None,
+    parallel: Annotated[
+        int | None,
+        typer.Option(help="Devices that share out the steps of one worker: 2, 4 or 8.", show_default="1"),
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, bfloat16, float16 or float32.", show_default="auto")] = None,
     quantization: Annotated[str | None, typer.Option(help="none or fp8 (needs a GPU).", show_default="none")] = None,
     acceleration: Annotated[
-        str | None, typer.Option(help="The most that requests get: none, regular or high.", show_default="high")
+        str | None, typer.Option(help="The most that requests get: none, regular, high or max.", show_default="max")
     ] = None,
     offload: Annotated[
         str | None,
         typer.Option(help="text, text+modulation or text+blocks: what waits in host memory.", show_default="none"),
     ] = None,
-    tuning: TuningText | None = None,
+    tuning: Annotated[str | None, Tuning] = None,
     memory_gb: Annotated[
         float | None,
         typer.Option(help="Weights a worker holds at once; beyond it the least recently used model is unloaded."),
@@ -101,6 +135,10 @@ def serve(
     max_queue: Annotated[
         int | None, typer.Option(help="Waiting requests beyond this get 429.", show_default="10000")
     ] = None,
+    max_queue_mb: Annotated[
+        int | None,
+        typer.Option(help="MB that waiting requests with pictures in them take; more get 429.", show_default="4096"),
+    ] = None,
     key_running: Annotated[
         int | None, typer.Option(help="Requests of one key that workers hold at once; more wait.")
     ] = None,
@@ -115,6 +153,14 @@ def serve(
     ] = None,
     signed_urls_s: Annotated[
         float | None, typer.Option(help="Sign addresses of files; they end after so many seconds.")
+    ] = None,
+    objects: Annotated[
+        str | None,
+        typer.Option(help="Keep results and uploads in S3: s3://BUCKET/PREFIX.", show_default="the data folder"),
+    ] = None,
+    s3_endpoint: Annotated[str | None, typer.Option(help="An S3 service other than AWS: https://HOST:PORT.")] = None,
+    s3_redirect: Annotated[
+        bool | None, typer.Option("--s3-redirect", help="Send clients to S3 for files, by addresses that soon end.")
     ] = None,
     hang_s: Annotated[
         float | None, typer.Option(help="A worker silent for so many seconds is restarted.", show_default="120")
@@ -144,6 +190,9 @@ def serve(
     expander_timeout_s: Annotated[
         float | None, typer.Option(help="Seconds after which a prompt is used as written.", show_default="20")
     ] = None,
+    reject_late: Annotated[
+        bool | None, typer.Option("--reject-late", help="Refuse at once what cannot start within its own limits.")
+    ] = None,
     result_cache: Annotated[
         bool | None, typer.Option("--result-cache", help="Answer a repeated request with a seed from its pictures.")
     ] = None,
@@ -158,10 +207,22 @@ def serve(
         tls_cert=tls_cert,
         tls_key=tls_key,
         data_dir=data_dir,
+        objects=objects,
+        s3_endpoint=s3_endpoint,
+        s3_redirect=s3_redirect,
+        store=store,
         models=model,
         transformer=transformer,
         model_dirs=model_dir,
+        models_on_demand=models_on_demand,
+        fetch_on_demand=fetch_on_demand,
         device=device,
+        cluster=cluster,
+        workers=workers,
+        worker_cpus=worker_cpus,
+        worker_host=worker_host,
+        worker_port=worker_port,
+        parallel=parallel,
         dtype=dtype,
         quantization=quantization,
         acceleration=acceleration,
@@ -181,6 +242,7 @@ def serve(
         max_adapter_mb=max_adapter_mb,
         adapter_store_gb=adapter_store_gb,
         max_queue=max_queue,
+        max_queue_mb=max_queue_mb,
         key_running=key_running,
         key_waiting=key_waiting,
         key_per_minute=key_per_minute,
@@ -195,6 +257,7 @@ def serve(
         keep_alive_s=keep_alive_s,
         log_format=log_format,
         embed_parameters=embed_parameters,
+        reject_late=reject_late,
         result_cache=result_cache,
         expander=expander,
         expander_model=expander_model,
@@ -225,8 +288,12 @@ def _raise_file_limit() -> None:
 def _check_models(settings: Settings) -> None:
     """Before anything is opened: a worker would say the same some seconds later, and the server would stay unready."""
     try:
-        for spec in resolve_all(settings.model_arguments, settings.model_folders):
+        specs = resolve_all(settings.model_arguments, settings.model_folders)
+        for spec in specs:
             first_look(spec)
+        on_demand = spelled_out(settings.models_on_demand, specs)
+        folders, fetches = settings.model_folders, settings.fetch_on_demand
+        check_offers(offered(settings.model_arguments, on_demand, folders, fetches))
     except UnknownModelError as exc:
         raise CommandError(str(exc), USAGE) from exc
     except LoadError as exc:
@@ -235,9 +302,17 @@ def _check_models(settings: Settings) -> None:
 
 def _check_device(settings: Settings) -> None:
     """A worker on a device that is not there would never be ready."""
+    if settings.cluster is not None:
+        if why := unusable(settings.cluster):
+            raise CommandError(f"--cluster {settings.cluster}: {why}", ENVIRONMENT)
+        return
     gpus = count_gpus()
     if absent := certainly_absent(settings.device, gpus):
         raise CommandError(f"--device {settings.device}: {absent} is not here; {_gpus_here(gpus)}", ENVIRONMENT)
+    try:
+        groups(devices(settings.device, gpus), settings.parallel)
+    except ValueError as exc:
+        raise CommandError(str(exc), USAGE) from exc
 
 
 def _gpus_here(gpus: int) -> str:
@@ -279,6 +354,7 @@ def _run(settings: Settings, out: PatientWriter) -> None:
     from server.api.prices import PricesError
     from server.app import create_app
     from server.cli.greeting import Greeting
+    from server.files.choice import ObjectsError
     from server.files.content_credentials import CredentialsError
     from server.files.private import DamagedSecretError
     from server.jobs.store.errors import StoreError
@@ -296,7 +372,7 @@ def _run(settings: Settings, out: PatientWriter) -> None:
         raise CommandError(str(exc), ENVIRONMENT) from exc
     except AliasError as exc:
         raise CommandError(f"--alias {exc}", USAGE) from exc
-    except CredentialsError as exc:
+    except (CredentialsError, ObjectsError) as exc:
         raise CommandError(str(exc), USAGE) from exc
     except PricesError as exc:
         raise CommandError(f"--prices {exc}", USAGE) from exc

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -22,7 +23,9 @@ def storage(settings: Settings) -> list[Finding]:
     folder = settings.data_dir
     if not folder.exists():
         return [_made_at_the_start(folder), _encoder()]
-    return [_folder(folder), _files(folder / "files"), _store(folder / "jobs.db"), *_secrets(folder), _encoder()]
+    files = [_files(folder / "files")] if settings.objects is None else []
+    store = [_store(folder / "jobs.db")] if settings.store is None else []
+    return [_folder(folder), *files, *store, *_secrets(folder), _encoder()]
 
 
 def certificate(settings: Settings) -> list[Finding]:
@@ -93,7 +96,9 @@ def _secret(folder: Path, name: str, read: Callable[[Path], object]) -> Finding:
         read(folder)
     except DamagedSecretError as exc:
         return Finding("secret", "broken", str(exc))
-    is_open = bool((folder / name).stat().st_mode & 0o077)
+    found = (folder / name).stat()
+    # What others own is put there by them, as by Kubernetes, which lets our group read it.
+    is_open = bool(found.st_mode & 0o077) and found.st_uid == os.geteuid()
     verdict: Verdict = "warning" if is_open else "ok"
     return Finding("secret", verdict, str(folder / name), f"chmod 600 {folder / name}" if is_open else "")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from server.cli import operator
+from server.cli.failures import USAGE, CommandError
 from server.cli.operator import Key, Url
 from server.cli.options import DataDir, Json, settings_from
 
@@ -63,6 +65,8 @@ def top(
         print(json.dumps(next(views)))
     elif once:
         _print(next(views))
+    elif not sys.stdout.isatty():
+        raise CommandError("without a terminal there is no view to follow: give --once or --json", USAGE)
     else:
         _follow(views)
 

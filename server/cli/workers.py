@@ -14,7 +14,7 @@ from server.settings import Settings
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="List a running server's workers, let them sleep, wake them.\n\n"
+    help="List the workers of all nodes; let those of one server sleep, wake them.\n\n"
     "A worker that sleeps has freed its device; requests wait in the queue until it is woken. On a server with keys "
     "these commands need one with the scope admin.",
 )
@@ -25,8 +25,12 @@ Device = Annotated[str | None, typer.Option(help="Only this one, such as cuda:0.
 def list_(
     url: Url = None, key: Key = None, data_dir: DataDir = None, config: Config = None, as_json: Json = False
 ) -> None:
-    """Show every worker: its device, its state and what it holds."""
-    _show(_ask(url, key, settings_from(config, data_dir=data_dir), "GET", ""), as_json)
+    """Show all nodes with their workers: name, device, state, what is in memory, and what runs since when."""
+    nodes = operator.ask("GET", "/v1/nodes", url, key, settings_from(config, data_dir=data_dir).data_dir)["nodes"]
+    if as_json:
+        print(json.dumps({"nodes": nodes}))
+    else:
+        print("\n".join(line for node in nodes for line in _node_lines(node)))
 
 
 @app.command()
@@ -53,6 +57,26 @@ def wake(
 ) -> None:
     """Let workers load their models again; requests that waited are drawn then."""
     _show(_ask(url, key, settings_from(config, data_dir=data_dir), "POST", "/wake", device), as_json)
+
+
+def _node_lines(node: dict[str, Any]) -> list[str]:
+    state = f"silent for {node['seen_s']:.0f} s (below: as it was then)" if node["silent"] else node["state"]
+    callers = f", {node['callers']} open calls" if node["callers"] else ""
+    first = f"{node['name']}  {state}  {node['url'] or 'address unknown'}  {node['version']}{callers}"
+    return [first, *(line for worker in node["workers"] for line in _worker_lines(worker))]
+
+
+def _worker_lines(worker: dict[str, Any]) -> list[str]:
+    held = ", ".join(worker["loaded"]) or "nothing"
+    first = f"  {worker['name']}  {worker['device']}  {worker['rest'] or worker['state']}  in memory: {held}"
+    return [first, *(f"    {_run_line(run)}" for run in worker["holds"])]
+
+
+def _run_line(run: dict[str, Any]) -> str:
+    if run["began_at"] is None:
+        return f"{run['request_id']}  waits there since {run['claimed_at'][:19]}Z"
+    steps = f"  step {run['step']}/{run['num_steps']}" if run["step"] else ""
+    return f"{run['request_id']}  runs since {run['began_at'][:19]}Z{steps}"
 
 
 def _ask(

@@ -23,7 +23,7 @@ import httpx
 from models.adapter_files import AdapterError, shown
 from server.files import adapter_hub
 from server.files.adapter_store import AdapterStore
-from server.files.objects import Objects
+from server.files.objects import Objects, ObjectsAwayError, StoredObject
 from server.http.outgoing import ForbiddenAddressError, Network, VettedTransport
 
 DEADLINE_S = 300.0
@@ -106,7 +106,7 @@ class Adapters:
         Args: tenant: who asks, for uploads that are not for all. Raises: AdapterRefusedError.
         """
         asked = tenant, path
-        known = await asyncio.to_thread(self._remembered, asked)
+        known = await self._objects.beside(self._remembered, asked)
         if known is not None:
             return known
         task = self._under_way.get(asked)
@@ -132,7 +132,7 @@ class Adapters:
         known = self._known.get(asked)
         if known is None or self._clock() - known.since >= REMEMBERED_S:
             return None
-        if known.is_own and self._objects.file_of_url(asked[1], asked[0]) is None:
+        if known.is_own and self._objects.find(asked[1], asked[0]) is None:
             return None
         return known.name if self._store.has(known.name) else None
 
@@ -140,15 +140,17 @@ class Adapters:
         tenant, path = asked
         is_address = path.lower().startswith(("http://", "https://"))
         try:
-            own = await asyncio.to_thread(self._objects.file_of_url, path, tenant) if is_address else None
-            if (file := own or self._named(path)) is not None:
-                name = await asyncio.to_thread(self._copied, file)
-                if own is None:  # the operator may replace it at any time
-                    return name
+            own = await self._objects.beside(self._objects.find, path, tenant) if is_address else None
+            if own is not None:
+                name = await self._objects.beside(self._own, own)
+            elif (file := self._named(path)) is not None:
+                return await asyncio.to_thread(self._copied, file)  # the operator may replace it at any time
             else:
                 name = await (self._at_address(path) if is_address else self._on_hub(path))
         except AdapterError as exc:
             raise AdapterRefusedError("value_error", f"The adapter cannot be used: {exc}") from exc
+        except ObjectsAwayError:
+            raise
         except OSError as exc:
             raise _not_downloaded(f"the disk refuses ({exc.strerror or 'unknown reason'})") from exc
         self._remember(asked, _Known(self._clock(), name, is_own=own is not None))
@@ -166,6 +168,18 @@ class Adapters:
             return None
         candidates = (self._folder / path, self._folder / f"{path}.safetensors")
         return next((file for file in candidates if file.suffix == ".safetensors" and file.is_file()), None)
+
+    def _own(self, stored: StoredObject) -> str:
+        """Raises: AdapterRefusedError, AdapterError, OSError."""
+        if stored.size > self._max_bytes:
+            raise self._too_large()
+        path = self._store.new_file()
+        try:
+            if not self._objects.copy_to(stored, path):
+                raise _not_downloaded("it has been deleted")
+            return self._store.keep(path)
+        finally:
+            path.unlink(missing_ok=True)
 
     def _copied(self, file: Path) -> str:
         if file.stat().st_size > self._max_bytes:

@@ -1,7 +1,7 @@
 """URL, data URI or upload to vetted pixels: the only code that fetches for a user.
 
     data:...                       decoded in here
-    .../files/{key}                one of our own files: read from the disk, whatever host the address names
+    .../files/{key}                one of our own files: read here, whatever host the address names
     http://... and https://...     fetched from the public internet, and what the operator allows besides
 
 What arrives is bounded in bytes, known by its content, and decoded in a process of its own. Every failure is one of
@@ -82,7 +82,7 @@ class Inputs:
         """What the address leads to. Raises: PictureError `file_download_error` or `file_too_large`."""
         if url[:5].lower() == "data:":
             return _bounded(await asyncio.to_thread(_data_of, url))
-        if (own := await asyncio.to_thread(self._own_file, url, tenant)) is not None:
+        if (own := await self._objects.beside(self._own_file, url, tenant)) is not None:
             return own
         if not url.lower().startswith(("http://", "https://")):
             raise _not_downloaded("it must be an http or https URL, or a data URI")
@@ -100,15 +100,12 @@ class Inputs:
 
     def _own_file(self, url: str, tenant: str) -> bytes | None:
         """The content, if the address is one of our own files."""
-        path = self._objects.file_of_url(url, tenant)
-        try:
-            if path is None:
-                return None
-            if path.stat().st_size > MAX_BYTES:
-                raise _too_large()
-            return path.read_bytes()
-        except FileNotFoundError:  # swept just now
+        found = self._objects.find(url, tenant)
+        if found is None:
             return None
+        if found.size > MAX_BYTES:
+            raise _too_large()
+        return self._objects.read(found.key)
 
     async def _fetch(self, url: str) -> bytes:
         chunks: list[bytes] = []

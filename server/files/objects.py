@@ -1,46 +1,70 @@
-"""Files that clients may fetch: result pictures now, uploads later; on the local disk under names nobody guesses."""
+"""Files that clients may fetch, result pictures and uploads: what every place that keeps them can do.
+
+A key is 128 random bits and a suffix: one path segment, never made of anything a user said.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import json
 import math
-import os
 import re
 import secrets
-import shutil
-import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
-from contextlib import suppress
-from dataclasses import asdict, dataclass
-from io import BytesIO
+from concurrent.futures import Executor
+from contextvars import copy_context
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
-from typing import IO, Literal, get_args
+from typing import IO, Literal, ParamSpec, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from server.files.addresses import SignedAddresses
-from server.files.disk import Disk
-from server.files.stored_bytes import StoredBytes
+from server.files.parts import Parts
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 Access = Literal["allow", "forbid", "hide"]
 """What a reader without a key of the owner gets: the file, 403, or 404 as if there were none."""
 
-_KEY = re.compile(r"[0-9a-f]{32}\.[a-z0-9]{1,8}")
-_SUFFIX = re.compile(r"[a-z0-9]{1,8}")
+KEY = re.compile(r"[0-9a-f]{32}\.[a-z0-9]{1,8}")
 KEY_IN_TEXT = re.compile(r"/files/([0-9a-f]{32}\.[a-z0-9]{1,8})")
 """Addresses of files in any text."""
+_SUFFIX = re.compile(r"[a-z0-9]{1,8}")
 _OWN_ADDRESS = re.compile(r"(?:/cdn)?/files/([^/]+)")
-UNDESCRIBED_S = 7 * 86400.0
-"""How long a file is kept whose description is lost. It is shown to nobody: it may have been hidden, or expired."""
-ABANDONED_S = 3600.0
-"""A temporary file this old belongs to a write that was killed."""
+_PIECE_BYTES = 8 << 20
+
+
+class ObjectsAwayError(OSError):
+    """The place that keeps the files cannot be used now, and may be again.
+
+    Its `strerror` is for anybody. Args: why: for the operator, as it names the place."""
+
+    said = "the object store is away"
+
+    def __init__(self, why: str) -> None:
+        super().__init__(errno.EIO, self.said)
+        self.why = why
+
+    def __str__(self) -> str:
+        return self.why
+
+
+class FileRefusedError(ObjectsAwayError):
+    """One file cannot be stored or read now; the place is there for others."""
+
+    said = "the object store refuses this file"
 
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
     """What is known of one file.
 
-    Args: file_name: what its uploader called it. expires_at: Unix seconds. access: who may read it. tenant: whose it
-        is; empty for what was stored without a key.
+    Args: file_name: what its uploader called it. expires_at, stored_at: Unix seconds. access: who may read it.
+        tenant: whose it is; empty for what was stored without a key.
     """
 
     key: str
@@ -50,6 +74,7 @@ class StoredObject:
     expires_at: float | None = None
     access: Access = "allow"
     tenant: str = ""
+    stored_at: float | None = field(default=None, compare=False)
 
     def is_for(self, tenant: str) -> bool:
         """Whether that tenant may read it, even if others may not."""
@@ -59,28 +84,66 @@ class StoredObject:
         """Whether it is that tenant's, or was stored before there were any."""
         return self.tenant in ("", tenant)
 
+    def to_json(self) -> bytes:
+        """The description that lies beside the file."""
+        return json.dumps(asdict(self)).encode()
 
-class Objects:
-    """Files of one folder, each with a small JSON description beside it.
+    @classmethod
+    def from_json(cls, data: bytes) -> StoredObject | None:
+        """A description; None if it is damaged. What a newer server says besides is passed over."""
+        try:
+            said = json.loads(data)
+            found = cls(**{item.name: said[item.name] for item in fields(cls) if item.name in said})
+        except (ValueError, TypeError):
+            return None
+        return found if found.access in get_args(Access) else None
 
-    A key is 128 random bits and a suffix: one path segment, never made of anything a user said. A file appears
-    whole or not at all, and its description first, durably: what is lost in a power cut is never who may read it.
-    Only their owner may read the files; other users of the machine go through the server.
 
-    Args: folder: made if missing. clock: Unix seconds. addresses: signs them; None where a file's name is enough.
+class Objects(ABC):
+    """Every method may be called from any thread, and raises OSError where the place refuses or is away.
+
+    Args: clock: Unix seconds. addresses: signs them; None where a file's name is enough. threads: for `beside`; None
+        for those of the event loop.
     """
 
+    redirects = False
+    """Whether clients fetch files by `direct_url`."""
+    piece_bytes = 256 << 10
+    """To be read at once for somebody who may take them slowly: it stays in memory until then."""
+
     def __init__(
-        self, folder: Path, clock: Callable[[], float] = time.time, addresses: SignedAddresses | None = None
+        self, clock: Callable[[], float], addresses: SignedAddresses | None, threads: Executor | None = None
     ) -> None:
-        self._folder = folder
         self._clock = clock
         self._addresses = addresses
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._stored = StoredBytes()
-        self.disk = Disk(folder)
-        """Whether the folder takes files; `put` reports what it is refused."""
+        self._threads = threads
 
+    async def beside(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run what reads or writes files on threads kept for that: a place that is slow takes none from anything
+        else."""
+        run = partial(copy_context().run, call, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, run)
+
+    def close(self) -> None:
+        """Begin nothing more on those threads."""
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def direct_origin(self) -> str | None:
+        """Scheme and host of every `direct_url`, where clients fetch files by those."""
+        return None
+
+    @property
+    @abstractmethod
+    def problem(self) -> str | None:
+        """Why nothing can be stored now, in one sentence; None while it can."""
+
+    @abstractmethod
+    def probe(self) -> None:
+        """Find out whether files can be stored; called every second, and cheap while nothing is wrong."""
+
+    @abstractmethod
     def put(
         self,
         data: bytes | IO[bytes],
@@ -92,29 +155,58 @@ class Objects:
         access: Access = "allow",
         tenant: str = "",
     ) -> str:
-        """Store a file durably and return its key.
+        """Store a file durably and return its key: it appears whole or not at all, and never without who may read it.
 
         Args: suffix: lower-case letters and digits, without the dot. ttl_s: how long it is kept; None for ever.
             key: one from `new_key` that was promised earlier (an upload's address is known before its bytes).
-        Raises: OSError if the disk refuses; then nothing is left behind. ValueError for a bad suffix.
+        Raises: OSError if the place refuses; then nothing can be seen of it. ValueError for a bad suffix.
         """
-        key = key or self.new_key(suffix)
-        path = self._path(key)
-        expires_at = None if ttl_s is None else self._clock() + ttl_s
-        try:
-            size = _write_whole(_temporary(path), data)
-            described = StoredObject(key, size, content_type, file_name, expires_at, access, tenant)
-            _description(path).unlink(missing_ok=True)
-            _write_whole(_description(path), json.dumps(asdict(described)).encode())
-            _temporary(path).rename(path)
-            _sync_folder(self._folder)
-            self._stored.add(tenant, size)
-        except BaseException as exc:
-            if isinstance(exc, OSError):
-                self.disk.note_refused_write(exc)
-            self._discard(path)
-            raise
-        return key
+
+    @abstractmethod
+    def read(self, key: str, start: int = 0, length: int | None = None) -> bytes | None:
+        """So many bytes of a file from `start`, all of them without a length; None if there is no such file.
+
+        Looks at no description: `stat` says whether it may be read."""
+
+    @abstractmethod
+    def delete(self, key: str) -> bool:
+        """Remove a file; False if there was none."""
+
+    @abstractmethod
+    def sweep(self) -> int:
+        """Delete what has expired and what killed writes left; returns how many files went."""
+
+    @abstractmethod
+    def stored_bytes(self, tenant: str) -> int:
+        """How much it keeps here, as counted lately; too little until the first count has ended. Takes no time."""
+
+    @property
+    @abstractmethod
+    def total_bytes(self) -> int:
+        """How much is kept here for everybody, in the same way."""
+
+    @abstractmethod
+    def oldest_beyond(self, keep_bytes: int, before: float) -> float | None:
+        """How old files must at least be to go, so that the others are no more than so many bytes.
+
+        Args: before: Unix seconds; younger files stay, however many they are.
+        Returns: when the youngest of those that go was written; None if nothing has to, or may."""
+
+    @abstractmethod
+    def delete_until(self, moment: float, spared: Collection[str]) -> int:
+        """Delete what was written then or earlier, but for these keys; returns how many files went."""
+
+    @abstractmethod
+    def parts(self, scratch: Path) -> Parts:
+        """Where parts of uploads wait for each other. Args: scratch: a folder of this node's."""
+
+    @abstractmethod
+    def _described(self, key: str) -> StoredObject | None:
+        """The description of this well-formed key, if there are a file and a sound description."""
+
+    def direct_url(self, stored: StoredObject, disposition: str, lifetime_s: float) -> str | None:
+        """Where a client may fetch a file without us for so long; None if only through us. May ask for credentials."""
+        return None
 
     @staticmethod
     def new_key(suffix: str) -> str:
@@ -123,42 +215,25 @@ class Objects:
             raise ValueError(f"a suffix is 1 to 8 letters or digits, not {suffix!r}")
         return f"{secrets.token_hex(16)}.{suffix}"
 
-    def path(self, key: str) -> Path | None:
-        """Where the file lies, or None if there is none; any string is safe."""
-        found = self.stat(key)
-        return None if found is None else self._path(key)
+    def stat(self, key: str) -> StoredObject | None:
+        """What is known of it, or None if it is unknown, has expired or lost its description; any string is safe."""
+        found = self._described(key) if KEY.fullmatch(key) else None
+        if found is None or (found.expires_at is not None and found.expires_at <= self._clock()):
+            return None
+        return found
 
-    def stored_bytes(self, tenant: str) -> int:
-        """How much it keeps here, as counted since the last sweep."""
-        return self._stored.of(tenant)
+    def copy_to(self, stored: StoredObject, target: Path) -> bool:
+        """Write a file's content to a local one, in pieces; False if it is gone."""
+        with target.open("wb") as file:
+            while file.tell() < stored.size:
+                piece = self.read(stored.key, file.tell(), _PIECE_BYTES)
+                if not piece:
+                    return False
+                file.write(piece)
+        return True
 
-    @property
-    def total_bytes(self) -> int:
-        """How much is kept here for everybody, as counted since the last sweep."""
-        return self._stored.total
-
-    def oldest_beyond(self, keep_bytes: int, before: float) -> float | None:
-        """How old files must at least be to go, so that the others are no more than so many bytes.
-
-        Args: before: Unix seconds; younger files stay, however many they are.
-        Returns: when the youngest of those that go was written; None if nothing has to, or may."""
-        entries = [entry.stat() for entry in os.scandir(self._folder) if _KEY.fullmatch(entry.name)]
-        excess = sum(entry.st_size for entry in entries) - keep_bytes
-        newest: float | None = None
-        for entry in sorted(entries, key=lambda entry: entry.st_mtime):
-            if excess <= 0 or entry.st_mtime > before:
-                break
-            excess -= entry.st_size
-            newest = entry.st_mtime
-        return newest
-
-    def delete_until(self, moment: float, spared: Collection[str]) -> int:
-        """Delete what was written then or earlier, but for these keys; returns how many files went."""
-        old = [path.name for path in self._folder.iterdir() if _KEY.fullmatch(path.name) and _written_by(path, moment)]
-        return sum(self.delete(key) for key in old if key not in spared)
-
-    def file_of_url(self, url: str, tenant: str = "") -> Path | None:
-        """Where the file lies that an address names, whatever its host, if that tenant may read it."""
+    def find(self, url: str, tenant: str = "") -> StoredObject | None:
+        """The file that an address names, whatever its host, if that tenant may read it."""
         try:
             parts = urlsplit(url)
         except ValueError:
@@ -168,7 +243,7 @@ class Objects:
         if found is None or not found.is_for(tenant):
             return None
         is_admitted = found.belongs_to(tenant) or self.admitted_until(found.key, parts.query) is not None
-        return self._path(found.key) if is_admitted else None
+        return found if is_admitted else None
 
     def signed(self, address: str) -> str:
         """The address of a file, so that it can be handed out: with a signature where one is asked for."""
@@ -178,101 +253,3 @@ class Objects:
     def admitted_until(self, key: str, query: str) -> float | None:
         """Until when an address with this query admits, in Unix seconds; None if it does not."""
         return math.inf if self._addresses is None else self._addresses.end_of(key, query)
-
-    def stat(self, key: str) -> StoredObject | None:
-        """What is known of it, or None if it is unknown, has expired or lost its description; any string is safe."""
-        if not _KEY.fullmatch(key):
-            return None
-        path = self._path(key)
-        found = _read_description(path) if path.is_file() else None
-        if found is None or (found.expires_at is not None and found.expires_at <= self._clock()):
-            return None
-        return found
-
-    def delete(self, key: str) -> bool:
-        """Remove a file; False if there was none."""
-        if not _KEY.fullmatch(key):
-            return False
-        path = self._path(key)
-        found = self.stat(key)
-        existed = path.is_file()
-        self._remove(path)
-        if found is not None:
-            self._stored.add(found.tenant, -found.size)
-        return existed
-
-    def sweep(self) -> int:
-        """Delete what has expired and what killed writes left; returns how many files went."""
-        with self._stored.counting_anew() as count:
-            return sum(self._sweep_one(path, count) for path in sorted(self._folder.iterdir()))
-
-    def _path(self, key: str) -> Path:
-        return self._folder / key
-
-    def _sweep_one(self, path: Path, count: Callable[[str, int], None]) -> bool:
-        if _KEY.fullmatch(path.name):
-            found = self.stat(path.name)
-            if found is not None:
-                count(found.tenant, found.size)
-            is_dead = found is None and (_read_description(path) is not None or self._is_older(path, UNDESCRIBED_S))
-        else:
-            is_dead = not path.with_suffix("").exists() and self._is_older(path, ABANDONED_S)
-        if is_dead:
-            self._remove(path)
-        return is_dead
-
-    def _is_older(self, path: Path, age_s: float) -> bool:
-        return path.exists() and path.stat().st_mtime <= self._clock() - age_s
-
-    def _discard(self, path: Path) -> None:
-        """Remove what a refused write may have left; the disk may refuse that, too."""
-        with suppress(OSError):
-            self._remove(path)
-
-    @staticmethod
-    def _remove(path: Path) -> None:
-        # The file before its description: one without the other must never be visible the wrong way round.
-        for part in (path, _temporary(path), _description(path)):
-            part.unlink(missing_ok=True)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(path.name + ".part")
-
-
-def _description(path: Path) -> Path:
-    return path.with_name(path.name + ".json")
-
-
-def _write_whole(path: Path, data: bytes | IO[bytes]) -> int:
-    """Write and fsync a new file; returns its size in bytes."""
-    source = BytesIO(data) if isinstance(data, bytes) else data
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as target:
-        shutil.copyfileobj(source, target, 1 << 20)
-        target.flush()
-        os.fsync(target.fileno())
-        return target.tell()
-
-
-def _read_description(path: Path) -> StoredObject | None:
-    """What lies beside the file; None if it is missing or damaged."""
-    try:
-        found = StoredObject(**json.loads(_description(path).read_bytes()))
-    except (FileNotFoundError, ValueError, TypeError):
-        return None
-    return found if found.access in get_args(Access) else None
-
-
-def _written_by(path: Path, moment: float) -> bool:
-    try:
-        return path.stat().st_mtime <= moment
-    except FileNotFoundError:  # it has been deleted meanwhile
-        return False
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

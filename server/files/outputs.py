@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from collections.abc import Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from threading import BoundedSemaphore
 from typing import Any
 
 from pipelines.protocol.frames import Picture, Preview
@@ -17,6 +17,7 @@ from server.files.picture_pool import PicturePool, why_unusable
 from server.files.provenance import Provenance
 
 FILES_PREFIX = "/files/"
+COPIES_AT_ONCE, COPY_TURN_S = 8, 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class Outputs:
         self._objects = objects
         self._ttl_s = ttl_s
         self._credentials = credentials
+        self._copying = BoundedSemaphore(COPIES_AT_ONCE)
         self.pool = pool or PicturePool()
         self.is_warm = False
         """Whether an encoder has worked, and has not failed since."""
@@ -60,7 +62,7 @@ class Outputs:
     @property
     def problem(self) -> str | None:
         """Why what is drawn now could not be stored, in one sentence; None if it could."""
-        return self._objects.disk.problem or self.encoder_problem
+        return self._objects.problem or self.encoder_problem
 
     async def warm(self) -> None:
         """Start a pool process now, so that the first picture does not wait for it (about 0.3 s).
@@ -101,7 +103,7 @@ class Outputs:
             url, name = _data_uri(content_type, picture.data), None
         else:
             ttl_s = self._ttl_s if ttl_s is None else ttl_s
-            name = await asyncio.to_thread(
+            name = await self._objects.beside(
                 self._objects.put, picture.data, content_type, picture.image_format, None, ttl_s, None, access, tenant
             )
             url = FILES_PREFIX + name
@@ -119,19 +121,27 @@ class Outputs:
     ) -> dict[str, Any] | None:
         """The entry of a picture that is stored already, for another result: a file of its own, or a data URI.
 
-        Returns: None if its file is gone. Raises: OSError if the disk refuses.
+        Returns: None if its file is gone, or others are being copied for long. Raises: OSError if the disk refuses.
         """
-        path = None if image["file_name"] is None else self._objects.path(image["file_name"])
-        if path is None:
+        # Submits wait here: a slow bucket must not have all of their threads.
+        if not self._copying.acquire(timeout=COPY_TURN_S):
             return None
         try:
-            data = path.read_bytes()
-        except FileNotFoundError:  # swept since
+            return self._copied(image, sync_mode, ttl_s, access, tenant)
+        finally:
+            self._copying.release()
+
+    def _copied(
+        self, image: Mapping[str, Any], sync_mode: bool, ttl_s: float | None, access: Access, tenant: str
+    ) -> dict[str, Any] | None:
+        key = image["file_name"]
+        data = None if key is None or self._objects.stat(key) is None else self._objects.read(key)
+        if data is None:
             return None
         if sync_mode:
             return {**image, "url": _data_uri(image["content_type"], data), "file_name": None}
         ttl_s = self._ttl_s if ttl_s is None else ttl_s
-        suffix = path.suffix.removeprefix(".")
+        suffix = key.rpartition(".")[2]
         name = self._objects.put(data, image["content_type"], suffix, None, ttl_s, None, access, tenant)
         return {**image, "url": FILES_PREFIX + name, "file_name": name}
 

@@ -1,20 +1,20 @@
-"""Files on their way in: whole or in parts, gathered on disk, then stored under a key that was issued before."""
+"""Files on their way in: whole or in parts, gathered first, then stored under a key that was issued before."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import io
 import mimetypes
 import re
 import secrets
-import shutil
+import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
+from weakref import WeakValueDictionary
 
 from server.files.objects import Access, Objects
 
@@ -40,7 +40,7 @@ class TooLargeError(UploadError):
 
 
 class StorageRefusedError(Exception):
-    """The disk takes no more now; it is no fault of the sender."""
+    """Nothing more is taken now; it is no fault of the sender."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +70,9 @@ class UploadTicket:
 
 
 class Uploads:
-    """Receives bytes of promised files. Every method raises StorageRefusedError when the disk refuses.
+    """Receives bytes of promised files. Every method raises StorageRefusedError when the disk or the store refuses.
 
-    Args: folder: for parts and unfinished files, on the disk of the object store. ttl_s: the default lifetime.
+    Args: folder: for unfinished files, and parts where they wait on this node. ttl_s: the default lifetime.
     """
 
     def __init__(self, objects: Objects, folder: Path, ttl_s: float) -> None:
@@ -81,19 +81,20 @@ class Uploads:
         self._ttl_s = ttl_s
         self._swept_at = 0.0
         folder.mkdir(parents=True, exist_ok=True)
+        self._parts = objects.parts(folder)
+        self._guard = threading.Lock()
+        self._storing: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
+        """Of the uploads that are being stored."""
 
     async def receive(self, ticket: UploadTicket, chunks: AsyncIterator[bytes], room: int | None = None) -> None:
         """Store a whole file; sending it again replaces it.
 
         Args: room: bytes that its tenant may still store. Raises: TooLargeError beyond that or MAX_UPLOAD_BYTES."""
-        await asyncio.to_thread(self._sweep)
-        temporary = self._folder / f"{secrets.token_hex(8)}.whole"
-        try:
-            with _disk_may_refuse():
-                await _write(temporary, chunks, _within(MAX_UPLOAD_BYTES, room))
-                await asyncio.to_thread(self._store, ticket, [temporary])
-        finally:
-            temporary.unlink(missing_ok=True)
+        with _refusals_told():
+            await self._ask_for_store(ticket)
+            await self._objects.beside(self._sweep)
+            async with self._written(chunks, _within(MAX_UPLOAD_BYTES, room)) as (temporary, _):
+                await self._objects.beside(self._store_file, ticket, temporary)
 
     async def receive_part(
         self, ticket: UploadTicket, number: int, chunks: AsyncIterator[bytes], room: int | None = None
@@ -105,16 +106,11 @@ class Uploads:
         """
         if not 1 <= number <= MAX_PARTS:
             raise UploadError(f"Part numbers go from 1 to {MAX_PARTS}")
-        await asyncio.to_thread(self._sweep)
-        folder = self._folder / ticket.key
-        temporary = folder / f"{secrets.token_hex(8)}.new"
-        try:
-            with _disk_may_refuse():
-                folder.mkdir(exist_ok=True)
-                digest = await _write(temporary, chunks, _within(MAX_PART_BYTES, room))
-                temporary.rename(folder / f"{number}-{digest}")
-        finally:
-            temporary.unlink(missing_ok=True)
+        with _refusals_told():
+            await self._ask_for_store(ticket)
+            await self._objects.beside(self._sweep)
+            async with self._written(chunks, _within(MAX_PART_BYTES, room)) as (temporary, digest):
+                await self._objects.beside(self._parts.keep, ticket.key, f"{number}-{digest}", temporary)
         return digest
 
     async def complete(self, ticket: UploadTicket, parts: Any, room: int | None = None) -> None:
@@ -123,37 +119,56 @@ class Uploads:
         Args: as in `receive`.
         Raises: UploadError for a list that names what was not sent, TooLargeError beyond `room` or MAX_UPLOAD_BYTES.
         """
-        paths = self._parts(ticket, parts)
-        limit = _within(MAX_UPLOAD_BYTES, room)
-        if sum(path.stat().st_size for path in paths) > limit:
+        with _refusals_told():
+            await self._objects.beside(self._join, ticket, parts, _within(MAX_UPLOAD_BYTES, room))
+
+    def _join(self, ticket: UploadTicket, parts: Any, limit: int) -> None:
+        with self._only_one(ticket.key):
+            self._join_once(ticket, parts, limit)
+
+    @contextmanager
+    def _only_one(self, key: str) -> Iterator[None]:
+        """A caller that heard nothing for long calls again, and the first call may still be at it."""
+        with self._guard:
+            lock = self._storing.get(key) or threading.Lock()
+            self._storing[key] = lock
+        with lock:
+            yield
+
+    def _join_once(self, ticket: UploadTicket, parts: Any, limit: int) -> None:
+        sizes = self._parts.sizes(ticket.key)
+        if not sizes and self._objects.stat(ticket.key) is not None:
+            return  # joined by an earlier call
+        names = _chosen(parts, sizes)
+        if sum(sizes[name] for name in names) > limit:
             raise TooLargeError(f"An upload may have {limit} bytes")
-        with _disk_may_refuse():
-            await asyncio.to_thread(self._store, ticket, paths)
-        await asyncio.to_thread(shutil.rmtree, self._folder / ticket.key, ignore_errors=True)
+        with self._parts.joined(ticket.key, names) as source:
+            self._store(ticket, source)
+        self._parts.drop(ticket.key)
 
-    def _parts(self, ticket: UploadTicket, parts: Any) -> list[Path]:
-        if not isinstance(parts, list) or not 0 < len(parts) <= MAX_PARTS:
-            raise UploadError(f"parts must be a list of 1 to {MAX_PARTS} entries")
-        chosen = {}
-        for part in parts:
-            if not isinstance(part, dict) or not {"partNumber", "etag"} <= part.keys():
-                raise UploadError('Each entry of parts must be {"partNumber": number, "etag": text}')
-            number, etag = part["partNumber"], part["etag"]
-            name = f"{number}-{etag}".replace('"', "")
-            path = self._folder / ticket.key / name
-            if not isinstance(number, int) or not _PART.fullmatch(name) or not path.is_file():
-                raise UploadError(f"Part {str(number)[:20]} was not sent, or its etag is another one")
-            chosen[number] = path
-        return [chosen[number] for number in sorted(chosen)]
+    async def _ask_for_store(self, ticket: UploadTicket) -> None:
+        """Before bytes are read that could not be stored: raises ObjectsAwayError."""
+        await self._objects.beside(self._objects.stat, ticket.key)
 
-    def _store(self, ticket: UploadTicket, parts: Sequence[Path]) -> None:
+    @asynccontextmanager
+    async def _written(self, chunks: AsyncIterator[bytes], limit: int) -> AsyncIterator[tuple[Path, str]]:
+        """A stream as a file of this node and its SHA-256 in hex; the file is gone afterwards."""
+        temporary = self._folder / f"{secrets.token_hex(8)}.new"
+        try:
+            yield temporary, await _write(temporary, chunks, limit)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _store_file(self, ticket: UploadTicket, file: Path) -> None:
+        with self._only_one(ticket.key), file.open("rb") as source:
+            self._store(ticket, source)
+
+    def _store(self, ticket: UploadTicket, source: IO[bytes]) -> None:
         """Into the object store; a file that is there already is replaced."""
         ttl_s = self._ttl_s if ticket.ttl_s is None else ticket.ttl_s
-        self._objects.delete(ticket.key)
         suffix = ticket.key.rpartition(".")[2]
-        with io.BufferedReader(_Joined(parts), _CHUNK_BYTES) as source:
-            kind, name = ticket.content_type, ticket.file_name
-            self._objects.put(source, kind, suffix, name, ttl_s, ticket.key, ticket.access, ticket.tenant)
+        kind, name = ticket.content_type, ticket.file_name
+        self._objects.put(source, kind, suffix, name, ttl_s, ticket.key, ticket.access, ticket.tenant)
 
     def _sweep(self) -> None:
         """Now and then, drop what was never completed."""
@@ -161,39 +176,31 @@ class Uploads:
         if now - self._swept_at < ABANDONED_S / 24:
             return
         self._swept_at = now
+        self._parts.drop_older(now - ABANDONED_S)
         for path in self._folder.iterdir():
-            if path.stat().st_mtime > now - ABANDONED_S:
-                continue
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
+            if path.is_file() and path.stat().st_mtime <= now - ABANDONED_S:
                 path.unlink(missing_ok=True)
 
 
-class _Joined(io.RawIOBase):
-    """Several files read as one."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._rest = list(paths)
-        self._file: io.FileIO | None = None
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while self._file is not None or self._rest:
-            self._file = self._file or io.FileIO(self._rest.pop(0))
-            count = self._file.readinto(buffer) or 0
-            if count:
-                return count
-            self._file.close()
-            self._file = None
-        return 0
+def _chosen(parts: Any, sent: Collection[str]) -> list[str]:
+    """The names of these parts in the order of their numbers. Raises: UploadError."""
+    if not isinstance(parts, list) or not 0 < len(parts) <= MAX_PARTS:
+        raise UploadError(f"parts must be a list of 1 to {MAX_PARTS} entries")
+    chosen = {}
+    for part in parts:
+        if not isinstance(part, dict) or not {"partNumber", "etag"} <= part.keys():
+            raise UploadError('Each entry of parts must be {"partNumber": number, "etag": text}')
+        number, etag = part["partNumber"], part["etag"]
+        name = f"{number}-{etag}".replace('"', "")
+        if not isinstance(number, int) or not _PART.fullmatch(name) or name not in sent:
+            raise UploadError(f"Part {str(number)[:20]} was not sent, or its etag is another one")
+        chosen[number] = name
+    return [chosen[number] for number in sorted(chosen)]
 
 
 @contextmanager
-def _disk_may_refuse() -> Iterator[None]:
-    """A full disk is no fault of ours, and passes: the caller may try again. Raises: StorageRefusedError."""
+def _refusals_told() -> Iterator[None]:
+    """A full disk and a store that is away pass: the caller may try again. Raises: StorageRefusedError."""
     try:
         yield
     except OSError as exc:

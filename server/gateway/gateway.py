@@ -23,7 +23,7 @@ from server.gateway.guesses import peer_of
 from server.gateway.keys import ANYBODY
 from server.gateway.origins import Own
 from server.http.errors import PlainError, WireError
-from server.http.pacing import Lanes
+from server.http.pacing import LARGE, Lanes
 from server.http.peers import is_local_caller
 
 Observe = Callable[[str, str, int, float], None]
@@ -39,6 +39,8 @@ REFUSED = 1008
 
 LOGGED_PATH = 120
 """Characters of a path in the log: no address of a request is longer, and the permission in an upload's is cut."""
+
+_WITH_JSON = (Area.RUN, Area.QUEUE, Area.SYSTEM)
 
 _OPEN_SYSTEM_PATHS = frozenset(
     {
@@ -56,7 +58,7 @@ class Gateway:
     """ASGI app: `areas` get the requests that are fal's, `pages` those for our own pages, and the lifespan.
 
     `realtime` gets every WebSocket. An area sees a scope with the inner path, the Target under `"target"`
-    and the Caller under `"caller"`.
+    and the Caller under `"caller"`. `large`: turns of large bodies, which messages of WebSockets take, too.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Gateway:
         guard: Guard,
         own: Own,
         observe: Observe,
+        large: Lanes,
     ) -> None:
         self._pages = pages
         self._areas = {**areas, Area.SYSTEM: pages}
@@ -75,6 +78,7 @@ class Gateway:
         self._guard = guard
         self._own = own
         self._refusals = Lanes(1)
+        self._large = large
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -121,6 +125,9 @@ class Gateway:
         answer.request_id = target.request_id
         caller = ANYBODY if _is_open(target, scope, headers) else self._guard.check(target, scope, headers)
         answer.whose = caller.tenant
+        self._large.note(caller.tenant)
+        if target.area in _WITH_JSON and _may_be_large(headers):
+            receive = self._at_a_pace(caller.tenant, receive)
         path = target.path or "/"
         changes = {
             "path": path,
@@ -136,6 +143,24 @@ class Gateway:
         if app is None:
             raise PlainError(404, "Path not found")
         await app(inner, receive, answer.send)
+
+    def _at_a_pace(self, whose: str, receive: Receive) -> Receive:
+        """The same body; a large one is read on when its key may go on, and what comes of it is counted."""
+        taken = 0
+
+        async def next_message() -> Message:
+            nonlocal taken
+            message = await receive()
+            came = len(message.get("body", b""))
+            is_first, taken = taken <= LARGE, taken + came
+            if taken > LARGE and is_first:
+                async with self._large.turn(whose, taken / LARGE):
+                    pass
+            elif taken > LARGE:
+                self._large.charge(whose, came / LARGE)
+            return message
+
+        return next_message
 
     def _explain(self, exc: Exception, scope: Scope, answer: _Answer) -> WireError:
         wire = to_wire(exc)
@@ -172,6 +197,11 @@ class _Answer:
         elif not message.get("more_body", False):
             self.has_ended = True
         await self._send(message)
+
+
+def _may_be_large(headers: Headers) -> bool:
+    length = headers.get("content-length", "")
+    return "transfer-encoding" in headers or (length.isdecimal() and int(length[:20]) > LARGE)
 
 
 def _has_head(target: Target) -> bool:

@@ -36,7 +36,7 @@ _BY_PATH = {
 }
 
 
-_OPERATOR = ("/v1/jobs", "/v1/pauses", "/v1/keys")
+_OPERATOR = ("/v1/jobs", "/v1/pauses", "/v1/keys", "/v1/nodes", "/v1/drains")
 """What is about everybody."""
 
 _REQUESTS = ("/v1/models/requests",)

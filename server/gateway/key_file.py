@@ -23,6 +23,7 @@ from server.jobs.limits import BudgetRule, Limits
 from server.jobs.store.errors import StoreError
 
 SECRET_BYTES = 32
+LONGEST_NAME = 255
 
 
 class KeyScope(StrEnum):
@@ -43,6 +44,13 @@ USUAL_SCOPES = (KeyScope.RUN, KeyScope.QUEUE, KeyScope.FILES)
 
 class KeyFileError(StoreError):
     """The key file cannot be read or written."""
+
+
+def check_name(name: str) -> str:
+    """The name, if it can be shown in a line. Raises: ValueError."""
+    if len(name) > LONGEST_NAME or not name.isprintable():
+        raise ValueError(f"a key's name is one line of at most {LONGEST_NAME} characters")
+    return name
 
 
 class IssuedKey(BaseModel):
@@ -127,34 +135,37 @@ class KeyFile:
 
     def revoke(self, key_id: str) -> bool:
         """End a key for good; False if there is none of this id that still works. Raises: KeyFileError."""
-        return self._update(key_id, revoked_at=time.time())
-
-    def set_budgets(self, key_id: str, budgets: Sequence[BudgetRule]) -> bool:
-        """Give a key these budgets and no other; False as above. Raises: KeyFileError."""
-        return self.change(key_id, budgets=budgets)
+        return self._update(key_id, lambda key: {"revoked_at": time.time()})
 
     def change(
         self,
         key_id: str,
         name: str | None = None,
-        limits: Limits | None = None,
+        limits: Callable[[Limits], Limits] | None = None,
         budgets: Sequence[BudgetRule] | None = None,
     ) -> bool:
-        """Give a key another name, other limits, other budgets; None keeps what it has. False as above.
+        """Give a key another name, the limits that follow from its own, other budgets; None keeps what it has.
 
-        Raises: KeyFileError."""
-        given = {"name": name, "limits": limits, "budgets": None if budgets is None else tuple(budgets)}
-        return self._update(key_id, **{field: value for field, value in given.items() if value is not None})
+        Returns: as above. Raises: KeyFileError."""
 
-    def _update(self, key_id: str, **values: object) -> bool:
-        living = [key for key in self.read() if key.id == key_id and key.revoked_at is None]
+        def edit(key: IssuedKey) -> dict[str, object]:
+            given = {
+                "name": name,
+                "limits": None if limits is None else limits(key.limits),
+                "budgets": None if budgets is None else tuple(budgets),
+            }
+            return {field: value for field, value in given.items() if value is not None}
 
+        return self._update(key_id, edit)
+
+    def _update(self, key_id: str, edit: Callable[[IssuedKey], dict[str, object]]) -> bool:
         def updated(keys: tuple[IssuedKey, ...]) -> tuple[IssuedKey, ...]:
-            return tuple(key.model_copy(update=values) if key.id == key_id else key for key in keys)
+            return tuple(key.model_copy(update=edit(key)) if key.id == key_id else key for key in keys)
 
-        if living:
+        has_it = any(key.id == key_id and key.revoked_at is None for key in self.read())
+        if has_it:
             self._change(updated)
-        return bool(living)
+        return has_it
 
     def _change(self, edit: Callable[[tuple[IssuedKey, ...]], tuple[IssuedKey, ...]]) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -84,6 +85,7 @@ class KeyRing:
         self._file = file
         self._defaults = defaults or Limits()
         self._clock = clock
+        self._looking = threading.Lock()
         self._stamp = file.stamp() if file else None
         self._keys = self._read()
         self._look_at = clock() + LOOK_EVERY_S
@@ -145,15 +147,17 @@ class KeyRing:
         now = self._clock()
         if self._file is None or (now < self._look_at and not at_once):
             return
-        self._look_at = now + LOOK_EVERY_S
-        stamp = self._file.stamp()
-        if stamp == self._stamp:
-            return
-        try:
-            self._keys = self._read()
-        except KeyFileError as exc:
-            log.error("%s; the keys of before hold", exc)
-        self._stamp, self._is_open = stamp, False
+        # One at a time: the keys of an older look must not meet the stamp of a newer one.
+        with self._looking:
+            self._look_at = now + LOOK_EVERY_S
+            stamp = self._file.stamp()
+            if stamp == self._stamp:
+                return
+            try:
+                self._keys = self._read()
+            except KeyFileError as exc:
+                log.error("%s; the keys of before hold", exc)
+            self._stamp, self._is_open = stamp, False
 
     def _read(self) -> _Keys:
         issued = self._file.read() if self._file else ()

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 KEPT = 1024
-"""Expansions that are remembered, by prompt."""
+"""Expansions that are remembered, by whose they are and prompt: how soon one comes must not tell what others ask."""
 MAX_TOKENS = 512
 MAX_CHARACTERS = 8192
 INSTRUCTION = (
@@ -34,15 +34,15 @@ class Expander:
     def __init__(self, url: str, model: str | None = None, key: str | None = None, timeout_s: float = 20.0) -> None:
         self.timeout_s = timeout_s
         self._model = model
-        self._kept: OrderedDict[str, str] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str], str] = OrderedDict()
         headers = {"authorization": f"Bearer {key}"} if key else {}
         # The timeout is over all of a call; not by a proxy of the environment, which may be this server.
         self._http = httpx.AsyncClient(base_url=f"{url.rstrip('/')}/", headers=headers, timeout=None, trust_env=False)
 
-    async def expand(self, prompt: str, within_s: float | None = None) -> str:
+    async def expand(self, prompt: str, within_s: float | None = None, whose: str = "") -> str:
         """The prompt written out. Args: within_s: if less than the usual time is left. Raises: ExpansionError."""
-        if (known := self._kept.get(prompt)) is not None:
-            self._kept.move_to_end(prompt)
+        if (known := self._kept.get((whose, prompt))) is not None:
+            self._kept.move_to_end((whose, prompt))
             return known
         within_s = self.timeout_s if within_s is None else min(within_s, self.timeout_s)
         try:
@@ -56,7 +56,7 @@ class Expander:
             raise ExpansionError(f"it cannot be reached ({type(exc).__name__})") from exc
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as exc:
             raise ExpansionError("its answer has no text") from exc
-        self._keep(prompt, text)
+        self._keep((whose, prompt), text)
         return text
 
     async def aclose(self) -> None:
@@ -77,8 +77,8 @@ class Expander:
             self._model = str(answer.json()["data"][0]["id"])
         return self._model
 
-    def _keep(self, prompt: str, text: str) -> None:
-        self._kept[prompt] = text
+    def _keep(self, asked: tuple[str, str], text: str) -> None:
+        self._kept[asked] = text
         if len(self._kept) > KEPT:
             self._kept.popitem(last=False)
 

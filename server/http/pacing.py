@@ -22,6 +22,9 @@ REFUSAL_S = 0.01
 PACE_S = 0.02
 """Between a key's submits, after the first few, while others call. A submit takes a millisecond or two of the loop: one
 call of another key meets one of them at most, and fifty a second fill any device."""
+LARGE = 1 << 18
+"""Bytes of JSON or msgpack that count as an ordinary submit. MiBs are parsed in one piece, 2 ms for each, which
+everybody else waits for."""
 COMPANY_S = 1.0
 """How long after its last call a key counts as there."""
 
@@ -96,27 +99,32 @@ class Lanes:
         self._company.note(whose, asyncio.get_running_loop().time())
 
     @asynccontextmanager
-    async def turn(self, whose: str) -> AsyncIterator[None]:
-        """Inside, the call is one of its key's few."""
+    async def turn(self, whose: str, weight: float = 1.0) -> AsyncIterator[None]:
+        """Inside, the call is one of its key's few. Args: weight: how many ordinary calls it takes as long as."""
         self.note(whose)
         lane = self._lanes.setdefault(whose, asyncio.Semaphore(self._width))
         self._callers[whose] += 1
         try:
             async with lane:
-                await self._at_a_pace(whose)
+                await self._at_a_pace(whose, weight)
                 yield
         finally:
             self._callers[whose] -= 1
             if not self._callers[whose]:
                 del self._callers[whose], self._lanes[whose]
 
-    async def _at_a_pace(self, whose: str) -> None:
+    def charge(self, whose: str, weight: float) -> None:
+        """A call of this key that is under way takes so much longer: the next one waits for that, too."""
+        if whose in self._due:
+            self._due[whose] += PACE_S * weight
+
+    async def _at_a_pace(self, whose: str, weight: float) -> None:
         now = asyncio.get_running_loop().time()
         if not self._company.of(whose, now):
             return
         earliest = now - (self._width - 1) * PACE_S
         due = max(self._due.pop(whose, earliest), earliest)
-        self._due[whose] = due + PACE_S
+        self._due[whose] = due + PACE_S * weight
         while next(iter(self._due.values())) < earliest:
             self._due.popitem(last=False)  # called so long ago that it says nothing any more
         if due > now:

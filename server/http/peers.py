@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from functools import lru_cache
 
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-_OF_A_PROXY = (
-    "forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip",
-    "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-forwarded-port", "x-forwarded-server",
-)  # fmt: skip
-"""What reverse proxies add to a request; not all of them say for whom it is."""
+_OF_A_PROXY = re.compile(
+    r"forwarded|via|x-(original-)?forwarded.*|x-real-ip|x-client-ip|true-client-ip|(cf|fastly)-connecting-ip|"
+    r"fastly-client-ip|x-envoy-external-address|x-original-(url|host)"
+)
+"""Names of what reverse proxies add to a request; not all of them say for whom it is."""
 
 
 def is_loopback_peer(scope: Scope) -> bool:
@@ -33,4 +34,4 @@ def _is_loopback(address: str) -> bool:
 
 def is_local_caller(scope: Scope, headers: Headers) -> bool:
     """Whether the caller itself, not merely a reverse proxy in front of us, is on this machine."""
-    return is_loopback_peer(scope) and not any(name in headers for name in _OF_A_PROXY)
+    return is_loopback_peer(scope) and not any(map(_OF_A_PROXY.fullmatch, headers))

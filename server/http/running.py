@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -46,6 +47,14 @@ def of_this_process(url: str, tls_url: str | None, is_protected: bool) -> Runnin
     """The note for the calling process."""
     pid = os.getpid()
     return Running(pid, psutil.Process(pid).create_time(), url, tls_url, is_protected)
+
+
+def own_address(host: str, port: int | None) -> str | None:
+    """Where a server that listens on this host and port is found from elsewhere, as far as this machine knows."""
+    if port is None:
+        return None
+    name = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    return f"http://{name}:{port}"
 
 
 def remove(data_dir: Path) -> None:

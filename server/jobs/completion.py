@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pipelines.protocol.frames import Failed, Picture
 from server.files import disk
-from server.files.objects import Access
+from server.files.objects import Access, ObjectsAwayError
 from server.files.outputs import EncodedPicture, EncoderError, Outputs
 from server.files.provenance import Provenance
 from server.jobs.live import LiveJobs
@@ -36,6 +36,9 @@ ResultBody = Callable[
 
 DISK_PATIENCE_S = 30.0
 """How long finished pictures wait for an encoder and for their disk before their job fails."""
+AWAY_PATIENCE_S = 3600.0
+"""How long they wait for an object store that does not answer: all nodes wait for the same one, and nothing is claimed
+meanwhile, so that what waits is what the workers held."""
 MAX_PAUSE_S = 5.0
 
 
@@ -45,7 +48,8 @@ class Run:
 
     Args: job: with the parameters that the worker was sent, once it was. timings: of the preparation.
         preparing: fetches what the job names, as long as the worker does not have it.
-        waits_for: the last line of its log about a model that the worker loads.
+        waits_for: the last line of its log about a model that the worker loads. takes: the name of the one for which
+            the worker said that it waits.
     """
 
     job: Job
@@ -53,6 +57,7 @@ class Run:
     has_started: bool = False
     preparing: asyncio.Task[None] | None = None
     waits_for: str = ""
+    takes: str | None = None
     timings: Mapping[str, float] = field(default_factory=dict)
     pictures: dict[int, asyncio.Task[EncodedPicture]] = field(default_factory=dict)
 
@@ -72,8 +77,8 @@ class Completion:
     """Ends runs. Every method returns when the end is in the store, or was refused because the claim is not current.
 
     What is drawn is not drawn again because a later step failed. An encoder that cannot start and a disk that refuses
-    are waited out: pictures for DISK_PATIENCE_S, then the job fails and says so; the record of an end for as long as
-    it takes, since the lease holds meanwhile.
+    are waited out: pictures for DISK_PATIENCE_S (AWAY_PATIENCE_S if the object store is away), then the job fails and
+    says so; the record of an end for as long as it takes, since the lease holds meanwhile.
     """
 
     def __init__(
@@ -172,27 +177,34 @@ class Completion:
         self._live.log(run.job.id, "the worker had a fault; the request will run again", "WARN")
         await asyncio.sleep(min(0.2 * 2 ** (run.job.attempt - 1), MAX_PAUSE_S))
         await self.retry_until_stored(lambda: self._store.release_one(*self._claim(run)))
-        if (job := self._store.get(run.job.id)) is not None:
-            self.notify_watchers(job)
+        if (job := await self.in_thread(partial(self._store.get, run.job.id))) is not None:
+            await self.notify_watchers([job])
 
     async def end(self, run: Run, outcome: Outcome) -> bool:
         """Record an outcome with the job's log; False if the claim is not current any more."""
         outcome = replace(outcome, logs=self._live.logs(run.job.id))
         job_id, owner, epoch = self._claim(run)
-        is_recorded = await self.retry_until_stored(lambda: self._store.finish(job_id, owner, epoch, outcome))
+
+        def record() -> bool:
+            is_recorded = self._store.finish(job_id, owner, epoch, outcome)
+            if is_recorded:
+                self._live.ended(job_id)  # on this thread: who is told of ends reads the whole row
+            return is_recorded
+
+        is_recorded = await self.retry_until_stored(record)
         if is_recorded:
             logger.info("request %s ended: %s %d", job_id, outcome.status, outcome.http_status)
-            self._live.ended(job_id)
         else:
             logger.warning("request %s: an end of attempt %d came too late", job_id, run.job.attempt)
         return is_recorded
 
-    def notify_watchers(self, job: Job) -> None:
-        """The store took a claim back, so the job waits again or has ended: watchers look again."""
-        if job.status.is_finished:
-            self._live.ended(job.id)
-        else:
-            self._live.start_over(job.id)
+    async def notify_watchers(self, jobs: Sequence[Job]) -> None:
+        """The store took claims back, so the jobs wait again or have ended: watchers look again."""
+        for job in jobs:
+            if job.status.is_finished:
+                await self.in_thread(partial(self._live.ended, job.id))
+            else:
+                self._live.start_over(job.id)
 
     async def retry_until_stored(self, operation: Callable[[], T]) -> T:
         """Run a store operation in a thread until the store can do it."""
@@ -235,14 +247,15 @@ class Completion:
 
     async def _patiently(self, run: Run, step: Callable[[], Awaitable[T]]) -> T:
         """Repeat a step after the drawing while this machine cannot do it. Raises: the last refusal."""
-        deadline = asyncio.get_running_loop().time() + self._disk_patience_s
+        began = asyncio.get_running_loop().time()
         pause_s = 0.2
         while True:
             try:
                 return await step()
             except (OSError, EncoderError) as exc:
                 logger.error("request %s: its picture waits: %s", run.job.id, exc)
-                if asyncio.get_running_loop().time() + pause_s > deadline:
+                patience_s = AWAY_PATIENCE_S if isinstance(exc, ObjectsAwayError) else self._disk_patience_s
+                if asyncio.get_running_loop().time() + pause_s > began + patience_s:
                     raise
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, MAX_PAUSE_S)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Coroutine
 from dataclasses import replace
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, Literal
 
 from pipelines.protocol.frames import (
     Cancel,
@@ -27,13 +27,17 @@ from pipelines.protocol.frames import (
     Preview,
     Progress,
     Ready,
+    Share,
+    Shared,
     Shutdown,
     Sleep,
     Started,
     Submit,
+    Waits,
     Wake,
 )
 from server.jobs.completion import Completion, Run
+from server.jobs.forecast import Forecast
 from server.jobs.limits import Allowance
 from server.jobs.live import LiveJobs
 from server.jobs.preparation import Preparations, Prepared
@@ -46,14 +50,19 @@ from server.workers.process import Worker, Workers
 
 logger = logging.getLogger("fluxserve.dispatch")
 
+Rest = Literal["draining", "drained"]
+
 LEASE_S = 30.0
 RENEW_S = 5.0
 TEND_S = 1.0
 AHEAD = 4
 """Requests that a worker holds beyond those it has begun, so that its next step never waits for a claim."""
+HAND_BACK_S = 5.0
+"""How long a stop waits for a store that may not answer."""
 MAX_PREPARING = 64
-"""Requests of a worker whose pictures or adapters are being fetched: they do not count as held, so that a slow
-address keeps no other request waiting."""
+"""Requests of a worker whose pictures, adapters or prompts are being fetched, or whose model is being loaded: they do
+not count as held, so that neither a slow address nor a large model keeps other requests waiting. One tenant's fill at
+most half."""
 SAVE_GRACE_S = 1.0
 """After a worker's death: how long to wait for the saving of pictures that had already arrived from it. An encoder that
 died with it takes longer to start: then they are drawn again."""
@@ -72,9 +81,11 @@ class Dispatcher:
         completion: Completion,
         preparations: Preparations,
         allowance: Allowance | None = None,
+        forecast: Forecast | None = None,
     ) -> None:
         self._store = store
         self._allowance = allowance or Allowance()
+        self._forecast = forecast or Forecast()
         self._live = live
         self._completion = completion
         self._preparations = preparations
@@ -93,6 +104,9 @@ class Dispatcher:
         self._claiming = asyncio.Lock()
         self._unsent: dict[str, frozenset[str]] = {}
         self._early_cancels: set[str] = set()
+        self._resting: frozenset[str] = frozenset()
+        self._handing_back: set[str] = set()
+        self._had_room = False
 
     @property
     def is_accepting(self) -> bool:
@@ -129,11 +143,40 @@ class Dispatcher:
         for task in [*self._tasks, *self._endings]:
             task.cancel()
         await asyncio.gather(*self._tasks, *self._endings, return_exceptions=True)
+        try:
+            async with asyncio.timeout(HAND_BACK_S):
+                await self._hand_all_back()
+        except TimeoutError:
+            logger.error("claims could not be handed back within %.0f s; their leases will end", HAND_BACK_S)
+
+    async def _hand_all_back(self) -> None:
         for owner in self._owners:
             try:
                 await self._completion.in_thread(partial(self._store.release, owner, died=False))
-            except StoreError:
-                logger.exception("claims of %s could not be handed back; the next start will", owner)
+            except StoreError as exc:
+                logger.error("claims of %s could not be handed back, their leases will end: %s", owner, exc)
+
+    def let_rest(self, names: frozenset[str]) -> None:
+        """Claim for all workers but these. What they have not begun goes back to the line, the rest they finish."""
+        if names == self._resting or self._workers is None:
+            return
+        newly, self._resting = names - self._resting, names
+        for worker in self._workers:
+            if worker.name in newly:
+                self._handing_back.add(worker.name)
+                self._see_to(self._hand_back(worker))
+        self._wake.set()
+
+    def runs_of(self, worker: Worker) -> list[Run]:
+        """What it holds, and what of it is being saved."""
+        ending = [run for run in self._endings.values() if run is not None]
+        return [run for run in [*self._runs.values(), *ending] if run.owner == worker.owner]
+
+    def rest_of(self, worker: Worker) -> Rest | None:
+        """How far a worker is that was told to rest; None for one that was not."""
+        if worker.name not in self._resting:
+            return None
+        return "draining" if worker.name in self._handing_back or self.runs_of(worker) else "drained"
 
     def wake(self) -> None:
         """There may be something to claim. Any thread."""
@@ -142,6 +185,10 @@ class Dispatcher:
     def cancel(self, job_id: str) -> None:
         """Forward a cancel request that the store has flagged. Any thread."""
         self._on_loop(self._forward_cancel, job_id)
+
+    def abandon(self, job_id: str, epoch: int) -> None:
+        """The store has taken this claim back: its worker shall drop the job. Any thread."""
+        self._on_loop(self._abandon, job_id, epoch)
 
     def on_frame(self, worker: Worker, frame: Frame) -> None:
         """See WorkerEvents."""
@@ -154,7 +201,7 @@ class Dispatcher:
                 self._wake.set()
             case Loading():
                 self._tell_of_loading(worker, frame)
-            case Log() | Submit() | Cancel() | Sleep() | Wake() | Shutdown():
+            case Log() | Submit() | Cancel() | Sleep() | Wake() | Shutdown() | Share() | Shared():
                 pass
             case _:
                 run = self._runs.get(frame.job_id)
@@ -173,17 +220,22 @@ class Dispatcher:
         self._see_to(self._release_claims_of_dead_worker(owner, not_started))
 
     def _tell_of_loading(self, worker: Worker, frame: Loading) -> None:
-        """In the logs of all that it holds, for none goes on meanwhile: a line every tenth."""
+        """In the logs of the requests that wait for it: a line every tenth."""
         line = f"loading {frame.model} ({frame.stage}): {int(frame.fraction * 10) * 10} %"
         for run in self._runs.values():
-            if run.owner == worker.owner and not run.is_preparing and run.waits_for != line:
+            is_meant = run.owner == worker.owner and frame.model in (_model_of(run.job), run.takes)
+            if is_meant and not run.is_preparing and run.waits_for != line:
                 run.waits_for = line
                 self._live.log(run.job.id, line)
 
     def _on_run(
-        self, run: Run, frame: Note | Started | Progress | Preview | Picture | Finished | Failed | Cancelled
+        self, run: Run, frame: Waits | Note | Started | Progress | Preview | Picture | Finished | Failed | Cancelled
     ) -> None:
         match frame:
+            case Waits():
+                run.takes = frame.model or None
+                if frame.model not in ("", _model_of(run.job)):  # of its own model it reads how far it is
+                    self._live.log(frame.job_id, f"waits until {frame.model} is loaded")
             case Started():
                 run.has_started = True
                 self._live.note_begun(frame.job_id, run.owner, self._store.now())
@@ -203,6 +255,7 @@ class Dispatcher:
                 self._completion.take(run, frame)
             case Finished():
                 self._live.note_timings(frame.job_id, frame.timings)
+                self._forecast.note_end(run.job.params, frame.timings.get("device", 0.0))
                 self._live.log(frame.job_id, f"finished in {frame.timings.get('inference', 0.0):.2f} s")
                 self._end_run(run, self._completion.complete(run, frame.timings))
             case Failed():
@@ -241,22 +294,50 @@ class Dispatcher:
         async with self._claiming:
             pass  # a claim of the dead worker may be under way
         not_started |= self._unsent.pop(owner, frozenset())
-        saves = {task: run.job.id for task, run in self._endings.items() if run is not None and run.owner == owner}
-        await self._release(owner, not_started, frozenset(saves.values()))
+        saves = {task: run.job for task, run in self._endings.items() if run is not None and run.owner == owner}
+        await self._release(owner, not_started, frozenset(job.id for job in saves.values()))
         if saves:
             await asyncio.wait(saves, timeout=SAVE_GRACE_S)
-            await self._release(owner, not_started)
+            # The worker was done with them: its death is none of theirs.
+            done_with = frozenset(job.id for job in saves.values() if may_repeat(job))
+            await self._release(owner, not_started | done_with)
         self._owners.discard(owner)
 
     async def _release(self, owner: str, not_started: frozenset[str], keep: frozenset[str] = frozenset()) -> None:
-        for job in await self._completion.retry_until_stored(
+        released = await self._completion.retry_until_stored(
             lambda: self._store.release(owner, died=True, not_started=not_started, keep=keep)
-        ):
-            self._completion.notify_watchers(job)
+        )
+        await self._completion.notify_watchers(released)
+        for job in released:
             if job.status is JobStatus.QUEUED:
                 self._live.log(job.id, "the worker stopped; the request will run again", "WARN")
             logger.warning("request %s lost its worker %s: now %s", job.id, owner, job.status)
         self._wake.set()
+
+    async def _hand_back(self, worker: Worker) -> None:
+        """Let go of what a worker that rests has not begun: another may draw it meanwhile."""
+        owner = worker.owner
+        try:
+            async with self._claiming:
+                pass  # a claim for it may be under way
+            waiting = [run for run in self.runs_of(worker) if not run.has_started and may_repeat(run.job)]
+            for run in waiting:
+                self._abandon(run.job.id, run.job.epoch)
+            kept = frozenset(run.job.id for run in self.runs_of(worker))
+            release = partial(self._store.release, owner, died=False, keep=kept)
+            released = await self._completion.retry_until_stored(release) if waiting else []
+            for job in released:
+                self._live.log(job.id, "its worker takes no more requests; it goes to another")
+            await self._completion.notify_watchers(released)
+        finally:
+            self._handing_back.discard(worker.name)
+
+    def _abandon(self, job_id: str, epoch: int) -> None:
+        run = self._runs.get(job_id)
+        if run is not None and run.job.epoch == epoch:
+            del self._runs[job_id]
+            run.drop()
+            self._send_cancel(run)
 
     async def _claim_when_woken(self) -> None:
         while True:
@@ -270,17 +351,21 @@ class Dispatcher:
                 logger.error("the store refuses claims, next try in %.0f s: %s", TEND_S, exc)
                 await asyncio.sleep(TEND_S)
                 self._wake.set()
+            except Exception:  # of one request or row: the others must not wait for ever
+                logger.exception("a claim failed, next try in %.0f s", TEND_S)
+                await asyncio.sleep(TEND_S)
+                self._wake.set()
 
     async def _claim_once(self) -> bool:
         """Claim for the worker that will be free first; False when nothing waits or nobody has room."""
         assert self._workers is not None
         quarantined = self._store.quarantined()
         waiting = self._store.counts()[JobStatus.QUEUED] - quarantined
-        takers = sorted(self._workers.ready, key=self._predicted_load_ms)
+        takers = sorted(self._willing, key=self._predicted_load_ms)
         if quarantined:
             # Each runs alone, so that a job that crashes workers is found; one worker is kept free for that.
-            alone = min(takers, key=self._held, default=None)
-            if alone is not None and self._held(alone):
+            alone = min(takers, key=self.held, default=None)
+            if alone is not None and self.held(alone):
                 takers.remove(alone)
             elif alone is not None and await self._claim_for(alone, 1, quarantined=True):
                 return True
@@ -293,11 +378,17 @@ class Dispatcher:
         return False
 
     async def _claim_for(self, worker: Worker, limit: int, quarantined: bool) -> bool:
+        if worker.name in self._resting:  # told so while another claim was made
+            return False
         owner, models = worker.owner, worker.models
         self._owners.add(owner)
         # A quarantined job runs alone wherever there is room, whatever its hint.
         buckets = None if quarantined else self._buckets_of(worker)
-        at_most = self._allowance.running
+        crowding = self._crowding(worker)
+
+        def at_most(tenant: str) -> int | None:
+            return 0 if tenant in crowding else self._allowance.running(tenant)
+
         claim = partial(self._store.claim, owner, limit, LEASE_S, models, quarantined, buckets, at_most)
         async with self._claiming:
             jobs = await self._completion.in_thread(claim)
@@ -310,10 +401,15 @@ class Dispatcher:
         self._early_cancels.clear()
         return bool(jobs)
 
+    @property
+    def _willing(self) -> list[Worker]:
+        """The workers for which is claimed."""
+        assert self._workers is not None
+        return [worker for worker in self._workers.ready if worker.name not in self._resting]
+
     def _buckets_of(self, worker: Worker) -> frozenset[int] | None:
         """The hint buckets that are this worker's; None for all."""
-        assert self._workers is not None
-        names = tuple(ready.name for ready in self._workers.ready)
+        names = tuple(ready.name for ready in self._willing)
         if names == (worker.name,):
             return None
         return frozenset(bucket for bucket, name in enumerate(_takers(names)) if name == worker.name)
@@ -357,15 +453,26 @@ class Dispatcher:
         job = run.job = replace(run.job, params=prepared.params)
         run.timings = prepared.timings
         age_s = max(0.0, self._store.now() - job.created_at)
-        within_s = self._start_within_s(job)
-        worker.send(Submit(job.id, job.epoch, prepared.params, job.priority, age_s, within_s, prepared.pictures))
+        wanted_s = job.output.get("done_within_s")
+        done_within_s = None if wanted_s is None else max(0.0, wanted_s - age_s)
+        limits = self._start_within_s(job), done_within_s
+        worker.send(Submit(job.id, job.epoch, prepared.params, job.priority, age_s, *limits, prepared.pictures))
         logger.info("request %s goes to %s, attempt %d, waited %.3f s", job.id, run.owner, job.attempt, age_s)
 
     def _start_within_s(self, job: Job) -> float | None:
         """What is left of the caller's start deadline."""
         return None if job.start_deadline is None else max(0.0, job.start_deadline - self._store.now())
 
-    def _held(self, worker: Worker) -> int:
+    def has_room(self) -> bool:
+        """Whether any worker would take one more request now."""
+        return any(self._room(worker) for worker in self._willing)
+
+    def is_done(self, worker: Worker) -> bool:
+        """Whether nothing of what it was given, or is being given, is unfinished."""
+        return not (self._claiming.locked() or self.runs_of(worker))
+
+    def held(self, worker: Worker) -> int:
+        """Requests that it has been given and has not given back."""
         return sum(run.owner == worker.owner for run in self._runs.values())
 
     def _room(self, worker: Worker) -> int:
@@ -374,8 +481,17 @@ class Dispatcher:
         if any(run.job.deaths for run in held):
             return 0
         preparing = sum(run.is_preparing for run in held)
-        unstarted = sum(not run.has_started for run in held) - preparing
-        return max(0, min(AHEAD - unstarted, MAX_PREPARING - preparing))
+        loading = sum(_waits_for_its_model(run, worker) for run in held)
+        unstarted = sum(not run.has_started for run in held) - preparing - loading
+        return max(0, min(AHEAD - unstarted, MAX_PREPARING - preparing - loading))
+
+    def _crowding(self, worker: Worker) -> frozenset[str]:
+        """Tenants of which it fetches or loads for at least as many requests as there is room for: they wait, so that
+        there always is room for others (the dynamic threshold of shared buffers, Choudhury and Hahne 1998)."""
+        held = [run for run in self._runs.values() if run.owner == worker.owner]
+        early = Counter(run.job.tenant for run in held if run.is_preparing or _waits_for_its_model(run, worker))
+        free = MAX_PREPARING - early.total()
+        return frozenset(tenant for tenant, count in early.items() if count >= free)
 
     def _predicted_load_ms(self, worker: Worker) -> float:
         """What it said it holds, and an average request for each that it cannot have counted yet."""
@@ -408,17 +524,28 @@ class Dispatcher:
         """Renew leases and end what expired, in this order: a node that slept must not take its own for lost."""
         renewed_at = -math.inf
         while True:
+            self._note_room()
             try:
                 if time.monotonic() - renewed_at >= RENEW_S:
                     await self._renew()
                     renewed_at = time.monotonic()
-                for job in await self._completion.in_thread(partial(self._store.expire, frozenset(self._owners))):
+                expired = await self._completion.in_thread(partial(self._store.expire, frozenset(self._owners)))
+                await self._completion.notify_watchers(expired)
+                for job in expired:
                     logger.warning("request %s expired: now %s", job.id, job.status)
-                    self._completion.notify_watchers(job)
                     self._wake.set()
             except StoreError as exc:
                 logger.error("the store refuses to renew leases: %s", exc)
+            except Exception:
+                logger.exception("leases could not be renewed; it will be tried again")
             await asyncio.sleep(TEND_S)
+
+    def _note_room(self) -> None:
+        """Tell of room that was there a moment ago, too: whoever waited for it would have taken it."""
+        has_room = self._is_accepting and not self._claiming.locked() and self.has_room()
+        if has_room and self._had_room:
+            self._forecast.note_room()
+        self._had_room = has_room
 
     async def _renew(self) -> None:
         for owner in tuple(self._owners):
@@ -428,6 +555,19 @@ class Dispatcher:
     def _on_loop(self, call: Any, *arguments: Any) -> None:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(call, *arguments)
+
+
+def _model_of(job: Job) -> object:
+    return (job.params or {}).get("model")
+
+
+def _waits_for_its_model(run: Run, worker: Worker) -> bool:
+    """Whether the worker loads its model, or one that helps it, first, beside the requests for others."""
+    model = _model_of(run.job)
+    is_on_demand = worker.ready is not None and model in worker.ready.on_demand
+    is_loaded = worker.heartbeat is not None and model in worker.heartbeat.loaded
+    is_waited_for = run.takes is not None or (is_on_demand and not is_loaded)
+    return is_waited_for and not (run.has_started or run.is_preparing)
 
 
 @lru_cache(maxsize=16)

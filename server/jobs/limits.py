@@ -34,10 +34,10 @@ class Limits:
     def within(self, other: Limits) -> Limits:
         """The tighter of both, one by one."""
         return Limits(
-            _least(self.running, other.running),
-            _least(self.waiting, other.waiting),
-            _least(self.per_minute, other.per_minute),
-            _least(self.storage_bytes, other.storage_bytes),
+            least(self.running, other.running),
+            least(self.waiting, other.waiting),
+            least(self.per_minute, other.per_minute),
+            least(self.storage_bytes, other.storage_bytes),
         )
 
     def over(self, defaults: Limits) -> Limits:
@@ -156,7 +156,8 @@ class Allowance:
         return due
 
 
-def _least(first: int | None, second: int | None) -> int | None:
+def least(first: int | None, second: int | None) -> int | None:
+    """The tighter of two limits, where None is no limit."""
     given = [value for value in (first, second) if value is not None]
     return min(given, default=None)
 

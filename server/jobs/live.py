@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from pipelines.protocol.frames import Preview, Progress
@@ -33,6 +34,36 @@ class WorkerTimes:
     timings: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class LiveChange:
+    """What happened to a job, for those who have not seen it happen.
+
+    Args: lines: new ones of its log. progress: the latest step. times: who has begun it. starts_over: whether what was
+        known of its run goes first. is_whole: whether `lines` is the log from its beginning.
+    """
+
+    job_id: str
+    lines: tuple[dict[str, Any], ...] = ()
+    progress: Progress | None = None
+    times: WorkerTimes | None = None
+    starts_over: bool = False
+    is_whole: bool = False
+
+    def then(self, later: LiveChange) -> LiveChange:
+        """Both in one."""
+        if later.is_whole:
+            return later
+        earlier = replace(self, progress=None, times=None) if later.starts_over else self
+        return LiveChange(
+            self.job_id,
+            (*self.lines, *later.lines)[-MAX_LOG_ENTRIES:],
+            later.progress or earlier.progress,
+            later.times or earlier.times,
+            self.starts_over or later.starts_over,
+            self.is_whole,
+        )
+
+
 @dataclass
 class _Live:
     """What is known of one job."""
@@ -47,9 +78,9 @@ class _Live:
     waiting: set[asyncio.Future[None]] = field(default_factory=set)
 
 
-def log_entry(message: str, level: str = "INFO") -> dict[str, Any]:
-    """A line of a log, of this moment, in fal's form."""
-    timestamp = datetime.now(UTC).isoformat(timespec="microseconds")
+def log_entry(message: str, level: str = "INFO", timestamp: str | None = None) -> dict[str, Any]:
+    """A line of a log in fal's form, of this moment if none is given."""
+    timestamp = timestamp or datetime.now(UTC).isoformat(timespec="microseconds")
     # Twice: fal's Swift client requires `labels`, the JavaScript one reads what stands beside it.
     labels = {"level": level, "source": "USER"}
     return {"message": message, **labels, "labels": labels, "timestamp": timestamp}
@@ -68,32 +99,49 @@ class LiveJobs:
         # One counter for all jobs: a job that was forgotten never repeats a version that a watcher has seen.
         self._versions = itertools.count(1)
         self._on_end: list[Callable[[str], None]] = []
+        self._on_change: Callable[[LiveChange], None] = lambda change: None
+        self._on_begin: Callable[[str], None] = lambda job_id: None
 
     def on_end(self, listener: Callable[[str], None]) -> None:
         """Call `listener` with the id of every job that ends, on whatever thread it ends."""
         self._on_end.append(listener)
 
+    def on_change(self, listener: Callable[[LiveChange], None]) -> None:
+        """Call `listener` with every line and step that is reported here, on whatever thread it is."""
+        self._on_change = listener
+
+    def on_begin(self, listener: Callable[[str], None]) -> None:
+        """Call `listener` with the id of every job that a worker begins, here or at another node, on any thread."""
+        self._on_begin = listener
+
+    def take(self, change: LiveChange) -> None:
+        """Note what was reported to another node."""
+        before = self.times(change.job_id)
+        self._change(change.job_id, partial(_apply, change))
+        # A change that was too long to be told in one piece says so in each; a whole log is told to newcomers, too.
+        if change.times not in (None, before) and not (change.is_whole and before is None):
+            self._on_begin(change.job_id)
+
+    def whole(self, owners: str) -> list[LiveChange]:
+        """All that is known of the jobs that run with workers whose owner's name begins so."""
+        with self._lock:
+            return [
+                LiveChange(job_id, tuple(live.logs), live.progress, live.times, starts_over=True, is_whole=True)
+                for job_id, live in self._jobs.items()
+                if live.times is not None and not live.has_ended and live.times.owner.startswith(owners)
+            ]
+
     def log(self, job_id: str, message: str, level: str = "INFO") -> None:
         """Add a line to the job's log, in fal's form."""
-        entry = log_entry(message, level)
-        self._change(job_id, lambda live: live.logs.append(entry))
+        self._report(LiveChange(job_id, (log_entry(message, level),)))
 
     def step(self, frame: Progress) -> None:
         """One more step is done; logged as such."""
-
-        def take(live: _Live) -> None:
-            live.progress = frame
-
-        self._change(frame.job_id, take)
-        self.log(frame.job_id, f"step {frame.step}/{frame.num_steps}")
+        self._report(LiveChange(frame.job_id, (log_entry(f"step {frame.step}/{frame.num_steps}"),), frame))
 
     def note_begun(self, job_id: str, owner: str, now: float) -> None:
         """A worker has begun it."""
-
-        def take(live: _Live) -> None:
-            live.times = WorkerTimes(owner, now)
-
-        self._change(job_id, take)
+        self._report(LiveChange(job_id, times=WorkerTimes(owner, now)))
 
     def note_timings(self, job_id: str, timings: Mapping[str, float]) -> None:
         """The worker is done with it."""
@@ -120,16 +168,22 @@ class LiveJobs:
 
     def start_over(self, job_id: str) -> None:
         """Forget progress and previews: the job will run from the beginning again. Its log stays."""
-
-        def reset(live: _Live) -> None:
-            live.progress = live.times = None
-            live.previews.clear()
-
-        self._change(job_id, reset)
+        self._report(LiveChange(job_id, starts_over=True))
 
     def changed(self, job_id: str) -> None:
         """Something about this job is different, in the store or here."""
         self._change(job_id, lambda live: None)
+
+    def changed_elsewhere(self, job_id: str, has_ended: bool) -> None:
+        """Another node has changed it: watchers look again. What is not known here has none."""
+        with self._lock:
+            if job_id not in self._jobs:
+                return
+
+        def take(live: _Live) -> None:
+            live.has_ended = has_ended
+
+        self._change(job_id, take)
 
     def ended(self, job_id: str) -> None:
         """The store has recorded its end: watchers look a last time, and the job is forgotten here soon after."""
@@ -193,6 +247,10 @@ class LiveJobs:
                 if live.touched_at < now - kept_s and not live.waiting:
                     del self._jobs[job_id]
 
+    def _report(self, change: LiveChange) -> None:
+        self.take(change)
+        self._on_change(change)
+
     def _change(self, job_id: str, edit: Callable[[_Live], object]) -> None:
         with self._lock:
             live = self._jobs.setdefault(job_id, _Live(self._clock()))
@@ -203,6 +261,17 @@ class LiveJobs:
         for loop in {woken.get_loop() for woken in waiting}:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(_wake, [woken for woken in waiting if woken.get_loop() is loop])
+
+
+def _apply(change: LiveChange, live: _Live) -> None:
+    if change.starts_over:
+        live.progress = live.times = None
+        live.previews.clear()
+    if change.is_whole:
+        live.logs.clear()
+    live.logs.extend(change.lines)
+    live.progress = change.progress or live.progress
+    live.times = change.times or live.times
 
 
 def _wake(waiting: Iterable[asyncio.Future[None]]) -> None:

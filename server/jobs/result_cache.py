@@ -15,12 +15,13 @@ import orjson
 
 from server.files.outputs import Outputs
 from server.jobs.live import log_entry
+from server.jobs.store.accounts import is_cached
 from server.jobs.store.base import Store
 from server.jobs.store.job import Job, JobStatus, NewJob, Outcome
 
 WITHOUT_EFFECT = ("preview_every",)
 """Parameters that change nothing about the picture."""
-OF_DELIVERY = ("sync_mode", "ttl_s", "access", "retries")
+OF_DELIVERY = ("sync_mode", "ttl_s", "access", "retries", "traceparent")
 """And what of an output changes nothing about its files."""
 
 
@@ -36,17 +37,21 @@ class ResultCache:
         self._build = build
 
     def answered(self, new: NewJob) -> NewJob:
-        """The job with its key and, if its pictures are stored, its outcome. Raises: StoreError; OSError if a file
-        cannot be copied."""
+        """The job with its outcome if its pictures are stored, else with the key under which they will be.
+
+        Raises: StoreError; OSError if a file cannot be copied."""
         if not new.is_repeatable or new.params is None or new.outcome is not None:
             return new
         keyed = replace(new, picture_key=self._key(new))
         drawn = self._store.drawn(keyed)
-        return keyed if drawn is None else replace(keyed, outcome=self._outcome(keyed, drawn))
+        outcome = None if drawn is None else self._outcome(keyed, drawn)
+        if outcome is not None:
+            return replace(new, outcome=outcome)  # without a key: a copy may go sooner than what it was made of
+        return new if new.output.get("sync_mode") else keyed  # what is in the answer alone cannot be found again
 
     def discard(self, new: NewJob) -> None:
         """Delete the files that `answered` made for a job that was not stored."""
-        if new.picture_key is not None and new.outcome is not None:
+        if new.outcome is not None and is_cached(new.outcome):
             self._outputs.discard(new.outcome.body["images"])
 
     def _key(self, new: NewJob) -> bytes:

@@ -116,7 +116,7 @@ def _attributes(job: Job, times: WorkerTimes | None) -> dict[str, str | int]:
         "http_status": None if job.outcome is None else job.outcome.http_status,
         "attempt": job.attempt,
         "worker": None if times is None else times.owner,
-        **{name: params.get(name) for name in ("model", "width", "height", "num_steps", "num_images")},
+        **{name: params.get(name) for name in ("model", "width", "height", "num_inference_steps", "num_images")},
     }
     return {name: value for name, value in known.items() if value is not None}
 

@@ -1,18 +1,20 @@
-"""What a node does beside requests: sweeps expired jobs and files, probes the disk, forgets ended jobs."""
+"""What a node does beside requests: sweeps expired jobs and files, probes where they are kept, forgets ended jobs."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from server.files.disk import Disk
-from server.files.objects import Objects
+from server.files.objects import Objects, ObjectsAwayError
 from server.files.outputs import EncoderError, Outputs
 from server.jobs.live import LiveJobs
 from server.jobs.room import make_room
 from server.jobs.store.base import Store
+from server.jobs.store.errors import StoreError
 
 logger = logging.getLogger("fluxserve.node")
 
@@ -48,15 +50,17 @@ class Upkeep:
             "sweep": self._sweep(),
             "room": self._keep_within(),
             "forget": self._forget_ended(),
-            "disk": self._probe_disk(),
+            "disk": self._probe(self.disk.probe),
+            "objects": self._probe(self.objects.probe),
             "encoder": self._keep_encoder(),
         }
         self._tasks = [asyncio.create_task(task, name=name) for name, task in work.items()]
 
-    def probe(self) -> None:
-        """Look whether the data folder and the folder of pictures, which may lie elsewhere, take writes."""
-        self.disk.probe()
-        self.objects.disk.probe()
+    async def probe(self) -> None:
+        """Look whether the data folder takes writes, and the place of pictures; one that is slow to answer is told of
+        later."""
+        await asyncio.to_thread(self.disk.probe)
+        await asyncio.wait({asyncio.create_task(asyncio.to_thread(self.objects.probe))}, timeout=PROBE_S)
 
     async def stop(self) -> None:
         """Cancel every task and wait for its end."""
@@ -77,14 +81,15 @@ class Upkeep:
 
     async def _sweep(self) -> None:
         """Hourly: drop what is past its retention, in the store and on the disk."""
-        if (gap_s := await asyncio.to_thread(self._gap_s)) > DOUBT_S:
-            logger.warning("the clock is %.0f days past the last request: nothing is swept for a day", gap_s / 86400)
+        if await self._doubts_the_clock():
             await asyncio.sleep(DOUBT_S)
         while True:
             try:
                 rows = await asyncio.to_thread(self.store.sweep, self.retention_s)
                 files = await asyncio.to_thread(self.objects.sweep)
                 logger.info("swept %d requests and %d files", len(rows), files)
+            except (StoreError, ObjectsAwayError) as exc:  # what is away says so itself
+                logger.warning("the sweep failed, and will be tried again: %s", exc)
             except Exception:
                 logger.exception("the sweep failed; it will be tried again")
             await asyncio.sleep(SWEEP_S)
@@ -100,15 +105,25 @@ class Upkeep:
             except Exception:
                 logger.exception("no room could be made; it will be tried again")
 
-    def _gap_s(self) -> float:
-        """How long nobody has asked for anything: a long rest, or a clock that is ahead, as before it has been set."""
-        newest = self.store.newest_at()
-        return 0.0 if newest is None else self.store.now() - newest
+    async def _doubts_the_clock(self) -> bool:
+        """Whether nobody has asked for anything for long: a long rest, or a clock that is ahead, not yet set."""
+        try:
+            newest = await asyncio.to_thread(self.store.newest_at)
+            gap_s = 0.0 if newest is None else self.store.now() - newest
+        except Exception:
+            logger.exception("when the last request came cannot be told: nothing is swept for a day")
+            return True
+        if gap_s > DOUBT_S:
+            logger.warning("the clock is %.0f days past the last request: nothing is swept for a day", gap_s / 86400)
+        return gap_s > DOUBT_S
 
-    async def _probe_disk(self) -> None:
-        """Find out that the disk is full before a request does, and that it no longer is."""
+    async def _probe(self, probe: Callable[[], None]) -> None:
+        """Find out that nothing can be stored before a request does, and that it can again."""
         while True:
-            await asyncio.to_thread(self.probe)
+            try:
+                await asyncio.to_thread(probe)
+            except Exception:
+                logger.exception("a look at whether files are taken failed; it will be made again")
             await asyncio.sleep(PROBE_S)
 
     async def _forget_ended(self) -> None:

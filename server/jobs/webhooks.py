@@ -22,6 +22,7 @@ from server.jobs.receivers import AT_ONCE_PER_RECEIVER, Receivers, receiver_of
 from server.jobs.signing import Signer
 from server.jobs.store.base import Store
 from server.jobs.store.deliveries import LONGEST_PAUSE_S, WebhookAnswer, WebhookDelivery
+from server.jobs.store.errors import StoreError
 from server.jobs.store.job import Job
 
 logger = logging.getLogger("fluxserve.webhooks")
@@ -56,10 +57,16 @@ class Webhooks:
 
     async def run(self) -> None:
         """Deliver until cancelled."""
+        is_told = False  # a store that is away stays so for many looks
         try:
             while True:
                 try:
                     await self._begin_due()
+                    is_told = False
+                except StoreError as exc:
+                    if not is_told:
+                        logger.error("the outbox cannot be read, it will be tried again: %s", exc)
+                    is_told = True
                 except Exception:
                     logger.exception("the outbox cannot be read; it will be tried again")
                 await asyncio.sleep(PAUSE_S)
@@ -87,6 +94,8 @@ class Webhooks:
         has_answered = False
         try:
             has_answered = await self._try(delivery)
+        except StoreError as exc:
+            logger.error("webhook of request %s waits for the store: %s", delivery.job_id, exc)
         finally:
             del self._under_way[delivery.job_id]
             self._receivers.end(receiver, has_answered)
@@ -94,7 +103,7 @@ class Webhooks:
 
     async def _try(self, delivery: WebhookDelivery) -> bool:
         """Try once and record it; whether the receiver answered."""
-        job = self._store.get(delivery.job_id)
+        job = await asyncio.to_thread(self._store.get, delivery.job_id)
         if job is None or job.outcome is None:
             return False
         try:
@@ -108,6 +117,8 @@ class Webhooks:
         logger.info("webhook of request %s, try %d: %s, %s", job.id, delivery.tries + 1, answer.note, what)
         try:
             await asyncio.to_thread(self._store.settle_webhook, delivery, answer, next_in_s)
+        except StoreError as exc:
+            logger.error("webhook of request %s: the try cannot be recorded, it will be made again: %s", job.id, exc)
         except Exception:
             logger.exception("webhook of request %s: the try cannot be recorded; it will be made again", job.id)
         return answer.http_status is not None

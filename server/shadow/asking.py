@@ -44,7 +44,7 @@ async def ask(
         answer = await http.post(f"{areas.run}/{endpoint}{tail}", json=body, headers=headers)
         end = end_of_stream(answer.status_code, answer.text) if mode == "stream" else end_of(answer)
         return end, time.perf_counter() - began
-    except httpx.HTTPError as exc:
+    except (httpx.HTTPError, httpx.InvalidURL) as exc:
         return End(0, {"detail": f"{type(exc).__name__}: {exc}"}), time.perf_counter() - began
 
 
@@ -64,7 +64,7 @@ async def follow(
             return End(0, {"detail": f"it had not ended after {PATIENCE_S:.0f} s"}), PATIENCE_S
     took = time.perf_counter() - began
     end = end_of(await http.get(address, headers=headers))
-    told = (status.get("metrics") or {}).get("inference_time")
+    told = _seconds(status, "metrics", "inference_time")
     return End(end.status, end.answer, told if end.inference is None else end.inference), took
 
 
@@ -79,20 +79,26 @@ def end_of_stream(status: int, text: str) -> End:
     data = [line[5:] for line in text.replace("\r\n", "\n").split("\n") if line.startswith("data:")]
     try:
         body = json.loads(data[-1] if data else text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return End(status, text[:1000])
     failed = status == 200 and isinstance(body, dict) and "detail" in body
     return End(500 if failed else status, body, _inference(body))
 
 
 def _inference(body: Any) -> float | None:
-    told = (body.get("timings") or {}).get("inference") if isinstance(body, dict) else None
+    return _seconds(body, "timings", "inference")
+
+
+def _seconds(body: Any, group: str, name: str) -> float | None:
+    """A number of an answer, where there is one: another server may say anything."""
+    told = body.get(group) if isinstance(body, dict) else None
+    told = told.get(name) if isinstance(told, dict) else None
     return float(told) if isinstance(told, int | float) else None
 
 
 def _object(answer: httpx.Response) -> dict[str, Any]:
     try:
         body = answer.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return body if isinstance(body, dict) else {}

@@ -14,7 +14,6 @@ from server.shadow.asking import End
 from server.shadow.recording import Entry
 
 HASH_SIDE = 8
-BITS = HASH_SIDE * HASH_SIDE
 COLOUR_SIDE = 16
 
 

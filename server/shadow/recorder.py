@@ -44,12 +44,20 @@ _NOT_PASSED_ON = frozenset(
 
 
 class Recorder:
-    """Args: areas: where requests go. on_entry: told of everything that was kept."""
+    """Args: areas: where requests go. on_entry: told of everything that was kept. on_loss: told in a sentence of what
+    could not be, as on a full disk: the request itself goes on."""
 
-    def __init__(self, areas: Areas, recording: Recording, on_entry: Callable[[Entry], None]) -> None:
+    def __init__(
+        self,
+        areas: Areas,
+        recording: Recording,
+        on_entry: Callable[[Entry], None],
+        on_loss: Callable[[str], None],
+    ) -> None:
         self._areas = areas
         self._recording = recording
         self._on_entry = on_entry
+        self._on_loss = on_loss
         self._tasks: set[asyncio.Task[None]] = set()
         self._http: httpx.AsyncClient
 
@@ -170,7 +178,12 @@ class Recorder:
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._note_kept)
+
+    def _note_kept(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (fault := task.exception()) is not None:
+            self._on_loss(f"a request was not recorded: {getattr(fault, 'strerror', None) or type(fault).__name__}")
 
 
 Keep = Callable[[httpx.Response, str | None], Coroutine[Any, Any, None]]

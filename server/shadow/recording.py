@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import mimetypes
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 Mode = Literal["run", "queue", "stream"]
 MARK = "recorded:"
@@ -47,6 +49,9 @@ class Entry:
         return 200 <= self.status < 300
 
 
+_ENTRY = TypeAdapter(Entry)
+
+
 def _own(path: str, flags: int) -> int:
     """Prompts and pictures are read by nobody else."""
     return os.open(path, flags, 0o600)
@@ -62,8 +67,12 @@ class Recording:
     def keep(self, entry: Entry) -> None:
         """Add an entry at the end."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with open(self._lines, "a", opener=_own) as file:
-            file.write(json.dumps(asdict(entry)) + "\n")
+        line = (json.dumps(asdict(entry)) + "\n").encode()
+        with open(self._lines, "ab", buffering=0, opener=_own) as file:
+            before = file.tell()
+            if file.write(line) < len(line):
+                file.truncate(before)  # the next line must not go on where this one broke off
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def keep_file(self, content: bytes, content_type: str) -> str:
         """What stands for a file in entries. Equal files are kept once."""
@@ -73,8 +82,10 @@ class Recording:
         if not place.exists():
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             place.parent.mkdir(mode=0o700, exist_ok=True)
-            with open(place, "wb", opener=_own) as file:
+            whole = place.with_name(f"{name}.part")
+            with open(whole, "wb", opener=_own) as file:
                 file.write(content)
+            whole.rename(place)  # half a file must not be taken for the whole one later
         return MARK + name
 
     def file(self, mark: str) -> tuple[bytes, str]:
@@ -82,18 +93,24 @@ class Recording:
         name = Path(mark.removeprefix(MARK)).name
         try:
             content = (self._folder / "files" / name).read_bytes()
-        except OSError as exc:
+        except (OSError, ValueError) as exc:
             raise RecordingError(f"the recording lacks its file {name}") from exc
         return content, mimetypes.guess_type(name)[0] or "application/octet-stream"
 
     def entries(self) -> list[Entry]:
         """All of them, in the order of their asking. Raises: RecordingError."""
         try:
-            return sorted(self._read(), key=lambda entry: entry.asked_at)
-        except (OSError, ValueError, TypeError) as exc:
-            raise RecordingError(f"{self._lines} is no recording of fluxserve record: {exc}") from exc
+            lines = self._lines.read_bytes().split(b"\n")
+        except OSError as exc:
+            raise RecordingError(f"{self._lines} is no recording of fluxserve record: {exc.strerror}") from exc
+        found = [self._entry(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+        return sorted(found, key=lambda entry: entry.asked_at)
 
-    def _read(self) -> Iterator[Entry]:
-        for line in self._lines.read_text().splitlines():
-            if line.strip():
-                yield Entry(**json.loads(line))
+    def _entry(self, number: int, line: bytes) -> Entry:
+        try:
+            return _ENTRY.validate_json(line)
+        except ValidationError as exc:
+            what = exc.errors(include_url=False, include_input=False)[0]["msg"]
+            raise RecordingError(
+                f"{self._lines} is no recording of fluxserve record, or is damaged: line {number}: {what}"
+            ) from exc

@@ -67,10 +67,18 @@ async def _pictures(answer: Any, fetch: Fetch) -> list[bytes]:
     found = []
     for text in _texts(answer):
         if text.startswith("data:image/"):
-            found.append(base64.b64decode(text.partition(",")[2]))
+            found.append(_decoded(text.partition(",")[2]))
         elif text.startswith(("http://", "https://")) and (file := await fetch(text)) is not None:
             found.append(file.content)
     return found
+
+
+def _decoded(text: str) -> bytes:
+    """Nothing for what is no base64, which is no picture either."""
+    try:
+        return base64.b64decode(text)
+    except ValueError:
+        return b""
 
 
 def restored(value: Any, recording: Recording) -> Any:

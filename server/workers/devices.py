@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _PROC_GPUS = Path("/proc/driver/nvidia/gpus")
@@ -27,6 +27,21 @@ def devices(setting: str, gpus: int) -> tuple[str, ...]:
         if kind not in ("auto", "cpu", "cuda", "mps") or (":" in name and not index.isdecimal()):
             raise ValueError(f"{name!r} in the device setting {setting!r} is no device")
     return tuple(names)
+
+
+def groups(names: Sequence[str], parallel: int) -> tuple[str, ...]:
+    """Devices by twos, fours or eights, one name a worker (`cuda:0,cuda:1`) that shares every step out over its own.
+
+    One CPU alone stands for as many. Raises: ValueError in one sentence if they do not come out even.
+    """
+    if parallel > 1 and tuple(names) == ("cpu",):
+        names = ("cpu",) * parallel
+    if len(names) % parallel or (parallel > 1 and "auto" in names):
+        raise ValueError(
+            f"--parallel {parallel} shares each step out over {parallel} devices, and these are {len(names)}: "
+            f"{', '.join(names)}; name them, for example --device cuda:0,1"
+        )
+    return tuple(",".join(names[first : first + parallel]) for first in range(0, len(names), parallel))
 
 
 def certainly_absent(setting: str, gpus: int, dev_folder: Path = Path("/dev")) -> str | None:

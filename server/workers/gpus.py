@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,12 +36,14 @@ class Gpus:
     open: Callable[[], Any] = open_nvml
     _nvml: Any = None
     _cards: dict[str, Any] | None = field(default=None)
+    _reading: threading.Lock = field(default_factory=threading.Lock)
 
     def read(self) -> list[GpuReading]:
-        """One reading a card. Takes milliseconds; not from two threads at once."""
-        if self._cards is None:
-            self._cards = self._find()
-        return [GpuReading(device, self._values(card)) for device, card in self._cards.items()]
+        """One reading a card. Takes milliseconds."""
+        with self._reading:
+            if self._cards is None:
+                self._cards = self._find()
+            return [GpuReading(device, self._values(card)) for device, card in self._cards.items()]
 
     def _find(self) -> dict[str, Any]:
         wanted = [device for device in self.devices if device.startswith("cuda")]

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
-import signal
-import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
-from models import host_memory
 from pipelines.protocol.frames import (
     Finished,
     Frame,
@@ -31,6 +28,8 @@ from pipelines.protocol.frames import (
     Wake,
     encode,
 )
+from server.workers.child import ChildProcesses
+from server.workers.transport import READ_SIZE, Ending, Process, Transport
 
 logger = logging.getLogger("fluxserve.worker")
 
@@ -44,13 +43,9 @@ LOAD_HANG_S = 1800.0
 STEADY_S = 60.0
 """A worker that was ready for so long, or finished a job, counts as sound: its next restart is immediate."""
 MAX_BACKOFF_S = 30.0
-EXIT_BROKEN = 3
-"""How a worker exits when its model, device or arguments are at fault, so that haste would not help."""
 STOP_S = 1.0
 LAST_LOOK_S = 2.0
 """A silent worker is given so much more before it is killed: four of its heartbeats."""
-READ_SIZE = 1 << 20
-
 
 _CACHES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 """Folders below `cache_dir` for the libraries' compiled kernels, unless the operator's environment names others."""
@@ -63,6 +58,7 @@ class WorkerState(StrEnum):
     LOADING = "loading"
     READY = "ready"
     ASLEEP = "asleep"
+    RETIRING = "retiring"
     RESTARTING = "restarting"
     STOPPED = "stopped"
 
@@ -87,6 +83,7 @@ class WorkerOptions:
         adapters: the folder of the LoRAs that requests name; None has none.
         unload_after_s: idle for so long, a worker frees its device; None keeps it.
         model_dirs: where single files and their companions are sought.
+        on_demand: models that the first request for one loads; fetch_on_demand: downloaded if need be.
         no_mmap: files of weights are read, not mapped.
         cache_dir: keeps what PyTorch and Triton compile over a restart; None leaves their own folders.
     """
@@ -94,7 +91,7 @@ class WorkerOptions:
     models: tuple[str, ...]
     dtype: str = "auto"
     quantization: str = "none"
-    acceleration: str = "high"
+    acceleration: str = "max"
     offload: str = "none"
     tuning: str = ""
     memory_gb: float | None = None
@@ -104,15 +101,23 @@ class WorkerOptions:
     adapters: Path | None = None
     cache_dir: Path | None = None
     model_dirs: tuple[str, ...] = ()
+    on_demand: tuple[str, ...] = ()
+    fetch_on_demand: bool = False
     unload_after_s: float | None = None
     no_mmap: bool = False
     command: Sequence[str] = WORKER_COMMAND
 
     def argv(self, descriptor: int, device: str) -> list[str]:
         """The child's command line."""
-        fixed = ["--fd", str(descriptor), "--device", device, "--dtype", self.dtype]
+        return [*self.command, "--fd", str(descriptor), *self.arguments(device)]
+
+    def arguments(self, device: str) -> list[str]:
+        """What it is told besides where its frames come from."""
+        fixed = ["--device", device, "--dtype", self.dtype]
         models = [part for model in self.models for part in ("--model", model)]
         models += [part for folder in self.model_dirs for part in ("--model-dir", folder)]
+        models += [part for model in self.on_demand for part in ("--on-demand", model)]
+        models += ["--fetch-on-demand"] if self.fetch_on_demand else []
         memory = [] if self.memory_gb is None else ["--memory-gb", str(self.memory_gb)]
         memory += [] if self.unload_after_s is None else ["--unload-after", str(self.unload_after_s)]
         memory += ["--no-mmap"] if self.no_mmap else []
@@ -121,7 +126,7 @@ class WorkerOptions:
         weights = ["--quantization", self.quantization, "--offload", self.offload]
         weights += ["--acceleration", self.acceleration, "--tuning", self.tuning]
         adapters = [] if self.adapters is None else ["--adapters", str(self.adapters)]
-        return [*self.command, *fixed, *weights, *memory, *adapters, *warmup, *models]
+        return [*fixed, *weights, *memory, *adapters, *warmup, *models]
 
     def environment(self) -> dict[str, str]:
         """The child's environment: ours, finding our packages from any working folder, and with prompt output."""
@@ -135,14 +140,25 @@ class WorkerOptions:
 class Worker:
     """One device's worker, through all its processes.
 
-    Args: name: unique among the nodes that share a store; `owner` adds the number of the process to it.
+    Args:
+        name: unique among the nodes that share a store; `owner` adds the number of the process to it.
+        transport: starts its processes; None takes children of this one.
     """
 
-    def __init__(self, name: str, device: str, options: WorkerOptions, events: WorkerEvents) -> None:
+    def __init__(
+        self,
+        name: str,
+        device: str,
+        options: WorkerOptions,
+        events: WorkerEvents,
+        transport: Transport | None = None,
+    ) -> None:
         self.name = name
         self.device = device
         self.state = WorkerState.STARTING
         self.pid: int | None = None
+        self.host: str | None = None
+        self.waits_for: str | None = None
         self.loading: Loading | None = None
         self.ready: Ready | None = None
         self.heartbeat: Heartbeat | None = None
@@ -150,13 +166,14 @@ class Worker:
         self.last_error: str | None = None
         self._options = options
         self._events = events
+        self._transport = transport or ChildProcesses(options.argv, options.environment)
         self._generation = 0
         self._failures = 0
         self._is_stopping = False
         self._is_last = False
         self._is_to_sleep = False
+        self.is_retiring = False
         self._is_loading = False
-        self._kills_before = 0
         self._ready_at = 0.0
         self._writer: asyncio.StreamWriter | None = None
         self._last_error_line: str | None = None
@@ -202,6 +219,15 @@ class Worker:
         """Should the process end from now on, it is not replaced."""
         self._is_last = True
 
+    def retire(self) -> None:
+        """Take no more requests; whoever says so asks it to `leave` when those that it has are done."""
+        self.is_retiring = self._is_last = True
+        self.state = WorkerState.RETIRING
+
+    def leave(self) -> None:
+        """Ask a process that retires to end. What it has not given back by then counts as lost with it."""
+        self.send(Shutdown())
+
     def sleep(self) -> None:
         """Take no more requests, and free the device when those that it has are done; lasts until `wake`."""
         self._is_to_sleep = True
@@ -234,57 +260,48 @@ class Worker:
         self._last_error_line = None
         owner = self.owner
         try:
-            process, reader = await self._start()
-        except OSError as exc:
+            process = await self._transport.start(self.device, self._note_wait)
+        except Exception as exc:
+            if not isinstance(exc, OSError):
+                logger.exception("%s: starting its worker failed by a fault of this program", self.device)
             self.last_error = f"cannot start: {exc}"
             self._failures += 1
             self.state = WorkerState.RESTARTING
             return
-        self.pid = process.pid
-        self._kills_before = host_memory.kills()
-        lines = asyncio.create_task(self._keep_lines(process))
-        frames = asyncio.create_task(self._read_frames(reader))
+        self.pid, self.host, self._writer = process.pid, process.host, process.writer
+        self.waits_for = None
         try:
-            reason = await self._until_gone(process, frames)
-            await asyncio.wait({lines}, timeout=1.0)
-        finally:
-            _kill_group(process.pid)
-            await process.wait()
-            for task in (frames, lines):
-                task.cancel()
-            self._close_socket()
+            reason = await self._see_off(process)
+        except Exception:
+            # Whatever it was, what this process has claimed must be given up.
+            logger.exception("%s: watching its worker failed by a fault of this program", self.device)
+            reason = "given up after a fault of this program, see the log"
         if self._is_stopping:
             return
-        self._note_death(process.returncode, reason)
+        self._note_death(process.ending(reason))
         self._events.on_death(self, owner)
 
-    async def _start(self) -> tuple[asyncio.subprocess.Process, asyncio.StreamReader]:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                process = await asyncio.create_subprocess_exec(
-                    *self._options.argv(theirs.fileno(), self.device),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=asyncio.subprocess.PIPE,
-                    stderr=asyncio.subprocess.STDOUT,
-                    pass_fds=(theirs.fileno(),),
-                    env=self._options.environment(),
-                    # A Ctrl-C at the terminal is for the node, which then lets its workers finish.
-                    start_new_session=True,
-                )
-            except BaseException:
-                ours.close()
-                raise
-        reader, self._writer = await asyncio.open_unix_connection(sock=ours, limit=READ_SIZE * 4)
-        return process, reader
+    def _note_wait(self, what: str) -> None:
+        self.waits_for = what
+        logger.info("%s: %s", self.device, what)
 
-    async def _until_gone(self, process: asyncio.subprocess.Process, frames: asyncio.Task[str]) -> str:
+    async def _see_off(self, process: Process) -> str:
+        """Pass its frames on until it is gone, and let go of it; returns why it was killed, if it was."""
+        frames = asyncio.create_task(self._read_frames(process.reader))
+        try:
+            return await self._until_gone(process, frames)
+        finally:
+            frames.cancel()
+            self._writer = None
+            await process.close()
+
+    async def _until_gone(self, process: Process, frames: asyncio.Task[str]) -> str:
         """Wait for the end of the process or of its frames, whichever comes first; then be sure of both."""
         exit_ = asyncio.create_task(process.wait())
         await asyncio.wait({exit_, frames}, return_when=asyncio.FIRST_COMPLETED)
         # When only the frames ended it may still be exiting by itself, with a status worth knowing.
         await asyncio.wait({exit_}, timeout=0.0 if frames.done() and frames.result() else 1.0)
-        _kill_group(process.pid)
+        process.kill()
         await exit_
         # What it sent before it died still counts: a finished picture is not thrown away.
         await asyncio.wait({frames}, timeout=1.0)
@@ -304,7 +321,8 @@ class Worker:
             return f"no sign of life for {self._silence_limit_s():g} s, killed"
         except ProtocolError as exc:
             return f"sent what is no frame ({exc}), killed"
-        except ConnectionError:
+        except OSError:
+            # From another machine not only a ConnectionError: no route to it, or TLS that was cut in the middle.
             return ""
 
     async def _read_some(self, reader: asyncio.StreamReader) -> bytes:
@@ -348,37 +366,23 @@ class Worker:
             logger.exception("%s: a %s frame was not understood", self.device, type(frame).__name__)
 
     def _take_ready(self, frame: Ready) -> None:
-        self.state, self.ready, self._ready_at = WorkerState.READY, frame, time.monotonic()
+        self.state = WorkerState.RETIRING if self.is_retiring else WorkerState.READY
+        self.ready, self._ready_at = frame, time.monotonic()
         logger.info("%s is ready: %s with %s", self.device, frame.device_name, ", ".join(sorted(self.models)))
         if self._is_to_sleep:  # told so while it was loading, or before its process died
             self.sleep()
 
-    async def _keep_lines(self, process: asyncio.subprocess.Process) -> None:
-        """Pass on what the process prints, for the operator's log."""
-        assert process.stdout is not None
-        with contextlib.suppress(ConnectionError):
-            while line := await _read_line(process.stdout):
-                text = line.decode(errors="replace").rstrip()
-                logger.info("%s: %s", self.device, text)
-
-    def _note_death(self, status: int | None, reason: str) -> None:
+    def _note_death(self, ending: Ending) -> None:
         if self.is_ready and time.monotonic() - self._ready_at >= STEADY_S:
             self._failures = 0
-        is_out_of_memory = not reason and status == -signal.SIGKILL and host_memory.kills() > self._kills_before
-        how = reason or (_out_of_memory() if is_out_of_memory else _describe_exit(status))
         # What it complained of explains an exit, but not a kill from outside.
-        is_exit = not reason and status is not None and status >= 0
-        self.last_error = self._last_error_line if is_exit and self._last_error_line else how
-        logger.warning("%s: worker process %s ended: %s (%s)", self.device, self.pid, how, self.last_error)
+        self.last_error = self._last_error_line if ending.is_exit and self._last_error_line else ending.how
+        level = logging.INFO if self.is_retiring else logging.WARNING
+        logger.log(level, "%s: worker process %s ended: %s (%s)", self.device, self.pid, ending.how, self.last_error)
         # A model that does not fit will not fit a moment later.
-        is_in_vain = status == EXIT_BROKEN or (is_out_of_memory and not self.is_ready)
+        is_in_vain = ending.is_broken or (ending.is_out_of_memory and not self.is_ready)
         self.state, self.ready, self.heartbeat, self.pid = WorkerState.RESTARTING, None, None, None
         self._failures = max(self._failures + 1, 20) if is_in_vain else self._failures + 1
-
-    def _close_socket(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
 
     def describe(self) -> dict[str, Any]:
         """What /health says of it."""
@@ -388,8 +392,9 @@ class Worker:
             "device_name": self.ready.device_name if self.ready else None,
             "state": str(self.state),
             "pid": self.pid,
+            "host": self.host,
             "model": loading.model if loading else None,
-            "stage": loading.stage if loading else None,
+            "stage": loading.stage if loading else self.waits_for,
             "fraction": 1.0 if self.is_ready else (loading.fraction if loading else 0.0),
             "models": sorted(self.models),
             "loaded": sorted(beat.loaded) if beat else [],
@@ -406,11 +411,26 @@ class Worker:
 
 
 class Workers:
-    """All workers of this node, in the order of their devices."""
+    """All workers of this node, in the order in which they were added.
 
-    def __init__(self, node_name: str, devices: Sequence[str], options: WorkerOptions, events: WorkerEvents) -> None:
-        self._all = [Worker(f"{node_name}/{index}", device, options, events) for index, device in enumerate(devices)]
-        self._tasks: list[asyncio.Task[None]] = []
+    Args: devices: of those that are there from the start. transport: see Worker.
+    """
+
+    def __init__(
+        self,
+        node_name: str,
+        devices: Sequence[str],
+        options: WorkerOptions,
+        events: WorkerEvents,
+        transport: Transport | None = None,
+    ) -> None:
+        self._node_name = node_name
+        self._options = options
+        self._events = events
+        self._transport = transport or ChildProcesses(options.argv, options.environment)
+        self._numbers = count()
+        self._tasks: dict[Worker, asyncio.Task[None]] = {}
+        self._all = [self._new(device) for device in devices]
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(self._all)
@@ -420,9 +440,28 @@ class Workers:
         """Those that take requests now."""
         return [worker for worker in self._all if worker.is_ready]
 
+    @property
+    def staying(self) -> list[Worker]:
+        """Those that do not retire."""
+        return [worker for worker in self._all if not worker.is_retiring]
+
     def start(self) -> None:
         """Start every process; returns at once."""
-        self._tasks = [asyncio.create_task(worker.run(), name=f"worker-{worker.device}") for worker in self._all]
+        for worker in self._all:
+            self._run(worker)
+
+    def add(self, device: str) -> None:
+        """One more, started at once."""
+        worker = self._new(device)
+        self._all.append(worker)
+        self._run(worker)
+
+    def retire(self, worker: Worker) -> None:
+        """One fewer: it takes no more requests. One that was never ready has none, and ends at once."""
+        is_idle = worker.ready is None
+        worker.retire()
+        if is_idle:
+            self._tasks[worker].cancel()
 
     def named(self, device: str | None) -> list[Worker]:
         """Those of a device; all for None."""
@@ -437,35 +476,23 @@ class Workers:
         """End every process: they are asked, and killed if they are still there after a moment."""
         for worker in self._all:
             worker.stop()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=STOP_S)
-        for task in self._tasks:
+        tasks = list(self._tasks.values())
+        if tasks:
+            await asyncio.wait(tasks, timeout=STOP_S)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._transport.close()
 
+    def _new(self, device: str) -> Worker:
+        name = f"{self._node_name}/{next(self._numbers)}"
+        return Worker(name, device, self._options, self._events, self._transport)
 
-async def _read_line(stream: asyncio.StreamReader) -> bytes:
-    try:
-        return await stream.readline()
-    except ValueError:
-        # A line longer than the stream's limit was dropped; say so rather than stop listening.
-        return b"(a very long line)\n"
+    def _run(self, worker: Worker) -> None:
+        task = self._tasks[worker] = asyncio.create_task(worker.run(), name=f"worker-{worker.device}")
+        task.add_done_callback(lambda _: self._forget(worker))
 
-
-def _kill_group(pid: int) -> None:
-    """Kill the process and whatever it started; it leads its own group."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
-
-
-def _out_of_memory() -> str:
-    return (
-        f"killed by the kernel: the memory ran out ({host_memory.total() / 1e9:.1f} GB may be used here); "
-        "raise the limit, or serve fewer or smaller models (fluxserve models)"
-    )
-
-
-def _describe_exit(status: int | None) -> str:
-    if status is not None and status < 0:
-        return f"killed by {signal.Signals(-status).name}"
-    return f"exited with status {status}"
+    def _forget(self, worker: Worker) -> None:
+        if worker.is_retiring:
+            del self._tasks[worker]
+            self._all.remove(worker)

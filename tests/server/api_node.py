@@ -11,11 +11,13 @@ from pipelines.protocol.frames import Preview, Progress
 from server.api.prices import Prices
 from server.api.served import Served
 from server.files.addresses import SignedAddresses
+from server.files.choice import open_objects
 from server.files.inputs import Inputs
-from server.files.objects import Objects
 from server.files.picture_pool import PicturePool
 from server.http.outgoing import parse_networks, refuse_at_sight
+from server.jobs.dispatcher import Dispatcher
 from server.jobs.live import LiveJobs
+from server.jobs.membership import Membership
 from server.jobs.service import JobService
 from server.jobs.store.base import Store
 from server.jobs.store.job import Job, JobStatus, Outcome
@@ -36,8 +38,12 @@ class ApiNode:
         self.store: Store = store or MemoryStore()
         self.live = LiveJobs()
         signed_s = self.settings.signed_urls_s
-        self.objects = Objects(
-            folder / "files", addresses=None if signed_s is None else SignedAddresses.of(folder, signed_s)
+        self.objects = open_objects(
+            folder / "files",
+            self.settings.objects,
+            self.settings.s3_endpoint,
+            self.settings.s3_redirect,
+            addresses=None if signed_s is None else SignedAddresses.of(folder, signed_s),
         )
         self.pool = PicturePool()
         self.inputs = Inputs(self.objects, self.pool)
@@ -56,6 +62,9 @@ class ApiNode:
             allowance=allowance_of(self.keys, self.objects, self.prices),
             sign=self.objects.signed,
             check_webhook=partial(refuse_at_sight, allowed=parse_networks(self.settings.allow_private_cidrs)),
+        )
+        self.membership = Membership(
+            self.store, "here", self.workers, cast("Dispatcher", None), self.live, self.jobs.callers
         )
 
     async def start(self) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from server.files import objects
+from server.files import folder_objects as objects
 
 
 @dataclass
@@ -33,7 +33,7 @@ class _Content:
 
 
 class PowerCutFolder:
-    """Watches what `server.files.objects` does in one folder.
+    """Watches what `server.files.folder_objects` does in one folder.
 
     Args: tick: told before each step; the power may fail in it. is_cut: whether it has.
     """

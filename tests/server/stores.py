@@ -5,13 +5,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from server.jobs.store.base import Store
 from server.jobs.store.job import JobStatus, NewJob, Outcome
 from server.jobs.store.memory import MemoryStore
+from server.jobs.store.postgres.store import PostgresStore
 from server.jobs.store.sqlite import SqliteStore
+from tests.server.postgres import the_server
 
 LEASE_S = 30.0
 
@@ -27,8 +30,19 @@ REJECTED = Outcome(JobStatus.FAILED, 422, {"detail": [{"loc": ["body", "prompt"]
 
 OPEN_STORE: dict[str, Callable[[Path, Callable[[], float]], Store]] = {
     "memory": lambda folder, clock: MemoryStore(clock),
+    "postgres": lambda folder, clock: PostgresStore(_schema_of(folder), clock),
     "sqlite": lambda folder, clock: SqliteStore(folder / "jobs.db", clock),
 }
+
+
+@cache
+def _schema_of(folder: Path) -> str:
+    """The same for the same folder, as the file in it is."""
+    return the_server().schema()
+
+
+SHARED = frozenset({"postgres"})
+"""Stores that other nodes may be using: a start takes nothing of what runs for lost."""
 
 
 class Clock:

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import BaseModel
 
 from server.api import catalogue, endpoints
 from server.api.endpoints import ENDPOINTS
@@ -319,6 +320,27 @@ def test_openapi_describes_every_endpoint(api: Api) -> None:
     assert {reference.removeprefix("#/components/schemas/") for reference in references} <= set(schemas)
     names = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
     assert len(names) == len(set(names))
+
+
+def test_what_anybody_may_ask_is_described_once(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    described: list[str] = []
+    describe = BaseModel.model_json_schema.__func__  # type: ignore[attr-defined]
+
+    def counted(kind: type[BaseModel], *arguments: Any, **named: Any) -> Any:
+        described.append(kind.__name__)
+        return describe(kind, *arguments, **named)
+
+    monkeypatch.setattr(BaseModel, "model_json_schema", classmethod(counted))
+    paths = ("/", "/docs", "/openapi.json", "/v1/models?expand=openapi-3.0")
+
+    def described_for(host: str) -> list[str]:
+        described.clear()
+        assert [api.http.get(path, headers={"host": host}).status_code for path in paths] == [200] * len(paths)
+        return list(described)
+
+    described_for("a.test")
+    assert described_for("b.test") == []
+    assert api.http.get("/api/models", params={"keywords": 201 * "a"}).status_code == 422
 
 
 def test_openapi_asks_for_a_key_where_the_server_does(api: Api, locked: Api) -> None:

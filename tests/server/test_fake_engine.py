@@ -69,3 +69,28 @@ def test_endpoints_with_pictures_answer_too(tmp_path: Path) -> None:
     assert edited.status_code == 200, edited.text
     assert refused.status_code == 422
     assert "explode" in refused.json()["detail"][0]["msg"]
+
+
+def test_what_cannot_start_within_its_own_limit_is_refused_if_the_operator_wants_it(tmp_path: Path) -> None:
+    with served(tmp_path, "fake:step_ms=40:batch=1", reject_late=True) as http:
+        handles = [submit(http) for _ in range(40)]
+        eventually(lambda: http.get(handles[9]["status_url"]).status_code == 200, within_s=20)
+        before = http.get("/health").json()["queue"]["queued"]
+        refused = http.post(DEV, json=BODY | {"prompt": "late"}, headers={"X-Fal-Request-Timeout": "0.2"})
+        hurried = http.post(DEV, json=BODY | {"prompt": "late"}, headers={"X-Fluxserve-Deadline": "0.2"})
+        patient = http.post(DEV, json=BODY | {"prompt": "patient"}, headers={"X-Fal-Request-Timeout": "3600"})
+        assert http.get("/health").json()["queue"]["queued"] <= before + 1
+    for answer in (refused, hurried):
+        assert (answer.status_code, answer.json()["error_type"]) == (429, "concurrent_requests_limit")
+        assert int(answer.headers["retry-after"]) >= 1
+        assert answer.headers["x-fal-retryable"] == "true"
+    assert patient.status_code == 200
+
+
+def test_without_that_it_waits(tmp_path: Path) -> None:
+    with served(tmp_path, "fake:step_ms=20:batch=1") as http:
+        handles = [submit(http) for _ in range(20)]
+        eventually(lambda: http.get(handles[9]["status_url"]).status_code == 200, within_s=20)
+        late = http.post(DEV, json=BODY | {"prompt": "late"}, headers={"X-Fal-Request-Timeout": "0.2"})
+        assert late.status_code == 200
+        assert ends(http, late.json()) == [504]

@@ -22,7 +22,8 @@ from server.api.endpoints import ENDPOINTS
 from server.files import picture_pool
 from server.jobs.service import ServerStoppingError
 from server.jobs.store.errors import DiskRefusedError, QueueFullError, StoreError
-from server.jobs.store.job import CancelOutcome, JobStatus
+from server.jobs.store.job import CancelOutcome, Job, JobStatus
+from server.jobs.store.nodes import NodeReport
 from server.node import Node
 from server.settings import Settings
 from tests.server.jobs.test_dispatcher import ended, make_node, running, submit
@@ -332,6 +333,44 @@ def test_a_request_whose_model_is_not_served_any_more_is_kept_and_says_so(tmp_pa
     asyncio.run(main())
 
 
+def test_a_request_that_another_node_serves_is_not_said_to_wait_in_vain(tmp_path: Path) -> None:
+    node = make_node(tmp_path)
+    job_id = node.jobs.submit(new_job(params={"model": "theirs"})).id
+    node.store.note_node(NodeReport("other", None, "1", "ready", 0.0, models=["theirs"]))
+
+    async def main() -> None:
+        await node.start()
+        assert (node.health()["unserved"], node.jobs.logs(job_id, None)) == ({}, [])
+        assert "flux-shapes" in node.membership.report().models
+        await node.stop()
+
+    asyncio.run(main())
+
+
+def test_a_node_that_keeps_its_files_elsewhere_is_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    node = make_node(tmp_path)
+    for name, files in (("bucket", "s3://pictures"), ("like us", "a folder"), ("older", "")):
+        node.store.note_node(NodeReport(name, None, "1", "ready", 0.0, files=files))
+
+    async def main() -> None:
+        await node.start()
+        for _ in range(2):
+            await node.membership.beat()
+        shown = {seen["name"]: seen["files"] for seen in node.health()["nodes"]}
+        assert shown == {
+            "bucket": "s3://pictures",
+            "like us": "a folder",
+            "older": "",
+            node.membership.name: "a folder",
+        }
+        await node.stop()
+
+    asyncio.run(main())
+    said = [record.getMessage() for record in caplog.records if "--objects" in record.getMessage()]
+    assert len(said) == 1
+    assert said[0].startswith("node bucket keeps pictures in s3://pictures and this one in a folder")
+
+
 def test_a_start_on_a_store_that_cannot_write_serves_what_there_is_and_takes_up_the_rest_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -374,6 +413,33 @@ def test_a_start_deadline_ends_a_request_that_no_worker_took(tmp_path: Path, mon
         return job.outcome.http_status, job.outcome.error_type
 
     assert asyncio.run(main()) == (504, "request_timeout")
+
+
+def test_who_waits_reads_the_row_only_when_it_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = make_node(tmp_path)
+    job_id = node.jobs.submit(new_job()).id
+    reads: list[str] = []
+    get = node.store.get
+
+    def reading(of: str) -> Job | None:
+        reads.append(of)
+        return get(of)
+
+    monkeypatch.setattr(node.store, "get", reading)
+
+    async def main() -> None:
+        waiting = asyncio.create_task(node.jobs.wait_finished(job_id, 20))
+        for line in "abc":
+            await asyncio.sleep(0.01)
+            node.live.log(job_id, line)
+        assert reads == []
+        node.jobs.cancel(job_id)
+        job = await waiting
+        assert job is not None
+        assert (job.status, reads) == (JobStatus.CANCELLED, [job_id])
+
+    asyncio.run(main())
+    node.store.close()
 
 
 def test_hundreds_of_watchers_hear_of_the_end(tmp_path: Path) -> None:

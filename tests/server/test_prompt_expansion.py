@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
@@ -15,6 +16,7 @@ import httpx
 import pytest
 
 from server.app import create_app
+from server.http.expander import Expander
 from server.node import Node
 from server.settings import Settings, SettingsError, load
 from tests.server.api_server import eventually, listening
@@ -130,6 +132,18 @@ def test_the_text_is_drawn_returned_logged_and_timed(http: httpx.Client, writer:
     (asked,) = writer.asked
     assert (asked["model"], asked["messages"][-1]) == ("small-writer", {"role": "user", "content": "a red boat"})
     assert writer.keys == ["Bearer writer-key"]
+
+
+def test_what_one_tenant_asked_is_not_known_when_another_asks(writer: Writer) -> None:
+    async def ask() -> list[str]:
+        expander = Expander(writer.url)
+        texts = [await expander.expand("a secret boat", whose=whose) for whose in ("ann", "ann", "bob")]
+        await expander.aclose()
+        return texts
+
+    writer.does, writer.asked = "write", []
+    assert len(set(asyncio.run(ask()))) == 1
+    assert len(writer.asked) == 2
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from websockets.sync.client import connect
 from models.fingerprint import fingerprint
 from models.registry import ModelSpec
 from server.app import create_app
+from server.gateway.key_file import KeyFile
+from server.jobs.limits import BudgetRule, Limits
 from server.jobs.result_cache import ResultCache
 from server.jobs.store.job import NewJob
 from server.node import Node
@@ -116,6 +118,36 @@ def test_tenants_never_share(asked: Asked) -> None:
     assert asked.is_hit(ANN, prompt="mine")
 
 
+def test_a_hit_counts_as_a_submit_and_uses_no_budget(asked: Asked, folder: Path) -> None:
+    limits, budget = Limits(per_minute=4), BudgetRule.parse("1mp/day")
+    key, _ = KeyFile(folder / "keys.json").issue("eve", limits=limits, budgets=[budget])
+    eve = {"authorization": f"Key {key}"}
+    eventually(lambda: asked.http.get("/v1/models", headers=eve).status_code == 200, within_s=10)
+
+    def submit(**changes: Any) -> httpx.Response:
+        return asked.http.post(f"/run/{DEV}", json=SEEDED | changes, headers=eve)
+
+    assert not asked.is_hit(eve)
+    assert submit(prompt="beyond the budget").status_code == 403
+    again = [submit() for _ in range(2)]
+    assert [answer.headers.get("x-fluxserve-cache") for answer in again] == ["hit", "hit"]
+    refused = submit()
+    assert (refused.status_code, "minute" in refused.text) == (429, True)
+
+
+def test_a_hit_that_comes_twice_leaves_no_second_copy(asked: Asked, folder: Path) -> None:
+    asked.run(prompt="twice")
+
+    def submit() -> str:
+        body = SEEDED | {"prompt": "twice"}
+        answer = asked.http.post(f"/queue/{DEV}", json=body, headers=ANN | {"idempotency-key": "one submit"})
+        return str(answer.json()["request_id"])
+
+    first, files = submit(), sorted((folder / "files").rglob("*"))
+    assert submit() == first
+    assert sorted((folder / "files").rglob("*")) == files
+
+
 def test_what_is_not_to_be_stored_is_neither_kept_nor_answered_from_the_store(asked: Asked) -> None:
     private = {"x-fal-store-io": "0"}
     asked.run(headers=private, prompt="private")
@@ -140,6 +172,9 @@ def test_sync_mode_reads_the_store_and_adds_nothing_to_it(asked: Asked) -> None:
     assert httpx.get(stored.json()["images"][0]["url"]).status_code == 200
     assert entry["url"].startswith("data:image/jpeg;base64,")
     assert entry["file_name"] is None
+    assert asked.is_hit(prompt="inline")
+    assert asked.is_hit(prompt="inline", sync_mode=True)
+    assert asked.is_hit(prompt="inline")
 
 
 def test_the_queue_tells_log_status_webhook_and_usage_of_it(asked: Asked) -> None:
@@ -192,11 +227,10 @@ def test_what_brings_a_picture_is_always_drawn(asked: Asked) -> None:
         assert (answer.status_code, answer.headers.get("x-fluxserve-cache")) == (200, None), answer.text
 
 
-def test_another_build_draws_again(asked: Asked) -> None:
-    asked.run(prompt="built")
+def test_another_build_looks_under_another_key(asked: Asked) -> None:
     new = NewJob("x", DEV, {}, {"seed": 7}, is_repeatable=True)
-    one, other = (ResultCache(asked.node.store, asked.node.outputs, build) for build in ("a", "b"))
-    assert one.answered(new).picture_key != other.answered(new).picture_key
+    one, same, other = (ResultCache(asked.node.store, asked.node.outputs, build) for build in ("a", "a", "b"))
+    assert one.answered(new).picture_key == same.answered(new).picture_key != other.answered(new).picture_key
     assert fingerprint((), "float32") == fingerprint((), "float32") != fingerprint((), "bfloat16")
 
 

@@ -183,6 +183,33 @@ def test_loopback(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected
 
 
+@pytest.mark.parametrize(
+    "url", ["s3://a-key:a-secret@bucket/x", "https://bucket", "s3://", "s3://Bucket", "s3://b/../c"]
+)
+def test_a_bucket_is_an_address_without_keys(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"must look like s3://bucket/prefix.*AWS_ACCESS_KEY_ID") as caught:
+        load({"objects": url})
+    assert "a-secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["s3.example.com", "https://a:a-secret@s3.example.com", "https://s3.example.com/bucket"]
+)
+def test_an_endpoint_is_a_host_without_keys(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"must look like https://s3.example.com") as caught:
+        load({"objects": "s3://bucket/x", "s3_endpoint": url})
+    assert "a-secret" not in str(caught.value)
+
+
+def test_what_belongs_to_a_bucket_needs_one() -> None:
+    for alone in ({"s3_endpoint": "https://s3.example.com"}, {"s3_redirect": True}):
+        with pytest.raises(SettingsError, match="belong to --objects"):
+            load(alone)
+    assert (
+        load({"objects": "s3://my.bucket/a/b", "s3_endpoint": "http://127.0.0.1:9000"}).objects == "s3://my.bucket/a/b"
+    )
+
+
 def test_keys_do_not_show_when_settings_are_printed() -> None:
     assert "id:secret" not in repr(load({"api_keys": ("id:secret",)}))
 
@@ -214,3 +241,25 @@ def test_every_setting_is_a_flag_of_serve(field: str) -> None:
 
     serve = get_command(app).commands["serve"]  # type: ignore[attr-defined]
     assert flag_of(field) in {option for parameter in serve.params for option in parameter.opts}
+
+
+def test_how_many_workers_a_cluster_is_asked_for() -> None:
+    assert load({}).cluster is None
+    assert load({"cluster": "auto", "workers": "2"}).worker_range == (2, 2)
+    assert load({"cluster": "ray://head.example.com:10001", "workers": "1-8"}).worker_range == (1, 8)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"parallel": "2", "models_on_demand": "here"}, "leave --models-on-demand out"),
+        ({"cluster": "auto", "workers": "8-1"}, "the first number is the smaller one"),
+        ({"cluster": "auto", "workers": "0-4"}, "workers"),
+        ({"cluster": "auto", "device": "cuda:0,1"}, "the cluster picks the devices"),
+        ({"cluster": "http://head:1"}, "cluster"),
+        ({"workers": "2"}, "--workers is about a cluster"),
+    ],
+)
+def test_workers_that_cannot_be_meant_are_refused(flags: dict[str, str], said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        load(flags)

@@ -42,6 +42,9 @@ Strength = Annotated[
 ]
 PromptText = Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS)]
 Acceleration = Literal["none", "regular", "high"]
+"""fal's levels."""
+OwnAcceleration = Literal["none", "regular", "high", "max"]
+"""And one more of ours."""
 OutputFormat = Literal["jpeg", "png"]
 AnyOutputFormat = Literal["jpeg", "png", "webp"]
 
@@ -58,14 +61,14 @@ NotBoolean = BeforeValidator(_no_boolean)
 Seed = Annotated[int, NotBoolean]
 
 
-def _digit(value: Any) -> Any:
-    """safety_tolerance is a digit in a string; clients also send the number."""
+def as_digit(value: Any) -> Any:
+    """Some choices are digits in strings; clients also send the number."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 Tolerance = Annotated[
     Literal["1", "2", "3", "4", "5", "6"],
-    BeforeValidator(_digit, json_schema_input_type=Literal["1", "2", "3", "4", "5", "6", 1, 2, 3, 4, 5, 6]),
+    BeforeValidator(as_digit, json_schema_input_type=Literal["1", "2", "3", "4", "5", "6", 1, 2, 3, 4, 5, 6]),
     Field(description='Moderation strictness: "1" blocks most, "6" least.'),
 ]
 
@@ -129,7 +132,7 @@ class Input(BaseModel):
         """Unsafe probability from which a picture is blacked out; None switches the checker off."""
         return DEFAULT_THRESHOLD
 
-    def speed(self) -> Acceleration:
+    def speed(self) -> OwnAcceleration:
         return "none"
 
 
@@ -271,9 +274,13 @@ class Checked(Input):
 class Accelerated(Input):
     """Speed against exactness."""
 
-    acceleration: Acceleration = Field("none", description="Faster presets may alter the picture slightly.")
+    acceleration: OwnAcceleration = Field(
+        "none",
+        description="Faster presets may alter the picture slightly; max, which only this server has, is approximate: "
+        "its first steps are drawn at half the size.",
+    )
 
-    def speed(self) -> Acceleration:
+    def speed(self) -> OwnAcceleration:
         return self.acceleration
 
 

@@ -14,9 +14,10 @@ from server.api.schemas.base import MAX_PROMPT_CHARACTERS, NotBoolean, Seed
 Candidates = tuple[str, ...]
 """Endpoint ids; the first whose checkpoint is served is meant."""
 
-DEFAULTS: Candidates = ("fal-ai/flux/dev", "fal-ai/flux-2/klein/4b")
-_EDITS: Candidates = ("fal-ai/flux-kontext/dev", "fal-ai/flux-2/klein/4b/edit")
-_EDITS_OF_SEVERAL: Candidates = ("fal-ai/flux-pro/kontext/multi", "fal-ai/flux-2/klein/4b/edit")
+DEFAULTS: Candidates = ("fal-ai/flux/dev", "fal-ai/flux-2/klein/4b", "blackforestlabs/flux-3/klein/text-to-image")
+_FLUX_3_EDIT = "blackforestlabs/flux-3/klein/edit"
+_EDITS: Candidates = ("fal-ai/flux-kontext/dev", "fal-ai/flux-2/klein/4b/edit", _FLUX_3_EDIT)
+_EDITS_OF_SEVERAL: Candidates = ("fal-ai/flux-pro/kontext/multi", "fal-ai/flux-2/klein/4b/edit", _FLUX_3_EDIT)
 _OPENAIS_MODELS = ("dall-e-", "gpt-image-", "chatgpt-image-")
 _NEW_QUALITIES = frozenset({"auto", "low", "medium", "high"})
 _NEW_FIELDS = ("output_format", "output_compression", "background", "moderation", "partial_images")

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from pipelines.protocol.conditions import Condition, ImageToImage, Inpaint
-from server.api.schemas.base import Checked, Guided, OutputFormat, Prompted, PromptText, Seeded, Sized, WideGuidance
+from server.api.schemas.base import (
+    Checked,
+    Guided,
+    OutputFormat,
+    Prompted,
+    PromptText,
+    Seeded,
+    Sized,
+    WideGuidance,
+    as_digit,
+)
 from server.api.schemas.needs import Needs
 from server.api.schemas.pictures import MaskUrl, PictureUrl
 from server.api.schemas.sizes import Size, SizeField, shrink
@@ -20,14 +30,9 @@ PlaygroundStrength = Annotated[
 MaskedStrength = Annotated[float, Field(ge=0.01, le=1, description="How much is drawn anew behind the mask.")]
 
 
-def _digit(value: Any) -> Any:
-    """Step counts are digits in strings here; clients also send the number."""
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
 FewSteps = Annotated[
     Literal["1", "2", "4", "8"],
-    BeforeValidator(_digit, json_schema_input_type=Literal["1", "2", "4", "8", 1, 2, 4, 8]),
+    BeforeValidator(as_digit, json_schema_input_type=Literal["1", "2", "4", "8", 1, 2, 4, 8]),
     Field(description="Number of denoising steps."),
 ]
 

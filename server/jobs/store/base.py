@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from server.jobs.store.deliveries import Redelivery, WebhookAnswer, WebhookDelivery, WebhookTry
 from server.jobs.store.job import CancelOutcome, Job, JobState, JobStatus, NewJob, Outcome
+from server.jobs.store.nodes import NodeReport, SeenNode
 
 if TYPE_CHECKING:
     from server.jobs.store.accounts import Ended, Pause, PauseKind, Search, Usage, UsageQuestion
@@ -42,6 +43,29 @@ class Backlog:
     webhook_late_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """What another node has changed. Args: status: of the job from now on. cancel_requested: of a running one."""
+
+    job_id: str
+    status: JobStatus
+    cancel_requested: bool
+
+
+StoreListener = Callable[[Sequence[Elsewhere]], None]
+
+
+class Channel(Protocol):
+    """Short texts from a node to all of a store's, in the order of each, kept nowhere; what is said while the
+    connection is broken is lost."""
+
+    def tell(self, texts: Sequence[str]) -> None:
+        """To every node, this one as well; each less than 8,000 bytes of ASCII. Raises: StoreError."""
+
+    def hear(self, take: Callable[[str], None], on_return: Callable[[], None]) -> None:
+        """Call `take` with every text, `on_return` when the connection was made anew, on a thread of the store's."""
+
+
 class Store(Protocol):
     """Every method is one atomic decision, synchronous and short, and may be called from any thread.
 
@@ -55,6 +79,7 @@ class Store(Protocol):
         max_queued: int | None = None,
         max_own: int | None = None,
         budgets: Sequence[Budget] = (),
+        max_bytes: int | None = None,
     ) -> Job:
         """Store a job durably; returns after the commit.
 
@@ -63,7 +88,8 @@ class Store(Protocol):
         returns that one's row, in any state.
 
         Raises: RepeatMismatchError; QueueFullError when `max_queued` jobs or more wait already, or `max_own` of its
-            tenant; BudgetSpentError when one of its key's `budgets` has no room for it; StoreError.
+            tenant; InputsFullError when its input is large, and with it those of its tenant that wait would be more
+            than all leave free of `max_bytes`; BudgetSpentError when a budget of its key has no room; StoreError.
         """
 
     def note_answer(self, job_id: str, is_delivered: bool) -> None:
@@ -72,6 +98,9 @@ class Store(Protocol):
 
     def get(self, job_id: str) -> Job | None:
         """The row, or None."""
+
+    def known(self, job_id: str, tenant: str | None = None) -> JobState | None:
+        """`state` as far as it is in memory: of what has not ended, or only just. Never waits for the database."""
 
     def state(self, job_id: str, tenant: str | None = None) -> JobState | None:
         """Its status, place in the queue and outcome, or None if it is unknown.
@@ -106,6 +135,9 @@ class Store(Protocol):
     def now(self) -> float:
         """Unix seconds of the store's clock."""
 
+    def listen(self, listener: StoreListener) -> None:
+        """Call it, on a thread of the store's, with what other nodes that share the store have changed, in order."""
+
     def note_begun(self, job_id: str, owner: str, epoch: int) -> None:
         """The worker has begun a job that may run only once; survives kill -9. Nothing if the claim is not current."""
 
@@ -126,11 +158,11 @@ class Store(Protocol):
     ) -> list[Job]:
         """Give up all claims of `owner` but those to `keep`: jobs wait again in their old place, or end.
 
-        With `died`, counts a death for each that is not `not_started` (ids that the worker had not begun), a lone
-        death if it was the only such one; a job that was running at MAX_DEATHS deaths or MAX_LONE_DEATHS lone
-        ones, or that has no attempt left, fails as `runner_disconnected` (503). Those that had not begun, and all
-        without `died`, have their attempt back; but where none had begun it counts, up to ten, since one of them may be
-        the cause. A job whose cancel was requested is cancelled either way.
+        With `died`, counts a death for each that is not `not_started` (ids that the worker had not begun, or was done
+        with), a lone death if it was the only such one; a job that was running at MAX_DEATHS deaths or
+        MAX_LONE_DEATHS lone ones, or that has no attempt left, fails as `runner_disconnected` (503). Those that had
+        not begun, and all without `died`, have their attempt back; but where none had begun it counts, up to ten, since
+        one of them may be the cause. A job whose cancel was requested is cancelled either way.
         Returns: the rows after the change."""
 
     def release_one(self, job_id: str, owner: str, epoch: int) -> bool:
@@ -140,8 +172,8 @@ class Store(Protocol):
         Returns: False, and changes nothing, if this claim is not the current one."""
 
     def expire(self, living: frozenset[str] = frozenset()) -> list[Job]:
-        """End waiting jobs past their start deadline (504 `request_timeout`) and release expired leases
-        as died; returns the changed rows.
+        """End waiting jobs past their start deadline (504 `request_timeout`), and release those with expired leases:
+        their node is gone, which as in `recover` counts neither an attempt nor a death. Returns the changed rows.
 
         Leases of `living` owners are left alone: the caller knows better than any clock."""
 
@@ -162,7 +194,9 @@ class Store(Protocol):
         Returns: the rows after the change."""
 
     def end_ephemeral(self) -> int:
-        """At start-up: cancel unfinished synchronous runs, whose connections are gone. Returns how many."""
+        """At start-up: cancel unfinished synchronous runs, whose connections are gone. Returns how many.
+
+        A store that several nodes share leaves this to `expire`."""
 
     def sweep(self, retention_s: float) -> list[str]:
         """Delete rows finished longer ago than that (PRIVATE_RETENTION_S if `store_io` is off); returns their ids.
@@ -192,8 +226,8 @@ class Store(Protocol):
     def prioritise(self, job_id: str) -> Job | None:
         """Move a waiting job to the front of its tenant's line; None, and nothing, if it does not wait."""
 
-    def find(self, search: Search, limit: int) -> list[Job]:
-        """Up to so many jobs, the newest first."""
+    def find(self, search: Search, limit: int, with_payloads: bool = False) -> list[Job]:
+        """Up to so many jobs, the newest first; without payloads with an empty input, and of pictures their sizes."""
 
     def ended(self, search: Search, limit: int) -> list[Ended]:
         """How up to so many of the jobs found went, the newest first, as far as they have ended; reads no payloads."""
@@ -232,6 +266,27 @@ class Store(Protocol):
 
     def redeliver_webhook(self, job_id: str) -> Redelivery:
         """Have a webhook delivered again, whether it was taken, given up or is still being tried."""
+
+    def note_node(self, report: NodeReport) -> frozenset[str]:
+        """Note what a node and its workers do, in the place of what it said before; once a second, so cheap, and it
+        need not survive a power cut. Forgets nodes that have been silent for KEPT_S.
+
+        Returns: of the report's names those that have been told to rest."""
+
+    def forget_node(self, name: str) -> None:
+        """The node has stopped, or is known to be gone; what was ordered of it goes, too."""
+
+    def nodes(self) -> list[SeenNode]:
+        """All nodes that serve from this store, by name, with those that have fallen silent."""
+
+    def rest(self, name: str, is_wanted: bool) -> bool:
+        """Tell a node, or one of its workers, to take no more jobs, or to take them again; lasts as long as this life
+        of the node. It hears of it with its next report. Returns: False, and changes nothing, if nobody has that
+        name."""
+
+    @property
+    def channel(self) -> Channel | None:
+        """Where its nodes talk to each other; None if there is never more than one."""
 
     @property
     def problem(self) -> str | None:

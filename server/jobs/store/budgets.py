@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from server.jobs.store.accounts import DAY_S, MEGAPIXEL, day_of
 from server.jobs.store.errors import BudgetSpentError
-from server.jobs.store.job import Job, NewJob
+from server.jobs.store.job import NewJob, Standing
 
 Period = Literal["day", "month"]
 UnitsSince = Callable[[int], Mapping[str, int]]
@@ -75,7 +75,7 @@ class Pending:
         self._lock = Lock()
         self._units: dict[str, Counter[str]] = {}
 
-    def change(self, before: Job | None, after: Job | None) -> None:
+    def change(self, before: Standing | None, after: Standing | None) -> None:
         """Take note of a committed change."""
         with self._lock:
             for job, sign in ((before, -1), (after, 1)):
@@ -87,7 +87,7 @@ class Pending:
         with self._lock:
             return Counter(self._units.get(key_id, ()))
 
-    def _add(self, job: Job, sign: int) -> None:
+    def _add(self, job: Standing, sign: int) -> None:
         units = self._units.setdefault(job.key_id, Counter())
         units[job.endpoint] += sign * expected_units(job.params)
         if not +units:

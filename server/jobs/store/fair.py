@@ -7,12 +7,13 @@ who comes back after a pause has saved nothing up: it joins where the others are
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from sortedcontainers import SortedList
 
-from server.jobs.store.job import Job, JobStatus
+from server.jobs.store.job import Job, JobStatus, Standing
 
 Place = tuple[float, int]
 """(queue_rank, seq): the order within one tenant's line."""
@@ -20,9 +21,13 @@ Place = tuple[float, int]
 MEGAPIXEL = 2**20
 
 
-def work(job: Job) -> float:
-    """Megapixel steps that it asks for: what a worker's time is roughly proportional to."""
-    params = job.params or {}
+def work(job: Standing) -> float:
+    """See `work_of`."""
+    return work_of(job.params or {})
+
+
+def work_of(params: Mapping[str, Any]) -> float:
+    """Megapixel steps that a request asks for: what a worker's time is roughly proportional to."""
     pixels = params.get("width", 1024) * params.get("height", 1024)
     return float(params.get("num_images", 1) * params.get("num_inference_steps", 1) * pixels / MEGAPIXEL)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
+
+from server.jobs.store.kept_input import size_of_input
 
 SHARED = ""
 """The tenant of what was asked for without a key: whoever is let in and knows its id may read it."""
@@ -129,7 +132,7 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One row, as read. Times are Unix seconds of the store's clock."""
+    """One row, as read. Times are Unix seconds of the store's clock; `input` as `kept_input` says once it has ended."""
 
     id: str
     seq: int
@@ -165,6 +168,11 @@ class Job:
     picture_key: bytes | None = None
 
     @property
+    def input_size(self) -> int:
+        """Bytes of it that its row takes, about."""
+        return size_of_input(self.input)
+
+    @property
     def queue_rank(self) -> float:
         """A tenant's waiting jobs are claimed in the order of (queue_rank, seq)."""
         return self.created_at + self.priority * LOW_PRIORITY_DELAY_S - self.ahead_s
@@ -178,6 +186,55 @@ class Job:
     def model(self) -> str | None:
         """The model its params ask for."""
         return None if self.params is None else self.params.get("model")
+
+
+def again(job: Job) -> NewJob:
+    """The same request once more, as a job of its own."""
+    return NewJob(
+        id=str(uuid.uuid4()),
+        endpoint=job.endpoint,
+        input=job.input,
+        params=job.params,
+        output=job.output,
+        priority=job.priority,
+        max_attempts=job.max_attempts,
+        webhook_url=job.webhook_url,
+        base_url=job.base_url,
+        store_io=job.store_io,
+        hint_bucket=job.hint_bucket,
+        tenant=job.tenant,
+        key_id=job.key_id,
+        tags=job.tags,
+    )
+
+
+class Standing(Protocol):
+    """Of a job what an index of unfinished ones needs; a `Job`, or what another node tells of one."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def seq(self) -> int: ...
+    @property
+    def endpoint(self) -> str: ...
+    @property
+    def tenant(self) -> str: ...
+    @property
+    def key_id(self) -> str: ...
+    @property
+    def status(self) -> JobStatus: ...
+    @property
+    def created_at(self) -> float: ...
+    @property
+    def queue_rank(self) -> float: ...
+    @property
+    def deaths(self) -> int: ...
+    @property
+    def params(self) -> dict[str, Any] | None: ...
+    @property
+    def input_size(self) -> int: ...
+    @property
+    def outcome(self) -> Outcome | None: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,28 +7,25 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from server.jobs.store.accounts import DAY_S, USAGE_KEPT_DAYS, Ended, Search, Usage, UsageQuestion, entries, searchable
+from server.jobs.store.dialect import Dialect
 from server.jobs.store.job import Job
 
 Execute = Callable[[str, tuple[Any, ...]], Iterable[tuple[Any, ...]]]
 
-MOST_WORDS = 8
-"""Of a search; each more makes it longer for everybody."""
-
 _COUNTS = ("requests", "failures", "units", "images", "seconds")
 _USAGE_COLUMNS = ("day", "tenant", "endpoint", "key_id", "value", *_COUNTS)
-_ADDED = ", ".join(f"{column} = {column} + excluded.{column}" for column in _COUNTS)
+_KEY = "name, day, tenant, endpoint, key_id, value"
+_ADDED = ", ".join(f"{column} = usage.{column} + excluded.{column}" for column in _COUNTS)
 _INSERT_USAGE = (
     f"INSERT INTO usage (name, {', '.join(_USAGE_COLUMNS)}) VALUES (?{', ?' * len(_USAGE_COLUMNS)}) "
-    f"ON CONFLICT DO UPDATE SET {_ADDED}"
+    f"ON CONFLICT ({_KEY}) DO UPDATE SET {_ADDED}"
 )
 
 
-def note(execute: Execute, job: Job) -> None:
+def note(execute: Execute, job: Job, dialect: Dialect) -> None:
     """Note what a job that was just stored is found by: its labels and the words of its prompt."""
     if prompt := searchable(job):
-        # A half of a surrogate pair, which JSON may hold, is no text for SQLite.
-        text = prompt.encode("utf-8", "replace").decode()
-        execute("INSERT INTO job_text (rowid, prompt) VALUES (?, ?)", (job.seq, text))
+        execute(dialect.note_words, (job.seq, dialect.words(prompt)))
     for name, value in job.tags.items():
         execute("INSERT INTO job_tag (name, value, job_seq) VALUES (?, ?, ?)", (name, value, job.seq))
 
@@ -39,7 +36,7 @@ def count(execute: Execute, job: Job) -> None:
         execute(_INSERT_USAGE, (name, *(getattr(usage, column) for column in _USAGE_COLUMNS)))
 
 
-def usage(execute: Execute, question: UsageQuestion, limit: int, offset: int) -> list[Usage]:
+def usage(execute: Execute, question: UsageQuestion, limit: int, offset: int, dialect: Dialect) -> list[Usage]:
     """A page of usage, in the order of its key."""
     where = _Where()
     where.add("name = ?", question.name)
@@ -52,11 +49,10 @@ def usage(execute: Execute, question: UsageQuestion, limit: int, offset: int) ->
     if question.by_day:
         query = f"SELECT day, {what}, {', '.join(_COUNTS)} FROM usage {where} ORDER BY day, {what}"
     else:
-        sums = ", ".join(f"sum({column})" for column in _COUNTS)
+        # PostgreSQL's sums of whole numbers are decimals.
+        sums = ", ".join(f"CAST(sum({column}) AS BIGINT)" for column in _COUNTS[:-1]) + f", sum({_COUNTS[-1]})"
         # Not by the key, which begins with the day: every line would be read before the first sum is known.
-        query = (
-            f"SELECT NULL, {what}, {sums} FROM usage INDEXED BY usage_in_order {where} GROUP BY {what} ORDER BY {what}"
-        )
+        query = f"SELECT NULL, {what}, {sums} FROM usage {dialect.by_order} {where} GROUP BY {what} ORDER BY {what}"
     return [Usage(*row) for row in execute(f"{query} LIMIT ? OFFSET ?", (*where.values, limit, offset))]
 
 
@@ -66,7 +62,7 @@ def units_of_key(execute: Execute, key_id: str, first_day: int) -> dict[str, int
     return {endpoint: int(units) for endpoint, units in execute(query, (key_id, first_day))}
 
 
-def found(search: Search, limit: int) -> tuple[str, tuple[Any, ...]]:
+def found(search: Search, limit: int, dialect: Dialect) -> tuple[str, tuple[Any, ...]]:
     """The query for `seq` of what a search finds, the newest first."""
     where = _Where()
     where.equal("tenant", search.tenant)
@@ -79,21 +75,21 @@ def found(search: Search, limit: int) -> tuple[str, tuple[Any, ...]]:
     where.any_of("key_id", search.keys)
     where.any_of("id", search.ids)
     where.any_of("model", search.models)
-    if words := _words(search.text):
-        where.add("seq IN (SELECT rowid FROM job_text WHERE job_text MATCH ?)", words)
+    if question := dialect.question(search.text):
+        where.add(f"seq IN ({dialect.has_words})", question)
     if search.since > 0:
         where.add("created_at >= ?", search.since)
     if search.until < math.inf:
         where.add("created_at < ?", search.until)
     # Without a tenant the index still holds all that is asked for: it is read whole, which rows with pictures are not.
-    table = "job" if search.ids else "job INDEXED BY job_search"
+    table = "job" if search.ids else f"job {dialect.by_search}"
     return f"SELECT seq FROM {table} {where} ORDER BY seq DESC LIMIT ?", (*where.values, limit)
 
 
-def ended(execute: Execute, search: Search, limit: int) -> list[Ended]:
+def ended(execute: Execute, search: Search, limit: int, dialect: Dialect) -> list[Ended]:
     """How what a search finds went, as far as it has ended."""
-    seqs, values = found(search, limit)
-    status = "iif(status = 'completed', 200, json_extract(outcome, '$.http_status'))"
+    seqs, values = found(search, limit, dialect)
+    status = f"CASE WHEN status = 'completed' THEN 200 ELSE {dialect.http_status} END"
     times = "started_at - created_at, finished_at - started_at"
     query = f"SELECT endpoint, created_at, {status}, {times} FROM job WHERE seq IN ({seqs}) AND finished_at IS NOT NULL"
     return [Ended(*row) for row in execute(f"{query} ORDER BY seq DESC", values)]
@@ -102,17 +98,11 @@ def ended(execute: Execute, search: Search, limit: int) -> list[Ended]:
 def sweep(execute: Execute, now: float, limit: int) -> bool:
     """Forget usage that is too old, at most so many rows; whether there was any."""
     last = int(now // DAY_S) - USAGE_KEPT_DAYS
-    key = "name, day, tenant, endpoint, key_id, value"
     gone = execute(
-        f"DELETE FROM usage WHERE ({key}) IN (SELECT {key} FROM usage WHERE day < ? LIMIT ?) RETURNING 1", (last, limit)
+        f"DELETE FROM usage WHERE ({_KEY}) IN (SELECT {_KEY} FROM usage WHERE day < ? LIMIT ?) RETURNING 1",
+        (last, limit),
     )
     return bool(list(gone))
-
-
-def _words(text: str) -> str:
-    """FTS5's question for the first of these words, or beginnings of words; nothing in them is an operator."""
-    quoted = text.encode("utf-8", "replace").decode().replace("\0", " ").replace('"', '""').split()
-    return " ".join(f'"{word}"*' for word in list(dict.fromkeys(quoted))[:MOST_WORDS])
 
 
 class _Where:

@@ -25,7 +25,7 @@ from server.jobs.store.accounts import (
     entries,
     searchable,
 )
-from server.jobs.store.base import NAMED_KEPT_S, PRIVATE_RETENTION_S, UNDELIVERED_KEPT_S, Backlog
+from server.jobs.store.base import NAMED_KEPT_S, PRIVATE_RETENTION_S, UNDELIVERED_KEPT_S, Backlog, StoreListener
 from server.jobs.store.budgets import Budget, Pending
 from server.jobs.store.clock import SteadyClock
 from server.jobs.store.deliveries import (
@@ -38,9 +38,12 @@ from server.jobs.store.deliveries import (
     WebhookDelivery,
     WebhookTry,
 )
-from server.jobs.store.errors import QueueFullError, RepeatMismatchError, StoreError
+from server.jobs.store.errors import InputsFullError, QueueFullError, RepeatMismatchError, StoreError
 from server.jobs.store.job import CancelOutcome, Job, JobState, JobStatus, NewJob, Outcome
-from server.jobs.store.queue_index import QueueIndex, backlog_of, state_of
+from server.jobs.store.kept_input import size_of_input
+from server.jobs.store.nodes import NodeBook, NodeReport, SeenNode
+from server.jobs.store.queue_index import QueueIndex, backlog_of, has_room, state_of
+from server.jobs.store.rows import brief
 
 
 @dataclass
@@ -67,6 +70,7 @@ class MemoryStore:
         self._usage: list[tuple[str, Usage]] = []
         self._line = QueueIndex()
         self._pending = Pending()
+        self._nodes = NodeBook(self._clock)
         self._last_seq = 0
         self._is_closed = False
 
@@ -76,6 +80,7 @@ class MemoryStore:
         max_queued: int | None = None,
         max_own: int | None = None,
         budgets: Sequence[Budget] = (),
+        max_bytes: int | None = None,
     ) -> Job:
         with self._open():
             if (earlier := self._earlier(new)) is not None:
@@ -86,6 +91,10 @@ class MemoryStore:
                 raise QueueFullError(f"{max_queued} requests wait already")
             if new.outcome is None and max_own is not None and self._line.length_of(new.tenant) >= max_own:
                 raise QueueFullError(f"{max_own} requests of this key wait already")
+            if new.outcome is None and not has_room(
+                self._line.large_inputs(new.tenant), size_of_input(new.input), max_bytes
+            ):
+                raise InputsFullError
             if new.outcome is None:
                 budget_rules.check(budgets, new, lambda day: self.units_since(new.key_id, day), self._clock())
             self._last_seq += 1
@@ -106,6 +115,10 @@ class MemoryStore:
     def get(self, job_id: str) -> Job | None:
         with self._open():
             return self._jobs.get(job_id)
+
+    def known(self, job_id: str, tenant: str | None = None) -> JobState | None:
+        with self._open():
+            return self._line.state(job_id, tenant)
 
     def state(self, job_id: str, tenant: str | None = None) -> JobState | None:
         with self._open():
@@ -150,6 +163,9 @@ class MemoryStore:
 
     def now(self) -> float:
         return self._clock()
+
+    def listen(self, listener: StoreListener) -> None:
+        """Nobody else changes it."""
 
     def note_begun(self, job_id: str, owner: str, epoch: int) -> None:
         with self._open():
@@ -198,10 +214,8 @@ class MemoryStore:
                 (job, transitions.ended(job, platform_outcomes.start_timeout(), now)) for job in late
             )
             expired = [job for job in self._in_state(JobStatus.RUNNING) if _is_past(job.lease_until, now)]
-            for owner in sorted({job.owner for job in expired if job.owner is not None} - living):
-                theirs = [job for job in expired if job.owner == owner]
-                changed += self._save_all(transitions.released(theirs, True, frozenset(), now))
-            return changed
+            lost = [job for job in expired if job.owner not in living]
+            return changed + self._save_all((job, transitions.node_died(job, now)) for job in lost)
 
     def request_cancel(self, job_id: str) -> tuple[CancelOutcome, Job | None]:
         with self._open():
@@ -297,10 +311,11 @@ class MemoryStore:
             first = min(own, key=lambda other: (other.queue_rank, other.seq))
             return self._save(job, transitions.moved_before(job, first))
 
-    def find(self, search: Search, limit: int) -> list[Job]:
+    def find(self, search: Search, limit: int, with_payloads: bool = False) -> list[Job]:
         with self._open():
             newest = sorted(self._jobs.values(), key=lambda job: -job.seq)
-            return [job for job in newest if _is_found(job, search)][:limit]
+            found = [job for job in newest if _is_found(job, search)][:limit]
+        return found if with_payloads else [_brief(job) for job in found]
 
     def ended(self, search: Search, limit: int) -> list[Ended]:
         return [
@@ -391,6 +406,22 @@ class MemoryStore:
             self._webhooks[job_id] = _Delivery(due_at=self._clock(), note=old.note, round=old.round + 1)
             return Redelivery.ORDERED
 
+    def note_node(self, report: NodeReport) -> frozenset[str]:
+        return self._nodes.note(report)
+
+    def forget_node(self, name: str) -> None:
+        self._nodes.forget(name)
+
+    def nodes(self) -> list[SeenNode]:
+        return self._nodes.all()
+
+    def rest(self, name: str, is_wanted: bool) -> bool:
+        return self._nodes.rest(name, is_wanted)
+
+    @property
+    def channel(self) -> None:
+        return None
+
     @property
     def problem(self) -> str | None:
         return None
@@ -477,6 +508,11 @@ def _is_found(job: Job, search: Search) -> bool:
         and search.since <= job.created_at < search.until
         and (search.before is None or job.seq < search.before)
     )
+
+
+def _brief(job: Job) -> Job:
+    """Without its payloads."""
+    return replace(job, input={}, outcome=None if job.outcome is None else brief(job.outcome))
 
 
 def _has_words(job: Job, text: str) -> bool:

@@ -24,6 +24,7 @@ from server.jobs.store.deliveries import (
     WebhookDelivery,
     WebhookTry,
 )
+from server.jobs.store.dialect import Dialect
 from server.jobs.store.errors import StoreError
 from server.jobs.store.job import JobStatus
 
@@ -33,24 +34,6 @@ _SELECT = (
     "SELECT job.id, job.webhook_url, webhook.tries, webhook.note, webhook.round, webhook.due_at, webhook.is_delivered "
     "FROM webhook JOIN job ON job.seq = webhook.job_seq"
 )
-
-
-# Steps from one receiver to the next through the index: what one is owed, however much, is not walked through.
-_IN_TURN = """
-WITH RECURSIVE
-    receiver (name) AS (
-        SELECT min(receiver) FROM webhook WHERE due_at IS NOT NULL
-        UNION ALL
-        SELECT (SELECT min(receiver) FROM webhook WHERE due_at IS NOT NULL AND receiver > name)
-        FROM receiver WHERE name IS NOT NULL
-    ),
-    due AS (
-        SELECT first.job_seq, row_number() OVER (PARTITION BY receiver.name ORDER BY first.due_at) AS place
-        FROM receiver JOIN webhook AS first ON first.job_seq IN (
-            SELECT job_seq FROM webhook WHERE receiver = receiver.name AND due_at <= ?1 ORDER BY due_at LIMIT ?3
-        )
-    )
-"""
 
 
 def enqueue(execute: Execute, job_seq: int, url: str, now: float) -> None:
@@ -64,12 +47,10 @@ def due(execute: Execute, now: float, limit: int) -> list[WebhookDelivery]:
     return [_delivery(row) for row in rows]
 
 
-def due_in_turn(execute: Execute, now: float, limit: int, per_receiver: int) -> list[WebhookDelivery]:
+def due_in_turn(execute: Execute, now: float, limit: int, per_receiver: int, dialect: Dialect) -> list[WebhookDelivery]:
     """The same, at most `per_receiver` of each receiver: the oldest of each, then the second of each."""
-    rows = execute(
-        f"{_IN_TURN} {_SELECT} JOIN due ON due.job_seq = webhook.job_seq ORDER BY due.place, webhook.due_at LIMIT ?2",
-        (now, limit, per_receiver),
-    )
+    in_turn = "JOIN due ON due.job_seq = webhook.job_seq ORDER BY due.place, webhook.due_at LIMIT ?2"
+    rows = execute(f"{dialect.due_in_turn} {_SELECT} {in_turn}", (now, limit, per_receiver))
     return [_delivery(row) for row in rows]
 
 

@@ -12,7 +12,11 @@ from threading import Lock
 
 from server.jobs.store.base import Backlog
 from server.jobs.store.fair import Place, TenantLines, Turns, work
-from server.jobs.store.job import Job, JobState, JobStatus
+from server.jobs.store.job import Job, JobState, JobStatus, Standing
+from server.jobs.store.kept_input import MAX_CHARACTERS
+
+LARGE_INPUT = MAX_CHARACTERS
+"""An input of more bytes than this brings pictures; only such are counted."""
 
 RECENT = 64
 """Ended jobs kept: everybody who polls learns of an end at about the same time. Few, as a result may hold pictures."""
@@ -31,18 +35,24 @@ class QueueIndex:
         """Of the last that ended, oldest first."""
         self._since: dict[str, float] = {}
         """When each that waits was submitted."""
+        self._large: dict[str, tuple[str, int]] = {}
+        """Of each that waits with a large input its tenant and the input's bytes."""
         self._quarantined: set[str] = set()
         self._counts: Counter[JobStatus] = Counter()
 
-    def change(self, before: Job | None, after: Job | None) -> None:
+    def change(self, before: Standing | None, after: Standing | None) -> None:
         """Take note that a committed change turned `before` into `after`; None is a row that does not exist."""
         with self._lock:
+            if after is not None and after.status is JobStatus.RUNNING:
+                self._run(before, after)  # first: who neither waits nor runs is forgotten
             if before is not None:
                 self._counts[before.status] -= 1
                 self._leave(before)
             if after is not None:
                 self._counts[after.status] += 1
                 if after.status.is_finished:
+                    if after.outcome is None:
+                        return  # ended by another node: whoever asks reads the row
                     self._recent[after.id] = JobState(after.endpoint, after.status, after.tenant, None, after.outcome)
                     if len(self._recent) > RECENT:
                         del self._recent[next(iter(self._recent))]
@@ -50,8 +60,6 @@ class QueueIndex:
                     self._states[after.id] = JobState(after.endpoint, after.status, after.tenant)
                 if after.status is JobStatus.QUEUED:
                     self._join(after)
-                elif after.status is JobStatus.RUNNING:
-                    self._run(before, after)
 
     def count(self, status: JobStatus, number: int) -> None:
         """Add rows that are not looked at one by one, as when a store opens."""
@@ -95,6 +103,12 @@ class QueueIndex:
         with self._lock:
             return self._lines.length(tenant)
 
+    def large_inputs(self, tenant: str) -> tuple[int, int]:
+        """Bytes of the large inputs that wait: of all, and of one tenant."""
+        with self._lock:
+            large = tuple(self._large.values())
+        return sum(size for _, size in large), sum(size for whose, size in large if whose == tenant)
+
     @property
     def quarantined(self) -> int:
         """How many of them were running when a worker died."""
@@ -106,30 +120,41 @@ class QueueIndex:
         with self._lock:
             return {status: self._counts[status] for status in JobStatus}
 
-    def _join(self, job: Job) -> None:
+    def _join(self, job: Standing) -> None:
         place = (job.queue_rank, job.seq)
         self._places[job.id] = place
         self._since[job.id] = job.created_at
         self._lines.join(job.tenant, place)
         if job.deaths:
             self._quarantined.add(job.id)
+        if (size := job.input_size) > LARGE_INPUT:
+            self._large[job.id] = job.tenant, size
 
-    def _run(self, before: Job | None, after: Job) -> None:
+    def _run(self, before: Standing | None, after: Standing) -> None:
         if before is not None and before.status is JobStatus.QUEUED:
             self._lines.start(after.tenant, work(after))
         else:
             self._lines.resume(after.tenant)
 
-    def _leave(self, job: Job) -> None:
+    def _leave(self, job: Standing) -> None:
         self._states.pop(job.id, None)
         self._recent.pop(job.id, None)
         self._quarantined.discard(job.id)
+        self._large.pop(job.id, None)
         if job.status is JobStatus.RUNNING:
             self._lines.stop(job.tenant)
         self._since.pop(job.id, None)
         place = self._places.pop(job.id, None)
         if place is not None:
             self._lines.leave(job.tenant, place)
+
+
+def has_room(large_inputs: tuple[int, int], size: int, most: int | None) -> bool:
+    """Whether an input may wait beside the large ones: a tenant may fill as much as it leaves free, so that others find
+    room, whoever fills it. A small one always may: how many wait is bounded elsewhere. So may one that waits alone:
+    no room comes for it when others go."""
+    of_all, own = large_inputs
+    return most is None or size <= LARGE_INPUT or not of_all or own + size <= most - of_all - size
 
 
 def state_of(job: Job | None) -> JobState | None:

@@ -52,13 +52,13 @@ def note(execute: Execute, job_seq: int, new: NewJob, now: float) -> None:
 def note_answer(execute: Execute, job_id: str, is_delivered: bool) -> None:
     """Its answer was written to the connection, or could not be."""
     this = "name IS NULL AND job_seq = (SELECT seq FROM job WHERE id = ?)"
-    change = "DELETE FROM submission" if is_delivered else "UPDATE submission SET is_undelivered = 1"
+    change = "DELETE FROM submission" if is_delivered else "UPDATE submission SET is_undelivered = TRUE"
     execute(f"{change} WHERE {this}", (job_id,))
 
 
 def doubt_all(execute: Execute) -> None:
     """At a start: answers that the node of before has not noted may never have arrived."""
-    execute("UPDATE submission SET is_undelivered = 1 WHERE name IS NULL", ())
+    execute("UPDATE submission SET is_undelivered = TRUE WHERE name IS NULL", ())
 
 
 def sweep(execute: Execute, now: float, limit: int) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from server.jobs.store.job import Job, JobStatus, Outcome
@@ -13,7 +13,7 @@ CONSTANT_COLUMNS = (
     "id", "endpoint", "input", "params", "output", "priority", "created_at", "start_deadline", "max_attempts",
     "is_ephemeral", "webhook_url", "base_url", "store_io", "hint_bucket", "tenant", "key_id", "tags", "picture_key",
 )  # fmt: skip
-"""Set when a job is stored, and never again."""
+"""Set when a job is stored, and never again, but for what is large in an input when its job ends."""
 
 STATE_COLUMNS = (
     "status", "started_at", "finished_at", "owner", "epoch", "attempt", "deaths", "lone_deaths", "lease_until",
@@ -24,6 +24,12 @@ STATE_COLUMNS = (
 DERIVED_COLUMNS = ("model", "queue_rank")
 """Kept for the indexes; properties of `Job`."""
 
+SIZE = ("width", "height", "num_images", "num_inference_steps")
+"""Parameters that decide how much work a job is."""
+
+CHANGING_COLUMNS = frozenset({"queue_rank", "brief", "http_status"})
+"""Derived ones that the transitions change."""
+
 READ_COLUMNS = ("seq", *CONSTANT_COLUMNS, *STATE_COLUMNS)
 
 _JSON = frozenset({"input", "params", "output", "tags"})
@@ -32,7 +38,7 @@ _FLAGS = frozenset({"cancel_requested", "has_begun", "is_ephemeral", "store_io"}
 
 def to_row(job: Job, columns: tuple[str, ...]) -> tuple[Any, ...]:
     """The job's values for these columns."""
-    return tuple(_to_value(name, getattr(job, name)) for name in columns)
+    return tuple(_DERIVED[name](job) if name in _DERIVED else _to_value(name, getattr(job, name)) for name in columns)
 
 
 def from_row(row: tuple[Any, ...]) -> Job:
@@ -56,6 +62,25 @@ def _to_value(name: str, value: Any) -> Any:
     if name in _FLAGS:
         return int(value)
     return value
+
+
+def brief(outcome: Outcome) -> Outcome:
+    """Without its payloads, which may be tens of megabytes: of pictures only their sizes."""
+    sizes = [{name: image.get(name) for name in ("width", "height")} for image in outcome.body.get("images", ())]
+    return replace(outcome, body={"images": sizes})
+
+
+def size_of(job: Job) -> list[Any]:
+    """The parameters in SIZE; None for what it does not say."""
+    params = job.params or {}
+    return [params.get(name) for name in SIZE]
+
+
+_DERIVED: dict[str, Callable[[Job], Any]] = {
+    "brief": lambda job: None if job.outcome is None else json.dumps(asdict(brief(job.outcome))),
+    "http_status": lambda job: None if job.outcome is None else job.outcome.http_status,
+    "size": lambda job: json.dumps(size_of(job)),
+}
 
 
 def _outcome(text: str) -> Outcome:

@@ -3,338 +3,127 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import apsw
 
-from server.jobs.store import budgets as budget_rules
-from server.jobs.store import ledger, outbox, platform_outcomes, repeats, transitions
-from server.jobs.store.accounts import Ended, Pause, PauseKind, Search, Usage, UsageQuestion
-from server.jobs.store.base import PRIVATE_RETENTION_S, Backlog
-from server.jobs.store.budgets import Budget, Pending, expected_units
+from server.jobs.store.base import StoreListener
 from server.jobs.store.clock import SteadyClock
-from server.jobs.store.deliveries import Redelivery, WebhookAnswer, WebhookDelivery, WebhookTry
-from server.jobs.store.errors import QueueFullError, StoreError
-from server.jobs.store.job import SHARED, CancelOutcome, Job, JobState, JobStatus, NewJob, Outcome
+from server.jobs.store.dialect import Dialect
+from server.jobs.store.errors import StoreError
+from server.jobs.store.job import JobStatus
+from server.jobs.store.nodes import NodeBook, NodeReport, SeenNode
 from server.jobs.store.opening import become_owner, connect, migrate
-from server.jobs.store.queue_index import QueueIndex, backlog_of, state_of
-from server.jobs.store.rows import CONSTANT_COLUMNS, DERIVED_COLUMNS, READ_COLUMNS, STATE_COLUMNS, from_row, to_row
-from server.jobs.store.writer import Change, GroupCommit, Transaction
+from server.jobs.store.reading import Reader
+from server.jobs.store.rows import READ_COLUMNS, from_row
+from server.jobs.store.sql import UNFINISHED, SqlStore
+from server.jobs.store.words import MOST_WORDS
+from server.jobs.store.writer import GroupCommit
 
-SWEPT_AT_ONCE = 200
-"""Rows that one transaction of a sweep deletes."""
-
-_UNFINISHED = ("WHERE status = 'queued'", "WHERE status = 'running'")
-"""One by one, as the indexes are: asked for together, SQLite would read the whole table."""
 _SELECT = f"SELECT {', '.join(READ_COLUMNS)} FROM job"
-_SWEEP = (
-    "DELETE FROM job WHERE seq IN (SELECT seq FROM job WHERE finished_at <= ? UNION ALL "
-    "SELECT seq FROM job WHERE finished_at <= ? AND store_io = 0 LIMIT ?) RETURNING id, status"
+
+_SIZES = (
+    "(SELECT json_group_array(json_object('width', value ->> '$.width', 'height', value ->> '$.height')) "
+    "FROM json_each(outcome, '$.body.images'))"
 )
-"""Arguments: until when everything goes, until when what is private, and how many at most."""
-_INSERT_COLUMNS = (*CONSTANT_COLUMNS, *STATE_COLUMNS, *DERIVED_COLUMNS)
-_INSERT = f"INSERT INTO job ({', '.join(_INSERT_COLUMNS)}) VALUES ({', '.join('?' * len(_INSERT_COLUMNS))})"
-_CHANGED_COLUMNS = (*STATE_COLUMNS, "queue_rank")
-_UPDATE = f"UPDATE job SET {', '.join(f'{name} = ?' for name in _CHANGED_COLUMNS)} WHERE seq = ?"
+
+# Steps from one receiver to the next through the index: what one is owed, however much, is not walked through.
+_IN_TURN = """
+WITH RECURSIVE
+    receiver (name) AS (
+        SELECT min(receiver) FROM webhook WHERE due_at IS NOT NULL
+        UNION ALL
+        SELECT (SELECT min(receiver) FROM webhook WHERE due_at IS NOT NULL AND receiver > name)
+        FROM receiver WHERE name IS NOT NULL
+    ),
+    due AS (
+        SELECT first.job_seq, row_number() OVER (PARTITION BY receiver.name ORDER BY first.due_at) AS place
+        FROM receiver JOIN webhook AS first ON first.job_seq IN (
+            SELECT job_seq FROM webhook WHERE receiver = receiver.name AND due_at <= ?1 ORDER BY due_at LIMIT ?3
+        )
+    )
+"""
 
 
-class SqliteStore:
+def _text(prompt: str) -> str:
+    """A half of a surrogate pair, which JSON may hold, is no text for SQLite."""
+    return prompt.encode("utf-8", "replace").decode()
+
+
+def _question(text: str) -> str:
+    """FTS5's question for the first of these words, or beginnings of words; nothing in them is an operator."""
+    quoted = _text(text).replace("\0", " ").replace('"', '""').split()
+    return " ".join(f'"{word}"*' for word in list(dict.fromkeys(quoted))[:MOST_WORDS])
+
+
+class SqliteStore(SqlStore):
     """`Store` in one file. See `server.jobs.store.base.Store` for what every method promises.
 
-    Writes go through `GroupCommit`; reads use one other connection, which a write-ahead log never blocks.
+    Writes go through `GroupCommit`; reads use other connections, which a write-ahead log never blocks.
 
     Args: path: the database; its folder must exist. clock: Unix seconds, the only clock for leases and deadlines.
         vfs: SQLite's name of the file layer to write through; tests cut the power in one.
     Raises: StoreError if another process has it open, or the file is damaged or from a newer version.
     """
 
+    _claims_are_promises = False
+    _dialect = Dialect(
+        contains="instr(input, ?) > 0",
+        brief=f"json_set(outcome, '$.body', json_object('images', json({_SIZES})))",
+        http_status="json_extract(outcome, '$.http_status')",
+        by_search="INDEXED BY job_search",
+        by_order="INDEXED BY usage_in_order",
+        has_words="SELECT rowid FROM job_text WHERE job_text MATCH ?",
+        question=_question,
+        note_words="INSERT INTO job_text (rowid, prompt) VALUES (?, ?)",
+        words=_text,
+        due_in_turn=_IN_TURN,
+    )
+    _read: Reader
+    _search: Reader
+
     def __init__(self, path: Path, clock: Callable[[], float] | None = None, vfs: str | None = None) -> None:
+        super().__init__()
         self._clock = clock or SteadyClock()
+        self._nodes = NodeBook(self._clock)
         self._lock_file = become_owner(path)
         self._files = (path, path.with_name(path.name + "-wal"))
-        self._damaged: list[int] = []
-        self._line = QueueIndex()
-        self._pending = Pending()
-        self._read_lock = threading.Lock()
-        self._is_closed = False
         try:
             connection = connect(path, vfs)
             migrate(connection)
             self._fill_line(connection)
-            self._reader = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+            self._read = Reader(path)
+            self._search = Reader(path)
         except apsw.Error as exc:
             os.close(self._lock_file)
             raise StoreError(f"cannot open the database {path}: {exc}") from exc
         except StoreError:
             os.close(self._lock_file)
             raise
-        self._writer = GroupCommit(connection, self._note_changes)
-
-    def enqueue(
-        self,
-        new: NewJob,
-        max_queued: int | None = None,
-        max_own: int | None = None,
-        budgets: Sequence[Budget] = (),
-    ) -> Job:
-        return self._writer.run(lambda tx: self._insert(tx, new, max_queued, max_own, budgets))
-
-    def note_answer(self, job_id: str, is_delivered: bool) -> None:
-        self._writer.post(lambda tx: repeats.note_answer(tx.execute, job_id, is_delivered))
-
-    def get(self, job_id: str) -> Job | None:
-        return self._get(job_id, None)
-
-    def state(self, job_id: str, tenant: str | None = None) -> JobState | None:
-        return self._line.state(job_id, tenant) or state_of(self._get(job_id, tenant))
-
-    def claim(
-        self,
-        owner: str,
-        limit: int,
-        lease_s: float,
-        models: frozenset[str] | None = None,
-        quarantined: bool | None = None,
-        buckets: frozenset[int] | None = None,
-        at_most: Callable[[str], int | None] | None = None,
-    ) -> list[Job]:
-        wanted = "" if models is None else f"AND model IN ({', '.join('?' * len(models))})"
-        wanted += {None: "", True: " AND deaths > 0", False: " AND deaths = 0"}[quarantined]
-        if buckets is not None:
-            wanted += f" AND (hint_bucket IS NULL OR hint_bucket IN ({', '.join('?' * len(buckets))}))"
-
-        def claim(tx: Transaction) -> list[Job]:
-            now = self._clock()
-            turns = self._line.turns(now, at_most)
-            for before, after in tx.changes:
-                turns.note(before, after)
-            line = (
-                f"WHERE status = 'queued' AND tenant = ? AND (start_deadline IS NULL OR start_deadline > ?) {wanted} "
-                "AND model NOT IN (SELECT name FROM pause WHERE kind = 'model') "
-                "AND key_id NOT IN (SELECT name FROM pause WHERE kind = 'key') "
-                "ORDER BY queue_rank, seq LIMIT ?"
-            )
-            values = (now, *sorted(models or ()), *sorted(buckets or ()), limit)
-            taken = turns.take(limit, lambda tenant: _jobs(tx, line, (tenant, *values)))
-            return self._save_all(tx, ((job, transitions.claimed(job, owner, now, lease_s)) for job in taken))
-
-        return self._writer.run(claim, is_promise=False)
-
-    def waiting_for_others(self, models: frozenset[str]) -> dict[str, str]:
-        places = ", ".join("?" * len(models))
-        query = f"SELECT id, model FROM job WHERE status = 'queued' AND model NOT IN ({places})"
-        return dict(self._read(query, tuple(models)))
-
-    def quarantined(self) -> int:
-        return self._line.quarantined
+        self._writer = GroupCommit(connection, self._note_changes, self._clock)
 
     def now(self) -> float:
         return self._clock()
 
-    def note_begun(self, job_id: str, owner: str, epoch: int) -> None:
-        self._change_current(job_id, owner, epoch, transitions.begun, is_promise=False)
+    def note_node(self, report: NodeReport) -> frozenset[str]:
+        return self._nodes.note(report)
 
-    def renew(self, owner: str, lease_s: float) -> list[Job]:
-        def renew(tx: Transaction) -> list[Job]:
-            tx.connection.execute(
-                "UPDATE job SET lease_until = ? WHERE status = 'running' AND owner = ?",
-                (self._clock() + lease_s, owner),
-            )
-            return _jobs(tx, "WHERE status = 'running' AND owner = ? AND cancel_requested", (owner,))
+    def forget_node(self, name: str) -> None:
+        self._nodes.forget(name)
 
-        return self._writer.run(renew, is_promise=False)
+    def nodes(self) -> list[SeenNode]:
+        return self._nodes.all()
 
-    def finish(self, job_id: str, owner: str, epoch: int, outcome: Outcome) -> bool:
-        return self._change_current(job_id, owner, epoch, lambda job: transitions.ended(job, outcome, self._clock()))
+    def rest(self, name: str, is_wanted: bool) -> bool:
+        return self._nodes.rest(name, is_wanted)
 
-    def release(
-        self,
-        owner: str,
-        died: bool,
-        not_started: frozenset[str] = frozenset(),
-        keep: frozenset[str] = frozenset(),
-    ) -> list[Job]:
-        def release(tx: Transaction) -> list[Job]:
-            running = _jobs(tx, "WHERE status = 'running' AND owner = ?", (owner,))
-            held = [job for job in running if job.id not in keep]
-            return self._save_all(tx, transitions.released(held, died, not_started, self._clock()))
+    def listen(self, listener: StoreListener) -> None:
+        """Nobody else changes it."""
 
-        return self._writer.run(release)
-
-    def release_one(self, job_id: str, owner: str, epoch: int) -> bool:
-        return self._change_current(job_id, owner, epoch, lambda job: transitions.attempt_failed(job, self._clock()))
-
-    def expire(self, living: frozenset[str] = frozenset()) -> list[Job]:
-        def expire(tx: Transaction) -> list[Job]:
-            now = self._clock()
-            late = _jobs(tx, "WHERE status = 'queued' AND start_deadline <= ?", (now,))
-            changed = self._save_all(
-                tx, ((job, transitions.ended(job, platform_outcomes.start_timeout(), now)) for job in late)
-            )
-            expired = _jobs(tx, "WHERE status = 'running' AND lease_until <= ?", (now,))
-            for owner in sorted({job.owner for job in expired if job.owner is not None} - living):
-                theirs = [job for job in expired if job.owner == owner]
-                changed += self._save_all(tx, transitions.released(theirs, True, frozenset(), now))
-            return changed
-
-        # Asked every second and nearly always empty: look first, so that an idle node does not write.
-        return self._writer.run(expire) if self._has_expired(living) else []
-
-    def request_cancel(self, job_id: str) -> tuple[CancelOutcome, Job | None]:
-        def cancel(tx: Transaction) -> tuple[CancelOutcome, Job | None]:
-            job = _one_job(tx, job_id)
-            if job is None:
-                return CancelOutcome.NOT_FOUND, None
-            if job.status.is_finished:
-                return CancelOutcome.ALREADY_FINISHED, job
-            flagged = replace(job, cancel_requested=True)
-            if job.status is JobStatus.RUNNING:
-                return CancelOutcome.REQUESTED, self._save(tx, job, flagged)
-            ended = transitions.ended(flagged, platform_outcomes.cancelled(), self._clock())
-            return CancelOutcome.CANCELLED, self._save(tx, job, ended)
-
-        return self._writer.run(cancel)
-
-    def counts(self) -> dict[JobStatus, int]:
-        return self._line.counts()
-
-    def backlog(self) -> Backlog:
-        webhooks, first_due = outbox.owed(self._read)
-        return backlog_of(self._line.oldest_at, webhooks, first_due, self._clock())
-
-    def recover(self) -> list[Job]:
-        def recover(tx: Transaction) -> list[Job]:
-            now = self._clock()
-            outbox.mend_times(tx.execute, now)
-            repeats.doubt_all(tx.execute)
-            for seq in self._damaged:
-                self._end_damaged(tx, seq)
-            running = _jobs(tx, "WHERE status = 'running'")
-            return self._save_all(tx, ((job, transitions.node_died(job, now)) for job in running))
-
-        return self._writer.run(recover)
-
-    def end_ephemeral(self) -> int:
-        def end(tx: Transaction) -> int:
-            now = self._clock()
-            gone = [job for where in _UNFINISHED for job in _jobs(tx, f"{where} AND is_ephemeral")]
-            return len(
-                self._save_all(
-                    tx, ((job, transitions.ended(job, platform_outcomes.disconnected(), now)) for job in gone)
-                )
-            )
-
-        return self._writer.run(end)
-
-    def sweep(self, retention_s: float) -> list[str]:
-        # In small transactions: one for all would hold up submits for seconds, and every row would be read for it.
-        swept: list[str] = []
-        # Durable, as files are deleted next: no row may come back that names one.
-        while rows := self._writer.run(partial(self._sweep_some, retention_s)):
-            for job_id, status in rows:
-                self._line.forget(job_id, JobStatus(status))
-                swept.append(job_id)
-        for sweep in (outbox.sweep, repeats.sweep, ledger.sweep):
-            while self._writer.run(lambda tx: sweep(tx.execute, self._clock(), SWEPT_AT_ONCE), is_promise=False):  # noqa: B023
-                pass
-        return swept
-
-    def _sweep_some(self, retention_s: float, tx: Transaction) -> list[tuple[str, str]]:
-        """Delete a few that have ended long enough ago; (id, status) of each."""
-        now = self._clock()
-        private_s = min(retention_s, PRIVATE_RETENTION_S)
-        rows = tx.execute(_SWEEP, (now - retention_s, now - private_s, SWEPT_AT_ONCE))
-        return [(job_id, status) for job_id, status in rows]
-
-    def delete(self, job_id: str) -> Job | None:
-        def take(tx: Transaction) -> Job | None:
-            job = _one_job(tx, job_id)
-            if job is None or not job.status.is_finished:
-                return None
-            tx.execute("DELETE FROM job WHERE seq = ?", (job.seq,))
-            return job
-
-        job = self._writer.run(take)
-        if job is not None:
-            self._line.forget(job.id, job.status)
-        return job
-
-    def unfinished_inputs(self, containing: str) -> list[str]:
-        queries = (f"SELECT input FROM job {where} AND instr(input, ?)" for where in _UNFINISHED)
-        return [text for query in queries for (text,) in self._read(query, (containing,))]
-
-    def newest_at(self) -> float | None:
-        for (created_at,) in self._read("SELECT created_at FROM job ORDER BY seq DESC LIMIT 1", ()):
-            return float(created_at)
+    @property
+    def channel(self) -> None:
         return None
-
-    def pause(self, kind: PauseKind, name: str) -> None:
-        note = "INSERT INTO pause (kind, name, since) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
-        self._writer.run(lambda tx: tx.execute(note, (kind, name, self._clock())))
-
-    def resume(self, kind: PauseKind, name: str) -> bool:
-        take = "DELETE FROM pause WHERE kind = ? AND name = ? RETURNING 1"
-        return bool(self._writer.run(lambda tx: tx.execute(take, (kind, name))))
-
-    def pauses(self) -> list[Pause]:
-        return [Pause(*row) for row in self._read("SELECT kind, name, since FROM pause ORDER BY kind, name", ())]
-
-    def prioritise(self, job_id: str) -> Job | None:
-        def move(tx: Transaction) -> Job | None:
-            job = _one_job(tx, job_id)
-            if job is None or job.status is not JobStatus.QUEUED:
-                return None
-            (first,) = _jobs(
-                tx, "WHERE status = 'queued' AND tenant = ? ORDER BY queue_rank, seq LIMIT 1", (job.tenant,)
-            )
-            return self._save(tx, job, transitions.moved_before(job, first))
-
-        return self._writer.run(move)
-
-    def find(self, search: Search, limit: int) -> list[Job]:
-        seqs, values = ledger.found(search, limit)
-        return [from_row(row) for row in self._read(f"{_SELECT} WHERE seq IN ({seqs}) ORDER BY seq DESC", values)]
-
-    def ended(self, search: Search, limit: int) -> list[Ended]:
-        return ledger.ended(self._read, search, limit)
-
-    def usage(self, question: UsageQuestion, limit: int, offset: int = 0) -> list[Usage]:
-        return ledger.usage(self._read, question, limit, offset)
-
-    def drawn(self, new: NewJob) -> Job | None:
-        query = f"{_SELECT} WHERE picture_key = ? AND tenant = ? AND status = 'completed' AND store_io = 1"
-        for row in self._read(f"{query} ORDER BY seq DESC LIMIT 1", (new.picture_key, new.tenant)):
-            return from_row(row)
-        return None
-
-    def units_since(self, key_id: str, first_day: int) -> Mapping[str, int]:
-        return self._pending.of(key_id) + Counter(ledger.units_of_key(self._read, key_id, first_day))
-
-    def due_webhooks(self, limit: int, per_receiver: int | None = None) -> list[WebhookDelivery]:
-        if per_receiver is None:
-            return outbox.due(self._read, self._clock(), limit)
-        return outbox.due_in_turn(self._read, self._clock(), limit, per_receiver)
-
-    def settle_webhook(self, delivery: WebhookDelivery, answer: WebhookAnswer, next_in_s: float | None) -> None:
-        self._writer.run(lambda tx: outbox.settle(tx.execute, delivery, answer, next_in_s, self._clock()))
-
-    def webhooks(self, limit: int) -> list[WebhookDelivery]:
-        return outbox.newest(self._read, limit)
-
-    def webhook(self, job_id: str) -> WebhookDelivery | None:
-        return outbox.of_job(self._read, job_id)
-
-    def webhook_tries(self, job_id: str) -> list[WebhookTry]:
-        return outbox.tries(self._read, job_id)
-
-    def redeliver_webhook(self, job_id: str) -> Redelivery:
-        return self._writer.run(lambda tx: outbox.order_again(tx.execute, job_id, self._clock()))
 
     @property
     def problem(self) -> str | None:
@@ -342,144 +131,20 @@ class SqliteStore:
         return None if missing is None else f"{missing} was removed while in use: restart the server"
 
     def close(self) -> None:
-        with self._read_lock:
-            if self._is_closed:
-                return
-            self._is_closed = True
-            self._reader.close()
+        self._search.close()
+        if not self._read.close():
+            return
         self._writer.close()
         os.close(self._lock_file)
-
-    def _get(self, job_id: str, tenant: str | None) -> Job | None:
-        """By id and, if given, tenant: what is another's is not even read."""
-        whose, names = ("", ()) if tenant is None else (" AND tenant IN (?, ?)", (SHARED, tenant))
-        for row in self._read(f"{_SELECT} WHERE id = ?{whose}", (job_id, *names)):
-            return from_row(row)
-        return None
-
-    def _insert(
-        self,
-        tx: Transaction,
-        new: NewJob,
-        max_queued: int | None,
-        max_own: int | None,
-        budgets: Sequence[Budget] = (),
-    ) -> Job:
-        now = self._clock()
-        if (earlier := repeats.earlier(tx.execute, new, now)) is not None:
-            return _jobs(tx, "WHERE seq = ?", (earlier,))[0]
-        if new.outcome is None and max_queued is not None and self._waiting_in(tx) >= max_queued:
-            raise QueueFullError(f"{max_queued} requests wait already")
-        if new.outcome is None and max_own is not None and self._waiting_in(tx, new.tenant) >= max_own:
-            raise QueueFullError(f"{max_own} requests of this key wait already")
-        if new.outcome is None and budgets:
-            budget_rules.check(budgets, new, partial(self._units_in, tx, new.key_id), now)
-        if _one_job(tx, new.id) is not None:
-            raise StoreError(f"request id {new.id} is taken")
-        job = transitions.created(new, 0, now)
-        tx.connection.execute(_INSERT, to_row(job, _INSERT_COLUMNS))
-        job = replace(job, seq=tx.connection.last_insert_rowid())
-        repeats.note(tx.execute, job.seq, new, now)
-        ledger.note(tx.execute, job)
-        return self._record(tx, None, job)
-
-    def _waiting_in(self, tx: Transaction, tenant: str | None = None) -> int:
-        """Waiting jobs (of one tenant) as this transaction sees them: the line knows only what is committed."""
-        known = self._line.length if tenant is None else self._line.length_of(tenant)
-        return known + sum(_is_waiting(after, tenant) - _is_waiting(before, tenant) for before, after in tx.changes)
-
-    def _units_in(self, tx: Transaction, key_id: str, first_day: int) -> Mapping[str, int]:
-        """`units_since` as this transaction sees it."""
-        units = self._pending.of(key_id)
-        units.update(ledger.units_of_key(tx.execute, key_id, first_day))
-        for before, after in tx.changes:
-            for job, sign in ((before, -1), (after, 1)):
-                if job is not None and not job.status.is_finished and job.key_id == key_id:
-                    units[job.endpoint] += sign * expected_units(job.params)
-        return units
-
-    def _change_current(
-        self, job_id: str, owner: str, epoch: int, rule: Callable[[Job], Job], is_promise: bool = True
-    ) -> bool:
-        def change(tx: Transaction) -> bool:
-            job = _one_job(tx, job_id)
-            if job is None or not transitions.is_current(job, owner, epoch):
-                return False
-            self._save(tx, job, rule(job))
-            return True
-
-        return self._writer.run(change, is_promise)
-
-    def _save(self, tx: Transaction, before: Job, after: Job) -> Job:
-        tx.connection.execute(_UPDATE, (*to_row(after, _CHANGED_COLUMNS), after.seq))
-        return self._record(tx, before, after)
-
-    def _save_all(self, tx: Transaction, pairs: Iterable[tuple[Job, Job]]) -> list[Job]:
-        return [self._save(tx, before, after) for before, after in pairs]
-
-    def _record(self, tx: Transaction, before: Job | None, after: Job) -> Job:
-        """Note the change, and in the same transaction the webhook that an end owes."""
-        tx.changes.append((before, after))
-        if after.status.is_finished:
-            ledger.count(tx.execute, after)
-        if after.status.is_finished and after.webhook_url is not None:
-            outbox.enqueue(tx.execute, after.seq, after.webhook_url, self._clock())
-        return after
-
-    def _note_changes(self, changes: list[Change]) -> None:
-        for before, after in changes:
-            self._line.change(before, after)
-            self._pending.change(before, after)
 
     def _fill_line(self, connection: apsw.Connection) -> None:
         for status, number in connection.execute("SELECT status, count(*) FROM job GROUP BY status"):
             if JobStatus(status).is_finished:
                 self._line.count(JobStatus(status), number)
-        for row in connection.execute(" UNION ALL ".join(f"{_SELECT} {where}" for where in _UNFINISHED)):
+        for row in connection.execute(" UNION ALL ".join(f"{_SELECT} {where}" for where in UNFINISHED)):
             try:
                 job = from_row(row)
                 self._line.change(None, job)
                 self._pending.change(None, job)
             except (ValueError, TypeError):
                 self._damaged.append(row[0])
-
-    def _end_damaged(self, tx: Transaction, seq: int) -> None:
-        """Fail a job whose row cannot be read: it would keep every claim from being made."""
-        tx.execute(
-            "UPDATE job SET input = '{}', output = '{}', params = '{}', status = 'queued', owner = NULL, "
-            "lease_until = NULL, cancel_requested = 0 WHERE seq = ?",
-            (seq,),
-        )
-        (job,) = _jobs(tx, "WHERE seq = ?", (seq,))
-        self._save(tx, job, transitions.ended(job, platform_outcomes.damaged(), self._clock()))
-
-    def _has_expired(self, living: frozenset[str]) -> bool:
-        now = self._clock()
-        strangers = f"owner NOT IN ({', '.join('?' * len(living))})"
-        query = (
-            "SELECT EXISTS (SELECT 1 FROM job WHERE status = 'queued' AND start_deadline <= ?) "
-            f"OR EXISTS (SELECT 1 FROM job WHERE status = 'running' AND lease_until <= ? AND {strangers})"
-        )
-        return bool(next(self._read(query, (now, now, *sorted(living))))[0])
-
-    def _read(self, query: str, values: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
-        with self._read_lock:
-            if self._is_closed:
-                raise StoreError("the store is closed")
-            try:
-                return iter(self._reader.execute(query, values).fetchall())
-            except apsw.Error as exc:
-                raise StoreError(f"cannot read the database: {exc}") from exc
-
-
-def _jobs(tx: Transaction, where: str, values: tuple[Any, ...] = ()) -> list[Job]:
-    return [from_row(row) for row in tx.connection.execute(f"{_SELECT} {where}", values).fetchall()]
-
-
-def _one_job(tx: Transaction, job_id: str) -> Job | None:
-    found = _jobs(tx, "WHERE id = ?", (job_id,))
-    return found[0] if found else None
-
-
-def _is_waiting(job: Job | None, tenant: str | None) -> bool:
-    return job is not None and job.status is JobStatus.QUEUED and tenant in (None, job.tenant)

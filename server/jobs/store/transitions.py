@@ -15,6 +15,7 @@ from typing import Any
 from server.jobs.store import platform_outcomes
 from server.jobs.store.base import MAX_DEATHS, MAX_LONE_DEATHS
 from server.jobs.store.job import Job, JobStatus, NewJob, Outcome
+from server.jobs.store.kept_input import kept
 
 MAX_RETRIES = 9
 """Retries of one cause that a request may ask for."""
@@ -85,8 +86,16 @@ def moved_before(job: Job, first: Job) -> Job:
 
 
 def ended(job: Job, outcome: Outcome, now: float) -> Job:
-    """An unfinished job, ended."""
-    return replace(job, status=outcome.status, outcome=outcome, owner=None, lease_until=None, finished_at=now)
+    """An unfinished job, ended, without what was large in its input."""
+    return replace(
+        job,
+        input=kept(job.input),
+        status=outcome.status,
+        outcome=outcome,
+        owner=None,
+        lease_until=None,
+        finished_at=now,
+    )
 
 
 def is_current(job: Job | None, owner: str, epoch: int) -> bool:

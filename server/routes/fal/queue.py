@@ -29,7 +29,6 @@ from server.http.pacing import Pacer
 from server.http.responses import ascii_json, json_response, wrong_method
 from server.http.streams import event, send_events
 from server.jobs.service import JobService
-from server.jobs.store.errors import StoreError
 from server.jobs.store.job import CancelOutcome, Job, JobState, NewJob, Outcome
 
 POSITION_REFRESH_S = 1.0
@@ -54,7 +53,7 @@ class QueueArea:
             return
         if target.follow_up.action == "status/stream":
             self._require(scope, "GET")
-            self._state(target, target.follow_up, caller)
+            await self._state(target, target.follow_up, caller)
             await send_events(receive, send, self._events(target, caller, _wants_logs(target.query)))
             return
         else:
@@ -99,25 +98,22 @@ class QueueArea:
 
     def _position(self, job: Job) -> int | None:
         """For the answer to a submit: it is stored, so nothing may make this a 5xx, which clients would repeat."""
-        try:
-            state = self._jobs.store.state(job.id)
-        except StoreError:
-            return None
-        return None if state is None else state.position
+        known = self._jobs.store.known(job.id)
+        return None if known is None else known.position
 
     async def _follow_up(self, target: Target, question: FollowUp, caller: Caller, scope: Scope) -> Response:
         if question.action == "status":
             self._require(scope, "GET")
             await self._pacer.wait(caller.tenant)
-            state = self._state(target, question, caller)
+            state = await self._state(target, question, caller)
             body = self._status(target, state, _wants_logs(target.query))
             return json_response(body, wire.status_code(state))
         if question.action == "result":
             self._require(scope, "GET")
-            return self._result(target, self._state(target, question, caller).outcome)
+            return self._result(target, (await self._state(target, question, caller)).outcome)
         if question.action == "cancel":
             self._require(scope, "PUT")
-            self._state(target, question, caller)
+            await self._state(target, question, caller)
             return await self._cancel(target.request_id)
         tail = target.path.rpartition("/requests/")[2].partition("/")[2]
         raise endpoints.path_not_found(tail)
@@ -137,10 +133,10 @@ class QueueArea:
             raise WireError(400, {"status": "ALREADY_COMPLETED", "detail": "Request has already ended"})
         return json_response({"status": "CANCELLATION_REQUESTED"}, 202)
 
-    def _state(self, target: Target, question: FollowUp, caller: Caller) -> JobState:
+    async def _state(self, target: Target, question: FollowUp, caller: Caller) -> JobState:
         """Of the job asked about. What is another tenant's or a foreign app's is unknown. Raises: WireError 404."""
         is_id = target.request_id == question.request_id
-        state = self._jobs.store.state(target.request_id, caller.tenant) if is_id else None
+        state = await self._jobs.state(target.request_id, caller.tenant) if is_id else None
         if state is None or not belongs_to(state.endpoint, question.app):
             raise _not_found()
         return state
@@ -157,7 +153,7 @@ class QueueArea:
         last: dict[str, Any] = {}
         while self._guard.still_admits(caller) and not self._jobs.streams_end.is_set():
             seen = live.version(job_id)  # before the store is asked, or a change in between would be missed
-            current = self._jobs.store.state(job_id, caller.tenant)
+            current = await self._jobs.state(job_id, caller.tenant)
             if current is None:
                 return
             body = self._status(target, current, wants_logs)

@@ -30,6 +30,7 @@ from server.gateway.areas import Area, Target
 from server.gateway.guard import Guard
 from server.gateway.keys import UNKNOWN_KEY, Caller
 from server.http.errors import PlainError, WireError
+from server.http.pacing import LARGE, Lanes
 from server.jobs.service import JobService
 
 IDLE_S = 60.0
@@ -44,12 +45,13 @@ REFUSED = 1008
 
 
 class RealtimeArea:
-    """ASGI app for WebSockets."""
+    """ASGI app for WebSockets. Args: large: turns of large messages, and of large bodies elsewhere."""
 
-    def __init__(self, jobs: JobService, served: Served, guard: Guard) -> None:
+    def __init__(self, jobs: JobService, served: Served, guard: Guard, large: Lanes) -> None:
         self._jobs = jobs
         self._served = served
         self._guard = guard
+        self._large = large
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         target: Target = scope["target"]
@@ -68,7 +70,8 @@ class RealtimeArea:
             await socket.close(NORMAL_CLOSE)
             return
         session = HttpSession if target.area is Area.WS else Session
-        await session(self._jobs, self._served, self._guard, socket, target, caller, endpoint, IDLE_S).run()
+        shared = self._jobs, self._served, self._guard, self._large
+        await session(*shared, socket, target, caller, endpoint, IDLE_S).run()
 
     @staticmethod
     def _endpoint(target: Target) -> Endpoint:
@@ -86,6 +89,7 @@ class Session:
     jobs: JobService
     served: Served
     guard: Guard
+    large: Lanes
     socket: WebSocket
     target: Target
     caller: Caller
@@ -118,14 +122,21 @@ class Session:
             if message["type"] == "websocket.disconnect":
                 return
             data = message.get("bytes")
-            is_binary = data is not None
-            self.line.append(
-                Message(data if data is not None else message["text"].encode("utf-8", "replace"), is_binary)
-            )
+            content = data if data is not None else message["text"].encode("utf-8", "replace")
+            await self._take_turn(len(content))
+            self.line.append(Message(content, is_binary=data is not None))
             self.arrived.set()
             # Messages of one packet are all there already: without a turn for the writer the first, for which it is
             # free, would fall out of a short line.
             await asyncio.sleep(0)
+
+    async def _take_turn(self, size: int) -> None:
+        """Return when the key may have a message of so many bytes parsed; meanwhile no other is read."""
+        if size <= LARGE:
+            self.large.note(self.caller.tenant)
+            return
+        async with self.large.turn(self.caller.tenant, size / LARGE):
+            pass
 
     async def _answer_all(self) -> None:
         while await self._next_arrived():

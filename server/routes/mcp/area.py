@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 from starlette.requests import Request
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.api.body import TOO_MANY, is_crowded, read_bytes
 from server.http.errors import PlainError
 from server.http.peers import is_loopback_peer
 
@@ -23,7 +24,29 @@ if TYPE_CHECKING:
     from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 
 NOT_INSTALLED = "MCP needs an optional package: pip install 'fluxserve[mcp]', then start the server again"
+MAX_MESSAGE_BYTES = 4 << 20
+"""As the library has it."""
 _BY_PROXIES = ("forwarded", "x-forwarded-host", "x-forwarded-port", "x-forwarded-prefix", "x-forwarded-proto")
+
+
+async def _message(request: Request) -> bytes:
+    """What was posted: the library bounds its bytes alone, and logs a traceback for a caller who goes meanwhile.
+
+    Raises: PlainError 413, 415; ClientDisconnect."""
+    data = await read_bytes(request, MAX_MESSAGE_BYTES)
+    if is_crowded(data):
+        raise PlainError(413, f"The message holds {TOO_MANY}")
+    return data
+
+
+def _again(data: bytes, receive: Receive) -> Receive:
+    """What brings a body that was read already, and then what comes after it."""
+    ready: list[Message] = [{"type": "http.request", "body": data, "more_body": False}]
+
+    async def next_message() -> Message:
+        return ready.pop() if ready else await receive()
+
+    return next_message
 
 
 class McpArea:
@@ -44,6 +67,8 @@ class McpArea:
             raise PlainError(501, NOT_INSTALLED)
         async with self._start_lock:
             self._manager = self._manager or await self._start()
+        if scope["method"] == "POST":
+            receive = _again(await _message(Request(scope, receive)), receive)
         await self._manager.handle_request(scope, receive, send)
 
     @contextlib.asynccontextmanager

@@ -21,6 +21,7 @@ from server.http.errors import PlainError, WireError
 from server.jobs import deletion
 from server.jobs.service import JobService
 from server.jobs.store.accounts import DAY_S, Search, UsageQuestion
+from server.jobs.store.job import JobStatus
 
 # A null has no spelling in a query, so the document does not offer one.
 Words = Annotated[list[str] | SkipJsonSchema[None], Query()]
@@ -120,11 +121,12 @@ def accounts_router(jobs: JobService, prices: Prices, objects: Objects) -> APIRo
     ) -> dict[str, Any]:
         """Counts and percentiles of times of the caller's own requests by span and endpoint, over a day if not told."""
         since, until = accounts.moment(start, store.now() - DAY_S), accounts.moment(end, store.now() + 1)
-        search = Search(_tenant(request), endpoints=tuple(words(endpoint_id)), since=since, until=until)
-        rows = store.ended(search, analytics.MAX_REQUESTS)
+        ends = tuple(status for status in JobStatus if status.is_finished)
+        search = Search(_tenant(request), statuses=ends, endpoints=tuple(words(endpoint_id)), since=since, until=until)
+        rows = store.ended(search, analytics.MAX_REQUESTS + 1)
         span = timeframe or ("hour" if until - since <= analytics.HOURLY_S else "day")
-        series = analytics.time_series(rows, span, expand or analytics.COUNTS)
-        is_cut = len(rows) == analytics.MAX_REQUESTS
+        series = analytics.time_series(rows[: analytics.MAX_REQUESTS], span, expand or analytics.COUNTS)
+        is_cut = len(rows) > analytics.MAX_REQUESTS
         return {"time_series": series, "next_cursor": None, "has_more": is_cut}
 
     @router.get("/v1/models/requests/by-endpoint")
@@ -155,10 +157,10 @@ def accounts_router(jobs: JobService, prices: Prices, objects: Objects) -> APIRo
             until=accounts.moment(end, store.now() + 1),
             before=cursor,
         )
-        found = store.find(search, limit + 1)
+        with_payloads = "payloads" in words(expand)
+        found = store.find(search, limit + 1, with_payloads)
         page = found[:limit]
         following = str(page[-1].seq) if len(found) > limit else None
-        with_payloads = "payloads" in words(expand)
         shown = [
             accounts.request_entry(job) | (accounts.payloads(job, jobs.sign) if with_payloads else {}) for job in page
         ]

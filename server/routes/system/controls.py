@@ -131,6 +131,14 @@ def controls_router(jobs: JobService) -> APIRouter:
             raise _not_found(f"No request {request_id[:64]} waits here")
         return _details(job)
 
+    @router.post("/v1/jobs/{request_id}/requeue", responses=_NOT_FOUND)
+    def requeue(request_id: str) -> dict[str, Any]:
+        """Take a running request from its worker, or store a failed or cancelled one once more under a new id."""
+        job = jobs.requeue(request_id)
+        if job is None:
+            raise _not_found(f"No request {request_id[:64]} runs here, failed or was cancelled")
+        return _details(job)
+
     @router.get("/v1/pauses")
     def pauses() -> dict[str, Any]:
         """What is held back."""

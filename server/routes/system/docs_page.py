@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from html import escape
 from typing import Any
 
@@ -39,6 +40,7 @@ def docs_page(rows: Iterable[Endpoint], origin: str) -> str:
     )
 
 
+@cache
 def section(row: Endpoint) -> str:
     """One endpoint's heading and the table of its fields, as HTML."""
     schema = row.schema.model_json_schema()

@@ -13,7 +13,7 @@ from server.api import accounts
 from server.api.body import read_object
 from server.api.platform import page_of
 from server.api.validation import input_error
-from server.gateway.key_file import USUAL_SCOPES, IssuedKey, KeyFile, KeyScope
+from server.gateway.key_file import LONGEST_NAME, USUAL_SCOPES, IssuedKey, KeyFile, KeyScope, check_name
 from server.gateway.keys import Caller, KeyRing
 from server.http.errors import PlainError, WireError
 from server.jobs.limits import BudgetRule, Limits
@@ -29,7 +29,7 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
 _UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"description": "No key of this id is in use"}}
 
 Bound = Annotated[int | None, Field(ge=1, lt=2**53)]
-Alias = Annotated[str, Field(min_length=1, max_length=255)]
+Alias = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME), AfterValidator(check_name)]
 
 
 def _readable(text: str) -> str:
@@ -120,9 +120,10 @@ def keys_router(file: KeyFile, keys: KeyRing, jobs: JobService) -> APIRouter:
     ) -> dict[str, Any]:
         """All keys without their secrets, the newest first, then those of the settings."""
         issued = [key for key in reversed(file.read()) if include_revoked or key.revoked_at is None]
-        entries = [_entry(key, jobs) for key in issued] + [_configured(key_id) for key_id in keys.configured]
-        page, following = page_of(entries, limit, cursor)
-        return {"keys": page, "next_cursor": following, "has_more": following is not None}
+        every: list[IssuedKey | str] = [*issued, *keys.configured]
+        page, following = page_of(every, limit, cursor)
+        shown = [_configured(key) if isinstance(key, str) else _entry(key, jobs) for key in page]
+        return {"keys": shown, "next_cursor": following, "has_more": following is not None}
 
     @router.post("/v1/keys", status_code=201, openapi_extra=_body(NewKey))
     def create(wanted: Annotated[NewKey, Depends(_new_key)]) -> dict[str, Any]:
@@ -137,7 +138,7 @@ def keys_router(file: KeyFile, keys: KeyRing, jobs: JobService) -> APIRouter:
         """Give a key another name, other limits or other budgets; they hold at once."""
         budgets = None if wanted.budgets is None else [BudgetRule.parse(text) for text in wanted.budgets]
         limits = None if wanted.limits is None else _limits(wanted.limits)
-        if not file.change(key_id, wanted.alias, limits, budgets):
+        if not file.change(key_id, wanted.alias, None if limits is None else lambda own: limits, budgets):
             raise WireError(404, {"detail": f"No key {key_id[:64]} is in use", "code": "not_found"})
         keys.refresh()
         return _entry(next(key for key in file.read() if key.id == key_id), jobs)

@@ -11,6 +11,7 @@ from server.api import catalogue, llms, platform
 from server.api.served import Served
 from server.gateway.keys import KeyRing
 from server.http.errors import PlainError, WireError
+from server.http.responses import json_response
 from server.routes.system.accounts import Cursor, Words, words
 
 MARKDOWN = "text/markdown; charset=utf-8"
@@ -32,10 +33,10 @@ def platform_router(served: Served, version: str, keys: KeyRing) -> APIRouter:
         expand: Words = None,
         cursor: Cursor = None,
         limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
-    ) -> dict[str, Any]:
+    ) -> Any:
         """The endpoints, as fal and as OpenAI list them."""
         origin = request.scope["target"].origin
-        wanted = words(endpoint_id)
+        wanted = frozenset(words(endpoint_id))
         rows = [row for row in catalogue.all_endpoints() if not wanted or row.id in wanted]
         found = [row for row in rows if not q or q.lower() in f"{row.id} {row.summary}".lower()]
         found = [row for row in found if category in (None, row.category)]
@@ -47,7 +48,7 @@ def platform_router(served: Served, version: str, keys: KeyRing) -> APIRouter:
                 entry["openapi"] = catalogue.queue_openapi(row, version, not keys.is_open, origin)
         if status is not None:
             listed["models"] = [entry for entry in listed["models"] if entry["metadata"]["status"] == status]
-        return listed | {"next_cursor": following, "has_more": following is not None}
+        return json_response(listed | {"next_cursor": following, "has_more": following is not None})
 
     @router.get("/v1/models/{model_id:path}", responses={404: {"description": "No such endpoint"}})
     async def model(model_id: str) -> dict[str, Any]:
@@ -81,7 +82,7 @@ def platform_router(served: Served, version: str, keys: KeyRing) -> APIRouter:
     @router.get("/api/models")
     async def site_list(
         request: Request,
-        keywords: str = "",
+        keywords: Annotated[str, Query(max_length=200)] = "",
         categories: Annotated[list[str] | None, Query()] = None,
         page: Annotated[int, Query(ge=1)] = 1,
         total: Annotated[int, Query(ge=1, le=1000)] = 40,

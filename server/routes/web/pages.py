@@ -18,17 +18,26 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 STATIC = Path(__file__).with_name("static")
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
-    "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
-)
-"""Nothing from elsewhere, nothing inline, no frame around it."""
+
+
+def _policy(files_from: str | None) -> str:
+    """Nothing from elsewhere but the files that are kept there, nothing inline, no frame around it."""
+    files = "'self'" if files_from is None else f"'self' {files_from}"
+    return (
+        f"default-src 'none'; script-src 'self'; style-src 'self'; img-src {files} data: blob:; connect-src {files}; "
+        "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+    )
+
 
 _SAFE = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "cache-control": "no-cache"}
 
 
-def pages_router(plain: Callable[[Request], Response]) -> APIRouter:
-    """The pages. Args: plain: what answers `/` for who does not ask for HTML by name: programs, curl."""
+def pages_router(plain: Callable[[Request], Response], files_from: Callable[[], str | None]) -> APIRouter:
+    """The pages.
+
+    Args: plain: what answers `/` for who does not ask for HTML by name: programs, curl. files_from: where browsers are
+        sent to for files; None if this server hands them out.
+    """
     router = APIRouter(include_in_schema=False)
     # Every module at once: found one by one, in the order of their imports, they would take four round trips.
     modules = ["vendor/htm-preact.js", *sorted(path.name for path in STATIC.glob("*.js"))]
@@ -38,7 +47,7 @@ def pages_router(plain: Callable[[Request], Response]) -> APIRouter:
     def page(depth: int) -> HTMLResponse:
         # By relative addresses it works behind a proxy that takes a path prefix away, even one that does not say so.
         up = "/".join([".."] * depth) or "."
-        return HTMLResponse(text.substitute(up=up), headers=_SAFE | {"content-security-policy": POLICY})
+        return HTMLResponse(text.substitute(up=up), headers=_SAFE | {"content-security-policy": _policy(files_from())})
 
     @router.get("/")
     def root(request: Request) -> Response:

@@ -6,11 +6,12 @@ import contextlib
 import tracemalloc
 from typing import Any
 
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.api.body import MAX_DEPTH, MAX_MARKS, MAX_VALUES, parse_object
+from server.api.body import MAX_DEPTH, MAX_MARKS, MAX_VALUES, is_crowded, parse_object
 from server.api.errors import InputError
 from server.api.messages import Message
 
@@ -95,6 +96,15 @@ def test_the_number_of_values_is_bounded(data: bytes) -> None:
     assert entry(data)["ctx"] == {"error": f"more than {MAX_VALUES} values"}
 
 
+@pytest.mark.parametrize("mark", [b",", b"[", b"{"])
+def test_marks_are_counted_up_to_the_bound_in_texts_of_any_length(mark: bytes) -> None:
+    long = (2 * MAX_MARKS) * b"x"
+    assert not is_crowded(long + mark)
+    assert not is_crowded(long + MAX_MARKS * mark)
+    assert is_crowded(long + (MAX_MARKS + 1) * mark)
+    assert is_crowded(b"[{," + MAX_MARKS * b"," + mark)
+
+
 def test_what_is_refused_for_its_many_values_is_not_built_before() -> None:
     bomb = b'{"a":[' + b"{}," * (1 << 20) + b"{}]}"
     tracemalloc.start()
@@ -106,6 +116,18 @@ def test_what_is_refused_for_its_many_values_is_not_built_before() -> None:
 
 def test_a_long_text_may_hold_many_commas() -> None:
     assert parse_object(b'{"prompt": "' + b", [{" * 30_000 + b'"}')
+
+
+def test_many_full_lists_of_a_binary_message_are_not_built_before_they_are_refused() -> None:
+    inner = msgpack.packb([0] * MAX_VALUES)
+    bomb = b"\x81\xa1a" + b"\xdc\x03\xe8" + 1000 * inner
+    tracemalloc.start()
+    with pytest.raises(InputError):
+        Message(bomb, is_binary=True).decode()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < len(bomb)
+    assert Message(msgpack.packb({"a": [0] * (MAX_VALUES - 1)}), is_binary=True).decode()
 
 
 @pytest.mark.parametrize("filler", [b"\x80", b"\x90", b"\xc0"])

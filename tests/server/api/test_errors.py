@@ -7,7 +7,8 @@ import pytest
 from server.api.errors import InputError, RequestError, problem, to_wire
 from server.files.uploads import StorageRefusedError
 from server.http.errors import PlainError
-from server.jobs.store.errors import DiskRefusedError, QueueFullError, StoreError
+from server.jobs.forecast import LateError
+from server.jobs.store.errors import DiskRefusedError, InputsFullError, QueueFullError, StoreError
 
 
 def test_a_request_error_says_its_type_in_body_and_header() -> None:
@@ -22,6 +23,8 @@ def test_a_request_error_says_its_type_in_body_and_header() -> None:
     ("exc", "status", "kind"),
     [
         (QueueFullError("9 wait"), 429, "concurrent_requests_limit"),
+        (InputsFullError(), 429, "concurrent_requests_limit"),
+        (LateError(3.0, 7.0), 429, "concurrent_requests_limit"),
         (DiskRefusedError("/var/lib/fluxserve takes no writes"), 507, "runner_scheduling_failure"),
         (StoreError("/var/lib/fluxserve/jobs.db: disk full"), 503, "runner_scheduling_failure"),
         (ZeroDivisionError("/secret/path"), 500, "internal_error"),

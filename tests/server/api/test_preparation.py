@@ -20,8 +20,8 @@ from server.api.served import Served
 from server.api.submission import RequestOptions, new_job
 from server.files.adapter_store import AdapterStore
 from server.files.adapters import Adapters
+from server.files.folder_objects import FolderObjects
 from server.files.inputs import Inputs
-from server.files.objects import Objects
 from server.files.picture_pool import PicturePool
 from server.jobs.live import LiveJobs
 from server.jobs.preparation import Prepared
@@ -52,7 +52,7 @@ class Desk:
         self.live = LiveJobs()
         self.job_id = ""
         self.store = MemoryStore()
-        self.objects = Objects(folder / "files")
+        self.objects = FolderObjects(folder / "files")
         self.pool = pool
         self.adapters = AdapterStore(folder / "adapters", 1 << 30)
 

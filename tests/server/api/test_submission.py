@@ -210,6 +210,7 @@ def test_the_checker_can_be_switched_off_where_the_endpoint_allows_it() -> None:
 
 def test_acceleration_reaches_the_worker() -> None:
     assert params("fal-ai/flux/dev", acceleration="high").acceleration == "high"
+    assert params("fal-ai/flux/dev", acceleration="max").acceleration == "max"
     assert fault("fal-ai/flux-lora", acceleration="high")["loc"] == ["body", "acceleration"]
 
 
@@ -289,6 +290,7 @@ def test_headers_and_query_are_understood() -> None:
     assert options(x_fal_request_timeout="2.0").start_within_s == 2
     assert options(x_fal_request_timeout="2", x_fal_request_start_timeout="30").start_within_s == 30
     assert options(x_fal_request_timeout="1e12").start_within_s == MAX_TIMEOUT_S
+    assert options(x_fluxserve_deadline="8").done_within_s == 8
     assert options("fal_webhook=https%3A%2F%2Fx.test%2Fhook%3Fa%3D1").webhook_url == "https://x.test/hook?a=1"
     assert options("fal_webhook=%20https%3A%2F%2Fx.test%2Fhook+").webhook_url == "https://x.test/hook"
     assert options("fal_max_queue_length=0").max_queued == 1  # with one that waits it is one too many
@@ -316,6 +318,8 @@ def test_who_asks_gets_prompt_and_seed_into_the_file(header: str, meant: bool | 
 def test_a_bad_timeout_is_named_as_it_was_sent() -> None:
     with pytest.raises(RequestError, match="X-Fal-Request-Start-Timeout must be seconds"):
         options(x_fal_request_start_timeout="soon")
+    with pytest.raises(RequestError, match="X-Fluxserve-Deadline must be seconds"):
+        options(x_fluxserve_deadline="tomorrow")
 
 
 @pytest.mark.parametrize("timeout", ["abc", "", "nan", "inf", "-1", "0", "0.1"])

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -20,6 +21,7 @@ from server.api.clients import CLIENTS
 from server.cli import main as command
 from server.cli.env import Client
 from server.http import running
+from tests.ports import free_port
 from tests.server.files.lora_files import write_lora
 
 
@@ -133,14 +135,14 @@ def test_a_device_that_is_not_here_exits_3_before_anything_starts(
 
 @pytest.mark.parametrize("command", [["serve", "--port", "0", "--tls-port", "0"], ["generate", "x"]])
 def test_a_file_of_another_kind_exits_3_before_anything_starts(cli: Cli, tmp_path: Path, command: list[str]) -> None:
-    name, make, _ = CORPUS["SDXL"]
+    name, make, _ = CORPUS["SDXL's UNet and VAE"]
     make(tmp_path / name)
     place = ["--data-dir", str(tmp_path / "data")] if command[0] == "serve" else ["-o", str(tmp_path / "x.png")]
     done = cli(*command, *place, "--model", str(tmp_path / name))
     assert done.code == 3
     assert done.err == (
-        "fluxserve: sdxl.safetensors holds Stable Diffusion or SDXL, which is another architecture, "
-        "not FLUX.1's transformer.\n"
+        "fluxserve: sdxl.safetensors holds SDXL's UNet without its CLIP L, CLIP G; "
+        "take the rest from a folder: --model SDXL --transformer sdxl.safetensors.\n"
     )
     assert not (tmp_path / "data").exists()
 
@@ -283,12 +285,34 @@ def test_a_keys_budgets_are_given_with_it_and_changed_later(cli: Cli, tmp_path: 
     assert cli("keys", "set", made["id"], "--budget", "2.5/month", *here).code == 0
     (shown,) = json.loads(cli("keys", "list", *here).out)["keys"]
     assert shown["budgets"] == [{"amount": 2.5, "unit": "money", "period": "month"}]
-    assert cli("keys", "set", made["id"], *here).code == 0
+    assert json.loads(cli("keys", "set", made["id"], "--no-budget", *here).out)["budgets"] == []
     assert json.loads(cli("keys", "list", *here).out)["keys"][0]["budgets"] == []
     wrong = cli("keys", "set", made["id"], "--budget", "much/week", *here)
     assert (wrong.code, "200mp/month" in wrong.err) == (2, True)
     unknown = cli("keys", "set", "nobody", "--budget", "5/day", *here)
     assert (unknown.code, "keys list" in unknown.err) == (1, True)
+
+
+def test_a_keys_name_and_limits_are_changed_one_by_one(cli: Cli, tmp_path: Path) -> None:
+    here = ("--json", "--data-dir", str(tmp_path))
+    made = json.loads(cli("keys", "new", "--name", "ann", "--running", "2", "--budget", "5mp/day", *here).out)
+    limits = {"running": 2, "waiting": None, "per_minute": None, "storage_bytes": None}
+    changed = cli("keys", "set", made["id"], "--per-minute", "60", "--storage-mb", "3", *here)
+    limits |= {"per_minute": 60, "storage_bytes": 3_000_000}
+    assert json.loads(changed.out)["limits"] == limits
+    changed = cli("keys", "set", made["id"], "--running", "0", "--name", "bob", *here)
+    (listed,) = json.loads(cli("keys", "list", *here).out)["keys"]
+    assert json.loads(changed.out) == listed == made_again(made, name="bob", limits=limits | {"running": None})
+    for wrong in ((), ("--budget", "1/day", "--no-budget"), ("--name", "a\x1bb"), ("--waiting", "-1")):
+        assert cli("keys", "set", made["id"], *wrong, *here).code == 2
+    assert json.loads(cli("keys", "list", *here).out)["keys"] == [listed]
+    cli("keys", "revoke", made["id"], *here)
+    assert cli("keys", "set", made["id"], "--name", "carl", *here).code == 1
+
+
+def made_again(made: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A key as it is listed after changes: without its secret."""
+    return {name: value for name, value in made.items() if name != "key"} | changes
 
 
 def test_a_damaged_key_file_is_named(cli: Cli, tmp_path: Path) -> None:
@@ -303,10 +327,23 @@ def test_doctor_finds_what_is_broken_and_exits_3(cli: Cli, tmp_path: Path, monke
         monkeypatch.setenv("FLUXSERVE_PORT", str(port))
         monkeypatch.setenv("FLUXSERVE_TLS_PORT", "0")
         monkeypatch.setenv("FLUXSERVE_MODELS", "random:tiny")
-        done = cli("doctor", "--data-dir", str(tmp_path), "--json")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "x")
+        nowhere = f"127.0.0.1:{free_port()}"
+        shared = [
+            "--store",
+            f"postgresql://u@{nowhere}/x",
+            "--objects",
+            "s3://bucket/x",
+            "--cluster",
+            f"ray://{nowhere}",
+        ]
+        shared += ["--s3-endpoint", f"http://{nowhere}"]
+        done = cli("doctor", "--data-dir", str(tmp_path), "--json", *shared)
     report = json.loads(done.out)
     verdicts = {finding["subject"]: finding["verdict"] for finding in report["findings"]}
     assert (done.code, report["ok"], verdicts["ports"]) == (3, False, "broken")
+    assert verdicts["database"] == verdicts["bucket"] == verdicts["cluster"] == "broken"
     assert verdicts["torch"] == verdicts["python"] == verdicts["data folder"] == "ok"
     assert verdicts["certificate"] == "warning"
 

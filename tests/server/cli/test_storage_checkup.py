@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from server.cli.finding import Finding
 from server.cli.storage_checkup import certificate, storage
-from server.files.objects import Objects
+from server.files.folder_objects import FolderObjects
 from server.gateway.tokens import Tokens
 from server.http import tls
 from server.jobs.signing import Signer
@@ -29,7 +30,7 @@ def settings(tmp_path: Path) -> Settings:
     for _ in range(100):
         store.enqueue(new_job())
     store.close()
-    Objects(folder / "files")
+    FolderObjects(folder / "files")
     Tokens.of(folder)
     Signer.of(folder)
     tls.ensure(folder, ["localhost"])
@@ -78,6 +79,15 @@ def test_what_others_may_read_is_a_warning(settings: Settings) -> None:
     settings.data_dir.chmod(0o755)
     (settings.data_dir / "token-secret").chmod(0o644)
     assert wrong(storage(settings)) == {"data folder": "warning", "secret": "warning"}
+
+
+def test_a_secret_that_somebody_else_has_put_there_is_theirs(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (settings.data_dir / "token-secret").chmod(0o440)
+    assert wrong(storage(settings)) == {"secret": "warning"}
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    assert wrong(storage(settings)) == {}
 
 
 def test_a_machine_without_shared_memory_is_found(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,3 +58,5 @@ def test_programs_get_one_object_and_people_a_table(api: Api) -> None:
     text = CliRunner().invoke(app, [*asked, "--once"], env={"COLUMNS": "200"}).output
     assert "waiting 3" in text
     assert "FLUX.1-dev" in text
+    blind = CliRunner().invoke(app, asked)
+    assert "give --once or --json" in str(blind.exception)

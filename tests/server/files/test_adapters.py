@@ -20,7 +20,7 @@ from huggingface_hub import constants
 from server.files import adapters as module
 from server.files.adapter_store import AdapterStore
 from server.files.adapters import AdapterRefusedError, Adapters
-from server.files.objects import Objects
+from server.files.folder_objects import FolderObjects
 from server.http.outgoing import parse_networks
 from tests.server.files.lora_files import lora_bytes, write_lora
 
@@ -94,7 +94,7 @@ def resolve(tmp_path: Path, *paths: str, **options: object) -> list[str]:
 
     async def run() -> list[str]:
         store = AdapterStore(tmp_path / "adapters", 1 << 30)
-        adapters = Adapters(store, Objects(tmp_path / "files"), **settings)  # type: ignore[arg-type]
+        adapters = Adapters(store, FolderObjects(tmp_path / "files"), **settings)  # type: ignore[arg-type]
         try:
             return list(await asyncio.gather(*(adapters.resolve(path) for path in paths)))
         finally:
@@ -119,12 +119,12 @@ def test_an_address_is_fetched_once_for_all_who_ask_at_once(tmp_path: Path, site
 
 
 def test_an_upload_of_ours_is_read_from_the_disk_whatever_host_its_address_names(tmp_path: Path) -> None:
-    key = Objects(tmp_path / "files").put(LORA, "application/octet-stream", "safetensors"[:8])
+    key = FolderObjects(tmp_path / "files").put(LORA, "application/octet-stream", "safetensors"[:8])
     assert resolve(tmp_path, f"https://v3.fal.media/files/{key}") == [NAME]
 
 
 def test_an_upload_that_is_not_for_all_serves_its_tenant_alone(tmp_path: Path) -> None:
-    objects = Objects(tmp_path / "files")
+    objects = FolderObjects(tmp_path / "files")
     key = objects.put(LORA, "application/octet-stream", "bin", access="hide", tenant="alice")
 
     async def run() -> str:
@@ -194,7 +194,7 @@ def test_a_slow_server_is_given_up(tmp_path: Path, site: str, monkeypatch: pytes
 def test_a_caller_that_goes_away_leaves_the_fetch_to_the_others(tmp_path: Path, site: str) -> None:
     async def run() -> str:
         store = AdapterStore(tmp_path / "adapters", 1 << 30)
-        adapters = Adapters(store, Objects(tmp_path / "files"), allowed=parse_networks(["127.0.0.0/8"]))
+        adapters = Adapters(store, FolderObjects(tmp_path / "files"), allowed=parse_networks(["127.0.0.0/8"]))
         first = asyncio.ensure_future(adapters.resolve(f"{site}/lora"))
         second = asyncio.ensure_future(adapters.resolve(f"{site}/lora"))
         await asyncio.sleep(0)

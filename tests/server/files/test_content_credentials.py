@@ -20,7 +20,7 @@ from PIL import Image
 from pipelines.protocol.frames import Picture
 from server.files.content_credentials import CredentialsError, read
 from server.files.encoding import CONTENT_TYPES, ImageFormat, encode
-from server.files.objects import Objects
+from server.files.folder_objects import FolderObjects
 from server.files.outputs import Outputs
 from server.files.provenance import TRAINED_ALGORITHMIC_MEDIA, Provenance
 
@@ -110,7 +110,7 @@ def test_what_is_changed_after_the_signature_shows(files: tuple[Path, Path, str]
 
 
 async def _stored(folder: Path, chain: Path, key: Path) -> bytes:
-    outputs = Outputs(Objects(folder), credentials=read(chain, key))
+    outputs = Outputs(FolderObjects(folder), credentials=read(chain, key))
     try:
         encoded = await outputs.encode(Picture("a", 1, 0, 7, SIDE, SIDE, PIXELS, False), "png", MADE)
     finally:

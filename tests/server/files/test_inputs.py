@@ -22,8 +22,8 @@ from server.api.schemas.needs import PictureNeed
 from server.api.schemas.pictures import PictureUrl, picture_urls
 from server.files import inputs
 from server.files.decoding import Limits, Pixels
+from server.files.folder_objects import FolderObjects
 from server.files.inputs import Inputs
-from server.files.objects import Objects
 from server.files.picture_pool import PicturePool
 from server.http.outgoing import parse_networks
 from tests.server.files.test_decoding import packed, quarters
@@ -89,14 +89,14 @@ def pool() -> Iterator[PicturePool]:
 
 
 @pytest.fixture
-def objects(tmp_path: Path) -> Objects:
-    return Objects(tmp_path)
+def objects(tmp_path: Path) -> FolderObjects:
+    return FolderObjects(tmp_path)
 
 
 class Reader:
     """Reads one address on a loop of its own."""
 
-    def __init__(self, objects: Objects, pool: PicturePool) -> None:
+    def __init__(self, objects: FolderObjects, pool: PicturePool) -> None:
         self.objects, self.pool = objects, pool
 
     def __call__(self, url: str, *allowed: str, limits: Limits = inputs.ANY_SIZE) -> Pixels:
@@ -119,7 +119,7 @@ class Reader:
 
 
 @pytest.fixture
-def read(objects: Objects, pool: PicturePool) -> Reader:
+def read(objects: FolderObjects, pool: PicturePool) -> Reader:
     return Reader(objects, pool)
 
 
@@ -153,7 +153,7 @@ def test_a_broken_data_uri(read: Reader, uri: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["https://v3.fal.media", "http://127.0.0.1:1", "https://x.test/cdn"])
-def test_our_own_file_is_read_from_the_disk_whatever_the_host(read: Reader, objects: Objects, host: str) -> None:
+def test_our_own_file_is_read_from_the_disk_whatever_the_host(read: Reader, objects: FolderObjects, host: str) -> None:
     key = objects.put(PNG, "text/plain", "txt")
     assert read(f"{host}/files/{key}?download=1").data == RAW
     objects.delete(key)
@@ -224,7 +224,7 @@ def test_what_cannot_be_decoded_keeps_its_kind(read: Reader, site: str) -> None:
     )
 
 
-def test_the_event_loop_turns_while_a_picture_is_decoded(objects: Objects, pool: PicturePool) -> None:
+def test_the_event_loop_turns_while_a_picture_is_decoded(objects: FolderObjects, pool: PicturePool) -> None:
     noise = packed(Image.effect_noise((2000, 2000), 80).convert("RGB"), "PNG", compress_level=1)
     key = objects.put(noise, "image/png", "png")
 

@@ -9,10 +9,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -21,9 +25,10 @@ from PIL import Image
 
 from pipelines.protocol.frames import Picture, Preview
 from server.api.wire import absolute, result_body
+from server.files import outputs as outputs_module
 from server.files import picture_pool
 from server.files.encoding import CONTENT_TYPES, ImageFormat, encode
-from server.files.objects import Objects
+from server.files.folder_objects import FolderObjects
 from server.files.outputs import EncoderError, Outputs, preview_image
 from server.files.picture_pool import PicturePool
 
@@ -32,15 +37,40 @@ WIDTH, HEIGHT = 64, 48
 
 
 @pytest.fixture
-def objects(tmp_path: Path) -> Objects:
-    return Objects(tmp_path)
+def objects(tmp_path: Path) -> FolderObjects:
+    return FolderObjects(tmp_path)
 
 
 @pytest.fixture
-def outputs(objects: Objects) -> Iterator[Outputs]:
+def outputs(objects: FolderObjects) -> Iterator[Outputs]:
     made = Outputs(objects)
     yield made
     made.pool.close(wait=True)
+
+
+def test_copies_that_take_long_leave_threads_to_other_submits(
+    objects: FolderObjects, outputs: Outputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = objects.put(b"x", "image/png", "png")
+    image = {"file_name": key, "content_type": "image/png"}
+    goes_on, read = threading.Event(), objects.read
+
+    def slow(*asked: Any) -> bytes | None:
+        goes_on.wait(30)
+        return read(*asked)
+
+    monkeypatch.setattr(objects, "read", slow)
+    monkeypatch.setattr(outputs_module, "COPY_TURN_S", 0.01)
+
+    def again() -> dict[str, Any] | None:
+        return outputs.deliver_again(image, False, None, "allow", "")
+
+    with ThreadPoolExecutor(20) as threads:
+        copies = [threads.submit(again) for _ in range(20)]
+        given_up = [copy.result() for copy in islice(as_completed(copies), 20 - outputs_module.COPIES_AT_ONCE)]
+        goes_on.set()
+    assert set(given_up) == {None}
+    assert sum(copy.result() is not None for copy in copies) == outputs_module.COPIES_AT_ONCE
 
 
 def gradient() -> np.ndarray:
@@ -54,7 +84,7 @@ def picture() -> Picture:
 
 @pytest.mark.parametrize(("image_format", "worst"), [("png", 0), ("jpeg", 12), ("webp", 24)])
 def test_every_format_holds_the_picture(
-    outputs: Outputs, objects: Objects, image_format: ImageFormat, worst: int
+    outputs: Outputs, objects: FolderObjects, image_format: ImageFormat, worst: int
 ) -> None:
     async def main() -> dict[str, object]:
         encoded = await outputs.encode(picture(), image_format)
@@ -87,7 +117,9 @@ def test_a_lower_quality_makes_smaller_files_where_it_means_something() -> None:
     assert len(encode(pixels, 64, 64, "jpeg", quality=1)) < sizes["jpeg"][0]
 
 
-def test_sync_mode_answers_a_data_uri_and_stores_nothing(outputs: Outputs, objects: Objects, tmp_path: Path) -> None:
+def test_sync_mode_answers_a_data_uri_and_stores_nothing(
+    outputs: Outputs, objects: FolderObjects, tmp_path: Path
+) -> None:
     async def main() -> dict[str, object]:
         return await outputs.deliver(await outputs.encode(picture(), "png"), sync_mode=True)
 
@@ -120,7 +152,7 @@ def test_a_killed_pool_process_costs_a_retry_and_no_picture(outputs: Outputs) ->
         assert opened.size == (WIDTH, HEIGHT)
 
 
-def test_a_pool_that_hangs_is_replaced_and_costs_no_picture(objects: Objects) -> None:
+def test_a_pool_that_hangs_is_replaced_and_costs_no_picture(objects: FolderObjects) -> None:
     async def main() -> bytes:
         outputs = Outputs(objects, pool=PicturePool(limit_s=1.0))
         await outputs.warm()
@@ -135,7 +167,7 @@ def test_a_pool_that_hangs_is_replaced_and_costs_no_picture(objects: Objects) ->
         assert opened.size == (WIDTH, HEIGHT)
 
 
-def test_a_process_that_starts_slowly_has_not_hung(objects: Objects) -> None:
+def test_a_process_that_starts_slowly_has_not_hung(objects: FolderObjects) -> None:
     """Any start is slow beside this limit, as it is beside 20 s on a machine whose cores are all busy."""
 
     async def main() -> bytes:
@@ -180,9 +212,9 @@ def test_pixels_that_do_not_fit_are_an_error_and_not_a_dead_pool(outputs: Output
 def test_pool_processes_end_with_a_killed_node(tmp_path: Path) -> None:
     program = (
         "import asyncio, sys, time; from pathlib import Path\n"
-        "from server.files.objects import Objects; from server.files.outputs import Outputs\n"
+        "from server.files.folder_objects import FolderObjects; from server.files.outputs import Outputs\n"
         "if __name__ == '__main__':\n"
-        "    outputs = Outputs(Objects(Path(sys.argv[1])))\n"
+        "    outputs = Outputs(FolderObjects(Path(sys.argv[1])))\n"
         "    asyncio.run(outputs.warm())\n"
         "    print('warm', flush=True)\n"
         "    time.sleep(60)\n"

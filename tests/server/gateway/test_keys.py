@@ -212,6 +212,8 @@ def test_a_peer_is_the_network_that_a_caller_comes_from(client: str, forwarded: 
         (("127.0.0.1", 1), {"X-Real-IP": "203.0.113.9"}, False),
         (("127.0.0.1", 1), {"via": "1.1 caddy"}, False),
         (("127.0.0.1", 1), {"x-forwarded-proto": "https"}, False),
+        (("127.0.0.1", 1), {"X-Forwarded-Prefix": "/flux"}, False),
+        (("127.0.0.1", 1), {"x-original-forwarded-for": "203.0.113.9"}, False),
     ],
 )
 def test_a_caller_behind_a_proxy_is_not_local(client: Any, headers: dict[str, str], is_local: bool) -> None:

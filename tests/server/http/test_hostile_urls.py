@@ -17,8 +17,8 @@ import pytest
 from server.files.adapter_store import AdapterStore
 from server.files.adapters import AdapterRefusedError, Adapters
 from server.files.decoding import PictureError
+from server.files.folder_objects import FolderObjects
 from server.files.inputs import Inputs
-from server.files.objects import Objects
 from server.files.picture_pool import PicturePool
 from server.http.outgoing import ForbiddenAddressError, VettedTransport, parse_networks
 from tests.server.http.hostile_urls import PUBLIC, Resolver, hostile_urls
@@ -106,7 +106,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 async def read_all(urls: list[str], folder: Path) -> None:
     """As the picture and as the adapter of a request."""
-    objects, pool = Objects(folder / "files"), PicturePool()
+    objects, pool = FolderObjects(folder / "files"), PicturePool()
     pictures = Inputs(objects, pool, ALLOWED)
     adapters = Adapters(AdapterStore(folder / "adapters", 10**9), objects, None, False, 1 << 20, ALLOWED)
 

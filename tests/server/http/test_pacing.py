@@ -41,6 +41,18 @@ def test_a_crowd_passes_in_order_and_others_get_their_turns_between() -> None:
     assert max(other) <= 25, "who needs four pacer waited for more than four pacer of the crowd"
 
 
+def test_one_crowd_after_another_passes() -> None:
+    async def run() -> list[int]:
+        pacer, seen = Pacer(2), list[int]()
+        async with asyncio.timeout(10):
+            for first in (0, 3, 6):
+                await asyncio.gather(*(_through(pacer, first + number, seen) for number in range(3)))
+                await asyncio.sleep(0.001)
+        return seen
+
+    assert asyncio.run(run()) == list(range(9))
+
+
 def test_who_leaves_while_waiting_holds_nobody_up() -> None:
     async def run() -> list[int]:
         pacer, seen = Pacer(1), list[int]()
@@ -71,6 +83,22 @@ def test_keys_take_turns_in_a_crowd() -> None:
     seen = asyncio.run(run())
     assert seen.count("a") == 9
     assert seen.index("b") <= 3, "one call of another key does not wait for the whole crowd"
+
+
+def test_no_key_has_two_turns_while_others_wait_for_one() -> None:
+    async def run() -> str:
+        pacer, seen = Pacer(1), list[str]()
+
+        async def ask(whose: str) -> None:
+            await pacer.wait(whose)
+            seen.append(whose)
+
+        async with asyncio.TaskGroup() as group:
+            for whose in "aaabbbccc":
+                group.create_task(ask(whose))
+        return "".join(seen)
+
+    assert asyncio.run(run())[1:4] == "abc"
 
 
 async def _held(lanes: Lanes, whose: str, inside: list[str], go_on: asyncio.Event) -> None:
@@ -112,6 +140,25 @@ def test_among_others_a_key_begins_its_calls_at_a_pace_after_the_first_few() -> 
     alone, among = asyncio.run(run("aa")), asyncio.run(run("aba"))
     assert among[5] - among[2] >= 3 * PACE_S - 0.001
     assert alone[5] - alone[0] < among[5] - among[0], "a key that is alone waits for nobody"
+
+
+def test_a_call_that_weighs_more_is_followed_later() -> None:
+    async def run() -> tuple[float, float, float]:
+        lanes, now = Lanes(1), asyncio.get_running_loop().time
+        for whose in "ab":
+            lanes.note(whose)
+        lanes.charge("b", 1000.0)  # of a key that has no call under way: nothing
+        before = now()
+        async with lanes.turn("a", 2.0):
+            lanes.charge("a", 3.0)
+        async with lanes.turn("a"):
+            second = now()
+        async with lanes.turn("b"):
+            return before, second, now()
+
+    before, second, other = asyncio.run(run())
+    assert second - before >= 5 * PACE_S - 0.001
+    assert other - before < 1000 * PACE_S
 
 
 def test_company_is_whoever_else_called_lately() -> None:

@@ -57,7 +57,8 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 @contextlib.contextmanager
 def serving() -> Iterator[int]:
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, http=Http, log_config=None, lifespan="off"))
+    # Older ones would take the legacy half of websockets by themselves, which warns when it is imported.
+    server = uvicorn.Server(uvicorn.Config(app, http=Http, ws="none", log_config=None, lifespan="off"))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
     thread.start()
     try:

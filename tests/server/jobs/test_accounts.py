@@ -12,7 +12,7 @@ import pytest
 from server.jobs.store.accounts import DAY_S, USAGE_KEPT_DAYS, Search, UsageQuestion, billable_units, day_of
 from server.jobs.store.base import Store
 from server.jobs.store.job import JobStatus, Outcome
-from tests.server.stores import LEASE_S, OPEN_STORE, REJECTED, Clock, new_job
+from tests.server.stores import DONE, LEASE_S, OPEN_STORE, REJECTED, Clock, new_job
 
 PICTURE = Outcome(JobStatus.COMPLETED, 200, {"images": [{"width": 1024, "height": 1025}, {"width": 64, "height": 64}]})
 """Three units."""
@@ -99,6 +99,22 @@ def test_usage_outlives_requests_but_not_for_ever(store: Store, clock: Clock) ->
     clock.advance((USAGE_KEPT_DAYS + 1) * DAY_S)
     store.sweep(retention_s=5.0)
     assert used(store) == []
+
+
+def test_a_search_reads_payloads_only_if_they_are_wanted(store: Store) -> None:
+    image = {"url": "data:image/png;base64,AAAA", "width": 2048, "height": 1024}
+    done = replace(DONE, body={"images": [image], "prompt": "x"})
+    jobs = (new_job(), new_job(outcome=REJECTED), new_job())
+    drawn, rejected, waiting = (store.enqueue(job) for job in jobs)
+    (job,) = store.claim("w", 1, LEASE_S)
+    store.finish(job.id, "w", job.epoch, done)
+    brief, whole = ({job.id: job for job in store.find(Search(None), 9, told)} for told in (False, True))
+    assert whole[drawn.id] == store.get(drawn.id)
+    assert brief[drawn.id] == replace(
+        whole[drawn.id], input={}, outcome=replace(done, body={"images": [{"width": 2048, "height": 1024}]})
+    )
+    assert brief[rejected.id] == replace(whole[rejected.id], input={}, outcome=replace(REJECTED, body={"images": []}))
+    assert brief[waiting.id] == replace(whole[waiting.id], input={})
 
 
 def test_requests_are_found_by_label_state_endpoint_key_and_time(store: Store, clock: Clock) -> None:

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from server.files.objects import Objects
+from server.files.folder_objects import FolderObjects
 from server.jobs.store.job import JobStatus
 from server.jobs.store.sqlite import SqliteStore
 
@@ -106,7 +106,7 @@ def test_nothing_is_lost_and_nothing_ends_twice(tmp_path: Path, total: int, monk
     acknowledged, ended = chaos.said("acknowledged"), chaos.said("ended")
     assert len(acknowledged) >= total
     assert len(set(ended)) == len(ended), f"ended twice (seed {seed})"
-    store, objects = SqliteStore(tmp_path / "jobs.db"), Objects(tmp_path / "files")
+    store, objects = SqliteStore(tmp_path / "jobs.db"), FolderObjects(tmp_path / "files")
     statuses: Counter[JobStatus] = Counter()
     attempts = 0
     for job_id in acknowledged:

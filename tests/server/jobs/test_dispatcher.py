@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import signal
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures.process import BrokenProcessPool
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pipelines.protocol.frames import Failed, Finished, Heartbeat, Picture
+from pipelines.protocol.frames import Failed, Finished, Heartbeat, Loading, Picture, Waits
 from pipelines.protocol.params import GenerationParams
 from server.jobs import dispatcher
 from server.jobs.dispatcher import AHEAD
@@ -94,6 +95,22 @@ def test_a_request_becomes_pictures(folder: Path) -> None:
         assert path is not None
         with Image.open(path) as picture:
             assert (picture.size, picture.getpixel((0, 0))) == ((16, 8), (seed, 0, 0))
+
+
+def test_who_is_told_of_ends_never_reads_on_the_event_loop(folder: Path) -> None:
+    async def scenario() -> list[int]:
+        told: list[int] = []
+        async with running(folder) as node:
+            node.live.on_end(lambda job_id: told.append(threading.get_ident()))
+            await ended(node, submit(node))
+            await ended(node, submit(node, "crash", max_attempts=1))
+            node.store.pause("model", "flux-shapes")
+            await ended(node, submit(node, start_within_s=0.1))
+        return told
+
+    told = asyncio.run(scenario())
+    assert len(told) == 3
+    assert threading.get_ident() not in told
 
 
 def test_who_waits_for_a_model_reads_how_far_it_is_and_loses_no_attempt(folder: Path) -> None:
@@ -465,7 +482,9 @@ def test_leases_are_renewed_and_those_of_strangers_end(
             return await ended(node, lost)
 
     job = asyncio.run(main())
-    assert (job.status, job.attempt) == (JobStatus.COMPLETED, 2)
+    assert (job.status, job.epoch, job.attempt) == (JobStatus.COMPLETED, 2, 1), (
+        "the stranger's end is no attempt of the request"
+    )
 
 
 def test_a_cancel_that_only_the_store_knows_of_is_heard_at_the_next_renewal(
@@ -502,6 +521,48 @@ def test_no_more_is_claimed_than_a_worker_may_hold_before_it_begins(folder: Path
             return [await ended(node, job_id) for job_id in held]
 
     assert {job.status for job in asyncio.run(main())} == {JobStatus.COMPLETED}
+
+
+def test_who_waits_for_a_model_on_demand_takes_no_room_from_others(folder: Path, gates: Path) -> None:
+    async def main() -> tuple[int, int]:
+        async with running(folder) as node:
+            (worker,) = node.workers
+            held = [submit(node, "hold gate") for _ in range(AHEAD)]
+            await until(lambda: sum(not run.is_preparing for run in node.dispatcher.runs_of(worker)) == AHEAD)
+            full = node.dispatcher._room(worker)
+            assert worker.ready is not None
+            worker.ready.on_demand.append("flux-shapes")
+            worker.heartbeat = Heartbeat(0, 0, 0, 0.0)
+            loading = node.dispatcher._room(worker)
+            (gates / "gate").touch()
+            for job_id in held:
+                await ended(node, job_id)
+            return full, loading
+
+    assert asyncio.run(main()) == (0, AHEAD)
+
+
+def test_who_waits_for_what_helps_its_model_takes_no_room_either_and_reads_how_far_it_is(
+    folder: Path, gates: Path
+) -> None:
+    async def main() -> tuple[list[int], list[str]]:
+        async with running(folder) as node:
+            (worker,) = node.workers
+            held = [submit(node, "hold gate") for _ in range(AHEAD)]
+            await until(lambda: sum(not run.is_preparing for run in node.dispatcher.runs_of(worker)) == AHEAD)
+            rooms = []
+            for waits_for in ("a-controlnet", ""):
+                (epoch,) = {run.job.epoch for run in node.dispatcher.runs_of(worker) if run.job.id == held[0]}
+                node.dispatcher.on_frame(worker, Waits(held[0], epoch, waits_for))
+                node.dispatcher.on_frame(worker, Loading("a-controlnet", "begins", 0.0))
+                rooms.append(node.dispatcher._room(worker))
+            (gates / "gate").touch()
+            return rooms, messages(await ended(node, held[0]))
+
+    rooms, lines = asyncio.run(main())
+    assert rooms == [1, 0]
+    assert lines[:2] == ["waits until a-controlnet is loaded", "loading a-controlnet (begins): 0 %"]
+    assert lines[2] == "started", "once"
 
 
 def test_a_heartbeat_counts_what_was_sent_before_it(folder: Path, gates: Path) -> None:
@@ -649,6 +710,23 @@ def test_a_release_that_the_store_refuses_is_repeated(folder: Path, monkeypatch:
             return await ended(node, submit(node, "crash once"))
 
     assert asyncio.run(main()).status is JobStatus.COMPLETED
+
+
+def test_an_end_without_the_store_leaves_the_claims_to_their_leases(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def away(*_: Any, **__: Any) -> Any:
+        raise StoreError("the database is away")
+
+    async def main() -> None:
+        async with running(folder) as node:
+            await ended(node, submit(node))
+            monkeypatch.setattr(node.store, "release", away)
+
+    asyncio.run(main())
+    (told,) = (record for record in caplog.records if "could not be handed back" in record.getMessage())
+    assert told.getMessage().endswith("their leases will end: the database is away")
+    assert told.exc_info is None
 
 
 def test_missing_pictures_are_the_workers_fault_and_run_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from server.jobs.store import transitions
 from server.jobs.store.fair import TenantLines, work
 from server.jobs.store.job import Job
-from tests.server.stores import new_job
+from tests.server.stores import DONE, LEASE_S, OPEN_STORE, Clock, new_job
 
 NOW = 1000.0
 SOON = NOW + 60
@@ -55,3 +57,18 @@ def test_who_has_nothing_here_and_is_owed_nothing_is_forgotten() -> None:
     for tenant in "abcc":
         lines.stop(tenant)
     assert len(lines) == 1, "c has had more than a newcomer would begin with"
+
+
+@pytest.mark.parametrize("kind", list(OPEN_STORE))
+def test_a_claim_of_the_last_waiting_job_is_paid_once(kind: str, tmp_path: Path) -> None:
+    """Its tenant was forgotten between waiting and running, and began again where the others had got to by then."""
+    with closing(OPEN_STORE[kind](tmp_path, Clock())) as store:
+        store.enqueue(new_job(tenant="a"))
+        store.claim("w", 1, LEASE_S)
+        store.enqueue(new_job(tenant="a"))
+        store.enqueue(new_job(tenant="b", priority=1))
+        first_of_b = store.claim("w", 2, LEASE_S)[-1]
+        store.finish(first_of_b.id, "w", first_of_b.epoch, DONE)
+        store.enqueue(new_job(tenant="a"))
+        store.enqueue(new_job(tenant="b"))
+        assert [job.tenant for job in store.claim("w", 1, LEASE_S)] == ["b"], "a has had two, b one"

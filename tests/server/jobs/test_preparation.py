@@ -61,6 +61,23 @@ def test_slow_addresses_keep_no_other_request_waiting(tmp_path: Path) -> None:
     run(tmp_path, scenario)
 
 
+def test_slow_addresses_of_one_key_leave_room_for_those_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.jobs.dispatcher.MAX_PREPARING", 8)
+
+    async def scenario(node: Node, fetcher: Fetcher) -> None:
+        flood = [submit(node, output=NEEDS, tenant="flood") for _ in range(12)]
+        await until(lambda: len(fetcher.asked) >= 4)
+        other = submit(node, output=NEEDS, tenant="other")
+        await until(lambda: other in fetcher.asked)
+        fetcher.gate.set()
+        for job_id in (*flood, other):
+            assert (await ended(node, job_id)).status is JobStatus.COMPLETED
+
+    run(tmp_path, scenario)
+
+
 def test_a_cancel_reaches_what_is_being_fetched(tmp_path: Path) -> None:
     async def scenario(node: Node, fetcher: Fetcher) -> Job:
         job_id = submit(node, output=NEEDS)
@@ -108,5 +125,8 @@ def test_what_is_kept_for_retries_is_bounded(monkeypatch: pytest.MonkeyPatch) ->
     for name in ("a", "b"):
         kept._keep(name, Prepared({}, [{"pixels": b"abc"}]))
     assert list(kept._kept) == ["b"]
+    kept._keep("c", Prepared({}, [{"pixels": b"ab"}]))
+    assert list(kept._kept) == ["b", "c"], "together they fit exactly"
     kept.forget("b")
+    kept.forget("c")
     assert not kept._kept

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from server.files.objects import Objects
+from server.files.folder_objects import FolderObjects
 from server.jobs import upkeep
 from server.jobs.room import SETTLED_S, make_room
 from server.jobs.store.base import Store
@@ -27,8 +27,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def objects(tmp_path: Path, clock: Clock) -> Objects:
-    return Objects(tmp_path / "files", clock)
+def objects(tmp_path: Path, clock: Clock) -> FolderObjects:
+    return FolderObjects(tmp_path / "files", clock)
 
 
 @pytest.fixture(params=sorted(OPEN_STORE))
@@ -38,7 +38,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Itera
     opened.close()
 
 
-def put(objects: Objects, clock: Clock, age_s: float = 0.0) -> str:
+def put(objects: FolderObjects, clock: Clock, age_s: float = 0.0) -> str:
     key = objects.put(bytes(SIZE), "image/png", "png")
     path = objects.path(key)
     assert path is not None
@@ -46,7 +46,7 @@ def put(objects: Objects, clock: Clock, age_s: float = 0.0) -> str:
     return key
 
 
-def draw(store: Store, objects: Objects, clock: Clock) -> tuple[str, str]:
+def draw(store: Store, objects: FolderObjects, clock: Clock) -> tuple[str, str]:
     """A request that ends now with a picture: its id and the picture's key."""
     store.enqueue(new_job())
     (job,) = store.claim("w", 1, LEASE_S)
@@ -56,7 +56,7 @@ def draw(store: Store, objects: Objects, clock: Clock) -> tuple[str, str]:
     return job.id, key
 
 
-def test_the_oldest_requests_go_with_their_pictures(store: Store, objects: Objects, clock: Clock) -> None:
+def test_the_oldest_requests_go_with_their_pictures(store: Store, objects: FolderObjects, clock: Clock) -> None:
     drawn = []
     for _ in range(6):
         drawn.append(draw(store, objects, clock))
@@ -68,7 +68,7 @@ def test_the_oldest_requests_go_with_their_pictures(store: Store, objects: Objec
     assert objects.total_bytes == 4 * SIZE
 
 
-def test_no_result_that_is_left_names_a_missing_picture(store: Store, objects: Objects, clock: Clock) -> None:
+def test_no_result_that_is_left_names_a_missing_picture(store: Store, objects: FolderObjects, clock: Clock) -> None:
     drawn = []
     for _ in range(20):
         drawn.append(draw(store, objects, clock))
@@ -79,7 +79,7 @@ def test_no_result_that_is_left_names_a_missing_picture(store: Store, objects: O
         assert store.get(job_id) is None or objects.path(key) is not None
 
 
-def test_what_was_written_just_now_stays_however_much_it_is(store: Store, objects: Objects, clock: Clock) -> None:
+def test_what_was_written_just_now_stays_however_much_it_is(store: Store, objects: FolderObjects, clock: Clock) -> None:
     for _ in range(5):
         draw(store, objects, clock)
     clock.advance(SETTLED_S - 1)
@@ -89,7 +89,7 @@ def test_what_was_written_just_now_stays_however_much_it_is(store: Store, object
 
 
 def test_a_picture_that_a_waiting_or_running_request_names_is_spared(
-    store: Store, objects: Objects, clock: Clock
+    store: Store, objects: FolderObjects, clock: Clock
 ) -> None:
     named = [put(objects, clock, age_s=2 * SETTLED_S) for _ in range(2)]
     unnamed = put(objects, clock, age_s=2 * SETTLED_S)

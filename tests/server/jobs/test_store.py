@@ -16,10 +16,11 @@ from server.jobs.store import memory, outbox, transitions
 from server.jobs.store.accounts import Search
 from server.jobs.store.base import NAMED_KEPT_S, PRIVATE_RETENTION_S, UNDELIVERED_KEPT_S, Store
 from server.jobs.store.deliveries import LOG_KEPT_S, TRIES_KEPT, Redelivery, WebhookAnswer, WebhookDelivery, WebhookTry
-from server.jobs.store.errors import QueueFullError, RepeatMismatchError, StoreError
-from server.jobs.store.job import LOW_PRIORITY_DELAY_S, CancelOutcome, Job, JobStatus, Repeat
+from server.jobs.store.errors import InputsFullError, QueueFullError, RepeatMismatchError, StoreError
+from server.jobs.store.job import LOW_PRIORITY_DELAY_S, CancelOutcome, Job, JobStatus, NewJob, Repeat
+from server.jobs.store.kept_input import LONG, MAX_CHARACTERS, kept
 from server.jobs.store.transitions import MAX_CLAIMS
-from tests.server.stores import DONE, LEASE_S, OPEN_STORE, REJECTED, Clock, new_job, place
+from tests.server.stores import DONE, LEASE_S, OPEN_STORE, REJECTED, SHARED, Clock, new_job, place
 
 
 @pytest.fixture
@@ -34,6 +35,14 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Itera
     opened.close()
 
 
+@pytest.fixture(params=sorted(set(OPEN_STORE) - SHARED))
+def embedded(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[Store]:
+    """A store that belongs to one node: at its start no other can be running anything."""
+    opened = OPEN_STORE[request.param](tmp_path, clock)
+    yield opened
+    opened.close()
+
+
 def claim_one(store: Store, owner: str = "w1") -> Job:
     (job,) = store.claim(owner, 1, LEASE_S)
     return job
@@ -43,6 +52,47 @@ def fetch(store: Store, job_id: str) -> Job:
     job = store.get(job_id)
     assert job is not None
     return job
+
+
+# Large inputs
+
+PICTURE = "data:image/png;base64," + 100_000 * "A"
+CUT = f"{PICTURE[:64]}... (100022 characters, not kept)"
+
+
+def test_a_large_input_is_kept_whole_until_its_job_has_ended(store: Store) -> None:
+    asked = {"prompt": "a fox", "image_url": PICTURE, "loras": [{"path": PICTURE, "scale": 1.5}]}
+    job_id = store.enqueue(new_job(input=asked)).id
+    job = claim_one(store)
+    assert job.input == fetch(store, job_id).input == asked
+    assert store.finish(job_id, "w1", job.epoch, DONE)
+    assert fetch(store, job_id).input == {"prompt": "a fox", "image_url": CUT, "loras": [{"path": CUT, "scale": 1.5}]}
+
+
+@pytest.mark.parametrize("value", [PICTURE, 50_000 * [1.5], {f"name {n}": 40 * "x" for n in range(2000)}])
+def test_a_job_that_ends_as_it_is_stored_or_waits_keeps_nothing_large(store: Store, value: Any) -> None:
+    asked = {"prompt": "a fox", "unknown": value}
+    rejected = store.enqueue(new_job(input=asked, outcome=REJECTED))
+    waiting = store.enqueue(new_job(input=asked))
+    store.request_cancel(waiting.id)
+    for job_id in (rejected.id, waiting.id):
+        assert len(str(fetch(store, job_id).input)) < 1000
+    small = store.enqueue(new_job(input={"prompt": 1000 * "long "}, outcome=REJECTED))
+    assert fetch(store, small.id).input == {"prompt": 1000 * "long "}
+
+
+def test_an_input_that_just_fits_is_kept_whole_or_cut() -> None:
+    whole = {"p": (MAX_CHARACTERS - 1) * "x"}
+    assert kept(whole) is whole
+    shorts = {"p": 8 * LONG * "x"} | {f"{n:03}": (LONG - 3) * "y" for n in range(7)}
+    cut = kept(shorts)
+    shorts["zzzz"] = (MAX_CHARACTERS - _characters(cut) - 4) * "z"
+    assert _characters(kept(shorts)) == MAX_CHARACTERS
+    assert kept(shorts | {"zzzz": shorts["zzzz"] + "z"}) == {}
+
+
+def _characters(value: dict[str, str]) -> int:
+    return sum(len(name) + len(text) for name, text in value.items())
 
 
 # Pictures that answer a later request
@@ -130,14 +180,14 @@ def test_a_submit_that_was_answered_is_not_found(store: Store) -> None:
     assert store.enqueue(new_job(repeat=UNNAMED)).id != first.id
 
 
-def test_what_a_dead_node_had_not_answered_is_found(store: Store) -> None:
+def test_what_a_dead_node_had_not_answered_is_found(embedded: Store) -> None:
     answered, unanswered = new_job(repeat=Repeat(None, b"answered")), new_job(repeat=UNNAMED)
-    store.enqueue(answered)
-    store.enqueue(unanswered)
-    store.note_answer(answered.id, is_delivered=True)
-    store.recover()
-    assert store.enqueue(new_job(repeat=UNNAMED)).id == unanswered.id
-    assert store.enqueue(new_job(repeat=answered.repeat)).id != answered.id
+    embedded.enqueue(answered)
+    embedded.enqueue(unanswered)
+    embedded.note_answer(answered.id, is_delivered=True)
+    embedded.recover()
+    assert embedded.enqueue(new_job(repeat=UNNAMED)).id == unanswered.id
+    assert embedded.enqueue(new_job(repeat=answered.repeat)).id != answered.id
 
 
 def test_a_swept_request_is_no_longer_repeated(store: Store, clock: Clock) -> None:
@@ -197,6 +247,32 @@ def test_a_full_queue_refuses_and_stores_nothing(store: Store) -> None:
     assert store.get(third.id) is None
     claim_one(store)
     assert store.enqueue(third, max_queued=2).id == third.id
+
+
+def test_a_large_input_that_waits_alone_has_room(store: Store) -> None:
+    large = {"prompt": "", "image_url": "data:" + "A" * 99_900}
+    first = store.enqueue(new_job(input=large), max_bytes=1)
+    with pytest.raises(InputsFullError):
+        store.enqueue(new_job(input=large), max_bytes=1)
+    assert claim_one(store).id == first.id
+    store.enqueue(new_job(input=large), max_bytes=1)
+
+
+def test_large_inputs_of_one_tenant_leave_room_for_those_of_others(store: Store) -> None:
+    def large(tenant: str, **more: Any) -> NewJob:
+        return new_job(input={"prompt": "", "image_url": "data:" + "A" * 99_900}, tenant=tenant, **more)
+
+    first = store.enqueue(large("alice", repeat=NAMED), max_bytes=500_000)
+    store.enqueue(large("alice"), max_bytes=500_000)
+    with pytest.raises(InputsFullError):
+        store.enqueue(large("alice"), max_bytes=500_000)
+    assert store.enqueue(large("alice", repeat=NAMED), max_bytes=500_000) == first, "it has been accepted"
+    store.enqueue(new_job(tenant="alice"), max_bytes=1)
+    store.enqueue(large("bob"), max_bytes=500_000)
+    assert claim_one(store).id == first.id
+    store.enqueue(large("alice"), max_bytes=500_000)
+    with pytest.raises(InputsFullError):
+        store.enqueue(large("alice"), max_bytes=500_000)
 
 
 def test_a_job_stored_with_its_outcome_has_ended(store: Store, clock: Clock) -> None:
@@ -377,9 +453,9 @@ def test_an_expired_lease_is_claimed_by_another_worker(store: Store, clock: Cloc
     assert store.expire() == []
     clock.advance(1)
     (released,) = store.expire()
-    assert (released.id, released.status, released.deaths) == (first.id, JobStatus.QUEUED, 1)
+    assert (released.id, released.status, released.deaths) == (first.id, JobStatus.QUEUED, 0)
     second = claim_one(store, "w2")
-    assert (second.id, second.owner, second.epoch, second.attempt) == (first.id, "w2", 2, 2)
+    assert (second.id, second.owner, second.epoch, second.attempt) == (first.id, "w2", 2, 1)
 
 
 def test_a_renewed_lease_does_not_expire(store: Store, clock: Clock) -> None:
@@ -535,24 +611,24 @@ def test_internal_faults_use_up_the_attempts(store: Store) -> None:
     assert ended.outcome.http_status == 503
 
 
-def test_after_a_restart_every_claim_is_given_up(store: Store) -> None:
-    retried, once = store.enqueue(new_job()), store.enqueue(new_job(max_attempts=1))
-    store.claim("old-node", 2, LEASE_S)
-    assert len(store.recover()) == 2
-    assert (fetch(store, retried.id).status, fetch(store, retried.id).deaths) == (JobStatus.QUEUED, 0)
-    assert (fetch(store, once.id).status, fetch(store, once.id).attempt) == (JobStatus.QUEUED, 0)
-    assert store.recover() == []
+def test_after_a_restart_every_claim_is_given_up(embedded: Store) -> None:
+    retried, once = embedded.enqueue(new_job()), embedded.enqueue(new_job(max_attempts=1))
+    embedded.claim("old-node", 2, LEASE_S)
+    assert len(embedded.recover()) == 2
+    assert (fetch(embedded, retried.id).status, fetch(embedded, retried.id).deaths) == (JobStatus.QUEUED, 0)
+    assert (fetch(embedded, once.id).status, fetch(embedded, once.id).attempt) == (JobStatus.QUEUED, 0)
+    assert embedded.recover() == []
 
 
-def test_a_job_that_may_run_once_has_had_its_run_when_the_node_dies_in_it(store: Store) -> None:
-    store.enqueue(new_job(max_attempts=1))
-    job = claim_one(store)
-    store.note_begun(job.id, "w1", job.epoch - 1)
-    store.note_begun(job.id, "another", job.epoch)
-    assert not fetch(store, job.id).has_begun
-    store.note_begun(job.id, "w1", job.epoch)
-    assert fetch(store, job.id).has_begun
-    (after,) = store.recover()
+def test_a_job_that_may_run_once_has_had_its_run_when_the_node_dies_in_it(embedded: Store) -> None:
+    embedded.enqueue(new_job(max_attempts=1))
+    job = claim_one(embedded)
+    embedded.note_begun(job.id, "w1", job.epoch - 1)
+    embedded.note_begun(job.id, "another", job.epoch)
+    assert not fetch(embedded, job.id).has_begun
+    embedded.note_begun(job.id, "w1", job.epoch)
+    assert fetch(embedded, job.id).has_begun
+    (after,) = embedded.recover()
     assert after.outcome is not None
     assert (after.status, after.outcome.http_status) == (JobStatus.FAILED, 503)
 
@@ -565,14 +641,14 @@ def test_a_begun_mark_belongs_to_its_claim(store: Store) -> None:
     assert not claim_one(store).has_begun
 
 
-def test_kills_of_the_node_use_up_no_attempt(store: Store) -> None:
-    store.enqueue(new_job())
+def test_kills_of_the_node_use_up_no_attempt(embedded: Store) -> None:
+    embedded.enqueue(new_job())
     for _ in range(MAX_CLAIMS - 1):
-        claim_one(store)
-        (job,) = store.recover()
+        claim_one(embedded)
+        (job,) = embedded.recover()
         assert (job.status, job.attempt) == (JobStatus.QUEUED, 0)
-    claim_one(store)
-    (job,) = store.recover()
+    claim_one(embedded)
+    (job,) = embedded.recover()
     assert job.status is JobStatus.FAILED, "after a hundred, it must be what ends the node"
 
 
@@ -605,15 +681,15 @@ def test_a_lease_of_an_owner_that_lives_does_not_expire(store: Store, clock: Clo
     assert len(store.expire()) == 1
 
 
-def test_a_webhook_of_a_clock_that_was_ahead_is_due_after_a_restart(store: Store, clock: Clock) -> None:
+def test_a_webhook_of_a_clock_that_was_ahead_is_due_after_a_restart(embedded: Store, clock: Clock) -> None:
     clock.advance(600)
-    untried, tried = ended_with_webhook(store, 1), ended_with_webhook(store, 2)
+    untried, tried = ended_with_webhook(embedded, 1), ended_with_webhook(embedded, 2)
     clock.advance(3000)
-    store.settle_webhook(tried, WebhookAnswer(False, "HTTP 500", 500), 15.0)
+    embedded.settle_webhook(tried, WebhookAnswer(False, "HTTP 500", 500), 15.0)
     clock.advance(-3600)
-    assert store.due_webhooks(10) == []
-    store.recover()
-    assert {due.job_id for due in store.due_webhooks(10)} == {untried.job_id, tried.job_id}
+    assert embedded.due_webhooks(10) == []
+    embedded.recover()
+    assert {due.job_id for due in embedded.due_webhooks(10)} == {untried.job_id, tried.job_id}
 
 
 # Cancel, deadlines, ephemeral runs
@@ -669,14 +745,14 @@ def test_a_job_past_its_start_deadline_is_not_claimed_but_ended(store: Store, cl
     assert (ended.outcome.http_status, ended.outcome.error_type) == (504, "request_timeout")
 
 
-def test_a_restart_ends_runs_that_belonged_to_a_connection(store: Store) -> None:
-    run = store.enqueue(new_job(is_ephemeral=True))
-    claim_one(store)
-    waiting_run, queued = store.enqueue(new_job(is_ephemeral=True)), store.enqueue(new_job())
-    assert store.end_ephemeral() == 2
-    assert {fetch(store, job.id).status for job in (run, waiting_run)} == {JobStatus.CANCELLED}
-    assert fetch(store, queued.id).status is JobStatus.QUEUED
-    assert store.end_ephemeral() == 0
+def test_a_restart_ends_runs_that_belonged_to_a_connection(embedded: Store) -> None:
+    run = embedded.enqueue(new_job(is_ephemeral=True))
+    claim_one(embedded)
+    waiting_run, queued = embedded.enqueue(new_job(is_ephemeral=True)), embedded.enqueue(new_job())
+    assert embedded.end_ephemeral() == 2
+    assert {fetch(embedded, job.id).status for job in (run, waiting_run)} == {JobStatus.CANCELLED}
+    assert fetch(embedded, queued.id).status is JobStatus.QUEUED
+    assert embedded.end_ephemeral() == 0
 
 
 # Counts, retention, webhooks, closing

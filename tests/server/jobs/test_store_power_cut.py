@@ -92,7 +92,7 @@ def test_without_a_sync_a_promise_the_same_cuts_lose_many(tmp_path: Path, monkey
     """That the simulation can find a loss at all: nothing is a promise here."""
     run = GroupCommit.run
 
-    def careless(self: GroupCommit, operation: Callable[..., Any], is_promise: bool = True) -> Any:
+    def careless(self: GroupCommit, operation: Callable[..., Any], *_: Any, **__: Any) -> Any:
         return run(self, operation, is_promise=False)
 
     monkeypatch.setattr(GroupCommit, "run", careless)

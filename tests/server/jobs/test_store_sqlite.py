@@ -18,12 +18,13 @@ import apsw.ext
 import pytest
 
 from server.jobs.store import sqlite
+from server.jobs.store.batches import Change, Transaction
 from server.jobs.store.budgets import Budget
 from server.jobs.store.errors import BudgetSpentError, QueueFullError, StoreError
 from server.jobs.store.job import Job, JobStatus
 from server.jobs.store.opening import MIGRATIONS, why_unusable
 from server.jobs.store.sqlite import SqliteStore
-from server.jobs.store.writer import Change, GroupCommit, Transaction
+from server.jobs.store.writer import GroupCommit
 from tests.server.stores import DONE, LEASE_S, REJECTED, new_job
 
 ROOT = Path(__file__).parents[3]

@@ -19,6 +19,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from server.jobs import receivers, webhooks
 from server.jobs.receivers import AT_ONCE_PER_RECEIVER, FIRST_SHARE, Receivers
+from server.jobs.store.deliveries import WebhookDelivery
+from server.jobs.store.errors import StoreError
 from server.jobs.store.job import JobStatus, Outcome
 from server.jobs.store.sqlite import SqliteStore
 from server.jobs.webhooks import PAUSES_S
@@ -401,3 +403,51 @@ def test_what_was_owed_at_a_stop_goes_out_after_the_restart(
     with serve(ApiNode(tmp_path, SqliteStore(tmp_path / "jobs.db"), allow_private_cidrs=("127.0.0.1/32",))) as api:
         eventually(lambda: receiver.calls)
     assert receiver.calls[0][0]["x-fal-webhook-request-id"] == job_id
+
+
+def test_a_store_that_is_away_is_told_in_one_line(
+    api: Api, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    looks = []
+
+    def away(*_: object) -> list[WebhookDelivery]:
+        looks.append(1)
+        raise StoreError("the database is away")
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(api.node.store, "due_webhooks", away)
+        submit(api, receiver.url)
+        api.node.finish(api.node.claim())
+        eventually(lambda: len(looks) >= 3)
+    eventually(lambda: receiver.calls)
+    told = [record for record in caplog.records if record.name == "fluxserve.webhooks" and record.levelname == "ERROR"]
+    assert [record.getMessage() for record in told] == [
+        "the outbox cannot be read, it will be tried again: the database is away"
+    ]
+    assert told[0].exc_info is None
+
+
+@pytest.mark.parametrize("operation", ["get", "settle_webhook"])
+def test_a_webhook_that_meets_a_store_that_is_away_is_delivered_later(
+    api: Api, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, operation: str
+) -> None:
+    due, real = api.node.store.due_webhooks, getattr(api.node.store, operation)
+
+    def away_once(*arguments: Any) -> Any:
+        monkeypatch.setattr(api.node.store, operation, real)
+        raise StoreError("the database is away")
+
+    def then_away(*arguments: Any) -> list[WebhookDelivery]:
+        if found := due(*arguments):
+            monkeypatch.setattr(api.node.store, "due_webhooks", due)
+            monkeypatch.setattr(api.node.store, operation, away_once)
+        return found
+
+    monkeypatch.setattr(api.node.store, "due_webhooks", then_away)
+    submit(api, receiver.url)
+    api.node.finish(api.node.claim())
+    eventually(lambda: receiver.calls and settled(api))
+    told = [record for record in caplog.records if record.name in ("fluxserve.webhooks", "asyncio")]
+    (error,) = (record for record in told if record.levelname == "ERROR")
+    assert "the database is away" in error.getMessage()
+    assert error.exc_info is None

@@ -188,7 +188,7 @@ def test_a_key_over_its_budget_is_refused_in_fals_words_until_the_operator_raise
     ]
     assert "budgets" not in ask(api, "/v1/models/usage")
     draw(api, is_finished=False)
-    keys.set_budgets(issued.id, [BudgetRule.parse("1/day")])
+    keys.change(issued.id, budgets=[BudgetRule.parse("1/day")])
     eventually(lambda: ask(api, "/v1/models/usage", f"Key {key}")["budgets"][0]["amount"] == 1)
     draw(api, f"Key {key}", is_finished=False)
 
@@ -248,3 +248,6 @@ def test_how_requests_went_is_told_by_span_and_endpoint(api: Api) -> None:
     status, text = refusal(api, "/v1/models/analytics", expand="p99_luck")
     assert status == 400
     assert "p90_duration" in text
+    asked = {"timeframe": "rubbish"}
+    answer = api.http.get("/v1/models/analytics", params=asked, headers={"authorization": ANN})
+    assert answer.json()["error"]["param"] == "timeframe"

@@ -143,3 +143,10 @@ def test_people_read_lines(api: Api) -> None:
         assert done.exit_code == 0, done.output
         assert done.output.strip()
         assert "{" not in done.output
+
+
+def test_what_a_request_lacks_has_no_line(api: Api) -> None:
+    job_id = submit(api)
+    shown = CliRunner().invoke(app, ["jobs", "show", job_id, "--url", api.url, "--key", KEY]).output.splitlines()
+    assert "logs" in shown
+    assert not [line for line in shown if line.startswith(("tags", "output"))]

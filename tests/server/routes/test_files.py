@@ -11,12 +11,21 @@ CONTENT = bytes(range(256)) * 4
 
 @pytest.fixture
 def key(api: Api) -> str:
+    return put_picture(api)
+
+
+@pytest.fixture
+def stored(anywhere: Api) -> str:
+    return put_picture(anywhere)
+
+
+def put_picture(api: Api) -> str:
     return api.node.objects.put(CONTENT, "image/png", "png", file_name="fox “1”.png")
 
 
 @pytest.mark.parametrize("prefix", ["/files", "/cdn/files"])
-def test_a_file_is_public_and_harmless(api: Api, key: str, prefix: str) -> None:
-    answer = api.http.get(f"{prefix}/{key}")
+def test_a_file_is_public_and_harmless(anywhere: Api, stored: str, prefix: str) -> None:
+    answer = anywhere.http.get(f"{prefix}/{stored}")
     assert (answer.status_code, answer.content) == (200, CONTENT)
     assert answer.headers["content-type"] == "image/png"
     assert answer.headers["x-content-type-options"] == "nosniff"
@@ -66,13 +75,13 @@ def test_no_path_leads_out_of_the_folder_or_to_what_lies_beside_a_file(api: Api,
         assert answer.content == CONTENT
 
 
-def test_caches_keep_a_file_no_longer_than_it_lives(api: Api, key: str) -> None:
+def test_caches_keep_a_file_no_longer_than_it_lives(anywhere: Api, stored: str) -> None:
     def max_age(name: str) -> int:
-        directives = api.http.get(f"/files/{name}").headers["cache-control"].split(", ")
+        directives = anywhere.http.get(f"/files/{name}").headers["cache-control"].split(", ")
         return int(directives[1].removeprefix("max-age="))
 
-    assert max_age(key) == 365 * 86400
-    assert 0 <= max_age(api.node.objects.put(CONTENT, "image/png", "png", ttl_s=600)) <= 600
+    assert max_age(stored) == 365 * 86400
+    assert 0 <= max_age(anywhere.node.objects.put(CONTENT, "image/png", "png", ttl_s=600)) <= 600
 
 
 def test_files_are_served_on_every_host_name(api: Api, key: str) -> None:
@@ -80,8 +89,8 @@ def test_files_are_served_on_every_host_name(api: Api, key: str) -> None:
         assert api.http.get(f"/files/{key}", headers={"host": host}).content == CONTENT
 
 
-def test_head_says_the_size(api: Api, key: str) -> None:
-    answer = api.http.head(f"/files/{key}")
+def test_head_says_the_size(anywhere: Api, stored: str) -> None:
+    answer = anywhere.http.head(f"/files/{stored}")
     assert (answer.status_code, answer.content) == (200, b"")
     assert answer.headers["content-length"] == str(len(CONTENT))
 
@@ -93,18 +102,19 @@ def test_head_says_the_size(api: Api, key: str) -> None:
         ("bytes=1000-", 206, CONTENT[1000:]),
         ("bytes=-5", 206, CONTENT[-5:]),
         ("bytes=9999-", 416, None),
+        ("bytes=0-1,1000-1001", 206, None),
     ],
 )
-def test_ranges(api: Api, key: str, wanted: str, status: int, content: bytes | None) -> None:
-    answer = api.http.get(f"/files/{key}", headers={"range": wanted})
+def test_ranges(anywhere: Api, stored: str, wanted: str, status: int, content: bytes | None) -> None:
+    answer = anywhere.http.get(f"/files/{stored}", headers={"range": wanted})
     assert answer.status_code == status
     if content is not None:
         assert answer.content == content
 
 
-def test_an_unchanged_file_is_not_sent_again(api: Api, key: str) -> None:
-    etag = api.http.get(f"/files/{key}").headers["etag"]
-    again = api.http.get(f"/files/{key}", headers={"if-none-match": etag})
+def test_an_unchanged_file_is_not_sent_again(anywhere: Api, stored: str) -> None:
+    etag = anywhere.http.get(f"/files/{stored}").headers["etag"]
+    again = anywhere.http.get(f"/files/{stored}", headers={"if-none-match": etag})
     assert (again.status_code, again.content) == (304, b"")
 
 

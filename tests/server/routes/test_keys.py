@@ -73,7 +73,15 @@ def test_keys_come_page_by_page_the_newest_first(api: Api) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [{}, {"alias": ""}, {"alias": "a", "scopes": ["root"]}, {"alias": "a", "budgets": ["5"]}, {"alias": "a", "x": 1}],
+    [
+        {},
+        {"alias": ""},
+        {"alias": "a\nb"},
+        {"alias": "\x1b[31mred"},
+        {"alias": "a", "scopes": ["root"]},
+        {"alias": "a", "budgets": ["5"]},
+        {"alias": "a", "x": 1},
+    ],
 )
 def test_what_cannot_be_meant_makes_no_key(api: Api, body: dict[str, Any]) -> None:
     answer = api.http.post("/v1/keys", json=body, headers=OPERATOR)

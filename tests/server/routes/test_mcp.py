@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,21 @@ def draws(api: Api, steps: int = 3) -> None:
 
 def text(result: CallToolResult) -> str:
     return "\n".join(block.text for block in result.content if block.type == "text")
+
+
+def test_what_is_posted_is_bounded_before_it_is_read(api: Api, caplog: pytest.LogCaptureFixture) -> None:
+    headers = {"accept": "application/json, text/event-stream", "content-type": "application/json"}
+    listed = b'{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{"x":[%s]}}'
+    answers = [
+        api.http.post("/mcp", content=listed % inside, headers=headers)
+        for inside in (b"[" + 150_000 * b"[]," + b"0]", b'"' + (5 << 20) * b"x" + b'"', b"0")
+    ]
+    assert [answer.status_code for answer in answers] == [413, 413, 200]
+    with socket.create_connection(("127.0.0.1", httpx.URL(api.url).port or 0)) as half:
+        half.sendall(b"POST /mcp HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n")
+        half.sendall(b"Accept: application/json, text/event-stream\r\n\r\n{")
+    assert api.http.post("/mcp", content=listed % b"0", headers=headers).status_code == 200
+    assert "Traceback" not in caplog.text
 
 
 def test_an_agent_draws_and_sees_steps_and_picture(api: Api) -> None:

@@ -86,7 +86,7 @@ def test_heads_ranges_and_caches_work_with_it(api: Api) -> None:
 
 def test_a_picture_of_another_is_no_input_without_its_signature(api: Api) -> None:
     address = drawn(api)
-    find, bob = api.node.objects.file_of_url, tenant(api, BOB)
+    find, bob = api.node.objects.find, tenant(api, BOB)
     assert find(bare(address), tenant(api, ANN)) is not None
     assert find(bare(address), bob) is None
     assert find(address, bob) is not None, "who was given the address may use it"

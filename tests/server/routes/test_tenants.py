@@ -10,10 +10,11 @@ from typing import Any
 
 import httpx
 import pytest
-from websockets.sync.client import connect
+from websockets.sync.client import ClientConnection, connect
 
 from server.gateway.key_file import KeyFile, KeyScope
-from server.http.pacing import Lanes
+from server.http import pacing
+from server.http.pacing import LARGE, Lanes
 from server.jobs.limits import Limits
 from server.jobs.store.job import JobStatus
 from server.jobs.store.memory import MemoryStore
@@ -23,6 +24,7 @@ from tests.server.api_server import Api, eventually, serve
 
 ANN, BOB = "Key ann:secret", "Key bob:secret"
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
+ESTIMATE = "/v1/models/pricing/estimate"
 HIDE = {"X-Fal-Object-Lifecycle": '{"initial_acl": {"default": "hide"}}'}
 
 
@@ -41,6 +43,52 @@ def ask(api: Api, key: str, method: str, path: str, **about: Any) -> httpx.Respo
 def submit(api: Api, key: str, **body: Any) -> str:
     answer = ask(api, key, "POST", "/queue/fal-ai/flux/dev", json={"prompt": "x"} | body)
     return str(answer.json()["request_id"])
+
+
+def test_large_bodies_of_a_key_keep_a_distance_while_others_call(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pacing, "PACE_S", 1000.0)
+    monkeypatch.setattr(pacing, "COMPANY_S", 1000.0)
+    large = {"prompt": "x", "image_url": "data:image/png;base64," + LARGE * "A"}
+    assert ask(api, BOB, "GET", "/v1/models").status_code == 200
+    assert ask(api, ANN, "POST", ESTIMATE, json=large).status_code == 200
+    with pytest.raises(httpx.ReadTimeout):
+        ask(api, ANN, "POST", ESTIMATE, json=large, timeout=0.3)
+    with pytest.raises(httpx.ReadTimeout):
+        ask(api, ANN, "POST", ESTIMATE, content=iter([b" " * LARGE, b"{}"]), timeout=0.3)
+    assert ask(api, ANN, "POST", ESTIMATE, content=iter([b"{}"])).status_code == 200
+    assert ask(api, ANN, "POST", ESTIMATE, json={"prompt": "x"}).status_code == 200
+    assert ask(api, BOB, "POST", ESTIMATE, json=large).status_code == 200
+
+
+def test_large_messages_of_a_socket_keep_the_same_distance(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pacing, "PACE_S", 1000.0)
+    monkeypatch.setattr(pacing, "COMPANY_S", 1000.0)
+    large = {"prompt": 5, "image_url": "data:image/png;base64," + LARGE * "A"}
+    small = json.dumps({"prompt": 5})
+    assert ask(api, BOB, "GET", "/v1/models").status_code == 200
+    with (
+        _realtime(api, ANN) as socket,
+        _realtime(api, ANN) as other,
+        _realtime(api, BOB) as bobs,
+    ):
+        for each in (socket, other, bobs):
+            each.send(small)
+            assert json.loads(each.recv(timeout=5))["error"] == "INVALID_INPUT"
+        for each in (socket, bobs):
+            each.send(json.dumps(large))
+            assert json.loads(each.recv(timeout=5))["error"] == "INVALID_INPUT"
+        other.send(json.dumps(large))
+        with pytest.raises(TimeoutError):
+            other.recv(timeout=0.3)
+        with pytest.raises(httpx.ReadTimeout):
+            ask(api, ANN, "POST", ESTIMATE, json=large, timeout=0.3)
+        socket.send(small)
+        assert json.loads(socket.recv(timeout=5))["error"] == "INVALID_INPUT"
+
+
+def _realtime(api: Api, key: str) -> ClientConnection:
+    url = f"ws{api.url[4:]}/run/fal-ai/flux/dev/realtime"
+    return connect(url, additional_headers={"authorization": key}, close_timeout=0.1)
 
 
 def in_state(api: Api, state: JobStatus) -> str:
@@ -101,7 +149,7 @@ def test_a_hidden_file_is_read_with_its_owners_key_alone(api: Api) -> None:
     assert ask(api, ANN, "GET", path).content == b"mine"
     assert ask(api, BOB, "GET", path).content == ask(api, BOB, "GET", none).content
     assert ask(api, BOB, "GET", path).status_code == api.http.get(path).status_code == 404
-    assert api.node.objects.file_of_url(path, "another") is None, "nor as the picture of a request"
+    assert api.node.objects.find(path, "another") is None, "nor as the picture of a request"
 
 
 def test_every_way_to_send_a_file_makes_it_the_callers(api: Api) -> None:

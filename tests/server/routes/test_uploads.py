@@ -39,14 +39,17 @@ def initiate(api: Api, path: str = INITIATE, **headers: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("storage", ["fal-cdn-v3", "gcs", "fal-cdn", ""])
-def test_a_whole_file_by_its_address(api: Api, storage: str) -> None:
-    urls = initiate(api, f"/rest/storage/upload/initiate?storage_type={storage}")
-    assert api.http.get(urls["file_url"]).status_code == 404
-    assert api.http.put(urls["upload_url"], content=b"pixels", headers={"content-type": "image/png"}).status_code == 200
-    answer = api.http.get(urls["file_url"])
+def test_a_whole_file_by_its_address(anywhere: Api, storage: str) -> None:
+    urls = initiate(anywhere, f"/rest/storage/upload/initiate?storage_type={storage}")
+    assert anywhere.http.get(urls["file_url"]).status_code == 404
+    assert (
+        anywhere.http.put(urls["upload_url"], content=b"pixels", headers={"content-type": "image/png"}).status_code
+        == 200
+    )
+    answer = anywhere.http.get(urls["file_url"])
     assert (answer.content, answer.headers["content-type"]) == (b"pixels", "image/png")
-    assert api.http.put(urls["upload_url"], content=b"again").status_code == 200
-    assert api.http.get(urls["file_url"]).content == b"again"
+    assert anywhere.http.put(urls["upload_url"], content=b"again").status_code == 200
+    assert anywhere.http.get(urls["file_url"]).content == b"again"
 
 
 def test_an_upload_address_is_its_own_permission(locked: Api) -> None:
@@ -58,18 +61,27 @@ def test_an_upload_address_is_its_own_permission(locked: Api) -> None:
     assert locked.http.put(f"{locked.url}/files/upload/nonsense", content=b"x").status_code == 403
 
 
-def test_parts_as_javascript_sends_them(api: Api) -> None:
-    urls = initiate(api, MULTIPART)
+def test_parts_as_javascript_sends_them(anywhere: Api) -> None:
+    urls = initiate(anywhere, MULTIPART)
     parts = []
     for number, content in enumerate((b"a" * 70_000, b"b" * 70_000, b"c"), start=1):
-        answer = api.http.put(f"{urls['upload_url']}/{number}", content=content)
+        answer = anywhere.http.put(f"{urls['upload_url']}/{number}", content=content)
         assert answer.json()["partNumber"] == number
         assert answer.headers["etag"].strip('"') == answer.json()["etag"]
         parts.append(answer.json())
-    done = api.http.post(f"{urls['upload_url']}/complete", json={"parts": parts})
+    done = anywhere.http.post(f"{urls['upload_url']}/complete", json={"parts": parts})
     assert done.status_code == 200
-    assert api.http.get(urls["file_url"]).content == b"a" * 70_000 + b"b" * 70_000 + b"c"
-    assert list((api.node.settings.data_dir / "uploads").iterdir()) == []
+    assert anywhere.http.get(urls["file_url"]).content == b"a" * 70_000 + b"b" * 70_000 + b"c"
+    assert list((anywhere.node.settings.data_dir / "uploads").iterdir()) == []
+
+
+def test_an_end_that_is_told_twice_is_the_same_end(anywhere: Api) -> None:
+    """As by a client that did not hear the first answer: the file stays whole."""
+    urls = initiate(anywhere, MULTIPART)
+    part = anywhere.http.put(f"{urls['upload_url']}/1", content=b"a" * 70_000).json()
+    for _ in range(2):
+        assert anywhere.http.post(f"{urls['upload_url']}/complete", json={"parts": [part]}).status_code == 200
+        assert anywhere.http.get(urls["file_url"]).content == b"a" * 70_000
 
 
 def test_parts_in_any_order_with_an_etag_from_the_header(locked: Api) -> None:
@@ -105,12 +117,12 @@ def test_the_toolkit_asks_for_an_address_for_each_part(api: Api) -> None:
         [1],
     ],
 )
-def test_an_end_that_names_other_parts_is_400(api: Api, parts: Any) -> None:
-    urls = initiate(api, MULTIPART)
-    api.http.put(f"{urls['upload_url']}/1", content=b"x")
-    answer = api.http.post(f"{urls['upload_url']}/complete", json={"parts": parts})
+def test_an_end_that_names_other_parts_is_400(anywhere: Api, parts: Any) -> None:
+    urls = initiate(anywhere, MULTIPART)
+    anywhere.http.put(f"{urls['upload_url']}/1", content=b"x")
+    answer = anywhere.http.post(f"{urls['upload_url']}/complete", json={"parts": parts})
     assert answer.status_code == 400
-    assert api.http.get(urls["file_url"]).status_code == 404
+    assert anywhere.http.get(urls["file_url"]).status_code == 404
 
 
 @pytest.mark.parametrize(("tail", "status"), [("0", 400), ("1001", 400), ("x", 404), ("-1", 404), ("1/2", 403)])
@@ -196,16 +208,16 @@ def test_the_python_way_in_one_piece(locked: Api) -> None:
     assert locked.http.post("/files/upload", content=b"x", headers=key).status_code == 200
 
 
-def test_a_short_life_ends(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_life_ends(anywhere: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     headers = {"x-fal-object-lifecycle": '{"expiration_duration_seconds": 60}'}
-    url = api.http.post("/files/upload", content=b"x", headers=headers).json()["access_url"]
+    url = anywhere.http.post("/files/upload", content=b"x", headers=headers).json()["access_url"]
     key = url.rpartition("/")[2]
-    stored = api.node.objects.stat(key)
+    stored = anywhere.node.objects.stat(key)
     assert stored is not None
     assert stored.expires_at is not None
-    assert api.http.get(url).status_code == 200
-    monkeypatch.setattr(api.node.objects, "_clock", lambda: stored.expires_at)
-    assert api.http.get(url).status_code == 404
+    assert anywhere.http.get(url).status_code == 200
+    monkeypatch.setattr(anywhere.node.objects, "_clock", lambda: stored.expires_at)
+    assert anywhere.http.get(url).status_code == 404
 
 
 def test_odd_content_types_and_names_do_no_harm(api: Api) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import resource
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +78,43 @@ def test_entries_come_back_in_the_order_of_their_asking(tmp_path: Path) -> None:
     assert [entry.input["n"] for entry in recording.entries()] == [1, 2]
 
 
-@pytest.mark.parametrize("line", ["{", json.dumps({"endpoint": "a/b"}), "[]"])
-def test_a_file_that_is_no_recording_is_said_to_be_none(tmp_path: Path, line: str) -> None:
-    (tmp_path / "requests.jsonl").write_text(line)
-    with pytest.raises(RecordingError, match="is no recording"):
-        Recording(tmp_path).entries()
+GOOD = Entry("a/b", "run", "2026", 1.0, None, 200, {"prompt": "a fox"}, {})
+WRONG = ("{", "[]", '{"endpoint": "a/b"}', "\xff", "1" * 5000, "[" * 50_000)
+WRONG_FIELDS = ({"status": "good"}, {"seconds": None}, {"asked_at": 3}, {"mode": "other"})
+
+
+@pytest.mark.parametrize("line", [*WRONG, *(json.dumps(asdict(GOOD) | fields) for fields in WRONG_FIELDS)])
+def test_a_line_that_is_damaged_is_named(tmp_path: Path, line: str) -> None:
+    recording = Recording(tmp_path)
+    recording.keep(GOOD)
+    with (tmp_path / "requests.jsonl").open("a", encoding="latin-1") as file:
+        file.write(line)
+    with pytest.raises(RecordingError, match=r"is damaged: line 2: [^\n]+$"):
+        recording.entries()
+
+
+def test_what_is_no_recording_is_said_to_be_none(tmp_path: Path) -> None:
     with pytest.raises(RecordingError, match="is no recording"):
         Recording(tmp_path / "nowhere").entries()
+
+
+def test_a_full_disk_leaves_no_half_line_and_no_half_picture(tmp_path: Path) -> None:
+    recording = Recording(tmp_path)
+    recording.keep(GOOD)
+    size = (tmp_path / "requests.jsonl").stat().st_size
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, limit[1]))  # as on a full disk, a write stops half-way
+    try:
+        with pytest.raises(OSError, match="space"):
+            recording.keep(GOOD)
+        with pytest.raises(OSError, match="large"):
+            recording.keep_file(bytes(size + 21), "image/png")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    recording.keep(GOOD)
+    assert recording.entries() == [GOOD, GOOD]
+    content = bytes(size + 21)
+    assert recording.file(recording.keep_file(content, "image/png"))[0] == content
 
 
 def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from server.cli.record import record
 from server.cli.replay import replay
 from server.shadow.recording import Entry, Recording
 from tests.acceptance.official import CLIENTS
-from tests.acceptance.serving import COMMAND, ROOT, Server, clean_environment, free_port
+from tests.acceptance.serving import COMMAND, ROOT, Server, clean_environment
+from tests.ports import free_port
 from tests.server.api_server import eventually
 
 KEY = "shadow:very-secret"
@@ -141,6 +142,20 @@ def test_no_key_is_kept(recorded: list[Entry], recorder: Recorder) -> None:
     assert recorded
     for file in recorder.folder.rglob("*"):
         assert b"very-secret" not in (file.read_bytes() if file.is_file() else b"")
+
+
+def test_what_cannot_be_written_is_told_and_passed_on(recorder: Recorder, recorded: list[Entry]) -> None:
+    lines, aside = recorder.folder / "requests.jsonl", recorder.folder / "aside"
+    lines.rename(aside)
+    lines.mkdir()
+    try:
+        assert post(recorder, "/run/fal-ai/flux/schnell", prompt="lost", **TINY).status_code == 200
+        log = recorder.folder.parent / "output.log"
+        eventually(lambda: "a request was not recorded: Is a directory" in log.read_text(), within_s=30)
+    finally:
+        lines.rmdir()
+        aside.rename(lines)
+    assert recorder.entries() == recorded
 
 
 def test_another_page_in_a_browser_is_refused(recorder: Recorder) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from server.workers.devices import certainly_absent, count_gpus, devices
+from server.workers.devices import certainly_absent, count_gpus, devices, groups
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,28 @@ def test_a_setting_means_these_workers(setting: str, gpus: int, expected: tuple[
 def test_what_is_no_device_is_named(setting: str) -> None:
     with pytest.raises(ValueError, match="is no device"):
         devices(setting, 1)
+
+
+@pytest.mark.parametrize(
+    ("names", "parallel", "expected"),
+    [
+        (("cuda:0", "cuda:1"), 1, ("cuda:0", "cuda:1")),
+        (("cuda:0", "cuda:1", "cuda:2", "cuda:3"), 2, ("cuda:0,cuda:1", "cuda:2,cuda:3")),
+        (("cuda:2", "cuda:0"), 2, ("cuda:2,cuda:0",)),
+        (("cpu",), 2, ("cpu,cpu",)),
+        (("auto",), 1, ("auto",)),
+    ],
+)
+def test_devices_share_a_worker_in_their_order(
+    names: tuple[str, ...], parallel: int, expected: tuple[str, ...]
+) -> None:
+    assert groups(names, parallel) == expected
+
+
+@pytest.mark.parametrize("names", [("cuda:0",), ("cpu", "cpu", "cpu"), ("auto",)])
+def test_devices_that_do_not_come_out_even_are_named(names: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match=f"--parallel 2 .* these are {len(names)}: {', '.join(names)}; name them"):
+        groups(names, 2)
 
 
 @pytest.mark.parametrize(("visible", "expected"), [("", 0), ("-1", 0), ("0", 1), ("0,3", 2), ("1,-1,2", 1)])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -18,6 +20,7 @@ import pytest
 
 from models import host_memory
 from pipelines.protocol.frames import Finished, Frame, Progress, Submit
+from server.workers.child import ChildProcess, ChildProcesses, exit_of
 from server.workers.process import MAX_BACKOFF_S, WORKER_COMMAND, Worker, WorkerOptions, Workers, WorkerState
 
 ROOT = Path(__file__).parents[3]
@@ -231,6 +234,76 @@ def test_a_worker_that_sends_no_frames_but_noise_is_replaced() -> None:
     assert "no frame" in str(asyncio.run(main()))
 
 
+class Severed(ChildProcesses):
+    """Children whose connections can be made to fail as those to another machine do."""
+
+    def __init__(self, options: WorkerOptions) -> None:
+        super().__init__(options.argv, options.environment)
+        self.failures: list[Exception] = []
+        self.last: ChildProcess | None = None
+
+    async def start(self, device: str, note: Callable[[str], object]) -> ChildProcess:
+        if self.failures:
+            raise self.failures.pop()
+        self.last = await super().start(device, note)
+        return self.last
+
+
+@asynccontextmanager
+async def one_severed(witness: Witness) -> AsyncIterator[tuple[Worker, Severed]]:
+    options = WorkerOptions(("flux-shapes",), command=COMMAND)
+    transport = Severed(options)
+    workers = Workers("node", ["cpu"], options, witness, transport)
+    workers.start()
+    try:
+        yield next(iter(workers)), transport
+    finally:
+        await workers.stop()
+
+
+@pytest.mark.parametrize(
+    "exc",
+    [
+        OSError(errno.EHOSTUNREACH, "No route to host"),
+        ssl.SSLError(1, "bad record mac"),
+        RuntimeError("a fault of ours"),
+    ],
+    ids=["no route", "tls", "fault"],
+)
+def test_a_worker_whose_connection_fails_in_any_way_is_given_up_and_replaced(
+    exc: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    witness = Witness()
+
+    async def main() -> None:
+        async with one_severed(witness) as (worker, transport):
+            await until(lambda: worker.is_ready)
+            owner = worker.owner
+            assert transport.last is not None
+            transport.last.reader.set_exception(exc)
+            await until(lambda: witness.deaths == [owner])
+            await until(lambda: worker.is_ready and worker.owner != owner)
+
+    asyncio.run(main())
+    is_told = any(record.exc_info is not None for record in caplog.records)
+    assert is_told is isinstance(exc, RuntimeError), "only a fault of ours has a traceback"
+
+
+def test_a_fault_while_a_worker_is_started_does_not_end_it(caplog: pytest.LogCaptureFixture) -> None:
+    witness = Witness()
+
+    async def main() -> None:
+        async with one_severed(witness) as (worker, transport):
+            transport.failures.append(ValueError("no such name"))
+            await until(lambda: worker.is_ready)
+            assert worker.restarts == 1
+            assert worker.last_error == "cannot start: no such name"
+
+    asyncio.run(main())
+    assert "ValueError" in caplog.text
+    assert witness.deaths == [], "nothing was claimed"
+
+
 def test_a_broken_setup_is_not_restarted_in_haste(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCRIPTED_EXIT", "3")
     witness = Witness()
@@ -250,12 +323,12 @@ def test_restarts_back_off_up_to_a_limit_and_a_finished_job_resets_them() -> Non
     worker = Worker("node/0", "cpu", WorkerOptions(("flux-shapes",)), witness)
     delays = []
     for _ in range(40):
-        worker._note_death(-signal.SIGKILL, "")
+        worker._note_death(exit_of(-signal.SIGKILL))
         delays.append(worker._backoff_s())
     assert delays[:4] == [0.0, 0.2, 0.4, 0.8]
     assert delays[-1] == MAX_BACKOFF_S
     worker._take(Finished("a", 1, {}))
-    worker._note_death(-signal.SIGKILL, "")
+    worker._note_death(exit_of(-signal.SIGKILL))
     assert worker._backoff_s() == 0.0
 
 

@@ -1,6 +1,6 @@
 // The requests of this key, the newest first: found by words, state, endpoint, label or id; shown whole; drawn again; deleted.
 
-import { html, useEffect, useState } from "./vendor/htm-preact.js";
+import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { getJson, local, root, send } from "./api.js";
 import { Code } from "./blocks.js";
 import { Confirm } from "./confirm.js";
@@ -13,14 +13,18 @@ export function History({ models, ask }) {
   const [filters, setFilters] = useState(NOTHING);
   const [page, setPage] = useState({ items: [], next_cursor: null });
   const [problem, setProblem] = useState("");
+  const asked = useRef(0);
   const load = async (cursor) => {
+    const mine = ++asked.current;  // answers overtake each other: only the last that was asked for is shown
     const query = new URLSearchParams({ limit: PAGE, expand: "payloads", ...(cursor ? { cursor } : {}) });
     for (const [name, value] of Object.entries(filters)) if (value) query.append(name, name === "end" ? `${value}T23:59:59` : value);
     try {
       const got = await getJson("", `v1/models/requests/by-endpoint?${query}`);
+      if (mine !== asked.current) return;
       setPage((before) => (cursor ? { ...got, items: [...before.items, ...got.items] } : got));
       setProblem("");
     } catch (error) {
+      if (mine !== asked.current) return;
       if (error.status === 401) ask(error.message);
       setProblem(error.message);
     }

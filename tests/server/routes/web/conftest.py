@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.acceptance.serving import Server
-
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-HOW = "`make test-browser` installs playwright; Chromium comes from the system (apt-get install chromium)"
+from tests.browser import chromium_path
 
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
     """The browser."""
-    driver = pytest.importorskip("playwright.sync_api", reason=f"no browser driver: {HOW}")
-    path = next(filter(None, map(shutil.which, NAMES)), None)
+    driver = pytest.importorskip("playwright.sync_api", reason="no browser driver: `make test` installs it")
+    path = chromium_path()
     if path is None:
-        pytest.skip(f"no Chromium: {HOW}")
+        pytest.skip("no Chromium: npm carries it for Linux on x86-64; elsewhere install it (apt-get install chromium)")
     with driver.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser

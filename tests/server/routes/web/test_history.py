@@ -76,3 +76,21 @@ def test_nothing_serious_stands_in_the_way_of_anybody(api: Api, open_page: Any, 
     found = axe.Axe().run(page).response["violations"]
     assert [each["id"] for each in found if each["impact"] != "minor"] == []
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_an_answer_that_was_overtaken_is_not_shown(api: Api, open_page: Any) -> None:
+    drawn(api, "a violet hexagon")
+    drawn(api, "a green square")
+    page = open_page(f"{api.url}/history", api.url)
+    page.get_by_text("a green square").wait_for()
+    held: list[Any] = []
+    page.route(
+        "**/by-endpoint?*", lambda route: held.append(route) if "q=" not in route.request.url else route.continue_()
+    )
+    page.get_by_role("button", name="Refresh").click()
+    page.get_by_label("Words").fill("viol")
+    page.get_by_label("Words").blur()
+    page.get_by_text("a green square").wait_for(state="detached")
+    with page.expect_response("**/by-endpoint?*"):
+        held[0].continue_()
+    assert page.get_by_text("a green square").count() == 0

@@ -31,7 +31,7 @@ def press(page: Any, name: str) -> None:
 
 
 def test_draws_shows_unfinished_pictures_and_offers_the_seed_and_code(server: Server, open_page: Any) -> None:
-    page = open_page(at(server.url, prompt="a red circle on a blue background"), server.url)
+    page = open_page(at(server.url, prompt="a red circle on a blue background", num_inference_steps=40), server.url)
     press(page, "Draw")
     page.wait_for_selector("img.preview")
     page.wait_for_selector(".run.done img")
