@@ -26,6 +26,14 @@ FLOORS = {
     "torch": ("2.10", "weights_only was no sandbox, CVE-2025-32434 and CVE-2026-24747"),
     "starlette": ("0.49.1", "quadratic Range header, CVE-2025-62727"),
     "h11": ("0.16.0", "request smuggling by chunked bodies, CVE-2025-43859"),
+    "python-multipart": ("0.0.18", "a boundary's ends read byte by byte, CVE-2024-53981"),
+    "protobuf": ("6.31.1", "endless recursion, CVE-2025-4565"),
+    "urllib3": ("2.6.0", "decompression bombs, CVE-2025-66418 and CVE-2025-66471"),
+    "requests": ("2.32.4", "a password of .netrc for another host, CVE-2024-47081"),
+    "jinja2": ("3.1.6", "a way out of the sandbox, CVE-2025-27516"),
+    "mcp": ("1.23.0", "DNS rebinding by default, CVE-2025-66416"),
+    "filelock": ("3.20.1", "a symbolic link in the lock's place, CVE-2025-68146"),
+    "fonttools": ("4.60.2", "files written where a font says, CVE-2025-66034"),
     "pyjwt": ("2.10.1", "issuer compared by part, CVE-2024-53861"),
 }
 

@@ -97,7 +97,12 @@ def cases() -> list[Case]:
         Case("on, kernels=compiled", compiled),
         Case("on, compile_vae", replace(ON, compile_vae=True)),
     ]
-    float8 = [Case("on, float8", ON, float8=True), Case("on, float8, kernels=compiled", compiled, float8=True)]
+    rounded = replace(ON, round_attention=True)
+    float8 = [
+        Case("on, float8", ON, float8=True),
+        Case("on, float8, kernels=compiled", compiled, float8=True),
+        Case("on, float8, round_attention", rounded, float8=True),
+    ]
     return [Case("off", PLAIN), *kept, *alone, *on, *float8, *but_one]
 
 
@@ -171,7 +176,7 @@ def measure_case(
         if case.float8:
             quantize(transformer, "fp8", accelerator)
         compute = choose_compute(
-            case.tuning, *attention_shape(transformer), components.dtype, accelerator, notes.append
+            case.tuning, *attention_shape(transformer), components.dtype, accelerator, notes.append, case.float8
         )
         errors = []
         for i in inputs:

@@ -27,13 +27,13 @@ from server.api.accounts import iso
 from server.api.endpoints import ENDPOINTS
 from server.api.prices import Prices
 from server.bench.stamp import stamp
-from server.files.objects import Objects
+from server.files.folder_objects import FolderObjects
 from server.gateway.keys import ANYBODY
 from server.jobs.live import LiveJobs
 from server.jobs.service import JobService
+from server.jobs.store.batches import Transaction
 from server.jobs.store.job import JobStatus, NewJob, Outcome
 from server.jobs.store.sqlite import SqliteStore
-from server.jobs.store.writer import Transaction
 from server.routes.system.accounts import accounts_router
 
 DAYS = 30
@@ -100,7 +100,7 @@ def questions(requests: int) -> dict[str, tuple[str, dict[str, Any]]]:
     }
 
 
-async def measure(store: SqliteStore, objects: Objects, requests: int, repeat: int) -> dict[str, Any]:
+async def measure(store: SqliteStore, objects: FolderObjects, requests: int, repeat: int) -> dict[str, Any]:
     """Median, least, and processor time of every question."""
     pages = FastAPI()
     jobs = JobService(store, LiveJobs(), 1, lambda: None, lambda job_id: None, lambda: None, sign=str)
@@ -135,7 +135,7 @@ def main() -> None:
         store = fill(Path(folder), asked.requests)
         filled_s = round(time.perf_counter() - began, 1)
         megabytes = round((Path(folder) / "jobs.db").stat().st_size / 1e6)
-        figures = asyncio.run(measure(store, Objects(Path(folder) / "files"), asked.requests, asked.repeat))
+        figures = asyncio.run(measure(store, FolderObjects(Path(folder) / "files"), asked.requests, asked.repeat))
         store.close()
     print(json.dumps({"requests": asked.requests, "filled_s": filled_s, "mb": megabytes, **figures, **stamp()}))
 

@@ -6,16 +6,103 @@ import json
 import random
 from collections.abc import Callable, Iterator
 
+import msgpack
+
+Place = tuple[str, str, bytes]
+"""Method, path, body."""
 Break = Callable[[random.Random, bytes], bytes]
 
 _ID = "00000000-0000-4000-8000-000000000000"
 _SMALL = {"prompt": "a red circle", "image_size": {"width": 64, "height": 64}, "num_inference_steps": 1}
 
+_FORM = b"\r\n".join(
+    (
+        b"--cut",
+        b'Content-Disposition: form-data; name="prompt"',
+        b"",
+        b"x",
+        b"--cut",
+        b'Content-Disposition: form-data; name="image"; filename="a.png"',
+        b"Content-Type: image/png",
+        b"",
+        b"\x89PNG\r\n\x1a\nnot really",
+        b"--cut--",
+        b"",
+    )
+)
+_PLACES: list[Place] = [
+    ("GET", f"/queue/fal-ai/flux/requests/{_ID}/status?logs=1", b""),
+    ("GET", f"/queue/fal-ai/flux/requests/{_ID}/status/stream", b""),
+    ("GET", f"/queue/fal-ai/flux/requests/{_ID}", b""),
+    ("PUT", f"/queue/fal-ai/flux/requests/{_ID}/cancel", b""),
+    ("POST", "/queue/fal-ai/flux/dev?fal_webhook=https://example.com/hook", json.dumps(_SMALL).encode()),
+    ("POST", "/run/fal-ai/flux/schnell", json.dumps(_SMALL).encode()),
+    ("POST", "/run/fal-ai/flux/dev/stream", json.dumps(_SMALL).encode()),
+    ("POST", "/v1/images/generations", b'{"model":"fal-ai/flux/dev","prompt":"x","size":"64x64"}'),
+    ("POST", "/rest/storage/upload/initiate", b'{"file_name":"a.png","content_type":"image/png"}'),
+    ("POST", "/rest/tokens/", b'{"allowed_apps":["flux"],"token_expiration":60}'),
+    ("POST", "/files/upload", b"bytes"),
+    ("GET", f"/files/{'0' * 32}.png", b""),
+    ("OPTIONS", "/run/fal-ai/flux/dev", b""),
+    ("HEAD", "/health", b""),
+    ("GET", "/metrics", b""),
+    ("GET", "/api/openapi/queue/openapi.json?endpoint_id=fal-ai/flux/dev", b""),
+    ("POST", "/mcp", b'{"jsonrpc":"2.0","id":1,"method":"tools/list"}'),
+    ("CONNECT", "queue.fal.run:443", b""),
+    ("GET", "/v1/models?limit=3&category=text-to-image", b""),
+    ("GET", "/v1/models/fal-ai/flux/dev", b""),
+    ("GET", "/api/models?keywords=flux&page=1&limit=5", b""),
+    ("GET", "/api/models/owner/name?expand=siblings", b""),
+    ("GET", "/models/fal-ai/flux/dev/llms.txt", b""),
+    ("GET", "/models/fal-ai/flux/dev/thumbnail.svg", b""),
+    ("GET", "/v1/models/pricing?endpoint_id=fal-ai/flux/dev", b""),
+    (
+        "POST",
+        "/v1/models/pricing/estimate",
+        b'{"estimate_type":"unit_price","endpoints":{"fal-ai/flux/dev":{"unit_quantity":2}}}',
+    ),
+    ("GET", "/v1/models/usage?start=2026-11-01&end=2026-11-27&timeframe=day&endpoint_id=fal-ai/flux/dev&limit=5", b""),
+    ("GET", "/v1/models/analytics?start=2026-11-26T00:00:00Z&timeframe=hour&expand=time_series,request_count", b""),
+    (
+        "GET",
+        "/v1/models/requests/by-endpoint?endpoint_id=fal-ai/flux/dev&q=circle&tag=a=b&status=success&expand=payloads",
+        b"",
+    ),
+    ("DELETE", f"/v1/models/requests/{_ID}/payloads", b""),
+    ("GET", "/v1/jobs?status=queued&tag=a=b&text=fox&limit=5", b""),
+    ("GET", f"/v1/jobs/{_ID}", b""),
+    ("POST", "/v1/jobs/cancel", b'{"ids":["x"],"tags":{"a":"b"}}'),
+    ("POST", f"/v1/jobs/{_ID}/prioritise", b""),
+    ("POST", f"/v1/jobs/{_ID}/requeue", b""),
+    ("PUT", "/v1/pauses/model/another", b""),
+    ("DELETE", "/v1/pauses/key/nobody", b""),
+    ("GET", "/v1/pauses", b""),
+    ("POST", "/v1/keys", b'{"alias":"a","scopes":["run"],"limits":{"running":2},"budgets":["5mp/day"]}'),
+    ("PATCH", f"/v1/keys/{_ID}", b'{"alias":"b","limits":{"waiting":2}}'),
+    ("DELETE", f"/v1/keys/{_ID}", b""),
+    ("GET", "/v1/keys?include_revoked=true&limit=2", b""),
+    ("GET", "/v1/nodes", b""),
+    ("DELETE", "/v1/drains/nobody", b""),
+    ("GET", "/v1/clients", b""),
+    (
+        "POST",
+        "/mcp",
+        b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-06-18","capabilities":{},'
+        b'"clientInfo":{"name":"x","version":"1"}}}',
+    ),
+    (
+        "POST",
+        "/mcp",
+        b'{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"generate_image","arguments":{"prompt":"x"}}}',
+    ),
+    ("POST", "/rest/storage/upload/initiate-multipart", b'{"file_name":"a.png","content_type":"image/png"}'),
+]
 
-def broken_requests(number: int, seed: int, host: str) -> Iterator[bytes]:
-    """`number` requests; the same seed gives the same ones."""
+
+def broken_requests(number: int, seed: int, host: str, key: str = "") -> Iterator[bytes]:
+    """`number` requests; the same seed gives the same ones. Args: key: that the whole ones bring."""
     dice = random.Random(seed)
-    whole = _whole(host)
+    whole = _whole(host, key)
     for _ in range(number):
         data = dice.choice(whole)
         for _ in range(dice.randint(1, 3)):
@@ -23,46 +110,40 @@ def broken_requests(number: int, seed: int, host: str) -> Iterator[bytes]:
         yield data
 
 
-def _whole(host: str) -> list[bytes]:
+def _whole(host: str, key: str) -> list[bytes]:
     """Right requests, one of every kind."""
     body = json.dumps(_SMALL).encode()
-    places = [
-        ("GET", f"/queue/fal-ai/flux/requests/{_ID}/status?logs=1", b""),
-        ("GET", f"/queue/fal-ai/flux/requests/{_ID}/status/stream", b""),
-        ("GET", f"/queue/fal-ai/flux/requests/{_ID}", b""),
-        ("PUT", f"/queue/fal-ai/flux/requests/{_ID}/cancel", b""),
-        ("POST", "/queue/fal-ai/flux/dev?fal_webhook=https://example.com/hook", body),
-        ("POST", "/run/fal-ai/flux/schnell", body),
-        ("POST", "/run/fal-ai/flux/dev/stream", body),
-        ("POST", "/v1/images/generations", b'{"model":"fal-ai/flux/dev","prompt":"x","size":"64x64"}'),
-        ("POST", "/rest/storage/upload/initiate", b'{"file_name":"a.png","content_type":"image/png"}'),
-        ("POST", "/rest/tokens/", b'{"allowed_apps":["flux"],"token_expiration":60}'),
-        ("POST", "/files/upload", b"bytes"),
-        ("GET", f"/files/{'0' * 32}.png", b""),
-        ("OPTIONS", "/run/fal-ai/flux/dev", b""),
-        ("HEAD", "/health", b""),
-        ("GET", "/metrics", b""),
-        ("GET", "/api/openapi/queue/openapi.json?endpoint_id=fal-ai/flux/dev", b""),
-        ("POST", "/mcp", b'{"jsonrpc":"2.0","id":1,"method":"tools/list"}'),
-        ("CONNECT", "queue.fal.run:443", b""),
-    ]
+    allowed = f"Authorization: Key {key}\r\n" if key else ""
     socket = (
         "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
         "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
     )
-    plain = [_request(host, *place) for place in places]
-    chunked = _request(host, "POST", "/queue/fal-ai/flux/dev", b"", "Transfer-Encoding: chunked\r\n") + (
+    plain = [_request(host, *place, allowed) for place in _PLACES]
+    chunked = _request(host, "POST", "/queue/fal-ai/flux/dev", b"", f"{allowed}Transfer-Encoding: chunked\r\n") + (
         f"{len(body):x}\r\n".encode() + body + b"\r\n0\r\n\r\n"
     )
-    realtime = _request(host, "GET", "/run/fal-ai/flux/dev/realtime", b"", socket) + b"\x81\x85\0\0\0\0hello"
+    socket = allowed + socket
+    realtime = [
+        _request(host, "GET", "/run/fal-ai/flux/dev/realtime", b"", socket) + _frame(kind, message)
+        for kind, message in ((1, body), (2, msgpack.packb(_SMALL)), (9, b"ping"), (8, b""))
+    ]
+    form = _request(host, "POST", "/v1/images/edits", _FORM, allowed).replace(
+        b"application/json", b"multipart/form-data; boundary=cut"
+    )
     proxied = _request(
         host,
         "GET",
         "/api/fal/proxy",
         b"",
-        f"X-Fal-Target-Url: https://queue.fal.run/fal-ai/flux/requests/{_ID}/status\r\n",
+        f"{allowed}X-Fal-Target-Url: https://queue.fal.run/fal-ai/flux/requests/{_ID}/status\r\n",
     )
-    return [*plain, chunked, realtime, proxied]
+    return [*plain, chunked, *realtime, form, proxied]
+
+
+def _frame(kind: int, message: bytes) -> bytes:
+    """A WebSocket message of a client, masked with zeros (RFC 6455, section 5.2)."""
+    length = bytes([0x80 | len(message)]) if len(message) < 126 else b"\xfe" + len(message).to_bytes(2, "big")
+    return bytes([0x80 | kind]) + length + bytes(4) + message
 
 
 def _request(host: str, method: str, path: str, body: bytes, headers: str = "") -> bytes:

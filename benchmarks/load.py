@@ -36,7 +36,7 @@ from benchmarks.raw_http import Connection, request
 from server.bench.figures import spread
 from server.bench.report import table
 from server.bench.stamp import stamp
-from server.files.objects import Objects
+from server.files.folder_objects import FolderObjects
 from tests.acceptance.serving import Server
 
 SUBMIT_PAUSE_S = 0.1
@@ -65,10 +65,11 @@ class Beside:
 
 
 @contextmanager
-def fake_server(folder: Path, step_s: float) -> Iterator[Served]:
-    """The node over the fake engine."""
-    models = json.dumps([f"fake:step_ms={1e3 * step_s:g}"])
-    command = [sys.executable, "-m", "benchmarks.load_server", str(folder), f"models={models}"]
+def fake_server(folder: Path, step_s: float, **more: Any) -> Iterator[Served]:
+    """The node over the fake engine. Args: more: settings."""
+    values = {"models": [f"fake:step_ms={1e3 * step_s:g}"], **more}
+    command = [sys.executable, "-m", "benchmarks.load_server", str(folder)]
+    command += [f"{name}={json.dumps(value)}" for name, value in values.items()]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -101,7 +102,7 @@ class Company:
     def __init__(self, served: Served, crowd: asyncio.subprocess.Process) -> None:
         self._host = f"127.0.0.1:{served.port}"
         self._port = served.port
-        self._objects = Objects(served.data_dir / "files")
+        self._objects = FolderObjects(served.data_dir / "files")
         self._crowd = crowd
         self._connections: list[Connection] = []
         self.beside = Beside()

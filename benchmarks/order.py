@@ -81,8 +81,11 @@ def figures(jobs: Sequence[Job]) -> dict[str, float]:
     return seconds | shares | {"worst_slowdown": max(slowdowns)}
 
 
-def planning_ms(waiting: int) -> float:
-    """Median milliseconds to plan a step anew while so many requests wait."""
+def planning_ms(waiting: int) -> tuple[float, float]:
+    """Milliseconds of the scheduler's own a step while so many requests wait, planned anew each time: median, 99 %.
+
+    All came at once, so that many are late at the same moment.
+    """
     scheduler = Scheduler(SchedulerConfig(), CostModel(DEVICE))
     for number, job in enumerate(make_jobs(waiting + 200, 1, "m")):
         scheduler.add(Request(str(number), 1, job.params, "m", tokens_of(job), 0.0))
@@ -91,11 +94,11 @@ def planning_ms(waiting: int) -> float:
         scheduler.reconsider()
         began = perf_counter()
         plan = scheduler.plan(step * 0.1)
-        took.append((perf_counter() - began) * 1e3)
         for row in plan:
             scheduler.admit(row.request)
         scheduler.advance(plan)
-    return percentile(took, 0.5)
+        took.append((perf_counter() - began) * 1e3)
+    return percentile(took, 0.5), percentile(took, 0.99)
 
 
 def main() -> None:
@@ -121,9 +124,10 @@ def main() -> None:
                 packed(jobs, orders.get(name, SchedulerConfig(limit=0.0)))
             row[name] = figures(jobs)
             print(f"{load:5.0%} {name:9}", "  ".join(f"{key} {value:.3g}" for key, value in row[name].items()))
-    planning = planning_ms(1000)
-    print(f"a plan with 1,000 waiting: {planning:.3f} ms")
-    print(json.dumps({"benchmark": "order", "open": report, "plan_ms_with_1000": planning}, sort_keys=True))
+    median, most = planning_ms(1000)
+    print(f"the scheduler's own time a step with 1,000 waiting: {median:.3f} ms, 99 % {most:.3f}")
+    planning = {"p50_ms": median, "p99_ms": most}
+    print(json.dumps({"benchmark": "order", "open": report, "step_with_1000_waiting": planning}, sort_keys=True))
 
 
 if __name__ == "__main__":

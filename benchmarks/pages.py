@@ -24,7 +24,7 @@ from server.bench.stamp import stamp
 from server.routes.web.pages import STATIC
 from tests.acceptance.serving import Server
 
-READY = {"": "#field-prompt", "history": ".empty, .request", "keys": ".error"}
+READY = {"": "#field-prompt", "history": ".empty, .request"}
 """What is there when a page can be used."""
 
 

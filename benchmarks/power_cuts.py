@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from server.bench.stamp import stamp
-from server.files.objects import Objects
+from server.files.folder_objects import FolderObjects
 from server.jobs.room import SETTLED_S, make_room
 from server.jobs.store.job import JobStatus, Outcome
 from server.jobs.store.sqlite import SqliteStore
@@ -50,7 +50,7 @@ class Life:
     """One life of a node's store and files until its power fails."""
 
     store: SqliteStore
-    objects: Objects
+    objects: FolderObjects
     vfs: PowerCutVFS
     clock: Clock
     dice: random.Random
@@ -98,7 +98,7 @@ def cut_once(folder: Path, seed: int) -> Counter[str]:
     try:
         with files.watching():
             store = SqliteStore(before / "jobs.db", clock, vfs=vfs.name)
-            life = Life(store, Objects(before / "files", clock), vfs, clock, dice)
+            life = Life(store, FolderObjects(before / "files", clock), vfs, clock, dice)
             promises = life.promises
             life.live()
     finally:
@@ -112,7 +112,7 @@ def cut_once(folder: Path, seed: int) -> Counter[str]:
 
 def _found(promises: Promises, folder: Path, clock: Clock) -> Counter[str]:
     found = Counter(cuts=1, promises=len(promises.stored) + len(promises.ended))
-    store, objects = SqliteStore(folder / "jobs.db", clock), Objects(folder / "files", clock)
+    store, objects = SqliteStore(folder / "jobs.db", clock), FolderObjects(folder / "files", clock)
     try:
         verdict = store._writer.run(lambda tx: tx.execute("PRAGMA integrity_check"))
         found["corrupt"] += verdict != [("ok",)]

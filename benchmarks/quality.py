@@ -2,9 +2,11 @@
 
     python -m benchmarks.quality --model flux-shapes --prompts 48 --sheet quality.jpg
     python -m benchmarks.quality --model random:FLUX.1-dev --device cuda:0 --sizes 1024x1024
+    python -m benchmarks.quality --acceleration regular --tuning round_attention=on
 
 Variants: `regular` is float8 weights, `high` float8 weights and step caching, `caching` step caching alone (what `high`
-is where a worker holds no float8 weights). Against the exact picture: PSNR over all pixels and SSIM of the luma (Wang
+is where a worker holds no float8 weights), `coarse` coarse first steps alone, `both` these and step caching (what `max`
+is there). Against the exact picture: PSNR over all pixels and SSIM of the luma (Wang
 et al. 2004: Gaussian window of 11, sigma 1.5), means over pictures; for the embedded model also how often the pixel
 scorer finds what was asked. LPIPS needs weights that nothing here brings along, so it is not measured. Random weights
 draw noise: for them the hit pattern is forced, and distances mean nothing. Step time is one thread's processor time on
@@ -44,7 +46,8 @@ from models.shapes.captions import plain_caption
 from models.shapes.evaluate import contact_sheet, held_out_scenes, rates
 from models.shapes.scenes import Scene
 from models.shapes.scorer import Pixels
-from models.tuning import AUTO
+from models.tuning import parse_tuning
+from pipelines.engine.acceleration import AccelerationChoice, ChooseAcceleration
 from pipelines.engine.engine import Engine
 from pipelines.engine.request import Row
 from pipelines.families.flux1.runner import FluxRunner
@@ -59,20 +62,28 @@ AT_ONCE = 8
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One way to draw. Args: acceleration: as a request says it; with float8 weights or the exact ones."""
+    """One way to draw. Args: with float8 weights or the exact ones; skipping steps; with a coarse share of them."""
 
     name: str
-    acceleration: str
-    float8: bool
+    float8: bool = False
+    caches_steps: bool = False
+    is_coarse: bool = False
+
+    def choice(self, params: GenerationParams) -> AccelerationChoice:
+        """As the engine is told, whatever the request says."""
+        return AccelerationChoice(params.model, self.caches_steps, self.is_coarse)
 
 
-EXACT = Variant("none", "none", float8=False)
+EXACT = Variant("none")
 VARIANTS = {
     variant.name: variant
     for variant in (
-        Variant("regular", "regular", float8=True),
-        Variant("high", "high", float8=True),
-        Variant("caching", "high", float8=False),
+        Variant("regular", float8=True),
+        Variant("high", float8=True, caches_steps=True),
+        Variant("caching", caches_steps=True),
+        Variant("coarse", is_coarse=True),
+        Variant("both", caches_steps=True, is_coarse=True),
+        Variant("max", float8=True, caches_steps=True, is_coarse=True),
     )
 }
 
@@ -121,11 +132,15 @@ class Meter:
 
 
 def draw(
-    runner: FluxRunner, accelerator: Accelerator, wanted: Sequence[GenerationParams], meter: Meter
+    runner: FluxRunner,
+    accelerator: Accelerator,
+    wanted: Sequence[GenerationParams],
+    meter: Meter,
+    choose: ChooseAcceleration,
 ) -> list[Pixels]:
     """The pictures in order, through the engine, some at once."""
     drawn: dict[int, Pixels] = {}
-    engine = Engine(lambda name: runner, accelerator)
+    engine = Engine(lambda name: runner, accelerator, choose_acceleration=choose)
     with meter.watching(runner, accelerator):
         for start in range(0, len(wanted), AT_ONCE):
             for index, params in enumerate(wanted[start : start + AT_ONCE], start):
@@ -176,7 +191,8 @@ def measure(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[Pixels]
     silence_libraries()
     accelerator = open_accelerator(arguments.device)
     spec = resolve(arguments.model)
-    components = load(spec, accelerator, pick_dtype(arguments.dtype, accelerator), tuning=AUTO)  # as it is served
+    tuning = parse_tuning(arguments.tuning)
+    components = load(spec, accelerator, pick_dtype(arguments.dtype, accelerator), tuning=tuning)  # as it is served
     is_random = spec.source.startswith("random:")
     rule: HitRule = ForcedHits(arguments.forced_period) if is_random else FirstBlockRule(arguments.threshold)
     twin = _float8(components, accelerator)
@@ -189,6 +205,7 @@ def measure(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[Pixels]
         "steps": arguments.steps,
         "prompts": arguments.prompts,
         "rule": repr(rule),
+        "tuning": str(tuning),
         "hits": "forced" if is_random else "measured",
         "clock": "processor" if accelerator.kind == "cpu" else "real",
         "environment": environment(accelerator.name),
@@ -200,18 +217,18 @@ def measure(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[Pixels]
         drawn: dict[str, list[Pixels]] = {}
         meters: dict[str, Meter] = {}
         for variant in variants:
-            runner = FluxRunner(twin if variant.float8 else components, accelerator, hit_rule=rule)
+            runner = FluxRunner(twin if variant.float8 else components, accelerator, tuning, print, hit_rule=rule)
             wanted = [
                 GenerationParams(
                     spec.name, plain_caption(scene), width, height, arguments.steps, spec.default_guidance, seed,
-                    max_sequence_length=spec.max_sequence_length, acceleration=variant.acceleration,
+                    max_sequence_length=spec.max_sequence_length,
                 )
                 for seed, scene in enumerate(scenes)
             ]  # fmt: skip
             meters[variant.name] = Meter()
             if accelerator.kind != "cpu":
-                draw(runner, accelerator, wanted[:AT_ONCE], Meter())  # warm up
-            drawn[variant.name] = draw(runner, accelerator, wanted, meters[variant.name])
+                draw(runner, accelerator, wanted[:AT_ONCE], Meter(), variant.choice)  # warm up
+            drawn[variant.name] = draw(runner, accelerator, wanted, meters[variant.name], variant.choice)
             asked = scenes if spec.name.startswith("flux-shapes") else []
             report["rows"].append(_row(variant, size, drawn, meters, asked))
         shown += [[pictures[index] for pictures in drawn.values()] for index in range(min(6, len(scenes)))]
@@ -275,6 +292,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default="flux-shapes")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--tuning", default="", help="as `fluxserve serve` reads it")
     parser.add_argument("--acceleration", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--sizes", nargs="+", default=["512x512"])
     parser.add_argument("--steps", type=int, default=28)

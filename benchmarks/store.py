@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from server.jobs.store.job import JobStatus, NewJob, Outcome
+from server.jobs.store.sql import SqlStore
 from server.jobs.store.sqlite import SqliteStore
 
 LEASE_S = 30.0
@@ -51,7 +52,7 @@ def fsync_cost(folder: Path, times: int = 100) -> dict[str, float]:
         return summary(timed_ms(write) for _ in range(times))
 
 
-def submits(store: SqliteStore, jobs: int, threads: int) -> dict[str, float]:
+def submits(store: SqlStore, jobs: int, threads: int) -> dict[str, float]:
     """Submits from so many threads at once: rate and latency."""
 
     def submit(number: int) -> float:
@@ -65,12 +66,12 @@ def submits(store: SqliteStore, jobs: int, threads: int) -> dict[str, float]:
     return {"per_s": jobs / (time.perf_counter() - started), **summary(latencies)}
 
 
-def reads(store: SqliteStore, job_id: str, times: int = 2000) -> dict[str, float]:
+def reads(store: SqlStore, job_id: str, times: int = 2000) -> dict[str, float]:
     """What one status poll asks."""
     return summary(timed_ms(lambda: store.state(job_id)) for _ in range(times))
 
 
-def claims_and_ends(store: SqliteStore, jobs: int) -> dict[str, dict[str, float]]:
+def claims_and_ends(store: SqlStore, jobs: int) -> dict[str, dict[str, float]]:
     """Claim and end one job at a time, as one idle worker makes the dispatcher do."""
     claims, ends = [], []
     for _ in range(jobs):

@@ -1,10 +1,12 @@
 """What a key notices of another one that fills the queue: its submits, polls and requests, alone and beside it.
 
-    python -m benchmarks.tenants [--seconds 10] [--backlog 1000] [--pollers 50] [--floods 0] [--per-minute N]
+    python -m benchmarks.tenants [--seconds 10] [--backlog 1000] [--pollers 50] [--floods 0] [--rounds 1] ...
 
 The node over the fake engine. One key asks for a small picture every 50 ms and polls until it is drawn; then again
 while another has a backlog of requests, pollers and connections that submit without a pause, and somebody tries wrong
-keys. Prints one JSON line.
+keys. Beside what the clock says of a call it tells the server's work meanwhile, in milliseconds of processor time: all
+that stands before the answer, whoever else has the cores. Prints one JSON line; of several rounds, each on a server of
+its own, the middle of their ratios, too.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import median
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -38,11 +41,13 @@ GUESS_EVERY_S = 0.1
 
 @dataclass
 class Felt:
-    """Milliseconds of one key's calls."""
+    """Milliseconds of one key's calls; `work` of the server's processor time."""
 
     submit: list[float] = field(default_factory=list)
     poll: list[float] = field(default_factory=list)
     request: list[float] = field(default_factory=list)
+    submit_work: list[float] = field(default_factory=list)
+    poll_work: list[float] = field(default_factory=list)
 
     def at(self, share: float) -> dict[str, float]:
         """Of each what this share of the calls stayed below."""
@@ -53,12 +58,14 @@ class Felt:
 class Greed:
     """What the other key does.
 
-    Args: floods: connections that submit; per_minute: submits that it may do; running: its requests in workers at once,
-        so that the device has room for others and the server is measured."""
+    Args: floods: connections that submit; flood_kb: of each body, which is refused then; per_minute: submits that it
+        may do; running: its requests in workers at once, so that the device has room for others and the server is
+        measured."""
 
     backlog: int = 1000
     pollers: int = 50
     floods: int = 0
+    flood_kb: int = 0
     per_minute: int | None = None
     running: int | None = 4
 
@@ -87,18 +94,26 @@ class Client:
         return urlsplit(json.loads(answer)["status_url"]).path, seconds
 
 
-async def small_requests(client: Client, seconds: float) -> Felt:
-    """What the well-behaved key feels for so long."""
+def processor_s(pid: int) -> float:
+    """Seconds that all threads of a process have run (the clock of clock_getcpuclockid)."""
+    return time.clock_gettime(~pid << 3 | 2)
+
+
+async def small_requests(client: Client, pid: int, seconds: float) -> Felt:
+    """What the well-behaved key feels for so long. Args: pid: of the server."""
     felt = Felt()
 
     async def one() -> None:
         connection = await client.open()
-        began = time.perf_counter()
+        began, before = time.perf_counter(), processor_s(pid)
         path, took = await client.submit(connection, SMALL)
         felt.submit.append(1e3 * took)
+        felt.submit_work.append(1e3 * (processor_s(pid) - before))
         while True:
+            before = processor_s(pid)
             _, answer, took = await connection.fetch(client.ask("GET", path))
             felt.poll.append(1e3 * took)
+            felt.poll_work.append(1e3 * (processor_s(pid) - before))
             if b'"COMPLETED"' in answer:
                 break
             await asyncio.sleep(POLL_EVERY_S)
@@ -128,11 +143,12 @@ async def poll_for_ever(client: Client, path: str) -> None:
             await asyncio.sleep(0.1)
 
 
-async def submit_for_ever(client: Client) -> None:
+async def submit_for_ever(client: Client, kb: int) -> None:
     """As fast as one connection can, accepted or not."""
+    wish = body({"image_url": "data:image/png;base64," + 1000 * kb * "A"} if kb else LONG)
     with closing(await client.open()) as connection:
         while True:
-            await connection.fetch(client.ask("POST", ENDPOINT, body(LONG)))
+            await connection.fetch(client.ask("POST", ENDPOINT, wish))
 
 
 async def guess_for_ever(port: int) -> None:
@@ -144,7 +160,7 @@ async def guess_for_ever(port: int) -> None:
         await asyncio.sleep(GUESS_EVERY_S)
 
 
-def make_noise(port: int, key: str, paths: list[str], floods: int) -> None:
+def make_noise(port: int, key: str, paths: list[str], floods: int, kb: int) -> None:
     """What the greedy key does, until killed: in a process of its own, so as not to hold up the modest one."""
 
     async def all_of_it() -> None:
@@ -152,15 +168,16 @@ def make_noise(port: int, key: str, paths: list[str], floods: int) -> None:
         await asyncio.gather(
             guess_for_ever(port),
             *(poll_for_ever(greedy, path) for path in paths),
-            *(submit_for_ever(greedy) for _ in range(floods)),
+            *(submit_for_ever(greedy, kb) for _ in range(floods)),
         )
 
     asyncio.run(all_of_it())
 
 
 @contextmanager
-def noise(port: int, key: str, paths: list[str], floods: int) -> Iterator[None]:
-    process = get_context("spawn").Process(target=make_noise, args=(port, key, paths, floods))
+def noise(port: int, key: str, paths: list[str], greed: Greed) -> Iterator[None]:
+    what = (port, key, paths, greed.floods, greed.flood_kb)
+    process = get_context("spawn").Process(target=make_noise, args=what)
     process.start()
     try:
         yield
@@ -172,12 +189,12 @@ def noise(port: int, key: str, paths: list[str], floods: int) -> Iterator[None]:
 async def measure(served: Served, keys: tuple[str, str], seconds: float, greed: Greed) -> dict[str, Any]:
     """The modest key's 99th percentiles alone and beside the greedy one, and their ratios."""
     modest, greedy = (Client(served.port, key) for key in keys)
-    await small_requests(modest, 1.0)
-    alone = await small_requests(modest, seconds)
+    await small_requests(modest, served.pid, 1.0)
+    alone = await small_requests(modest, served.pid, seconds)
     paths = await fill_queue(greedy, greed.backlog)
-    with noise(served.port, keys[1], paths[-greed.pollers :], greed.floods):
+    with noise(served.port, keys[1], paths[-greed.pollers :], greed):
         await asyncio.sleep(1.0)  # it starts
-        beside = await small_requests(modest, seconds)
+        beside = await small_requests(modest, served.pid, seconds)
     report: dict[str, Any] = {"requests": len(beside.request)}
     for name, share in (("p50", 0.5), ("p99", 0.99)):
         first, second = alone.at(share), beside.at(share)
@@ -194,19 +211,28 @@ def run(folder: Path, seconds: float, greed: Greed) -> dict[str, Any]:
         return asyncio.run(measure(served, keys, seconds, greed))
 
 
+def middle(rounds: list[dict[str, Any]], name: str) -> dict[str, float]:
+    """The median over rounds of each part of a figure."""
+    return {what: median(each[name][what] for each in rounds) for what in rounds[0][name]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--backlog", type=int, default=1000)
     parser.add_argument("--pollers", type=int, default=50)
     parser.add_argument("--floods", type=int, default=0, help="connections that submit as fast as they can")
+    parser.add_argument("--flood-kb", type=int, default=0, help="of each of their bodies, which are refused then")
     parser.add_argument("--per-minute", type=int, default=None, help="submits that the greedy key may do")
     parser.add_argument("--running", type=int, default=4, help="requests of the greedy key that workers hold at once")
+    parser.add_argument("--rounds", type=int, default=1, help="each on a server of its own")
     arguments = parser.parse_args()
-    seconds = vars(arguments).pop("seconds")
+    seconds, count = vars(arguments).pop("seconds"), vars(arguments).pop("rounds")
     greed = Greed(**vars(arguments))
     with tempfile.TemporaryDirectory() as name:
-        figures = run(Path(name) / "node", seconds, greed)
+        rounds = [run(Path(name) / f"node-{number}", seconds, greed) for number in range(count)]
+    ratios = {name: middle(rounds, name) for name in ("p50_ratio", "p99_ratio")}
+    figures = rounds[0] if count == 1 else ratios | {"rounds": rounds}
     print(json.dumps({"benchmark": "tenants", "environment": stamp()} | asdict(greed) | figures))
 
 

@@ -67,8 +67,9 @@ def _sd15(file: Path) -> None:
 
 
 def _sdxl(file: Path) -> None:
-    text = _numbered(24, "conditioner.embedders.1.model.transformer.resblocks.{}.attn.in_proj_weight")
-    weights(file, [f"model.diffusion_model.{n}" for n in _UNET] + [f"first_stage_model.{n}" for n in _VAE] + text, 6900)
+    unet = [*_UNET, "input_blocks.0.0.weight", "label_emb.0.0.weight"]
+    vae = [*_VAE, "decoder.conv_in.weight"]
+    weights(file, [f"model.diffusion_model.{n}" for n in unet] + [f"first_stage_model.{n}" for n in vae], 5500)
 
 
 def _cut(file: Path) -> None:
@@ -101,9 +102,9 @@ CORPUS: dict[str, tuple[str, Make, str]] = {
     "Stable Diffusion 1.5": (
         "sd15.safetensors",
         _sd15,
-        "holds Stable Diffusion or SDXL, which is another architecture",
+        "holds Stable Diffusion 1 or 2, which are other architectures",
     ),
-    "SDXL": ("sdxl.safetensors", _sdxl, "holds Stable Diffusion or SDXL, which is another architecture"),
+    "SDXL's UNet and VAE": ("sdxl.safetensors", _sdxl, "holds SDXL's UNet without its CLIP L, CLIP G; take the rest"),
     "Stable Diffusion 3.5": (
         "sd35.safetensors",
         lambda f: weights(f, _numbered(38, "model.diffusion_model.joint_blocks.{}.x_block.attn.qkv.weight")),
@@ -112,7 +113,7 @@ CORPUS: dict[str, tuple[str, Make, str]] = {
     "FLUX.2 [dev]": (
         "flux2.safetensors",
         lambda f: weights(f, [*_FLUX[2:], "double_stream_modulation_img.lin.weight", "guidance_in.in_layer.weight"]),
-        "whose text encoder is not served",
+        "holds FLUX.2 .dev.'s transformer alone; take the rest from a folder",
     ),
     "FLUX.2 [klein] without companions": (
         "klein.safetensors",

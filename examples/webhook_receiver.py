@@ -3,8 +3,9 @@
     pip install cryptography httpx
     python webhook_receiver.py --server http://127.0.0.1:8000 --port 9000
 
-Then submit with `?fal_webhook=http://HOST:9000/`, or `fal_client.submit(..., webhook_url=...)`. The server calls
-addresses of your own network only where `serve --allow-private-cidr 127.0.0.0/8` (or whatever HOST is in) says so.
+Then submit with `?fal_webhook=http://127.0.0.1:9000/`, or `fal_client.submit(..., webhook_url=...)`. The server calls
+addresses of your own network only where `serve --allow-private-cidr 127.0.0.0/8` says so. For a server on another
+machine give `--host` with an address of this one that it reaches, and name that in both.
 
 A receiver that was written for fal needs one change: the keys come from this server, not from fal.
 """
@@ -89,10 +90,11 @@ def show(end: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Receive signed webhooks.")
     parser.add_argument("--server", default="http://127.0.0.1:8000")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on")
     parser.add_argument("--port", type=int, default=9000)
     options = parser.parse_args()
-    receiver = ThreadingHTTPServer(("127.0.0.1", options.port), handler(public_keys(options.server), show))
-    print(f"listening on http://127.0.0.1:{receiver.server_address[1]}/", flush=True)
+    receiver = ThreadingHTTPServer((options.host, options.port), handler(public_keys(options.server), show))
+    print(f"listening on http://{options.host}:{receiver.server_address[1]}/", flush=True)
     receiver.serve_forever()
 
 

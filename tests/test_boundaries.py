@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("torch", "diffusers", "transformers", "peft", "accelerate")
+HEAVY = ("torch", "diffusers", "transformers", "peft", "accelerate", "ray", "grpc")
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("server", "pipelines", "models")
 
@@ -21,13 +21,18 @@ def modules_below(package: str) -> list[str]:
     return [".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for f in files]
 
 
-def heavy_after_importing(modules: list[str]) -> list[str]:
+def heavy_after_importing(modules: list[str], heavy: tuple[str, ...] = HEAVY) -> list[str]:
     """Which heavy packages a fresh interpreter holds after importing `modules`."""
     code = f"import importlib, sys\nfor m in {modules!r}: importlib.import_module(m)\n"
-    code += f"print(*sorted(set({HEAVY!r}) & set(sys.modules)))"
+    code += f"print(*sorted(set({heavy!r}) & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert out.returncode == 0, out.stderr
     return out.stdout.split()
+
+
+def test_a_server_with_a_store_of_its_own_loads_no_driver_of_another() -> None:
+    modules = ["server.node", "server.app", "server.cli.serve"]
+    assert heavy_after_importing(modules, ("psycopg", "psycopg_pool")) == []
 
 
 def test_server_modules_load_without_torch() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import importlib
 import json
 import re
@@ -9,11 +10,14 @@ import subprocess
 import sys
 import tomllib
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import ModuleType
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from server.cli.main import app
 from server.settings import VERSION, Settings
@@ -48,6 +52,40 @@ def test_the_locks_pin_what_the_project_needs_and_agree() -> None:
     assert {name: development[name] for name in runtime if name in development}.items() <= runtime.items()
 
 
+OLDEST = pins("requirements-oldest.lock")
+RANGES = [
+    Requirement(line)
+    for lines in (PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
+    for line in lines
+    if canonicalize_name(Requirement(line).name) in OLDEST
+]
+
+
+def lowest(requirement: Requirement) -> Version:
+    """Where a range begins; it must say so, and nothing else."""
+    (bound,) = requirement.specifier
+    assert bound.operator in (">=", "=="), f"{requirement} does not begin with a version"
+    return Version(bound.version)
+
+
+def test_the_oldest_lock_has_every_package_where_its_range_begins() -> None:
+    """`make test-oldest` runs what pyproject.toml promises: a bound that is raised or lowered is locked anew."""
+    (backend,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    assert backend == f"hatchling=={OLDEST['hatchling']}"
+    assert wanted(PROJECT["dependencies"]) | wanted(PROJECT["optional-dependencies"]["dev"]) <= set(OLDEST)
+    for requirement in RANGES:
+        bound, locked = lowest(requirement), Version(OLDEST[canonicalize_name(requirement.name)])
+        assert locked.release[: len(bound.release)] == bound.release, f"{requirement}, but {locked} is locked"
+
+
+def test_no_range_begins_with_a_version_that_the_audit_refuses() -> None:
+    floors = script("audit").FLOORS
+    for requirement in RANGES:
+        floor, hole = floors.get(canonicalize_name(requirement.name), ("0", ""))
+        assert lowest(requirement) >= Version(floor), f"{requirement}: {hole}"
+    assert not {name for name, (floor, _) in floors.items() if Version(OLDEST.get(name, "999")) < Version(floor)}
+
+
 def test_torch_is_pinned_without_a_build_label_so_that_one_command_serves_cpu_and_gpu() -> None:
     assert pins("requirements.lock")["torch"] == "2.13.0"
 
@@ -80,11 +118,23 @@ def dockerfile(image: str) -> list[tuple[str, str]]:
 
 @of_each_image
 def test_the_image_copies_what_exists_and_is_not_ignored(image: str) -> None:
-    ignored = set((ROOT / ".dockerignore").read_text().split())
+    ignored = (ROOT / ".dockerignore").read_text().split()
     sources = [word for name, rest in dockerfile(image) if name == "COPY" for word in rest.split()[:-1]]
     assert {"requirements.lock", "server", "pipelines", "models", "CHANGELOG.md"} <= set(sources)
     assert all((ROOT / source).exists() for source in sources)
-    assert not ignored & set(sources)
+    assert not {source for source in sources if is_ignored(source, ignored)}
+    hooks = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["hooks"]
+    assert {hook["path"] for hook in hooks.values()} <= set(sources), "what builds the package runs there, too"
+
+
+def is_ignored(path: str, patterns: list[str]) -> bool:
+    """As Docker reads the file: the last line that fits a path or a folder above it counts."""
+    last = False
+    for pattern in patterns:
+        above = [path, *map(str, PurePosixPath(path).parents)]
+        if any(fnmatch.fnmatch(each, pattern.removeprefix("!").replace("**/", "*")) for each in above):
+            last = not pattern.startswith("!")
+    return last
 
 
 @of_each_image

@@ -57,6 +57,9 @@ class NullAccelerator:
     def launch(self, purpose: str, work: Callable[[], T], waits: bool = True) -> Launched[T]:
         return _Done(work())
 
+    def enter_thread(self) -> None:
+        return None
+
     def follow(self, launched: Launched[object]) -> None:
         return None
 

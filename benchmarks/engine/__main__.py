@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in pipelines/worker/__
 import argparse
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,26 +34,27 @@ import torch
 
 from benchmarks.common import emit, environment
 from benchmarks.engine.load import Job, bursts, make_jobs, poisson
+from benchmarks.engine.open_loop import Figures, Outcomes, Systems, print_row, run_open
 from benchmarks.engine.overhead import overhead
 from benchmarks.engine.plots import plot
-from benchmarks.engine.systems import LIMITS, WINDOW_S, Alone, Clock, Ours, Outcome, Source, Stock, alone_times, within
+from benchmarks.engine.systems import WINDOW_S, Alone, Clock, Ours, Source, Stock, alone_times
 from models.accelerator import open_accelerator, pick_dtype
 from models.arguments import resolve
+from models.auxiliaries import no_auxiliaries
 from models.loading import load, silence_libraries
-from pipelines.families.flux1.runner import FluxRunner
+from models.tuning import AUTO
+from pipelines.adapters.cache import NO_ADAPTERS
+from pipelines.families.table import family_of
 from pipelines.protocol.params import GenerationParams
 from server.bench.figures import percentile
-
-Systems = dict[str, Stock | Ours]
-Figures = dict[str, dict[str, float]]
-"""Of one regime, by system."""
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     accelerator = open_accelerator(arguments.device)
     spec = resolve(arguments.model)
     components = load(spec, accelerator, pick_dtype(arguments.dtype, accelerator))
-    runner = FluxRunner(components, accelerator)
+    helpers = {"adapters": NO_ADAPTERS, "find": no_auxiliaries}
+    runner = family_of(spec).run(components, accelerator, AUTO, lambda sentence: None, **helpers)  # type: ignore[arg-type]
     stock = Stock(components)
     systems: Systems = {
         "stock": stock,
@@ -62,8 +63,14 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "engine": Ours(runner, accelerator),
     }
     systems = {name: system for name, system in systems.items() if name in arguments.systems}
-    jobs = make_jobs(arguments.requests, arguments.seed, spec.name)
-    default = replace(jobs[0].params, width=1024, height=768, num_inference_steps=28, guidance_scale=3.5)
+    jobs = make_jobs(arguments.requests, arguments.seed, spec.name, arguments.shrink)
+    default = replace(
+        jobs[0].params,
+        width=1024 // arguments.shrink,
+        height=768 // arguments.shrink,
+        num_inference_steps=28,
+        guidance_scale=3.5,
+    )
     for warm in (stock, Ours(runner, accelerator)):
         warm.run(Source([Job(default)], 1))
     alone = alone_times(stock, jobs)
@@ -77,11 +84,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "closed": _closed(systems, jobs, arguments.clients, alone),
     }
     capacity = report["closed"][str(arguments.clients[0])]["stock"]["images_per_s"]
-    outcomes: dict[tuple[float, str], Outcome] = {}
+    outcomes: Outcomes = {}
     timed = {share: poisson(jobs, share * capacity, arguments.seed) for share in arguments.loads}
-    report["open"] = _open(systems, timed, alone, "open", outcomes)
+    report["open"] = run_open(systems, timed, alone, "open", outcomes)
     in_bursts = {share: bursts(jobs, share * capacity) for share in arguments.bursts}
-    report["bursts"] = _open(systems, in_bursts, alone, "bursts", {})
+    report["bursts"] = run_open(systems, in_bursts, alone, "bursts", {})
     report["ratios"] = _ratios(report, arguments)
     report["memory"] = accelerator.memory()
     if arguments.plot:
@@ -109,38 +116,8 @@ def _closed(systems: Systems, jobs: Sequence[Job], counts: Sequence[int], alone:
                 continue  # one at a time takes as long however many wait
             outcome = systems[name].run(Source([Job(job.params) for job in jobs], clients))
             row[name] = outcome.figures(alone)
-            _print_row(f"closed, {clients} clients", name, row[name])
+            print_row(f"closed, {clients} clients", name, row[name])
     return report
-
-
-def _open(
-    systems: Systems,
-    timed: Mapping[float, Sequence[Job]],
-    alone: Alone,
-    name: str,
-    outcomes: dict[tuple[float, str], Outcome],
-) -> dict[str, Figures]:
-    """Requests at their own times, by share of what `stock` can do. Args: outcomes: gets what every system did."""
-    report: dict[str, Figures] = {}
-    for share, jobs in timed.items():
-        row = report.setdefault(str(share), {})
-        for system_name, system in systems.items():
-            outcome = system.run(Source([Job(job.params, job.arrival) for job in jobs], None))
-            outcomes[share, system_name] = outcome
-            row[system_name] = outcome.figures(alone)
-            _print_row(f"{name}, {share:.0%}", system_name, row[system_name])
-    return report
-
-
-def _print_row(regime: str, name: str, figures: dict[str, float]) -> None:
-    print(
-        f"{regime:18} {name:9} {figures['images_per_s']:7.3f} images/s   mean {figures['mean_s']:7.2f} s   "
-        f"p50 {figures['p50_s']:6.2f}   p95 {figures['p95_s']:6.2f}   p99 {figures['p99_s']:6.2f}   "
-        f"4 steps p95 {figures['p95_4_steps_s']:6.2f}   slowdown {figures['slowdown']:6.2f}   "
-        f"within {' / '.join(f'{limit:g}' for limit in LIMITS)} x alone "
-        f"{' / '.join(f'{figures[within(limit)]:.1%}' for limit in LIMITS)}   busy {figures['busy']:.0%}",
-        flush=True,
-    )
 
 
 def _ratios(report: dict[str, Any], arguments: argparse.Namespace) -> dict[str, float]:
@@ -161,6 +138,7 @@ def _ratios(report: dict[str, Any], arguments: argparse.Namespace) -> dict[str, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="flux-shapes")
+    parser.add_argument("--shrink", type=int, default=1, help="of all sides: 8 for random:tiny-klein")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--requests", type=int, default=40, help="a regime; 20 cover all sizes and steps once")

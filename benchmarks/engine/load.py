@@ -31,8 +31,8 @@ class Job:
         return self.done - self.arrival
 
 
-def make_jobs(count: int, seed: int, model: str) -> list[Job]:
-    """Mixed requests; every size meets every step count equally often."""
+def make_jobs(count: int, seed: int, model: str, shrink: int = 1) -> list[Job]:
+    """Mixed requests; every size meets every step count equally often. Args: shrink: of all sides."""
     rng = random.Random(seed)
     cells = [(size, steps) for size in SIZES for steps in STEPS]
     jobs: list[Job] = []
@@ -40,7 +40,8 @@ def make_jobs(count: int, seed: int, model: str) -> list[Job]:
         rng.shuffle(cells)
         for (width, height), steps in cells[: count - len(jobs)]:
             guidance, prompt = rng.choice(GUIDANCE), _prompt(rng)
-            jobs.append(Job(GenerationParams(model, prompt, width, height, steps, guidance, len(jobs))))
+            sides = width // shrink, height // shrink
+            jobs.append(Job(GenerationParams(model, prompt, *sides, steps, guidance, len(jobs))))
     return jobs
 
 

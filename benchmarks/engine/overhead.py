@@ -8,13 +8,13 @@ from benchmarks.engine.systems import Clock
 from models.accelerator import Accelerator
 from pipelines.engine.engine import Engine
 from pipelines.engine.request import Row
-from pipelines.families.flux1.runner import FluxRunner
+from pipelines.engine.runner import Runner
 from pipelines.protocol.frames import Cancel, Submit
 from pipelines.protocol.params import GenerationParams
 from server.bench.figures import percentile
 
 
-def overhead(runner: FluxRunner, accelerator: Accelerator, params: GenerationParams) -> dict[str, float]:
+def overhead(runner: Runner, accelerator: Accelerator, params: GenerationParams) -> dict[str, float]:
     """Share of a lone request's steps that is not the model's forward, and steps run after a cancel."""
     forward_ms: list[float] = []
     denoise = runner.denoise

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import mean
+from typing import Any
 
 import torch
 
 from benchmarks.engine.load import STEPS, Job
 from models.accelerator import Accelerator
-from models.components import FluxComponents
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.engine.runner import Runner
 from pipelines.engine.scheduler import SchedulerConfig
-from pipelines.families.flux1.runner import FluxRunner
 from pipelines.protocol.frames import Failed, Finished, Submit
 from pipelines.protocol.params import GenerationParams
 from server.bench.figures import percentile
@@ -118,11 +118,12 @@ class Source:
 
 
 class Stock:
-    """FluxPipeline, first come first served; with `window_s`, equal requests go together."""
+    """diffusers' pipeline of the family, first come first served; with `window_s`, equal requests go together."""
 
-    def __init__(self, components: FluxComponents, window_s: float | None = None) -> None:
+    def __init__(self, components: Any, window_s: float | None = None) -> None:
         self._components = components
         self.pipeline = components.pipeline()
+        self._takes_length = "max_sequence_length" in inspect.signature(self.pipeline.__call__).parameters
         self._window_s = window_s
 
     def run(self, source: Source) -> Outcome:
@@ -170,13 +171,13 @@ class Stock:
         params = batch[0]
         limit = self._components.spec.max_sequence_length
         self.pipeline(
-            [each.prompt for each in batch],
+            prompt=[each.prompt for each in batch],
             width=params.width,
             height=params.height,
             num_inference_steps=params.num_inference_steps,
             guidance_scale=params.guidance_scale,
-            max_sequence_length=min(params.max_sequence_length, limit),
             generator=[torch.Generator().manual_seed(each.seed) for each in batch],
+            **({"max_sequence_length": min(params.max_sequence_length, limit)} if self._takes_length else {}),
         )
 
 
@@ -187,7 +188,7 @@ def _key(params: GenerationParams) -> tuple[object, ...]:
 class Ours:
     """This engine. With `same_size`, as step batching of equal shapes would run it."""
 
-    def __init__(self, runner: FluxRunner, accelerator: Accelerator, same_size: bool = False) -> None:
+    def __init__(self, runner: Runner, accelerator: Accelerator, same_size: bool = False) -> None:
         self._runner = runner
         self._accelerator = accelerator
         self._same_size = same_size

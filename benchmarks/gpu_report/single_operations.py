@@ -12,10 +12,11 @@ from benchmarks.gpu_report.subject import Subject
 from benchmarks.gpu_report.timing import device_ms
 from models.float8 import Float8Linear
 from pipelines.ops.attention import Attend
-from pipelines.ops.attention_choice import BACKENDS, Place
+from pipelines.ops.attention_choice import BACKENDS, ROUNDED, Place
 
 _TEXT = 512
 _HEADS, _HEAD_DIM = 24, 128
+_ATTENTIONS = BACKENDS | {f"{name}, 8 bits": backend for name, backend in ROUNDED.items()}
 SHAPES = ((3072, 9216), (3072, 3072), (3072, 12288), (12288, 3072), (3072, 21504), (15360, 3072))
 """(in, out) of the linears in FLUX.1's blocks, joined as they are served."""
 
@@ -29,7 +30,7 @@ def attention(subject: Subject, row: Figures) -> None:
         cells = table[pack] = {}
         query, key, value = torch.randn(3, sum(lengths), _HEADS, _HEAD_DIM, device=device, dtype=dtype)
         flop = sum(4 * length**2 * _HEADS * _HEAD_DIM for length in lengths)
-        for name, backend in BACKENDS.items():
+        for name, backend in _ATTENTIONS.items():
 
             def measured(attend: Attend = backend.attend, lengths: tuple[int, ...] = lengths) -> dict[str, float]:
                 with torch.inference_mode():

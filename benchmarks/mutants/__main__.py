@@ -35,7 +35,8 @@ TARGETS: dict[str, tuple[str, ...]] = {
         "tests/server/jobs/test_store_machine.py",
     ),
     "server/jobs/store/repeats.py": (STORE, "tests/server/routes/test_repeats.py"),
-    "server/jobs/store/sqlite.py": (
+    "server/jobs/store/sqlite.py": (STORE, SQLITE),
+    "server/jobs/store/sql.py": (
         STORE,
         SQLITE,
         "tests/server/jobs/test_accounts.py",
@@ -45,6 +46,13 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "server/jobs/store/outbox.py": (STORE, SQLITE, "tests/server/cli/test_cli_webhooks.py"),
     "server/jobs/store/fair.py": ("tests/server/jobs/test_fair.py", STORE, SQLITE),
     "server/jobs/store/queue_index.py": (STORE, SQLITE),
+    "server/jobs/store/budgets.py": ("tests/server/jobs/test_budgets.py", "tests/server/jobs/test_limits.py"),
+    "server/jobs/store/kept_input.py": (STORE,),
+    "server/jobs/store/reading.py": (STORE, SQLITE),
+    "server/jobs/preparation.py": ("tests/server/jobs/test_preparation.py",),
+    "server/jobs/result_cache.py": ("tests/server/test_result_cache.py",),
+    "server/api/body.py": ("tests/server/api/test_body.py", "tests/server/routes/test_queue.py"),
+    "server/http/pacing.py": ("tests/server/http/test_pacing.py", KEYS[1]),
     "server/jobs/dispatcher.py": ("tests/server/jobs/test_dispatcher.py",),
     "server/jobs/receivers.py": ("tests/server/jobs/test_webhooks.py",),
     "server/jobs/webhooks.py": ("tests/server/jobs/test_webhooks.py",),

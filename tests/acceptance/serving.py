@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ from typing import Any
 
 import httpx
 import psutil
+
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 COMMAND = (str(Path(sys.executable).with_name("fluxserve")),)
@@ -37,8 +38,8 @@ class Server:
     model: str = MODEL
     command: tuple[str, ...] = COMMAND
     folder: Path = ROOT
-    port: int = field(default_factory=lambda: free_port())
-    tls_port: int = field(default_factory=lambda: free_port())
+    port: int = field(default_factory=free_port)
+    tls_port: int = field(default_factory=free_port)
     process: subprocess.Popen[str] | None = None
     started_at: float = 0.0
     _setups: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -156,12 +157,6 @@ class Server:
             assert self.process.poll() is None, f"the server ended with {self.process.returncode}:\n{self.output}"
             assert time.monotonic() < deadline, f"not up within {START_S} s:\n{self.output}"
             time.sleep(0.02)
-
-
-def free_port() -> int:
-    """A port that nobody listens on right now."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def clean_environment() -> dict[str, str]:

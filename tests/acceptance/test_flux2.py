@@ -16,8 +16,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from models.shapes.scorer import read
 from tests.acceptance.serving import Server
 from tests.acceptance.test_first_picture import download
+from tests.acceptance.test_pictures import told
 from tests.conformance.child import proxied_child
 from tests.models.flux2.folders import save_klein
 
@@ -115,3 +117,24 @@ def test_a_lora_changes_what_it_draws(kleins: Server, tmp_path: Path) -> None:
 def test_what_it_cannot_do_is_said(kleins: Server) -> None:
     few = httpx.post(f"{kleins.url}/run/{APP}", json={"prompt": "a", "num_inference_steps": 2})
     assert (few.status_code, few.json()["detail"][0]["loc"]) == (422, ["body", "num_inference_steps"])
+
+
+@pytest.mark.parametrize("name", ["python", "node"])
+def test_the_embedded_one_draws_and_edits(server: Server, name: str, tmp_path: Path) -> None:
+    """No flag and no download: the picture that one call draws is what the next one edits."""
+    asked = {"image_size": {"width": 512, "height": 512}, "seed": 3, "output_format": "png"}
+    (event,) = told(server, name, [[APP, asked | {"prompt": "a red circle on a blue background"}]]).events
+    drawn = fetched(server, event["result"])
+    seen = read(np.asarray(drawn.convert("RGB")))
+    assert seen.ground == "blue"
+    assert [(thing.shape, thing.colour) for thing in seen.things] == [("circle", "red")]
+    drawn.save(tmp_path / "drawn.png")
+    data = "data:image/png;base64," + base64.b64encode((tmp_path / "drawn.png").read_bytes()).decode()
+    edit = asked | {"prompt": "turn the background yellow", "image_urls": [data]}
+    (event,) = told(server, name, [[f"{APP}/edit", edit]]).events
+    assert read(np.asarray(fetched(server, event["result"]).convert("RGB"))).ground == "yellow"
+
+
+def fetched(server: Server, result: dict[str, Any]) -> Image.Image:
+    (image,) = result["images"]
+    return download(server, server.url + urlsplit(image["url"]).path)

@@ -12,7 +12,8 @@ import httpx
 import pytest
 import yaml
 
-from tests.acceptance.serving import ROOT, Server, free_port
+from tests.acceptance.serving import ROOT, Server
+from tests.ports import free_port
 
 pytestmark = pytest.mark.slow
 GRAFANA = ROOT / "deploy" / "grafana"

@@ -119,12 +119,39 @@ def test_a_gated_repository_says_where_to_click_and_a_broken_connection_goes_on(
 
 
 def test_a_folder_that_was_fetched_elsewhere_stands_for_the_hub(published: Path, tmp_path: Path) -> None:
-    done = run(tmp_path, None, REPO, "--from", str(published))
+    linked = tmp_path / "elsewhere"
+    linked.mkdir()
+    for entry in published.iterdir():
+        (linked / entry.name).symlink_to(entry)
+    done = run(tmp_path, None, REPO, "--from", str(linked))
     assert done.returncode == 0, done.stderr
     snapshots = tmp_path / "hub" / "models--owner--tiny-sdxl" / "snapshots"
     (folder,) = snapshots.iterdir()
     assert (folder / UNET).read_bytes() == (published / UNET).read_bytes()
     assert not (folder / "sd_xl_base_1.0.safetensors").exists()
+
+
+def test_a_unet_of_a_file_is_not_fetched_and_a_repository_of_files_is_no_checkpoint(hub: Hub, tmp_path: Path) -> None:
+    unet = tmp_path / "sdxl_lightning_4step_unet.safetensors"
+    unet.write_bytes((hub.folder / UNET).read_bytes())
+    done = run(tmp_path, hub, f"{REPO}+{unet}")
+    assert done.returncode == 0, done.stderr
+    fetched = {name for name, _ in hub.downloads}
+    assert "unet/config.json" in fetched
+    assert UNET not in fetched
+    assert "vae/diffusion_pytorch_model.safetensors" in fetched
+    files = tmp_path / "files"
+    files.mkdir()
+    unet.rename(files / unet.name)
+    (files / "config.json").write_text("{}")
+    other = Hub(files, "owner/lightning-files")
+    try:
+        refused = run(tmp_path, other, other.repo)
+    finally:
+        other.close()
+    assert refused.returncode == 1
+    assert "has no model_index.json" in refused.stderr.splitlines()[-1], "behind the client's own line"
+    assert "hf download owner/lightning-files FILE" in refused.stderr
 
 
 def test_without_a_network_or_a_name_it_says_so(tmp_path: Path) -> None:

@@ -85,6 +85,8 @@ def test_a_request_is_one_trace_through_node_and_worker_and_names_itself_in_the_
     denoise = spans["worker.denoise"]
     assert denoise.end_time_unix_nano - denoise.start_time_unix_nano >= 2 * 20e6
     assert root.start_time_unix_nano <= spans["run"].start_time_unix_nano <= root.end_time_unix_nano
+    numbers = {each.key: each.value.int_value for each in root.attributes}
+    assert numbers["fluxserve.num_inference_steps"] == 3
     told = {each.key: each.value.string_value for each in root.attributes}
     assert (told["fluxserve.request_id"], told["fluxserve.model"]) == (request_id, "fake")
     assert "secret" not in str(collector.spans)

@@ -49,6 +49,7 @@ def test_what_a_gpu_serves_is_measured_in_float8_too() -> None:
     rows = {case.name: case for case in ablation.cases()}
     assert rows["on"].tuning == served
     assert (rows["on, float8"].tuning, rows["on, float8"].float8) == (served, True)
+    assert rows["on, float8, round_attention"].tuning == replace(served, round_attention=True)
 
 
 def test_float8_weights_are_another_row_with_a_larger_error() -> None:

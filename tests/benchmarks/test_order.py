@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from benchmarks.engine.load import bursts, make_jobs, poisson
 from benchmarks.order import alone_ms, figures, one_by_one, packed
 from pipelines.engine.scheduler import SchedulerConfig
@@ -25,6 +27,18 @@ def test_more_requests_keep_their_limit_than_in_the_order_of_arrival() -> None:
     shares = [figures(jobs)["within_3x"] for jobs in (served, first, stock)]
     assert shares[0] > shares[1] + 0.2
     assert all(job.done > job.arrival for jobs in (served, first, stock) for job in jobs)
+
+
+@pytest.mark.parametrize(("in_bursts", "rate"), [(True, RATE), (False, 1.4 * RATE)])
+def test_nobody_loses_more_by_the_order_than_patience_times_its_own_work(in_bursts: bool, rate: float) -> None:
+    base = make_jobs(400, 3, "m")
+    served, first, stock = (bursts(base, rate) if in_bursts else poisson(base, rate, 3) for _ in range(3))
+    packed(served, SchedulerConfig())
+    packed(first, SchedulerConfig(limit=0.0))
+    one_by_one(stock)
+    for mine, one, other in zip(served, first, stock, strict=True):
+        lost_ms = 1e3 * (mine.latency - min(one.latency, other.latency))
+        assert lost_ms <= SchedulerConfig().patience * alone_ms(mine) + SchedulerConfig().budget_ms
 
 
 def test_the_recorded_bursts_come_at_the_rate_that_was_asked_for() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.power_cuts import cut_often, is_whole
-from server.files import objects
+from server.files import folder_objects as objects
 
 
 def test_a_power_cut_loses_no_promise_and_leaves_no_result_without_its_picture(tmp_path: Path) -> None:

@@ -38,11 +38,14 @@ def test_a_forced_pattern_counts_its_hits_and_says_that_it_is_no_quality() -> No
     with torch.no_grad():
         report, pictures = quality.measure(quality.parse(FLAGS))
     rows = {row["variant"]: row for row in report["rows"]}
-    assert list(rows) == ["none", "regular", "high", "caching"]
-    assert len(pictures) == 2 * 4
+    assert list(rows) == ["none", "regular", "high", "caching", "coarse", "both", "max"]
+    assert len(pictures) == 2 * 7
     # Of ten steps the first two and the last are computed, and of the others those with an even number.
     skipped = [step for step in range(2, 9) if ForcedHits().is_hit(step, 0.0)]
-    assert [rows[name]["hit_rate"] for name in rows] == [0, 0, len(skipped) / 10, len(skipped) / 10]
+    hits = [rows[name]["hit_rate"] for name in ("none", "regular", "coarse", "high", "caching")]
+    assert hits == [0, 0, 0, len(skipped) / 10, len(skipped) / 10]
+    # A picture whose size has changed has nothing to add again.
+    assert 0 < rows["both"]["hit_rate"] == rows["max"]["hit_rate"] <= len(skipped) / 10
     assert rows["caching"]["blocks"] < rows["none"]["blocks"] == 1
     assert rows["none"]["equal_pictures"] == 2
     assert rows["regular"]["equal_pictures"] < 2

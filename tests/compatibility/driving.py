@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.acceptance.serving import COMMAND, ROOT, Server, clean_environment
+from tests.browser import unpacking
 from tests.compatibility.rows import Row
 from tests.conformance.scripted import DEV, TINY
 from tests.conformance.watched import WATCHING
@@ -111,11 +112,9 @@ def drive_node(
 
 def drive_browser(row: Row, lines: str) -> Seen:
     """Run a page that begins with these lines; what the browser asked for stands in for the watch."""
-    unpacked = JS / "node_modules" / ".cache"
-    unpacked.mkdir(parents=True, exist_ok=True)
     script = (JS / "browser.program.mjs").read_text()
     command = ["node", "--input-type=module", "-e", script, _arguments(row, PICTURE)]
-    told = _told(command, {"PRINTED_LINES": lines, "TMPDIR": str(unpacked)})
+    told = _told(command, {"PRINTED_LINES": lines} | unpacking())
     requests = [entry["request"] for entry in told if "request" in entry]
     return Seen({entry["operation"]: entry for entry in told if "operation" in entry}, requests)
 

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import platform
-import sys
 
 import pytest
 
+from tests.browser import IN_NPM, WHY_NOT
 from tests.compatibility import driving
 from tests.compatibility.driving import Seen
 from tests.compatibility.rows import BROWSER, Row, params
 from tests.conformance.recording import Recorded
 from tests.conformance.scripted import Scripted
 
-HAS_CHROMIUM = sys.platform == "linux" and platform.machine() == "x86_64"
-
-
-pytestmark = pytest.mark.skipif(not HAS_CHROMIUM, reason="npm carries Chromium for Linux on x86-64 only")
+pytestmark = pytest.mark.skipif(not IN_NPM, reason=WHY_NOT)
 
 
 @pytest.fixture(scope="module")

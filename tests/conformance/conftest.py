@@ -24,7 +24,7 @@ SOON: dict[str, Any] = {
     "server.jobs.webhooks.POLL_S": 0.05,
     "server.jobs.webhooks.TIMEOUT_S": 3.0,
     "server.jobs.webhooks.PAUSES_S": [0.1] * 9,
-    "server.jobs.store.sqlite.PRIVATE_RETENTION_S": 0.0,
+    "server.jobs.store.sql.PRIVATE_RETENTION_S": 0.0,
     "server.jobs.completion.PRIVATE_RETENTION_S": 0.1,
     "server.jobs.upkeep.SWEEP_S": 0.5,
 }

@@ -8,11 +8,11 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.acceptance.serving import free_port
 from tests.conformance.child import Child
 from tests.conformance.conftest import NewChild
 from tests.conformance.recording import Record
 from tests.conformance.scripted import DEV, TINY, Scripted
+from tests.ports import free_port
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 FOX = {"prompt": "a fox", **TINY}

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +13,10 @@ import pytest
 
 from tests.acceptance.official import CLIENTS
 from tests.acceptance.serving import Server, clean_environment
+from tests.browser import IN_NPM, WHY_NOT, unpacking
 from tests.compatibility.driving import JS
 from tests.examples.conftest import EXAMPLES, KEY
 
-HAS_CHROMIUM = sys.platform == "linux" and platform.machine() == "x86_64"
 HERE = Path(__file__).parent
 
 pytestmark = [
@@ -52,12 +49,10 @@ def test_the_next_route_draws_with_the_sites_key_and_lets_nothing_else_through(s
     assert another_endpoint >= 400
 
 
-@pytest.mark.skipif(not HAS_CHROMIUM, reason="npm carries Chromium for Linux on x86-64 only")
+@pytest.mark.skipif(not IN_NPM, reason=WHY_NOT)
 def test_the_page_shows_the_picture_while_it_is_drawn(server: Server) -> None:
-    unpacked = JS / "node_modules" / ".cache"
-    unpacked.mkdir(parents=True, exist_ok=True)
     page = str(EXAMPLES / "browser" / "previews.html")
-    answer = told("page.mjs", str(JS), page, server.url, KEY, TMPDIR=os.fspath(unpacked))
+    answer = told("page.mjs", str(JS), page, server.url, KEY, **unpacking())
     unfinished = [entry for entry in answer["seen"] if entry["kind"] == "data:" and entry["blurred"]]
     assert len({entry["said"] for entry in unfinished}) > 1
     assert re.fullmatch(r"Done, seed \d+", answer["seen"][-1]["said"])
