@@ -10,7 +10,8 @@ const STATES = ["queued", "running", "completed", "failed", "cancelled"];
 const NOTHING = { q: "", status: "", endpoint_id: "", tag: "", request_id: "", start: "", end: "" };
 
 export function History({ models, ask }) {
-  const [filters, setFilters] = useState(NOTHING);
+  const [typed, setTyped] = useState(NOTHING);  // what stands in the fields: an answer that comes while somebody types leaves it there
+  const [filters, setFilters] = useState(NOTHING);  // what the list was asked by
   const [page, setPage] = useState({ items: [], next_cursor: null });
   const [problem, setProblem] = useState("");
   const asked = useRef(0);
@@ -30,7 +31,12 @@ export function History({ models, ask }) {
     }
   };
   useEffect(() => { load(); }, [filters, models]);
-  const set = (name) => (event) => setFilters({ ...filters, [name]: event.target.value.trim() });
+  const fill = (values) => { setTyped(values); setFilters(values); };
+  const field = (name) => ({
+    value: typed[name],
+    onInput: (event) => setTyped({ ...typed, [name]: event.target.value }),
+    onChange: (event) => fill({ ...typed, [name]: event.target.value.trim() }),
+  });
   const used = [...new Set([...models.map((model) => model.endpoint_id), filters.endpoint_id].filter(Boolean))];
   const remove = async (id) => {
     try {
@@ -41,14 +47,14 @@ export function History({ models, ask }) {
   return html`<main class="history">
     <h1>History</h1>
     <form class="filters" role="search" onSubmit=${(event) => { event.preventDefault(); load(); }}>
-      <label>Words<input type="search" placeholder="of the prompt" value=${filters.q} onChange=${set("q")} /></label>
-      <label>State<select value=${filters.status} onChange=${set("status")}><option value="">Any</option>${STATES.map((each) => html`<option value=${each}>${each}</option>`)}</select></label>
-      <label>Endpoint<select value=${filters.endpoint_id} onChange=${set("endpoint_id")}><option value="">Any</option>${used.map((id) => html`<option key=${id} value=${id}>${id}</option>`)}</select></label>
-      <label>From<input type="date" value=${filters.start} onChange=${set("start")} /></label>
-      <label>To<input type="date" value=${filters.end} onChange=${set("end")} /></label>
-      <label>Label<input type="text" placeholder="name=value" value=${filters.tag} onChange=${set("tag")} /></label>
-      <label>Request id<input type="text" value=${filters.request_id} onChange=${set("request_id")} /></label>
-      <div class="row"><button>Refresh</button><button type="button" class="quiet" onClick=${() => { setFilters(NOTHING); }}>Reset</button></div>
+      <label>Words<input type="search" placeholder="of the prompt" ...${field("q")} /></label>
+      <label>State<select ...${field("status")}><option value="">Any</option>${STATES.map((each) => html`<option value=${each}>${each}</option>`)}</select></label>
+      <label>Endpoint<select ...${field("endpoint_id")}><option value="">Any</option>${used.map((id) => html`<option key=${id} value=${id}>${id}</option>`)}</select></label>
+      <label>From<input type="date" ...${field("start")} /></label>
+      <label>To<input type="date" ...${field("end")} /></label>
+      <label>Label<input type="text" placeholder="name=value" ...${field("tag")} /></label>
+      <label>Request id<input type="text" ...${field("request_id")} /></label>
+      <div class="row"><button>Refresh</button><button type="button" class="quiet" onClick=${() => fill(NOTHING)}>Reset</button></div>
     </form>
     ${problem && html`<p class="error" role="alert">${problem}</p>`}
     ${!problem && page.items.length === 0 && html`<p class="empty">No such request.</p>`}

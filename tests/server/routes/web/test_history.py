@@ -94,3 +94,23 @@ def test_an_answer_that_was_overtaken_is_not_shown(api: Api, open_page: Any) -> 
     with page.expect_response("**/by-endpoint?*"):
         held[0].continue_()
     assert page.get_by_text("a green square").count() == 0
+
+
+def test_what_is_being_typed_stays_when_an_answer_comes(api: Api, open_page: Any) -> None:
+    drawn(api, "a violet hexagon")
+    drawn(api, "a green square")
+    page = open_page(f"{api.url}/history", api.url)
+    page.get_by_text("a green square").wait_for()
+    drawn(api, "a red heart")
+    held: list[Any] = []
+    page.route("**/by-endpoint?*", lambda route: route.continue_() if held else held.append(route))
+    page.get_by_role("button", name="Refresh").click()
+    page.get_by_label("Words").fill("viol")
+    held[0].continue_()
+    page.get_by_text("a red heart").wait_for()
+    assert page.get_by_label("Words").input_value() == "viol"
+    page.get_by_label("Words").press("Enter")
+    page.get_by_text("a green square").wait_for(state="detached")
+    page.get_by_role("button", name="Reset").click()
+    page.get_by_text("a green square").wait_for()
+    assert page.get_by_label("Words").input_value() == ""

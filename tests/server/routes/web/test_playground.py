@@ -89,13 +89,13 @@ def test_a_prompt_is_asked_for_before_anything_is_sent(server: Server, open_page
 def test_a_mask_is_painted_over_an_uploaded_picture(server: Server, open_page: Any, tmp_path: Path) -> None:
     picture = Image.new("RGB", (128, 128), (30, 60, 210))
     picture.save(tmp_path / "blue.png")
-    values = {"output_format": "png", "prompt": "a yellow circle on a blue background"}
+    values = {"output_format": "png", "prompt": "a yellow circle on a blue background", "seed": 1}
     page = open_page(at(server.url, "fal-ai/flux-pro/v1/fill", **values), server.url)
     page.set_input_files("#field-image_url", tmp_path / "blue.png")
     page.wait_for_selector("#field-mask_url[role=application]")
     page.locator('#field-mask_url[width="128"]').wait_for()
+    page.locator("#field-mask_url").hover()  # which may scroll: only from here on the field stays where it is
     box = page.locator("#field-mask_url").bounding_box()
-    page.locator("#field-mask_url").hover()
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.5)
     page.mouse.up()
