@@ -22,6 +22,7 @@ BASE_TOKENS, MAX_TOKENS, BASE_SHIFT, MAX_SHIFT = 16, 576, 0.8, 1.8
 # well its edges run is settled below, where guidance only distorts.
 # Source: Kynkäänniemi et al., "Applying Guidance in a Limited Interval Improves Sample and Distribution Quality", 2024.
 GUIDED_ABOVE = (0.55, 0.75)
+UNSEEN_FROM = 0.85  # the noise level above which a picture tells nothing of what it shows
 TRAINED_LOWER = 0.35  # the shift of training noise is less than serving's: edges are learned at middle noise levels
 
 
@@ -188,13 +189,17 @@ def _token_ids(height: int, width: int, with_reference: bool, device: torch.devi
     return ids.to(device)
 
 
-def flow_loss(model: nn.Module, batch: Batch, *, most_guidance: float = 1.0) -> Tensor:
+def flow_loss(model: nn.Module, batch: Batch, *, most_guidance: float = 1.0, unseen: float = 0.0) -> Tensor:
     """Mean squared error of the velocity at random noise levels, one per picture.
 
     The guidance input is random between 1 and `most_guidance`; it does not move the target.
+    Args: unseen: the share of pictures that lie under so much noise that nothing of them shows.
     """
     clean = batch.latents
     sigma = random_sigmas(len(clean), clean.shape[1], device=clean.device)
+    if unseen:
+        most = UNSEEN_FROM + (1 - UNSEEN_FROM) * torch.rand_like(sigma)
+        sigma = torch.where(torch.rand_like(sigma) < unseen, most, sigma)
     noise = torch.randn_like(clean)
     noisy = clean + sigma.view(-1, 1, 1) * (noise - clean)
     guidance = torch.exp(torch.rand_like(sigma) * math.log(most_guidance))
