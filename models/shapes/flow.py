@@ -22,7 +22,7 @@ BASE_TOKENS, MAX_TOKENS, BASE_SHIFT, MAX_SHIFT = 16, 576, 0.8, 1.8
 # well its edges run is settled below, where guidance only distorts.
 # Source: Kynkäänniemi et al., "Applying Guidance in a Limited Interval Improves Sample and Distribution Quality", 2024.
 GUIDED_ABOVE = (0.55, 0.75)
-UNSEEN_FROM = 0.85  # the noise level above which a picture tells nothing of what it shows
+UNSEEN_FROM, UNSEEN = 0.85, 0.5  # the noise level that leaves nothing to see, and the share of edits beyond it
 TRAINED_LOWER = 0.35  # the shift of training noise is less than serving's: edges are learned at middle noise levels
 
 
@@ -148,6 +148,20 @@ class Batch:
         return (error if self.weight is None else error * self.weight).mean((1, 2))
 
 
+def noise_levels(batch: Batch) -> Tensor:
+    """Training noise levels of a batch: (B,) float32.
+
+    What an edit makes is settled by the picture beside it and the instruction, and who can see it through the noise
+    need not read either: so a share of the edits lies under nearly nothing else.
+    """
+    clean = batch.latents
+    sigma = random_sigmas(len(clean), clean.shape[1], device=clean.device)
+    if batch.reference is None:
+        return sigma
+    most = UNSEEN_FROM + (1 - UNSEEN_FROM) * torch.rand_like(sigma)
+    return torch.where(torch.rand_like(sigma) < UNSEEN, most, sigma)
+
+
 def velocity(
     model: nn.Module,
     noisy: Tensor,
@@ -189,17 +203,13 @@ def _token_ids(height: int, width: int, with_reference: bool, device: torch.devi
     return ids.to(device)
 
 
-def flow_loss(model: nn.Module, batch: Batch, *, most_guidance: float = 1.0, unseen: float = 0.0) -> Tensor:
+def flow_loss(model: nn.Module, batch: Batch, *, most_guidance: float = 1.0) -> Tensor:
     """Mean squared error of the velocity at random noise levels, one per picture.
 
     The guidance input is random between 1 and `most_guidance`; it does not move the target.
-    Args: unseen: the share of pictures that lie under so much noise that nothing of them shows.
     """
     clean = batch.latents
-    sigma = random_sigmas(len(clean), clean.shape[1], device=clean.device)
-    if unseen:
-        most = UNSEEN_FROM + (1 - UNSEEN_FROM) * torch.rand_like(sigma)
-        sigma = torch.where(torch.rand_like(sigma) < unseen, most, sigma)
+    sigma = noise_levels(batch)
     noise = torch.randn_like(clean)
     noisy = clean + sigma.view(-1, 1, 1) * (noise - clean)
     guidance = torch.exp(torch.rand_like(sigma) * math.log(most_guidance))
@@ -216,8 +226,8 @@ def guided_loss(model: nn.Module, teacher: nn.Module, batch: Batch, nothing: Bat
     Source: Tang et al., "Diffusion Models without Classifier-free Guidance", 2025.
     """
     clean = batch.latents
-    rows, half = len(clean), len(clean) // 2
-    sigma = random_sigmas(rows, clean.shape[1], device=clean.device)
+    half = len(clean) // 2
+    sigma = noise_levels(batch)
     noise = torch.randn_like(clean)
     noisy = clean + sigma.view(-1, 1, 1) * (noise - clean)
     guidance = torch.ones_like(sigma)

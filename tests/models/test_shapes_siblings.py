@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from diffusers import FluxControlNetModel, FluxFillPipeline, FluxPipeline
 
 from models.shapes.captions import plain_caption
 from models.shapes.evaluate_siblings import drawn, edit_pictures, open_pipeline
-from models.shapes.flow import Batch, image_ids, new_transformer, velocity
+from models.shapes.flow import UNSEEN_FROM, Batch, image_ids, new_transformer, noise_levels, velocity
 from models.shapes.scenes import Scene, Thing, is_held_out
 from models.shapes.scorer import read
 from models.shapes.siblings.control import WithControlNet, judge_controlled, new_controlnet, random_controlled
@@ -51,6 +52,15 @@ def test_an_edit_is_judged_done_on_its_drawing_and_undone_before(kind: str) -> N
 def test_training_edits_never_show_a_held_out_combination() -> None:
     rng = random.Random(8)
     assert not any(is_held_out(random_edit(256, 256, rng).scene) for _ in range(300))
+
+
+def test_half_of_the_edits_lie_under_noise_that_shows_nothing() -> None:
+    torch.manual_seed(0)
+    scenes = Batch(torch.zeros(400, 64, 64), torch.zeros(400, 1), torch.zeros(400, 1, 1), 512, 512)
+    edits = replace(scenes, reference=scenes.latents)
+    unseen = [float((noise_levels(batch) > UNSEEN_FROM).float().mean()) for batch in (scenes, edits)]
+    assert unseen[0] < 0.25
+    assert 0.5 < unseen[1] < 0.7
 
 
 def test_a_filled_hole_and_a_controlled_picture_are_judged_right_on_drawings() -> None:
