@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import json
 import logging
 import secrets
+import socket
 import ssl
 import tempfile
 from dataclasses import dataclass
@@ -40,7 +42,8 @@ class Visit:
 class Door:
     """Listens from `open` to `close`. Whoever comes without a token that is waited for is sent away.
 
-    Args: host: an address of this machine, or a name that the workers' machines resolve to one.
+    Args: host: an address of this machine or a name of it, as the workers' machines reach it; or one that is published
+        for this machine and a fixed `port` (a container's, a translated one), and then all of its own are listened on.
     """
 
     def __init__(self, host: str, port: int = 0) -> None:
@@ -54,8 +57,13 @@ class Door:
     async def open(self) -> None:
         """Raises: OSError when it cannot listen there."""
         context = self._context()
+        listened = self.host if await asyncio.to_thread(_is_of_this_machine, self.host) else None
+        if listened is None:
+            if not self.port:
+                raise OSError(f"{self.host} is no address of this machine: a published one needs a fixed port")
+            logger.info("%s is no address of this machine: workers are awaited on all of its own", self.host)
         self._server = await asyncio.start_server(
-            self._greet, self.host, self.port, ssl=context, ssl_handshake_timeout=GREETING_S, limit=BUFFER
+            self._greet, listened, self.port, ssl=context, ssl_handshake_timeout=GREETING_S, limit=BUFFER
         )
         self.port = self._server.sockets[0].getsockname()[1]
 
@@ -118,6 +126,19 @@ class Door:
             context.load_cert_chain(Path(file.name))
         self.ca = authority.certificate.public_bytes(pem).decode()
         return context
+
+
+def _is_of_this_machine(host: str) -> bool:
+    """Raises: OSError for a name that means nothing here."""
+    for family, kind, protocol, _, address in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM):
+        with socket.socket(family, kind, protocol) as probe:
+            try:
+                probe.bind(address)
+            except OSError as exc:
+                if exc.errno == errno.EADDRNOTAVAIL:
+                    continue
+            return True
+    return False
 
 
 def _key_of(token: str) -> bytes:

@@ -21,6 +21,7 @@ from server.workers.cluster.actor import Outcome, Task, carry
 from server.workers.cluster.door import Door
 from server.workers.cluster.transport import PlacedProcess
 from server.workers.process import Worker, WorkerOptions, Workers, WorkerState
+from tests.ports import free_port
 from tests.server.workers.test_process import PARAMS, Witness, until
 
 ARGUMENTS = WorkerOptions(("flux-shapes",)).arguments("cpu")
@@ -214,3 +215,25 @@ def test_without_tls_nobody_is_heard() -> None:
         return answer
 
     assert b"{" not in asyncio.run(main())
+
+
+def test_a_published_address_is_waited_behind_on_all_of_this_machines() -> None:
+    published = "192.0.2.7"  # of documentation: nobody's
+
+    async def main() -> None:
+        door = Door(published, free_port())
+        await door.open()
+        token, visit = door.expect()
+        _, writer = await asyncio.open_connection(
+            "127.0.0.1", door.port, ssl=ssl.create_default_context(cadata=door.ca), server_hostname=published
+        )
+        writer.write(json.dumps({"token": token, "pid": 7, "host": "h"}).encode() + b"\n")
+        came = await asyncio.wait_for(visit, 5)
+        assert came.pid == 7
+        came.writer.close()
+        writer.close()
+        door.close()
+        with pytest.raises(OSError, match=r"is no address of this machine: .* needs a fixed port"):
+            await Door(published).open()
+
+    asyncio.run(main())
