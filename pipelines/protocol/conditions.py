@@ -14,6 +14,9 @@ from typing import Any, ClassVar, Literal, get_args
 MAX_PICTURES = 16
 """Pictures one request may bring."""
 
+SEEN_AREA = 1024 * 1024
+"""Pixels that FLUX.2 sees of a reference, and FLUX.3 of each of several; a larger picture is made smaller first."""
+
 CONTROLS = ("canny", "depth")
 
 _ADAPTER_FILE = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]*\.safetensors")

@@ -31,6 +31,6 @@ async def read_pictures(
 
 async def _read(inputs: Inputs, need: PictureNeed, limits: Limits, tenant: str) -> Pixels | Problem:
     try:
-        return await inputs.read(need.url, limits, need.reading, need.grow, tenant)
+        return await inputs.read(need.url, limits, need.reading, need.grow, tenant, need.seen_area)
     except PictureError as exc:
         return problem(need.loc, exc.message, exc.kind, exc.ctx, need.url)

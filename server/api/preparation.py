@@ -81,7 +81,7 @@ class Preparation:
         parsed, spec, wish = self._look_at(job)
         adapters = await self._fetch(job, parsed.adapters())
         pictures = await self._read(job, wish.pictures)
-        sizes: list[Size] = [(picture.width, picture.height) for picture in pictures]
+        sizes: list[Size] = [picture.given_size for picture in pictures]
         final = decide(
             parsed,
             spec,

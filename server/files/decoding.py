@@ -39,12 +39,21 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
-    """A decoded picture, upright: height x width x channels bytes, row major; 3 for RGB, 1 for a mask."""
+    """A decoded picture, upright: height x width x channels bytes, row major; 3 for RGB, 1 for a mask.
+
+    Args: file_size: (width, height) in its file, if it was made smaller.
+    """
 
     data: bytes
     width: int
     height: int
     channels: int = 3
+    file_size: tuple[int, int] | None = None
+
+    @property
+    def given_size(self) -> tuple[int, int]:
+        """(width, height) as the caller gave it."""
+        return self.file_size or (self.width, self.height)
 
 
 class PictureError(Exception):
@@ -55,11 +64,13 @@ class PictureError(Exception):
         self.kind, self.message, self.ctx = kind, message, ctx
 
 
-def decode(data: bytes, limits: Limits, reading: Reading = "colours", grow: int = 0) -> Pixels:
+def decode(
+    data: bytes, limits: Limits, reading: Reading = "colours", grow: int = 0, seen_area: int | None = None
+) -> Pixels:
     """The first frame of a PNG, JPEG or WebP file as pixels, turned as its EXIF orientation says.
 
     Transparency of colours is dropped, as diffusers' `load_image` does; see `mask_of` for that of masks, whose white
-    is widened by `grow` pixels.
+    is widened by `grow` pixels. What is larger than `seen_area` pixels is made smaller; see `_shrunk`.
     Raises: PictureError `unsupported_image_format`, `image_load_error`, `image_too_large` or `image_too_small`.
     """
     name = _format(data)
@@ -70,7 +81,9 @@ def decode(data: bytes, limits: Limits, reading: Reading = "colours", grow: int 
             upright = ImageOps.exif_transpose(_understood(shades, reading))
             assert upright is not None
             upright = grown(upright, grow) if grow else upright
-            return Pixels(upright.tobytes(), *upright.size, channels=len(upright.getbands()))
+            seen = upright if seen_area is None else _shrunk(upright, seen_area)
+            file_size = None if seen is upright else upright.size
+            return Pixels(seen.tobytes(), *seen.size, channels=len(seen.getbands()), file_size=file_size)
     except (PictureError, MemoryError):
         raise
     except Image.DecompressionBombError as exc:
@@ -106,6 +119,15 @@ def _check(width: int, height: int, limits: Limits) -> None:
 def _sides(limits: Limits) -> dict[str, int]:
     side = min(limits.max_side, math.isqrt(limits.max_area))
     return {"max_height": side, "max_width": side}
+
+
+def _shrunk(image: Image.Image, area: int) -> Image.Image:
+    """The picture with at most so many pixels. Source: diffusers, Flux2ImageProcessor._resize_if_exceeds_area."""
+    scale = math.sqrt(area / (image.width * image.height))
+    if scale >= 1:
+        return image
+    size = max(1, int(image.width * scale)), max(1, int(image.height * scale))
+    return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def _understood(image: Image.Image, reading: Reading) -> Image.Image:

@@ -64,12 +64,13 @@ class Inputs:
         reading: Reading = "colours",
         grow: int = 0,
         tenant: str = "",
+        seen_area: int | None = None,
     ) -> Pixels:
-        """The pixels behind an address; `reading` and `grow` as for `decode`.
+        """The pixels behind an address; `reading`, `grow` and `seen_area` as for `decode`.
 
         Args: tenant: who asks, for files that are not for all. Raises: PictureError."""
         try:
-            return await self._pool.run(decode, await self._bytes(url, tenant), limits, reading, grow)
+            return await self._pool.run(decode, await self._bytes(url, tenant), limits, reading, grow, seen_area)
         except (BrokenProcessPool, MemoryError) as exc:
             # It killed every process that tried.
             raise PictureError("image_load_error", "The picture cannot be read") from exc

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 from models.flux2.components import Flux2Components
 from pipelines.engine.request import RequestError
-from pipelines.families.flux2.prepare import LARGEST
 from pipelines.families.size import SizeLimits
-from pipelines.protocol.conditions import Reference
+from pipelines.protocol.conditions import SEEN_AREA, Reference
 from pipelines.protocol.params import GenerationParams
 
 
@@ -61,7 +60,7 @@ class Flux2Limits(SizeLimits):
         height, width = self.sides(params)
         reference = params.find(Reference)
         pictures = len(reference.pictures) if reference else 0
-        seen = min(height * width, LARGEST // self.size_multiple**2) * pictures
+        seen = min(height * width, SEEN_AREA // self.size_multiple**2) * pictures
         if self.passes_references_once:
             seen = -(-seen // params.num_steps)
         return (height * width + seen + self.text_tokens(params)) * (2 if self.is_guided(params) else 1)

@@ -7,10 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipelines.pictures.fit import as_image, to_tensor
-from pipelines.protocol.conditions import InputPicture
-
-LARGEST = 1024 * 1024
-"""Pixels of a reference; a larger picture is made smaller first."""
+from pipelines.protocol.conditions import SEEN_AREA, InputPicture
 
 
 def reference(picture: InputPicture, multiple: int) -> Tensor:
@@ -18,7 +15,7 @@ def reference(picture: InputPicture, multiple: int) -> Tensor:
 
     Args: multiple: side of a cell in pixels.
     """
-    image = Flux2ImageProcessor._resize_if_exceeds_area(as_image(picture, "RGB"), LARGEST)
+    image = Flux2ImageProcessor._resize_if_exceeds_area(as_image(picture, "RGB"), SEEN_AREA)
     image = _at_least(image, multiple)
     width, height = (side // multiple * multiple for side in image.size)
     left, top = (image.width - width) // 2, (image.height - height) // 2

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from models.flux3.components import Flux3Components
 from pipelines.engine.request import RequestError
 from pipelines.families.flux3.encode import presumed_window
-from pipelines.families.flux3.prepare import LARGEST, LARGEST_OF_SEVERAL
+from pipelines.families.flux3.prepare import LARGEST
 from pipelines.families.size import SizeLimits
-from pipelines.protocol.conditions import Reference
+from pipelines.protocol.conditions import SEEN_AREA, Reference
 from pipelines.protocol.params import GenerationParams
 
 MAX_REFERENCES = 10
@@ -54,6 +54,6 @@ class Flux3Limits(SizeLimits):
         height, width = self.sides(params)
         reference = params.find(Reference)
         pictures = len(reference.pictures) if reference else 0
-        largest = (LARGEST if pictures == 1 else LARGEST_OF_SEVERAL) // self.size_multiple**2
+        largest = (LARGEST if pictures == 1 else SEEN_AREA) // self.size_multiple**2
         text = presumed_window(params.prompt, self.max_sequence_length)
         return (height * width + min(height * width, largest) * pictures + text) * (2 if self.is_guided(params) else 1)

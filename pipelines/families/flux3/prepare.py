@@ -10,8 +10,8 @@ from torch import Tensor
 from pipelines.pictures.fit import as_image
 from pipelines.protocol.conditions import InputPicture
 
-LARGEST, LARGEST_OF_SEVERAL = 4 * 1024 * 1024, 1024 * 1024
-"""Pixels of a reference; a larger picture is made smaller first."""
+LARGEST = 4 * 1024 * 1024
+"""Pixels of a reference that is alone; a larger picture is made smaller first."""
 
 
 def references(pictures: Sequence[InputPicture], multiple: int) -> list[Tensor]:

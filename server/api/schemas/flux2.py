@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pipelines.protocol.conditions import Condition, Reference
+from pipelines.protocol.conditions import SEEN_AREA, Condition, Reference
 from server.api.schemas.base import (
     Accelerated,
     Acceleration,
@@ -72,7 +72,8 @@ class Editing(SizedOrLikePicture):
     )
 
     def conditions(self, needs: Needs) -> tuple[Condition, ...]:
-        return (Reference(tuple(needs.picture(url, "image_urls", i) for i, url in enumerate(self.image_urls))),)
+        seen = [needs.picture(url, "image_urls", i, seen_area=SEEN_AREA) for i, url in enumerate(self.image_urls)]
+        return (Reference(tuple(seen)),)
 
 
 class KleinDistilled(Distilled, Sized):

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pipelines.protocol.conditions import Condition, Reference
+from pipelines.protocol.conditions import SEEN_AREA, Condition, Reference
 from server.api.schemas.base import Guided, PromptText, Sized, SizedOrLikePicture, Steps, WideGuidance
 from server.api.schemas.flux2 import BaseSteps, Klein
 from server.api.schemas.needs import Needs
@@ -52,7 +52,9 @@ class _Editing(SizedOrLikePicture):
     )
 
     def conditions(self, needs: Needs) -> tuple[Condition, ...]:
-        return (Reference(tuple(needs.picture(url, "image_urls", i) for i, url in enumerate(self.image_urls))),)
+        area = SEEN_AREA if len(self.image_urls) > 1 else None  # one alone is drawn whole, at up to four megapixels
+        seen = [needs.picture(url, "image_urls", i, seen_area=area) for i, url in enumerate(self.image_urls)]
+        return (Reference(tuple(seen)),)
 
 
 class Flux3Klein(_Distilled, Sized):

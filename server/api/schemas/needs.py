@@ -12,12 +12,17 @@ from server.files.decoding import Reading
 
 @dataclass(frozen=True, slots=True)
 class PictureNeed:
-    """One picture. Args: reading: how it is understood. grow: pixels by which the white of a mask is widened."""
+    """One picture.
+
+    Args: reading: how it is understood. grow: pixels by which the white of a mask is widened. seen_area: pixels of it
+        that are looked at; a larger one is made smaller before it travels.
+    """
 
     url: str
     loc: Loc
     reading: Reading = "colours"
     grow: int = 0
+    seen_area: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +46,9 @@ class Needs:
     named: Callable[[str, Loc], str]
     pictures: list[PictureNeed] = field(default_factory=list)
 
-    def picture(self, url: str, *loc: str | int) -> int:
+    def picture(self, url: str, *loc: str | int, seen_area: int | None = None) -> int:
         """Ask for a picture; returns its index in the request."""
-        return self._add(PictureNeed(url, loc))
+        return self._add(PictureNeed(url, loc, seen_area=seen_area))
 
     def mask(self, url: str, *loc: str | int, grow: int = 0) -> int:
         """Ask for a mask; returns its index in the request."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from diffusers.pipelines.flux2.image_processor import Flux2ImageProcessor
 from PIL import Image
 
 from models.registry import REGISTRY
@@ -29,7 +30,7 @@ from server.jobs.store.job import Job, JobStatus, Outcome
 from server.jobs.store.memory import MemoryStore
 from tests.server.files.test_decoding import packed, quarters
 
-EVERYTHING = tuple(spec for name, spec in REGISTRY.items() if name.startswith("FLUX.1-"))
+EVERYTHING = tuple(spec for name, spec in REGISTRY.items() if name.startswith(("FLUX.1-", "FLUX.2-klein-4B")))
 
 
 def data_uri(width: int = 48, height: int = 32, mode: str = "RGB") -> str:
@@ -101,6 +102,21 @@ def test_a_mask_travels_as_shades_and_a_picture_as_colours(desk: Desk) -> None:
     assert prepared.pictures[0]["pixels"] == quarters(48, 32).tobytes()
     assert (prepared.params["width"], prepared.params["height"], prepared.params["seed"]) == (48, 32, 7)
     assert [entry["message"] for entry in desk.live.logs(desk.job_id)] == ["reading 2 pictures"]
+
+
+def test_a_picture_of_which_a_megapixel_is_seen_travels_so_and_decides_the_size_as_it_was(desk: Desk) -> None:
+    large = data_uri(1801, 1201)
+    prepared = desk.prepare("flux-2/klein/4b/edit", image_urls=[large, data_uri()])
+    assert isinstance(prepared, Prepared)
+    seen = Flux2ImageProcessor._resize_if_exceeds_area(quarters(1801, 1201))
+    first, second = prepared.pictures
+    assert (first["width"], first["height"]) == seen.size
+    assert first["pixels"] == seen.tobytes()
+    assert (second["width"], second["height"]) == (48, 32)
+    alike = desk.prepare("flux/dev/image-to-image", image_url=large)
+    assert isinstance(alike, Prepared)
+    assert (prepared.params["width"], prepared.params["height"]) == (alike.params["width"], alike.params["height"])
+    assert alike.pictures[0]["width"] == 1801
 
 
 @pytest.mark.parametrize(
