@@ -44,8 +44,8 @@ class ModelSpec:
         picture_tokens: of a redux prior: tokens that it makes of one picture.
         transformer: a single file that takes the place of the source's transformer.
         folders: where a single file's companions are sought besides around it.
-        keeps_reference_size: of a Kontext checkpoint: references are seen at the size of the output, as it was
-            trained, instead of at the nearest of FLUX.1 Kontext's own sizes.
+        keeps_reference_size: references are seen at the size of the output, as it was trained, instead of at the
+            nearest of FLUX.1 Kontext's own sizes, or at FLUX.2's megapixel.
         fetches: whether what is not on this machine may be downloaded to load it.
     """
 
@@ -240,6 +240,7 @@ _FLUX2_SHAPES = ModelSpec(
     summary="embedded FLUX.2: draws and edits shapes in 4 steps",
     base="flux-shapes",
     native_pixels=1024 * 640,
+    keeps_reference_size=True,
 )
 _SDXL_SHAPES = replace(
     _SDXLS[0],

@@ -23,6 +23,7 @@ from pipelines.families.flux2.packed import modulation_rows
 from pipelines.families.flux2.prepare import reference
 from pipelines.families.flux2.sampling import initial_noise, position_ids, sigmas_of
 from pipelines.families.prompts import PromptCache
+from pipelines.pictures.fit import fit, pad, to_tensor
 from pipelines.protocol.conditions import Reference
 from pipelines.protocol.params import GenerationParams
 
@@ -49,8 +50,12 @@ class Admitter:
     def prepare(self, request: Request) -> list[Tensor]:
         """The pictures to look at, on the host; may run on any thread."""
         condition = request.params.find(Reference)
-        indices = condition.pictures if condition else ()
-        return [reference(request.pictures[index], self._components.size_multiple) for index in indices]
+        pictures = [request.pictures[index] for index in (condition.pictures if condition else ())]
+        if self._components.spec.keeps_reference_size:
+            height, width = self._limits.drawn(request.params)
+            wanted = request.params.width, request.params.height
+            return [to_tensor(pad(fit(picture, wanted), (width, height))) for picture in pictures]
+        return [reference(picture, self._components.size_multiple) for picture in pictures]
 
     def admit(self, params: GenerationParams, pictures: Sequence[Tensor]) -> Admission:
         """Args: pictures: from `prepare`. Raises: RequestError."""

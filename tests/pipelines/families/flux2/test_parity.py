@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from diffusers.pipelines.flux2.image_processor import Flux2ImageProcessor
 from PIL import Image
 
+from models.accelerator import CpuAccelerator
+from models.registry import TINY_KLEIN
 from pipelines.engine.engine import Engine
 from pipelines.engine.request import RequestError
 from pipelines.families.flux2.prepare import reference
+from pipelines.families.flux2.runner import Flux2Runner
 from pipelines.protocol.conditions import ImageToImage, InputPicture, Reference
 from pipelines.protocol.frames import Cancel, Cancelled, Failed, Finished, Preview
 from pipelines.protocol.params import GenerationParams
 from tests.pipelines.driving import drain, of, pictures, submit
-from tests.pipelines.families.flux2.kleins import engine, params, runner, theirs
+from tests.pipelines.families.flux2.kleins import engine, klein, params, runner, theirs
 
 TOLERANCE = 1
 """Levels of 255 that company may move a pixel by on a CPU: matrix products over more rows may round differently."""
@@ -84,6 +89,18 @@ def test_references_are_made_ready_as_diffusers_does(size: tuple[int, int]) -> N
     expected = processor.preprocess(smaller, height=height, width=width, resize_mode="crop")
     ours = reference(InputPicture(*size, 3, image.tobytes()), 16)
     assert torch.equal(ours, expected)
+
+
+def test_a_checkpoint_that_was_trained_so_sees_references_at_the_size_of_the_output() -> None:
+    trained_so = replace(klein(), spec=replace(TINY_KLEIN, keeps_reference_size=True))
+    sizes = Engine(lambda name: Flux2Runner(trained_so, CpuAccelerator()), CpuAccelerator())
+    wanted = params(width=64, height=48, conditions=(Reference((0,)),), num_inference_steps=1)
+    large = picture(130, 110)
+    give(sizes, "a", wanted, [large])
+    (ours,) = pictures(drain(sizes), "a")
+    (fitted,) = draw(wanted, [large.resize((64, 48), Image.Resampling.LANCZOS)])
+    assert np.array_equal(ours, fitted)
+    assert _distance(ours, draw(wanted, [large])[0]) > 5
 
 
 def test_a_reference_smaller_than_a_cell_is_enlarged() -> None:
