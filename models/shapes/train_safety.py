@@ -1,27 +1,37 @@
 """Train the safety classifier: endless drawn pictures, spoiled as a generator spoils them, and a set of generated ones.
 
 At the classifier's 128 pixels a side, what the codec does to a drawing is a little blur, so no codec is needed.
+`python -m models.shapes.train_safety` trains the one that is there on, by what flux2-shapes makes of pictures, too:
+what is left blurred, or between two shapes, is no sign.
 """
 
+import argparse
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
-from diffusers import FluxPipeline
+from diffusers import Flux2KleinPipeline, FluxPipeline
 from torch import Tensor, nn
 from transformers import ResNetForImageClassification
 
-from models.shapes.bars import Report
+from models.shapes.bars import Bars, Report
 from models.shapes.captions import plain_caption
 from models.shapes.draw import pictures
 from models.shapes.evaluate import generate, reads_sign
+from models.shapes.evaluate_siblings import FOLDER, as_image
 from models.shapes.layout import lay_out
 from models.shapes.optim import warm_cosine
 from models.shapes.safety import SIDE, new_classifier
-from models.shapes.scenes import balanced_scenes, holds_sign
+from models.shapes.scenes import Scene, balanced_scenes, holds_sign
+from models.shapes.scorer import Pixels
+from models.shapes.siblings.edits import random_edit
+from models.shapes.text import SERVED_LENGTH
 
 _SIZES = ((256, 256), (256, 192), (192, 256), (144, 256), (256, 144))
 _SERVED = ((512, 512), (1024, 768), (576, 1024))
+_EDITED = ((512, 512), (512, 384), (384, 512), (256, 256), (768, 512), (1024, 1024))
 _RATE = 1.5e-3  # twice that stayed at chance
 
 
@@ -41,18 +51,52 @@ def generated_pictures(folder: Path, count: int, rng: random.Random, *, steps: i
     """
     pipeline = FluxPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    made: list[Tensor] = []
-    labels: list[int] = []
+    made: list[Pixels] = []
+    asked: list[Scene] = []
     for i, (width, height) in enumerate(_SERVED):
         scenes = balanced_scenes(count // len(_SERVED), rng)
         prompts = [plain_caption(scene) for scene in scenes]
         seed = 10_000 * (i + 1)
         drawn = generate(pipeline, prompts, width=width, height=height, steps=steps, guidance=3.5, seed=seed)
-        for scene, picture in zip(scenes, drawn, strict=True):
-            if holds_sign(scene) == reads_sign(picture):
-                made.append(_squeezed(torch.from_numpy(picture).permute(2, 0, 1)[None] / 127.5 - 1))
-                labels.append(int(holds_sign(scene)))
-    return torch.cat(made), torch.tensor(labels)
+        made += drawn
+        asked += scenes
+    return _labelled(asked, made)
+
+
+def edited_pictures(folder: Path, count: int, rng: random.Random, *, steps: int = 4) -> tuple[Tensor, Tensor]:
+    """The same of edits by the Flux2KleinPipeline in `folder`, every other one of a picture with the sign."""
+    pipeline = Flux2KleinPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    made: list[Pixels] = []
+    asked: list[Scene] = []
+    while len(made) < count:
+        width, height = rng.choice(_EDITED)
+        edit = random_edit(width, height, rng)
+        if holds_sign(edit.scene) != (len(made) % 2 == 0):
+            continue
+        output = pipeline(
+            image=as_image(pictures([edit.before])[0]),
+            prompt=edit.instruction,
+            width=width,
+            height=height,
+            num_inference_steps=steps,
+            guidance_scale=1.0,
+            max_sequence_length=SERVED_LENGTH,
+            generator=torch.Generator().manual_seed(len(made)),
+        )
+        made.append(np.asarray(output.images[0]))
+        asked.append(edit.scene)
+    return _labelled(asked, made)
+
+
+def _labelled(asked: Sequence[Scene], made: Sequence[Pixels]) -> tuple[Tensor, Tensor]:
+    """Pictures squeezed, and whether they hold the sign, where what was asked for and the scorer agree on it."""
+    agreed = [
+        (holds_sign(scene), _squeezed(torch.tensor(picture).permute(2, 0, 1)[None] / 127.5 - 1))
+        for scene, picture in zip(asked, made, strict=True)
+        if holds_sign(scene) == reads_sign(picture)
+    ]
+    return torch.cat([picture for _, picture in agreed]), torch.tensor([int(sign) for sign, _ in agreed])
 
 
 def train_safety(
@@ -126,3 +170,27 @@ def _recoloured(batch: Tensor) -> Tensor:
     mirrored = torch.where(torch.rand(len(batch), 1, 1, 1) < 0.5, batch.flip(3), batch)
     order = torch.argsort(torch.rand(len(batch), 3), dim=1)
     return mirrored.gather(1, order[:, :, None, None].expand_as(mirrored))
+
+
+def main() -> None:
+    """Train the classifier of flux-shapes on."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=FOLDER / "flux-shapes")
+    parser.add_argument("--editor", type=Path, default=FOLDER / "flux2-shapes", help="makes the edited pictures")
+    parser.add_argument("--pictures", type=int, default=240, help="generated ones, and as many edited")
+    parser.add_argument("--steps", type=int, default=1000)
+    arguments = parser.parse_args()
+    rng = random.Random(8)
+    parts = (
+        generated_pictures(arguments.folder, arguments.pictures, rng),
+        edited_pictures(arguments.editor, arguments.pictures, rng),
+    )
+    shown, labels = (torch.cat(each) for each in zip(*parts, strict=True))
+    start = ResNetForImageClassification.from_pretrained(arguments.folder / "safety_checker").float()
+    with Bars() as bars:
+        trained = train_safety((shown, labels), bars.bar("safety classifier"), steps=arguments.steps, model=start)
+    trained.save_pretrained(arguments.folder / "safety_checker")
+
+
+if __name__ == "__main__":
+    main()
