@@ -133,9 +133,9 @@ def to_wire(exc: Exception) -> WireError:
         return RequestError(507, "runner_scheduling_failure", detail, True, RETRY_AFTER_S)
     if isinstance(exc, StoreError):
         # Nothing was stored, or a repeat finds what was (InDoubtError): a client that asks again makes no second job.
-        return RequestError(
-            503, "runner_scheduling_failure", "The server cannot store requests now", True, RETRY_AFTER_S
-        )
+        # And what was only asked about is there as before.
+        detail = "The server cannot reach its store of requests now: try again"
+        return RequestError(503, "runner_scheduling_failure", detail, True, RETRY_AFTER_S)
     if isinstance(exc, TooLargeError):
         return PlainError(413, str(exc))
     if isinstance(exc, UploadError):

@@ -42,6 +42,11 @@ def test_a_disk_that_refuses_says_when_to_come_again(exc: Exception) -> None:
     assert (wire.headers["retry-after"], wire.headers["x-fal-retryable"]) == ("10", "true")
 
 
+def test_a_store_that_is_away_is_told_to_readers_and_writers_alike() -> None:
+    detail = to_wire(StoreError("the database db.example:5432/fluxserve went away")).body["detail"]
+    assert detail == "The server cannot reach its store of requests now: try again"
+
+
 def test_wire_errors_pass_unchanged() -> None:
     exc = PlainError(413, "too large")
     assert to_wire(exc) is exc
