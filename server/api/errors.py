@@ -30,7 +30,8 @@ from server.jobs.store.errors import (
 )
 
 RETRY_AFTER_S = 10
-"""When to come again after the disk has refused: it is looked at once a second."""
+"""When to come again where nothing tells when there is room: after the disk has refused, which is looked at once a
+second, or while the line is full."""
 
 DOCS_URL = "https://docs.fal.ai/errors/#"
 
@@ -109,9 +110,9 @@ def to_wire(exc: Exception) -> WireError:
         kind = "webhook_not_allowed"
         return InputError([{"loc": ["query", "fal_webhook"], "msg": str(exc), "type": kind, "url": DOCS_URL + kind}])
     if isinstance(exc, QueueFullError):
-        return RequestError(429, "concurrent_requests_limit", "Too many requests are waiting", retryable=True)
+        return RequestError(429, "concurrent_requests_limit", "Too many requests are waiting", True, RETRY_AFTER_S)
     if isinstance(exc, InputsFullError):
-        return RequestError(429, "concurrent_requests_limit", str(exc), retryable=True)
+        return RequestError(429, "concurrent_requests_limit", str(exc), True, RETRY_AFTER_S)
     if isinstance(exc, LateError):
         return RequestError(429, "concurrent_requests_limit", str(exc), True, exc.retry_after_s)
     if isinstance(exc, RepeatMismatchError):

@@ -36,8 +36,11 @@ def test_foreign_exceptions_say_nothing_of_our_insides(exc: Exception, status: i
     assert "/" not in wire.body["detail"]
 
 
-@pytest.mark.parametrize("exc", [DiskRefusedError(""), StoreError(""), StorageRefusedError("no room")])
-def test_a_disk_that_refuses_says_when_to_come_again(exc: Exception) -> None:
+@pytest.mark.parametrize(
+    "exc",
+    [DiskRefusedError(""), StoreError(""), StorageRefusedError("no room"), QueueFullError("9 wait"), InputsFullError()],
+)
+def test_who_finds_no_room_is_told_when_to_come_again(exc: Exception) -> None:
     wire = to_wire(exc)
     assert (wire.headers["retry-after"], wire.headers["x-fal-retryable"]) == ("10", "true")
 
