@@ -674,8 +674,8 @@ def full_until(node: Node, monkeypatch: pytest.MonkeyPatch, tries: int) -> None:
 
 
 @pytest.mark.parametrize("call", ["claim", "finish", "renew", "expire"])
-def test_a_store_that_refuses_for_a_while_loses_nothing(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, call: str
+def test_a_store_that_refuses_for_a_while_loses_nothing_and_is_told_of_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, call: str
 ) -> None:
     async def main() -> Job:
         async with running(folder) as node:
@@ -692,6 +692,38 @@ def test_a_store_that_refuses_for_a_while_loses_nothing(
             return await ended(node, submit(node))
 
     assert asyncio.run(main()).status is JobStatus.COMPLETED
+    assert len(refusals(caplog)) <= 1
+
+
+def test_a_store_that_is_away_is_told_of_once_however_many_wait_for_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> list[JobStatus]:
+        async with running(folder) as node:
+            finish, tries = node.store.finish, list[object]()
+
+            def away(*claim: Any) -> bool:
+                tries.append(claim)
+                raise StoreError("the database is away")
+
+            statuses = []
+            for outage in (1, 2):
+                monkeypatch.setattr(node.store, "finish", away)
+                tries.clear()
+                ids = [submit(node) for _ in range(3)]
+                await until(lambda: len(tries) >= 7)
+                monkeypatch.setattr(node.store, "finish", finish)
+                statuses += [(await ended(node, job_id)).status for job_id in ids]
+                assert len(refusals(caplog)) == outage
+            return statuses
+
+    assert asyncio.run(main()) == [JobStatus.COMPLETED] * 6
+
+
+def refusals(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the log says of a store that refuses."""
+    told = (record.getMessage() for record in caplog.records if record.levelname == "ERROR")
+    return [message for message in told if message.startswith("the store refuses")]
 
 
 def test_a_release_that_the_store_refuses_is_repeated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
