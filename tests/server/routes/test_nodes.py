@@ -144,9 +144,13 @@ def test_what_has_its_pictures_or_is_unknown_is_not_requeued(server: Server) -> 
         server.command("jobs", "requeue", done, "nobody")
 
 
-def test_a_name_that_is_nobodys_is_told(server: Server) -> None:
-    with pytest.raises(CommandError, match="No node and no worker is called nobody/7"):
-        server.command("drain", "nobody/7")
+@pytest.mark.parametrize("options", [(), ("--undo",)])
+def test_a_name_that_is_nobodys_is_told_with_those_there_are(server: Server, options: tuple[str, ...]) -> None:
+    name = server.node()["name"]
+    with pytest.raises(CommandError) as caught:
+        server.command("drain", "nobody/7", *options)
+    assert str(caught.value) == f"No node and no worker is called nobody/7; there are {name}, {name}/0"
+    assert caught.value.code == 1
 
 
 def test_programs_elsewhere_see_no_nodes_of_an_open_server(api: Api) -> None:
