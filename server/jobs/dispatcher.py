@@ -307,11 +307,11 @@ class Dispatcher:
         released = await self._completion.retry_until_stored(
             lambda: self._store.release(owner, died=True, not_started=not_started, keep=keep)
         )
-        await self._completion.notify_watchers(released)
         for job in released:
             if job.status is JobStatus.QUEUED:
                 self._live.log(job.id, "the worker stopped; the request will run again", "WARN")
             logger.warning("request %s lost its worker %s: now %s", job.id, owner, job.status)
+        await self._completion.notify_watchers(released)
         self._wake.set()
 
     async def _hand_back(self, worker: Worker) -> None:

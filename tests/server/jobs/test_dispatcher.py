@@ -21,6 +21,7 @@ from pipelines.protocol.frames import Failed, Finished, Heartbeat, Loading, Pict
 from pipelines.protocol.params import GenerationParams
 from server.jobs import dispatcher
 from server.jobs.dispatcher import AHEAD
+from server.jobs.live import LiveChange
 from server.jobs.store.errors import StoreError
 from server.jobs.store.job import CancelOutcome, Job, JobStatus
 from server.node import Node
@@ -742,6 +743,29 @@ def test_a_release_that_the_store_refuses_is_repeated(folder: Path, monkeypatch:
             return await ended(node, submit(node, "crash once"))
 
     assert asyncio.run(main()).status is JobStatus.COMPLETED
+
+
+def test_other_nodes_hear_why_a_request_starts_over_no_later_than_that_it_does(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCRIPTED_GATES", str(folder))
+    told: list[LiveChange] = []
+
+    async def main() -> None:
+        async with running(folder) as node:
+            node.live.on_change(told.append)
+            await ended(node, submit(node, "crash once"))
+            taken = submit(node, "wait taken")
+            await until(lambda: node.live.times(taken) is not None)
+            assert await asyncio.to_thread(node.jobs.requeue, taken) is not None
+            (folder / "taken").touch()
+            await ended(node, taken)
+
+    asyncio.run(main())
+    lines = [change.lines[0]["message"] if change.lines else "" for change in told]
+    why = ("the worker stopped; the request will run again", "taken from its worker by the operator")
+    died, requeued = (index for index, change in enumerate(told) if change.starts_over)
+    assert lines.index(why[0]) < died < lines.index(why[1]) < requeued
 
 
 def test_an_end_without_the_store_leaves_the_claims_to_their_leases(
