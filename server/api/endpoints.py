@@ -339,6 +339,14 @@ def add_aliases(aliases: Iterable[str]) -> None:
         ENDPOINTS[name] = replace(row, id=name, summary=summary, alias_of=row.alias_of or row.id)
 
 
+def drawing_with(variant: Variant) -> Endpoint | None:
+    """Where such a checkpoint draws from text: its own endpoint, else one at which it stands in; None if it cannot."""
+    rows = [row for row in _ROWS if row.category == "text-to-image" and variant in row.variants]
+    # The ids of pro mean closed weights, whatever answers here.
+    open_rows = [row for row in rows if not row.id.startswith("fal-ai/flux-pro")]
+    return min(open_rows, key=lambda row: row.variants.index(variant), default=None)
+
+
 def find(path: str) -> tuple[Endpoint, str]:
     """The endpoint of a run or submit path and the app's own sub-route below it (`""`, `"stream"`, ...).
 

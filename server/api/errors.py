@@ -30,7 +30,8 @@ from server.jobs.store.errors import (
 )
 
 RETRY_AFTER_S = 10
-"""When to come again after the disk has refused: it is looked at once a second."""
+"""When to come again where nothing tells when there is room: after the disk has refused, which is looked at once a
+second, or while the line is full."""
 
 DOCS_URL = "https://docs.fal.ai/errors/#"
 
@@ -109,9 +110,9 @@ def to_wire(exc: Exception) -> WireError:
         kind = "webhook_not_allowed"
         return InputError([{"loc": ["query", "fal_webhook"], "msg": str(exc), "type": kind, "url": DOCS_URL + kind}])
     if isinstance(exc, QueueFullError):
-        return RequestError(429, "concurrent_requests_limit", "Too many requests are waiting", retryable=True)
+        return RequestError(429, "concurrent_requests_limit", "Too many requests are waiting", True, RETRY_AFTER_S)
     if isinstance(exc, InputsFullError):
-        return RequestError(429, "concurrent_requests_limit", str(exc), retryable=True)
+        return RequestError(429, "concurrent_requests_limit", str(exc), True, RETRY_AFTER_S)
     if isinstance(exc, LateError):
         return RequestError(429, "concurrent_requests_limit", str(exc), True, exc.retry_after_s)
     if isinstance(exc, RepeatMismatchError):
@@ -133,9 +134,9 @@ def to_wire(exc: Exception) -> WireError:
         return RequestError(507, "runner_scheduling_failure", detail, True, RETRY_AFTER_S)
     if isinstance(exc, StoreError):
         # Nothing was stored, or a repeat finds what was (InDoubtError): a client that asks again makes no second job.
-        return RequestError(
-            503, "runner_scheduling_failure", "The server cannot store requests now", True, RETRY_AFTER_S
-        )
+        # And what was only asked about is there as before.
+        detail = "The server cannot reach its store of requests now: try again"
+        return RequestError(503, "runner_scheduling_failure", detail, True, RETRY_AFTER_S)
     if isinstance(exc, TooLargeError):
         return PlainError(413, str(exc))
     if isinstance(exc, UploadError):

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Measure the engine, or any server that speaks fal's API.")
 
 MODEL = "flux-shapes"
-ENDPOINTS = {"schnell": "fal-ai/flux/schnell", "krea": "fal-ai/flux/krea", "srpo": "fal-ai/flux/srpo"}
 ENDPOINT = "fal-ai/flux/dev"
 MIXED_SIZES, MIXED_STEPS = "512x512,1024x768,1024x1024", "4,12,28"
 
@@ -181,8 +180,8 @@ def _subject(place: Place, spec: ModelSpec | None) -> tuple[Subject, Target]:
     from server.bench.session import Subject
 
     model = place.model or MODEL
-    endpoint = place.endpoint or ENDPOINTS.get(spec.variant if spec else "", ENDPOINT)
     if place.url is not None:
+        endpoint = _endpoint(place, spec)
         label = spec.name if spec else f"{endpoint} at {place.url}"
         return Subject("api", label, spec), ApiTarget(place.url, endpoint, place.api_key)
     assert spec is not None, "only an API elsewhere goes unnamed"
@@ -192,7 +191,18 @@ def _subject(place: Place, spec: ModelSpec | None) -> tuple[Subject, Target]:
     given = {"--model": model, "--device": place.device, "--dtype": place.dtype}
     given |= {"--quantization": place.quantization, "--tuning": place.tuning}
     flags = tuple(word for flag in given.items() for word in flag)
-    return subject, OwnServer(endpoint, flags)
+    return subject, OwnServer(_endpoint(place, spec), flags)
+
+
+def _endpoint(place: Place, spec: ModelSpec | None) -> str:
+    """Which is asked at the API. Raises: CommandError for a model that draws nothing from text alone."""
+    from server.api.endpoints import drawing_with
+
+    if place.endpoint is not None or spec is None:
+        return place.endpoint or ENDPOINT
+    if (row := drawing_with(spec.variant)) is None:
+        raise CommandError(f"{spec.name} draws nothing from text alone, and a benchmark sends no pictures", USAGE)
+    return row.id
 
 
 class _Bars:

@@ -104,6 +104,14 @@ class Bucket:
             self._must_take = len(data)  # one that is full may take less
             raise
 
+    def copy(self, name: str, target: str, content_type: str) -> None:
+        """What is under a name, under another as well; the service does it by itself, whole or not at all."""
+        what = {"CopySource": {"Bucket": self._bucket, "Key": self._prefix + name}, "ContentType": content_type}
+        with self._asking():
+            self._client.copy_object(
+                Bucket=self._bucket, Key=self._prefix + target, MetadataDirective="REPLACE", **what
+            )
+
     def get(self, name: str, start: int = 0, length: int | None = None) -> bytes | None:
         """So many bytes from `start`, all without a length, none behind the end; None if nothing has this name."""
         with suppress(_CutShortError):

@@ -4,6 +4,7 @@
     KEY.json                                the description; with it the file can be seen
     index/TENANT/HOUR/SIZE.KEY              empty: its name tells what expires when, and who keeps how much
     parts/KEY/NUMBER-DIGEST                 parts of an upload that is under way
+    parts/KEY.new/whole                     what is about to replace a file
 
 HOUR counts from 1970, the first by whose beginning the file has expired. A sweep lists the hours, and then only those
 that are past; the bytes of a tenant are a list of that tenant's names.
@@ -26,7 +27,7 @@ from server.files.counted_bytes import CountedBytes
 from server.files.objects import KEY, Access, FileRefusedError, Objects, StoredObject
 from server.files.parts import Parts
 from server.files.s3_bucket import Bucket, Listed
-from server.files.s3_parts import S3Parts
+from server.files.s3_parts import PARTS, S3Parts
 
 INDEX = "index/"
 FOR_EVER = "never"
@@ -97,10 +98,14 @@ class S3Objects(Objects):
         now = self._clock()
         expires_at = None if ttl_s is None else now + ttl_s
         described = StoredObject(key, _size(data), content_type, file_name, expires_at, access, tenant, now)
-        old = None if is_new else self._replaceable(described)
-        # What a kill leaves is in the index, so that it goes when it would have; only the description makes it visible.
-        self._bucket.put(_index_name(described), b"")
-        self._bucket.put(key, data, content_type)
+        old = None if is_new else self._described(key)
+        if old is None or _told(old) == _told(described):
+            # What a kill leaves is in the index, so that it goes when it would have; only the description makes it
+            # visible.
+            self._bucket.put(_index_name(described), b"")
+            self._bucket.put(key, data, content_type)
+        else:
+            self._replace(described, data)
         self._bucket.put(f"{key}.json", described.to_json(), "application/json")
         self._counted.add((_tenant_folder(tenant), INDEX), described.size)
         if old is not None:
@@ -153,14 +158,18 @@ class S3Objects(Objects):
     def direct_url(self, stored: StoredObject, disposition: str, lifetime_s: float) -> str:
         return self._bucket.address(stored.key, lifetime_s, stored.content_type, disposition)
 
-    def _replaceable(self, new: StoredObject) -> StoredObject | None:
-        """What is there under this key and can be written over: it stays until the new is there. What is described in
-        another way is deleted: its description would tell wrong things of the new bytes."""
-        old = self._described(new.key)
-        if old is not None and _told(old) != _told(new):
-            self.delete(new.key)
-            return None
-        return old
+    def _replace(self, new: StoredObject, data: bytes | IO[bytes]) -> None:
+        """Put bytes in the place of others that are described in another way: that description would tell wrong things
+        of them and goes before they come, but not before they are whole beside it.
+
+        Raises: FileRefusedError if the service keeps it."""
+        arrived = f"{PARTS}{new.key}.new/whole"  # there it goes in a day, should this be killed
+        self._bucket.put(arrived, data, new.content_type)
+        if self._bucket.delete([f"{new.key}.json"]):
+            raise FileRefusedError(f"{new.key} cannot be replaced: its description is not deleted by the bucket")
+        self._bucket.put(_index_name(new), b"")
+        self._bucket.copy(arrived, new.key, new.content_type)
+        self._bucket.delete([arrived])
 
     def _forget(self, old: StoredObject, new: StoredObject) -> None:
         """The index tells of the new one alone."""

@@ -10,7 +10,7 @@ from typing import IO
 from server.files.s3_bucket import Bucket
 from server.files.uploads import UploadError
 
-_PARTS = "parts/"
+PARTS = "parts/"
 _PIECE_BYTES = 16 << 20
 
 
@@ -23,11 +23,11 @@ class S3Parts:
 
     def keep(self, key: str, name: str, file: Path) -> None:
         with file.open("rb") as source:
-            self._bucket.put(f"{_PARTS}{key}/{name}", source)
+            self._bucket.put(f"{PARTS}{key}/{name}", source)
         file.unlink()
 
     def sizes(self, key: str) -> dict[str, int]:
-        return {listed.name.rpartition("/")[2]: listed.size for listed in self._bucket.names(f"{_PARTS}{key}/")}
+        return {listed.name.rpartition("/")[2]: listed.size for listed in self._bucket.names(f"{PARTS}{key}/")}
 
     def joined(self, key: str, names: Sequence[str]) -> IO[bytes]:
         """Raises: UploadError where a part has gone meanwhile: another call has joined them, or they were too old."""
@@ -36,7 +36,7 @@ class S3Parts:
         try:
             for name in names:
                 for start in range(0, sizes.get(name, 0), _PIECE_BYTES):
-                    target.write(self._bucket.get(f"{_PARTS}{key}/{name}", start, _PIECE_BYTES) or b"")
+                    target.write(self._bucket.get(f"{PARTS}{key}/{name}", start, _PIECE_BYTES) or b"")
             if target.tell() != sum(sizes.get(name, -1) for name in names):
                 raise UploadError("Parts of this upload are gone; send them again")
         except BaseException:
@@ -46,7 +46,7 @@ class S3Parts:
         return target
 
     def drop(self, key: str) -> None:
-        self._bucket.delete([listed.name for listed in self._bucket.names(f"{_PARTS}{key}/")])
+        self._bucket.delete([listed.name for listed in self._bucket.names(f"{PARTS}{key}/")])
 
     def drop_older(self, moment: float) -> None:
-        self._bucket.delete([listed.name for listed in self._bucket.names(_PARTS) if listed.modified <= moment])
+        self._bucket.delete([listed.name for listed in self._bucket.names(PARTS) if listed.modified <= moment])

@@ -100,6 +100,8 @@ class Completion:
         self._embed_parameters = embed_parameters
         # Threads of our own: a flood of submits must not stand in line before an end.
         self._threads = threads.started(4, "dispatch-store")
+        self._refused = 0
+        """Operations that wait until the store can do them."""
 
     @property
     def can_store(self) -> bool:
@@ -208,14 +210,26 @@ class Completion:
 
     async def retry_until_stored(self, operation: Callable[[], T]) -> T:
         """Run a store operation in a thread until the store can do it."""
+        try:
+            return await self.in_thread(operation)
+        except StoreError as exc:
+            if not self._refused:  # all who wait, wait for the same store
+                logger.error("the store refuses what runs have come to; it will be tried again: %s", exc)
+        self._refused += 1
+        try:
+            return await self._retried(operation)
+        finally:
+            self._refused -= 1
+
+    async def _retried(self, operation: Callable[[], T]) -> T:
         pause_s = 0.2
         while True:
+            await asyncio.sleep(pause_s)
             try:
                 return await self.in_thread(operation)
             except StoreError as exc:
-                logger.error("the store refuses, next try in %.1f s: %s", pause_s, exc)
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, MAX_PAUSE_S)
+                logger.debug("the store still refuses: %s", exc)
+            pause_s = min(2 * pause_s, MAX_PAUSE_S)
 
     async def in_thread(self, operation: Callable[[], T]) -> T:
         """Run a store operation off the event loop. Raises: what it raises."""

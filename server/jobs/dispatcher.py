@@ -307,11 +307,11 @@ class Dispatcher:
         released = await self._completion.retry_until_stored(
             lambda: self._store.release(owner, died=True, not_started=not_started, keep=keep)
         )
-        await self._completion.notify_watchers(released)
         for job in released:
             if job.status is JobStatus.QUEUED:
                 self._live.log(job.id, "the worker stopped; the request will run again", "WARN")
             logger.warning("request %s lost its worker %s: now %s", job.id, owner, job.status)
+        await self._completion.notify_watchers(released)
         self._wake.set()
 
     async def _hand_back(self, worker: Worker) -> None:
@@ -340,6 +340,7 @@ class Dispatcher:
             self._send_cancel(run)
 
     async def _claim_when_woken(self) -> None:
+        is_told = False  # a store that is away stays so for many tries
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -347,8 +348,11 @@ class Dispatcher:
                 # What could not be stored is not drawn. The next heartbeat asks again.
                 while self._is_accepting and self._completion.can_store and await self._claim_once():
                     pass
+                is_told = False
             except StoreError as exc:
-                logger.error("the store refuses claims, next try in %.0f s: %s", TEND_S, exc)
+                if not is_told:
+                    logger.error("the store refuses claims, they will be tried again: %s", exc)
+                is_told = True
                 await asyncio.sleep(TEND_S)
                 self._wake.set()
             except Exception:  # of one request or row: the others must not wait for ever
@@ -523,6 +527,7 @@ class Dispatcher:
     async def _renew_and_expire(self) -> None:
         """Renew leases and end what expired, in this order: a node that slept must not take its own for lost."""
         renewed_at = -math.inf
+        is_told = False  # as of claims
         while True:
             self._note_room()
             try:
@@ -534,8 +539,11 @@ class Dispatcher:
                 for job in expired:
                     logger.warning("request %s expired: now %s", job.id, job.status)
                     self._wake.set()
+                is_told = False
             except StoreError as exc:
-                logger.error("the store refuses to renew leases: %s", exc)
+                if not is_told:
+                    logger.error("the store refuses to renew leases, it will be tried again: %s", exc)
+                is_told = True
             except Exception:
                 logger.exception("leases could not be renewed; it will be tried again")
             await asyncio.sleep(TEND_S)

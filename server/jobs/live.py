@@ -167,7 +167,9 @@ class LiveJobs:
         self._change(frame.job_id, take)
 
     def start_over(self, job_id: str) -> None:
-        """Forget progress and previews: the job will run from the beginning again. Its log stays."""
+        """Forget progress and previews: the job will run from the beginning again. Its log stays.
+
+        A line that says why comes before: other nodes are told both at once."""
         self._report(LiveChange(job_id, starts_over=True))
 
     def changed(self, job_id: str) -> None:

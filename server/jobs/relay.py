@@ -22,7 +22,8 @@ from server.jobs.store.nodes import SILENT_S
 logger = logging.getLogger("fluxserve.node")
 
 EVERY_S = 0.1
-"""What happens within so long is told together."""
+"""What happens within so long is told together. That a job starts over is told at once, with what was said before it:
+whoever claims it now must not have begun it when this arrives."""
 MOST_BYTES = 7900
 """Of one text: PostgreSQL's NOTIFY takes less than 8,000."""
 LONGEST_LINE = 1000
@@ -49,6 +50,7 @@ class Relay:
         self._send = send
         self._is_alone = is_alone
         self._untold: dict[str, LiveChange] = {}
+        self._is_urgent = False
         self._has_greeted = True
         self._heard_at = -math.inf
         self._is_open = True
@@ -80,6 +82,7 @@ class Relay:
         with self._changed:
             earlier = self._untold.get(change.job_id)
             self._untold[change.job_id] = change if earlier is None else earlier.then(change)
+            self._is_urgent |= change.starts_over and not change.is_whole
             self._changed.notify_all()
 
     def take(self, text: str) -> None:
@@ -107,9 +110,9 @@ class Relay:
                 self._changed.wait_for(lambda: self._untold or not self._has_greeted or not self._is_open)
                 if not self._is_open:
                     return
-            time.sleep(EVERY_S)
-            with self._changed:
+                self._changed.wait_for(lambda: self._is_urgent or not self._is_open, EVERY_S)
                 untold, self._untold = self._untold, {}
+                self._is_urgent = False
                 greeting, self._has_greeted = [] if self._has_greeted else [json.dumps(GREETING)], True
             if greeting or not self._is_alone() or time.monotonic() < self._heard_at + SILENT_S:
                 self._tell([*greeting, *(piece for change in untold.values() for piece in _pieces(change))])

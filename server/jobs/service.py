@@ -190,8 +190,8 @@ class JobService:
         if job.owner is None or not self.store.release_one(job_id, job.owner, job.epoch):
             return None
         self.abandon(job_id, job.epoch)
-        self.live.start_over(job_id)
         self.live.log(job_id, "taken from its worker by the operator", "WARN")
+        self.live.start_over(job_id)
         after = self.store.get(job_id)
         if after is not None and after.status.is_finished:
             self.live.ended(job_id)

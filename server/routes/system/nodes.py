@@ -37,7 +37,8 @@ def nodes_router(membership: Membership) -> APIRouter:
 
     async def ordered(name: str, is_wanted: bool) -> dict[str, Any]:
         if not await membership.order(name, is_wanted):
-            sentence = f"No node and no worker is called {name[:100]}: GET /v1/nodes shows them"
+            there_are = sorted(other for node in membership.seen for other in node.report.names)
+            sentence = f"No node and no worker is called {name[:100]}; there are {', '.join(there_are)}"
             raise WireError(404, {"detail": sentence, "code": "not_found"})
         return {"name": name, "draining": is_wanted}
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from server.api.endpoints import ENDPOINTS, find
+from models.registry import AUXILIARIES, Variant
+from server.api.endpoints import ENDPOINTS, drawing_with, find
 from server.api.schemas import sizes
 from server.api.unserved import UNSERVED
 from server.http.errors import PlainError
@@ -117,3 +118,27 @@ def test_unknown_endpoints_are_404_with_a_sentence(path: str, detail: str) -> No
     with pytest.raises(PlainError) as caught:
         find(path)
     assert (caught.value.status, caught.value.body) == (404, {"detail": detail})
+
+
+def test_every_checkpoint_draws_from_text_at_an_endpoint_of_its_own_where_it_has_one() -> None:
+    rows = {variant: drawing_with(variant) for variant in get_args(Variant)}
+    assert {variant for variant, row in rows.items() if row is None} == {"fill", "canny", "depth", *AUXILIARIES}
+    asked = {variant: row.id for variant, row in rows.items() if row is not None}
+    assert asked == {
+        "dev": "fal-ai/flux/dev",
+        "schnell": "fal-ai/flux/schnell",
+        "krea": "fal-ai/flux/krea",
+        "srpo": "fal-ai/flux/srpo",
+        "kontext": "fal-ai/flux-kontext-lora/text-to-image",
+        "klein-4b": "fal-ai/flux-2/klein/4b",
+        "klein-9b": "fal-ai/flux-2/klein/9b",
+        "klein-base-4b": "fal-ai/flux-2/klein/4b/base",
+        "klein-base-9b": "fal-ai/flux-2/klein/9b/base",
+        "flux2-dev": "fal-ai/flux-2",
+        "flux2-turbo": "fal-ai/flux-2/turbo",
+        "flux3-klein": "blackforestlabs/flux-3/klein/text-to-image",
+        "flux3-klein-base": "blackforestlabs/flux-3/klein/base/text-to-image",
+        "sdxl": "fal-ai/playground-v25",
+        "lightning": "fal-ai/fast-lightning-sdxl",
+        "playground": "fal-ai/playground-v25",
+    }

@@ -36,10 +36,18 @@ def test_foreign_exceptions_say_nothing_of_our_insides(exc: Exception, status: i
     assert "/" not in wire.body["detail"]
 
 
-@pytest.mark.parametrize("exc", [DiskRefusedError(""), StoreError(""), StorageRefusedError("no room")])
-def test_a_disk_that_refuses_says_when_to_come_again(exc: Exception) -> None:
+@pytest.mark.parametrize(
+    "exc",
+    [DiskRefusedError(""), StoreError(""), StorageRefusedError("no room"), QueueFullError("9 wait"), InputsFullError()],
+)
+def test_who_finds_no_room_is_told_when_to_come_again(exc: Exception) -> None:
     wire = to_wire(exc)
     assert (wire.headers["retry-after"], wire.headers["x-fal-retryable"]) == ("10", "true")
+
+
+def test_a_store_that_is_away_is_told_to_readers_and_writers_alike() -> None:
+    detail = to_wire(StoreError("the database db.example:5432/fluxserve went away")).body["detail"]
+    assert detail == "The server cannot reach its store of requests now: try again"
 
 
 def test_wire_errors_pass_unchanged() -> None:

@@ -6,10 +6,13 @@ import asyncio
 import json
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from models.architectures import ARCHITECTURES
 from models.flops import request_flops
@@ -24,6 +27,8 @@ from server.bench.report import write
 from server.bench.scenarios import Ask, Cell, Plan, timed
 from server.bench.stamp import stamp
 from server.bench.target import AskError, BenchError, TargetFacts
+from server.cli.failures import CommandError
+from server.cli.main import app
 from server.workers.nvml import NvmlError, open_nvml
 
 TINY_ARCH = ARCHITECTURES["random:tiny"]
@@ -468,11 +473,44 @@ def test_wrong_usage_is_refused_before_anything_starts(tmp_path: Path) -> None:
         (["single", "--steps", "0"], "--steps"),
         (["single", "--model", "nonsense"], "flux-shapes"),
         (["single", "--url", "http://127.0.0.1:1"], "--target api"),
+        (["single", "--target", "api", "--model", "flux-shapes-fill"], "nothing from text alone"),
         (["poisson", "--rate", "-1"], "--rate"),
         (["single", "--acceleration", "most"], "--acceleration"),
         (["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")], "a.json"),
     ):
         assert word in bench(*flags, code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "asked"),
+    [
+        ((), "fal-ai/flux/dev"),
+        (("--model", "FLUX.2-klein-4B"), "fal-ai/flux-2/klein/4b"),
+        (("--model", "FLUX.2-klein-4B", "--endpoint", "fal-ai/flux-2-pro"), "fal-ai/flux-2-pro"),
+    ],
+)
+def test_a_server_is_asked_at_an_endpoint_of_the_model(flags: tuple[str, ...], asked: str, tmp_path: Path) -> None:
+    seen = []
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(404)
+
+        def do_POST(self) -> None:
+            seen.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        there = ("--target", "api", "--url", f"http://127.0.0.1:{server.server_port}", "-o", str(tmp_path))
+        words = ["bench", "single", *there, *flags, "--count", "1", "--warmup", "0"]
+        with pytest.raises(CommandError, match="every request failed"):
+            CliRunner().invoke(app, words, catch_exceptions=False)
+        server.shutdown()
+    assert seen == [f"/queue/{asked}"]
 
 
 def test_a_server_that_is_not_there_is_said_to_be_unreachable() -> None:

@@ -154,19 +154,37 @@ def test_an_endpoint_without_tls_is_told(s3: S3Service, tmp_path: Path) -> None:
     assert "its certificate is refused, or it speaks no TLS; set AWS_CA_BUNDLE" in objects._bucket.check().problem
 
 
-def test_a_file_that_is_sent_again_is_there_until_the_new_one_is(front: Front, objects: Any) -> None:
+@pytest.mark.parametrize(("data", "kind"), [(DATA[::-1], "image/png"), (DATA * 2, "image/png"), (DATA, "image/webp")])
+def test_a_file_that_is_sent_again_is_there_until_the_new_one_is(
+    front: Front, objects: Any, data: bytes, kind: str
+) -> None:
     key = objects.put(DATA, "image/png", "png", ttl_s=3600, tenant="ann")
-    front.faults.append(
-        lambda asked: asked.path.endswith(f"/{key}") and asked.command == "PUT" and asked.refuse(403, "X")
-    )
+
+    def refuse_bytes(asked: Asked) -> bool:
+        is_of_it = f"/{key}" in asked.path and not asked.path.endswith(".json")
+        return asked.command == "PUT" and is_of_it and asked.refuse(403, "X")
+
+    front.faults.append(refuse_bytes)
     with pytest.raises(ObjectsAwayError):
-        objects.put(DATA[::-1], "image/png", "png", ttl_s=3600, tenant="ann", key=key)
+        objects.put(data, kind, "png", ttl_s=3600, tenant="ann", key=key)
     front.faults.clear()
     objects.probe()
-    assert objects.read(key) == DATA
-    objects.put(DATA[::-1], "image/png", "png", ttl_s=9000, tenant="ann", key=key)
-    assert objects.read(key) == DATA[::-1]
+    assert (objects.read(key), objects.stat(key).content_type) == (DATA, "image/png")
+    objects.put(data, kind, "png", ttl_s=9000, tenant="ann", key=key)
+    assert (objects.read(key), objects.stat(key).content_type) == (data, kind)
     assert len(list(objects._entries())) == 1, "the index tells of the new one alone"
+    assert list(objects._bucket.names("parts/")) == []
+
+
+def test_a_description_that_the_bucket_keeps_is_never_beside_other_bytes(
+    objects: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = objects.put(DATA, "image/png", "png", access="allow")
+    monkeypatch.setattr(objects._bucket, "_deleted", set)
+    with pytest.raises(FileRefusedError, match="cannot be replaced"):
+        objects.put(DATA * 2, "image/png", "png", key=key, access="hide")
+    assert (objects.read(key), objects.stat(key).access) == (DATA, "allow")
+    assert len(list(objects._entries())) == 1
 
 
 def test_what_the_bucket_does_not_delete_holds_up_nothing_else(objects: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from pipelines.protocol.frames import Failed, Finished, Heartbeat, Loading, Pict
 from pipelines.protocol.params import GenerationParams
 from server.jobs import dispatcher
 from server.jobs.dispatcher import AHEAD
+from server.jobs.live import LiveChange
 from server.jobs.store.errors import StoreError
 from server.jobs.store.job import CancelOutcome, Job, JobStatus
 from server.node import Node
@@ -674,8 +675,8 @@ def full_until(node: Node, monkeypatch: pytest.MonkeyPatch, tries: int) -> None:
 
 
 @pytest.mark.parametrize("call", ["claim", "finish", "renew", "expire"])
-def test_a_store_that_refuses_for_a_while_loses_nothing(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, call: str
+def test_a_store_that_refuses_for_a_while_loses_nothing_and_is_told_of_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, call: str
 ) -> None:
     async def main() -> Job:
         async with running(folder) as node:
@@ -692,6 +693,38 @@ def test_a_store_that_refuses_for_a_while_loses_nothing(
             return await ended(node, submit(node))
 
     assert asyncio.run(main()).status is JobStatus.COMPLETED
+    assert len(refusals(caplog)) <= 1
+
+
+def test_a_store_that_is_away_is_told_of_once_however_many_wait_for_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> list[JobStatus]:
+        async with running(folder) as node:
+            finish, tries = node.store.finish, list[object]()
+
+            def away(*claim: Any) -> bool:
+                tries.append(claim)
+                raise StoreError("the database is away")
+
+            statuses = []
+            for outage in (1, 2):
+                monkeypatch.setattr(node.store, "finish", away)
+                tries.clear()
+                ids = [submit(node) for _ in range(3)]
+                await until(lambda: len(tries) >= 7)
+                monkeypatch.setattr(node.store, "finish", finish)
+                statuses += [(await ended(node, job_id)).status for job_id in ids]
+                assert len(refusals(caplog)) == outage
+            return statuses
+
+    assert asyncio.run(main()) == [JobStatus.COMPLETED] * 6
+
+
+def refusals(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the log says of a store that refuses."""
+    told = (record.getMessage() for record in caplog.records if record.levelname == "ERROR")
+    return [message for message in told if message.startswith("the store refuses")]
 
 
 def test_a_release_that_the_store_refuses_is_repeated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -710,6 +743,29 @@ def test_a_release_that_the_store_refuses_is_repeated(folder: Path, monkeypatch:
             return await ended(node, submit(node, "crash once"))
 
     assert asyncio.run(main()).status is JobStatus.COMPLETED
+
+
+def test_other_nodes_hear_why_a_request_starts_over_no_later_than_that_it_does(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCRIPTED_GATES", str(folder))
+    told: list[LiveChange] = []
+
+    async def main() -> None:
+        async with running(folder) as node:
+            node.live.on_change(told.append)
+            await ended(node, submit(node, "crash once"))
+            taken = submit(node, "wait taken")
+            await until(lambda: node.live.times(taken) is not None)
+            assert await asyncio.to_thread(node.jobs.requeue, taken) is not None
+            (folder / "taken").touch()
+            await ended(node, taken)
+
+    asyncio.run(main())
+    lines = [change.lines[0]["message"] if change.lines else "" for change in told]
+    why = ("the worker stopped; the request will run again", "taken from its worker by the operator")
+    died, requeued = (index for index, change in enumerate(told) if change.starts_over)
+    assert lines.index(why[0]) < died < lines.index(why[1]) < requeued
 
 
 def test_an_end_without_the_store_leaves_the_claims_to_their_leases(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pipelines.protocol.frames import Progress
+from server.jobs import relay as relay_module
 from server.jobs.live import MAX_LOG_ENTRIES, LiveChange, LiveJobs
 from server.jobs.relay import EVERY_S, MOST_BYTES, Relay
 from server.jobs.store.errors import StoreError
@@ -59,6 +60,25 @@ def test_lines_and_steps_are_seen_elsewhere_as_they_are_here() -> None:
         here.start_over("job")
         eventually(lambda: there.progress("job") is None and there.times("job") is None)
         assert messages(there) == messages(here) == ["started, ö\ud800", "step 3/28"]
+
+
+def test_that_a_job_starts_over_is_heard_before_another_node_has_begun_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    channel = Channel()
+    with channel.node("a") as (here, _), channel.node("b") as (there, relay):
+        eventually(lambda: len(channel.texts) == 2)
+        with monkeypatch.context() as patch:
+            patch.setattr(relay_module, "EVERY_S", 60.0)
+            there.log("job", "taken from its worker", "WARN")
+            there.start_over("job")
+            eventually(lambda: messages(here) == ["taken from its worker"])
+            here.note_begun("job", "a/0#1", 2.0)
+            here.log("job", "started, attempt 2")
+            there.log("job", "told later")
+            time.sleep(3 * EVERY_S)
+            assert messages(here) == ["taken from its worker", "started, attempt 2"]
+            assert here.times("job") is not None
+            relay.close()
+        assert messages(here)[2:] == ["told later"], "a close does not wait"
 
 
 def test_many_steps_are_few_texts() -> None:

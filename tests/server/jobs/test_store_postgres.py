@@ -22,6 +22,7 @@ from server.jobs.store.base import Elsewhere
 from server.jobs.store.batches import Transaction
 from server.jobs.store.errors import InDoubtError, QueueFullError, StoreError
 from server.jobs.store.job import JobStatus, Repeat
+from server.jobs.store.nodes import NodeReport
 from server.jobs.store.postgres import notices, session, writer
 from server.jobs.store.postgres.session import MIGRATIONS
 from server.jobs.store.postgres.store import HOLD_S, PostgresStore
@@ -170,6 +171,23 @@ def test_what_a_dead_node_left_open_is_ended_by_the_others(
     clock.advance(SILENT_S + 1)
     assert [job.id for job in here.expire()] == [run.id]
     assert here.enqueue(new_job(repeat=Repeat(None, b"body"))).id == unanswered.id
+
+
+def test_a_node_that_dies_is_told_by_its_name_and_one_that_leaves_is_not(
+    nodes: tuple[PostgresStore, PostgresStore], address: str, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    dying, here = nodes
+    leaving, command = PostgresStore(address, clock), PostgresStore(address, clock)
+    for name, node in {"node-1": dying, "node-2": leaving, "node-3": here}.items():
+        node.note_node(NodeReport(name, None, "1", "ready", clock.now))
+    leaving.forget_node("node-2")
+    for gone in (dying, leaving, command):
+        gone.close()
+    clock.advance(SILENT_S + 1)
+    here.expire()
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told == ["nodes that have not been heard of for 15 s: node-1"]
+    assert [node.report.name for node in here.nodes()] == ["node-1", "node-3"]
 
 
 def test_a_node_that_is_too_busy_to_ping_is_not_taken_for_dead(

@@ -210,7 +210,8 @@ class PostgresStore(SqlStore):
             "INSERT INTO node (name, report, names, seen_at) VALUES (?, ?, ?, ?) ON CONFLICT (name) DO UPDATE "
             "SET report = excluded.report, names = excluded.names, seen_at = excluded.seen_at RETURNING resting"
         )
-        values = (report.name, json.dumps(asdict(report)), sorted(report.names), self.now())
+        said = asdict(report) | {"writer": self._name}
+        values = (report.name, json.dumps(said), sorted(report.names), self.now())
         ((resting,),) = self._read(note, values)
         return report.names & set(resting)
 
@@ -275,7 +276,10 @@ class PostgresStore(SqlStore):
         names = [name for (name,) in tx.execute(bury, (tx.now - SILENT_S, self._name))]
         if not names:
             return []
-        logger.warning("nodes that stopped, or have not been heard of for %.0f s: %s", SILENT_S, ", ".join(names))
+        # A node that was stopped has said that it leaves, and a command that wrote was none.
+        nodes = tx.execute("SELECT name, report FROM node ORDER BY name")
+        if lost := [name for name, report in nodes if json.loads(report).get("writer") in names]:
+            logger.warning("nodes that have not been heard of for %.0f s: %s", SILENT_S, ", ".join(lost))
         tx.execute("UPDATE submission SET is_undelivered = TRUE WHERE name IS NULL AND writer = ANY (?)", (names,))
         gone = jobs(tx, "WHERE is_ephemeral = 1 AND finished_at IS NULL AND writer = ANY (?)", (names,))
         return self._save_all(
