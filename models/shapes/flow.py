@@ -148,18 +148,20 @@ class Batch:
         return (error if self.weight is None else error * self.weight).mean((1, 2))
 
 
-def noise_levels(batch: Batch) -> Tensor:
+def noise_levels(batch: Batch, unseen: float | None = None) -> Tensor:
     """Training noise levels of a batch: (B,) float32.
 
     What an edit makes is settled by the picture beside it and the instruction, and who can see it through the noise
     need not read either: so a share of the edits lies under nearly nothing else.
+    Args: unseen: that share; None is UNSEEN of edits, and none of all others.
     """
     clean = batch.latents
     sigma = random_sigmas(len(clean), clean.shape[1], device=clean.device)
-    if batch.reference is None:
+    share = unseen if unseen is not None else 0.0 if batch.reference is None else UNSEEN
+    if not share:
         return sigma
     most = UNSEEN_FROM + (1 - UNSEEN_FROM) * torch.rand_like(sigma)
-    return torch.where(torch.rand_like(sigma) < UNSEEN, most, sigma)
+    return torch.where(torch.rand_like(sigma) < share, most, sigma)
 
 
 def velocity(

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from models.shapes.flow import Batch, random_sigmas, velocity
+from models.shapes.flow import Batch, noise_levels, velocity
 from models.shapes.text import CLIP_WIDTH, T5_WIDTH, Encoders
 
 
@@ -40,14 +40,16 @@ def apart(batch: Batch, own: int) -> tuple[Batch, Batch]:
     return replace(batch, pooled=students), shown
 
 
-def taught_loss(model: nn.Module, teacher: nn.Module, batch: Batch, shown: Batch, guidance: float) -> Tensor:
+def taught_loss(
+    model: nn.Module, teacher: nn.Module, batch: Batch, shown: Batch, guidance: float, unseen: float = 0.0
+) -> Tensor:
     """Learn to draw as a FLUX.1 with a guidance input does at one scale, from its velocities.
 
     They are means where true velocities are single draws, so this learns in fewer steps, and guidance with it.
-    Args: shown: the batch as the teacher reads it.
+    Args: shown: the batch as the teacher reads it. unseen: see `models.shapes.flow.noise_levels`.
     """
     clean = batch.latents
-    sigma = random_sigmas(len(clean), clean.shape[1], device=clean.device)
+    sigma = noise_levels(batch, unseen)
     noisy = clean + sigma.view(-1, 1, 1) * (torch.randn_like(clean) - clean)
     with torch.no_grad():
         target = velocity(teacher, noisy, sigma, shown, torch.full_like(sigma, guidance)).float()

@@ -16,6 +16,7 @@ from models.shapes.train_flow import FlowTraining
 
 GUIDANCE = 2.0
 """What the teacher is asked with: SDXL-Lightning draws without guidance, Playground v2.5 multiplies it by three."""
+UNSEEN = 0.25  # of the pictures, under noise that hides them: a UNet is slower to read than to sharpen
 
 
 class SdxlTraining(FlowTraining):
@@ -41,7 +42,7 @@ class SdxlTraining(FlowTraining):
 
     def loss_of(self, batch: Batch, phase: int) -> Tensor:
         """The loss of a batch, under autocast."""
-        return taught_loss(self.model, self.teacher, *apart(batch, POOLED_WIDTH), GUIDANCE)
+        return taught_loss(self.model, self.teacher, *apart(batch, POOLED_WIDTH), GUIDANCE, UNSEEN)
 
 
 def _attend_plainly(model: nn.Module) -> None:
