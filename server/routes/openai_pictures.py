@@ -72,7 +72,11 @@ async def _answer(jobs: JobService, served: Served, inputs: Inputs, request: Req
 def _taking(model: str, has_mask: bool, is_variation: bool) -> str:
     """The endpoint that a call with pictures means by a model's name. Raises: WireError 404, InputError."""
     sibling = "redux" if is_variation else "inpainting" if has_mask else "edit"
-    return taking_pictures(named(model), sibling, _EXAMPLES[sibling]).id
+    row = taking_pictures(named(model), sibling, _EXAMPLES[sibling])
+    if has_mask and "mask_url" not in row.schema.model_fields:
+        msg = f"{row.id} takes no mask: {_EXAMPLES['inpainting']} and fal-ai/flux-pro/v1/fill do"
+        raise InputError([problem(["mask"], msg, "no_mask_taken")])
+    return row.id
 
 
 async def _read_form(request: Request) -> tuple[dict[str, str], dict[str, list[bytes]]]:

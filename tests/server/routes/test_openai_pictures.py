@@ -186,3 +186,19 @@ def test_an_endpoint_without_a_sibling_for_pictures_is_refused(
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (400, "model")
     assert error["message"] == f"{named} takes no picture: {message}"
+
+
+def test_a_mask_is_refused_where_nothing_is_drawn_behind_one(everything: Api) -> None:
+    fields = {"prompt": "x", "model": "fal-ai/flux-2/klein/4b/edit"}
+    answer = everything.http.post("/v1/images/edits", files=[picture(), picture("mask")], data=fields)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, "mask")
+    assert error["message"].startswith("fal-ai/flux-2/klein/4b/edit takes no mask: fal-ai/flux-lora/inpainting and")
+
+
+def test_a_mask_makes_a_named_endpoint_its_sibling_behind_masks(everything: Api, pool: ThreadPoolExecutor) -> None:
+    files = [picture(), picture("mask")]
+    job, answer = begun(everything, pool, "edits", files, prompt="a star", model="fal-ai/flux-lora")
+    assert job.endpoint == "fal-ai/flux-lora/inpainting"
+    everything.node.finish(job)
+    assert answer.result().status_code == 200
