@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
-from models.registry import REGISTRY
+from models.registry import REGISTRY, UNNAMED
 from pipelines.protocol.params import GenerationParams
 from server.api.endpoints import ENDPOINTS
 from server.api.errors import InputError, Problem, RequestError
@@ -23,6 +23,7 @@ from server.jobs.store.job import SHARED, JobStatus
 
 SPEC = REGISTRY["FLUX.1-dev"]
 SERVED = Served((SPEC,))
+EVERYTHING = Served((*REGISTRY.values(), *(replace(SPEC, variant=variant) for variant in UNNAMED)))
 PRO = "fal-ai/flux-pro"
 
 
@@ -34,7 +35,7 @@ def params(endpoint: str = PRO, **body: Any) -> GenerationParams:
 
 def faults(endpoint: str = PRO, **body: Any) -> list[Problem]:
     with pytest.raises(InputError) as caught:
-        new_job(ENDPOINTS[endpoint], "id", {"prompt": "a fox"} | body, RequestOptions(SHARED), SERVED)
+        new_job(ENDPOINTS[endpoint], "id", {"prompt": "a fox"} | body, RequestOptions(SHARED), EVERYTHING)
     orjson.dumps(caught.value.body)
     return caught.value.problems
 
@@ -229,8 +230,9 @@ def test_a_picture_endpoint_needs_a_checkpoint_that_can_and_says_which() -> None
         ("fal-ai/flux-kontext/dev", "--model FLUX.1-Kontext-dev"),
         ("fal-ai/flux-pro/v1/redux", "--model FLUX.1-Redux-dev"),
     ):
-        with pytest.raises(NotServedError, match=flag):
-            params(endpoint, **picture)
+        for input_ in (picture, {}, {"num_inference_steps": -1}):  # an input that is wrong besides
+            with pytest.raises(NotServedError, match=flag):
+                params(endpoint, **input_)
 
 
 @pytest.mark.parametrize(
@@ -374,7 +376,7 @@ fields = st.sampled_from(sorted({name for row in ENDPOINTS.values() for name in 
 @given(st.sampled_from(sorted(ENDPOINTS)), st.dictionaries(fields, values, max_size=6))
 def test_any_input_makes_params_or_a_clean_fault(endpoint: str, body: dict[str, Any]) -> None:
     try:
-        job = new_job(ENDPOINTS[endpoint], "id", body, RequestOptions(SHARED), SERVED)
+        job = new_job(ENDPOINTS[endpoint], "id", body, RequestOptions(SHARED), EVERYTHING)
     except InputError as exc:
         for entry in exc.problems:
             assert entry["loc"][0] == "body"
