@@ -58,7 +58,8 @@ def _no_boolean(value: Any) -> Any:
 
 NotBoolean = BeforeValidator(_no_boolean)
 """Stands behind bounds: those in front of it are in the published schema, too."""
-Seed = Annotated[int, NotBoolean]
+Seed = Annotated[int, NotBoolean, Field(json_schema_extra={"minimum": -(2**63), "maximum": 2**64 - 1})]
+"""Published with the bounds of JSON's integers as they are read here; any other, as text, is counted modulo 2^64."""
 
 
 def as_digit(value: Any) -> Any:
