@@ -141,4 +141,4 @@ def test_more_adapters_than_a_step_should_carry_are_refused(http: httpx.Client) 
     answer = ask(http, *[{"path": "0"}] * 17)
     assert answer.status_code == 422, answer.text
     assert answer.json()["detail"][0]["loc"] == ["body", "loras"]
-    assert "At most 16 adapters" in answer.json()["detail"][0]["msg"]
+    assert "at most 16 items" in answer.json()["detail"][0]["msg"]

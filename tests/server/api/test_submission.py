@@ -215,6 +215,14 @@ def test_acceleration_reaches_the_worker() -> None:
     assert fault("fal-ai/flux-lora", acceleration="high")["loc"] == ["body", "acceleration"]
 
 
+def test_more_adapters_than_a_step_should_carry_are_refused_at_the_submit() -> None:
+    loras = [{"path": "a"}] * 17
+    entry = fault("fal-ai/flux-2/klein/4b/lora", loras=loras)
+    assert (entry["loc"], entry["ctx"]["max_length"]) == (["body", "loras"], 16)
+    schema = ENDPOINTS["fal-ai/flux-lora"].schema.model_json_schema()
+    assert schema["properties"]["loras"]["maxItems"] == 16
+
+
 def test_what_is_not_supported_says_so() -> None:
     part = {"control_lora_image_url": "https://x.test/a.png", "control_lora_strength": 0.5}
     strength = fault("fal-ai/flux-control-lora-canny", **part)
