@@ -251,6 +251,13 @@ def test_models_lists_the_registry(cli: Cli) -> None:
     assert "flux-shapes" in cli("models").out
 
 
+def test_a_piped_table_has_every_row_on_one_line(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = {line.split()[0]: line for line in cli("models", "--endpoints").out.splitlines() if line.strip()}
+    assert "--model FLUX.2-dev" in lines["fal-ai/flux-2/edit"]
+    assert lines["fal-ai/flux-2-pro"].rstrip().endswith("fal-ai/flux-2/klein/4b")
+
+
 def test_keys_are_issued_once_listed_without_secrets_and_revoked(cli: Cli, tmp_path: Path) -> None:
     here = ("--data-dir", str(tmp_path))
     first = cli("keys", "new", "--name", "ann", *here).out.strip()
