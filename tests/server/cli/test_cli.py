@@ -392,6 +392,15 @@ def test_generate_writes_what_was_asked_for(cli: Cli, tmp_path: Path) -> None:
         assert picture.format == "WEBP"
 
 
+def test_generate_says_what_a_server_would_refuse(cli: Cli, tmp_path: Path) -> None:
+    common = ("generate", "x", "--size", "64x64", "-o", str(tmp_path / "x.png"))
+    done = cli(*common, "--model", "flux2-shapes", "--steps", "1", "--guidance", "3")
+    assert done.code == 0
+    assert "a server draws flux2-shapes in 4 to 8 steps, not in 1" in done.err
+    assert "a server takes no guidance for flux2-shapes" in done.err
+    assert "a server" not in cli(*common, "--model", "random:tiny", "--steps", "1", "--guidance", "3").err
+
+
 def test_generate_takes_loras_with_their_scales(cli: Cli, tmp_path: Path) -> None:
     fits, foreign = (
         write_lora(tmp_path / "my style.safetensors", width=32),
