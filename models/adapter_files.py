@@ -115,9 +115,7 @@ def _check_kind(header: Mapping[str, Any]) -> None:
                 raise AdapterError(f"it {kind} (key {shown(key)}); plain LoRAs are served")
         for part, family in _FOREIGN:
             if part in key:
-                raise AdapterError(
-                    f"it belongs to {family}, not to FLUX.1: no layer of FLUX.1 fits its key {shown(key)}"
-                )
+                raise AdapterError(f"it belongs to {family}, not to FLUX: no layer of FLUX fits its key {shown(key)}")
     if not any("lora" in key.lower() for key in header):
         raise AdapterError(f"it is not a LoRA: none of its keys says so, the first is {shown(next(iter(header)))}")
 

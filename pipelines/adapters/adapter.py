@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from models.adapter_files import AdapterError, shown
 from models.float8 import Float8Linear
 from models.packed import PackedLinear
+from pipelines.adapters.lineage import width_of
 from pipelines.adapters.reading import AdapterWeights, LowRank
 
 
@@ -146,6 +147,7 @@ def _check(name: str, part: LowRank, target: Target | None) -> None:
         raise AdapterError(
             f"its matrices for {shown(name)} take {inputs} values and give {outputs}, "
             f"where this model's layer takes {target.inputs} and gives {target.columns}"
+            f"{width_of(name, inputs) if inputs != target.inputs else ''}"
         )
 
 

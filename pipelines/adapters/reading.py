@@ -19,6 +19,7 @@ from torch import Tensor
 from models.adapter_files import AdapterError, check_adapter_file, metadata_of, shown
 from models.registry import Family
 from pipelines.adapters import flux2
+from pipelines.adapters.lineage import NAMES, foreign_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,6 @@ class AdapterWeights:
     text_encoder: dict[str, LowRank]
 
 
-_NAMES: dict[Family, str] = {"flux": "FLUX.1", "flux2": "FLUX.2"}
 _DOWN = (".lora_A.weight", ".lora.down.weight", ".lora_linear_layer.down.weight", ".lora_down.weight")
 _UP = (".lora_B.weight", ".lora.up.weight", ".lora_linear_layer.up.weight", ".lora_up.weight")
 _ALPHA = ".alpha"
@@ -70,12 +70,15 @@ def read_adapter(file: Path, family: Family = "flux") -> AdapterWeights:
     except SafetensorError as exc:
         raise AdapterError("its header is damaged: safetensors cannot read it") from exc
     _check_values(tensors)
+    if (foreign := foreign_key(tensors, family)) is not None:
+        key, made_for = foreign
+        raise AdapterError(f"it was made for {NAMES[made_for]}, not for {NAMES[family]}, by its key {shown(key)}")
     if family == "flux":
         _check_beginnings(tensors)
     try:
         converted, alphas = (flux2.converted(tensors), {}) if family == "flux2" else _converted(tensors)
     except Exception as exc:  # a foreign file meets asserts, missing keys and arithmetic on shapes in the converter
-        raise AdapterError(_unreadable(exc, tensors, _NAMES[family])) from exc
+        raise AdapterError(_unreadable(exc, tensors, NAMES[family])) from exc
     return _paired(converted, alphas, training)
 
 

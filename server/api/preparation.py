@@ -29,9 +29,6 @@ from server.jobs.store.job import Job, Outcome
 
 logger = logging.getLogger("fluxserve")
 
-MAX_ADAPTERS = 16
-"""Of one request: each costs every step that it shares a little."""
-
 
 class Preparation:
     """See `server.jobs.preparation.Prepare`."""
@@ -118,9 +115,6 @@ class Preparation:
     async def _fetch(self, job: Job, needs: Sequence[AdapterNeed]) -> tuple[Adapter, ...]:
         if not needs:
             return ()
-        if len(needs) > MAX_ADAPTERS:
-            msg = f"At most {MAX_ADAPTERS} adapters can be used together"
-            raise InputError([problem(needs[0].loc[:1], msg, "too_long", {"max_length": MAX_ADAPTERS})])
         self._live.log(job.id, "fetching the adapter" if len(needs) == 1 else f"fetching {len(needs)} adapters")
         found = await asyncio.gather(*(self._resolve(need, job.tenant) for need in needs))
         if problems := [each for each in found if isinstance(each, dict)]:

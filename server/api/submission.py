@@ -119,8 +119,12 @@ def new_job(
     preview_every: int = 0,
 ) -> NewJob:
     """The job for one input. Raises: InputError if the model rejects it, NotServedError if no checkpoint can do it."""
+    # What is missing comes before what is wrong: mending the input would not help.
+    spec = served.model_for(endpoint.variants)
+    if endpoint.beside is not None:
+        served.beside(spec, endpoint.beside)
     parsed = parse(endpoint, body)
-    wish = decide(parsed, served.model_for(endpoint.variants), served, preview_every=preview_every)
+    wish = decide(parsed, spec, served, preview_every=preview_every)
     fetches = bool(wish.pictures or parsed.adapters() or parsed.wants_expansion())
     return NewJob(
         id=job_id,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 _FINETUNED = "its finetunes live at their maker; use a LoRA with fal-ai/flux-lora, or with fal-ai/flux-lora-fill"
 _FLUX_2 = (
-    "its weights or its LoRA are not public; fal-ai/flux-2 with FLUX.2 [dev] and fal-ai/flux-2/klein/4b are served"
+    "its weights or its LoRA are not public; with FLUX.2-dev a server answers fal-ai/flux-2, with FLUX.2-klein-4B "
+    "fal-ai/flux-2/klein/4b"
 )
 
 _FLUX_2_ENDPOINTS = (

@@ -25,7 +25,8 @@ def _problem(entry: ErrorDetails) -> Problem:
     if entry["type"] == "int_parsing_size":
         # pydantic names neither the field's limits, which it did not get to, nor its own.
         msg = f"Input should be a whole number from {_MIN_INT} to {_MAX_INT}"
-        return problem(loc, msg, entry["type"], {"ge": _MIN_INT, "le": _MAX_INT}, entry["input"])
+        # Its input has been rounded to a float: not what the caller sent.
+        return problem(loc, msg, entry["type"], {"ge": _MIN_INT, "le": _MAX_INT})
     if entry["type"] == "missing":
         # Its input is its parent: nothing that helps, and perhaps large.
         return problem(loc, entry["msg"], entry["type"], ctx)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from server.cli.options import Json, Tuning, check_tuning, pixels, spec_of
 if TYPE_CHECKING:
     from pipelines.oneshot import Generated
 
+STEPS = "num_inference_steps"
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
@@ -67,6 +69,8 @@ def generate(
     check_tuning(tuning)
     spec = spec_of(model if transformer is None else f"{model}+{transformer}", model_dir or ())
     _look_at(spec)
+    for note in _what_a_server_refuses(spec, steps, guidance):
+        print(f"fluxserve: {note}", file=sys.stderr)
     width, height = pixels(size, "--size")
     with loras_of(lora or ()) as (adapters, folder):
         try:
@@ -90,6 +94,20 @@ def generate(
             result = _generate(spec, params, device, dtype, quantization, tuning, offload, folder, on_frame)
     files = [_write(picture, _file(output, picture.index, num_images)) for picture in result.pictures]
     print(_report(params, result, files) if as_json else _summary(params, result, files))
+
+
+def _what_a_server_refuses(spec: ModelSpec, steps: int | None, guidance: float | None) -> Iterator[str]:
+    """Where this command, which takes what the engine can do, goes beyond every endpoint of the model."""
+    from server.api.endpoints import ENDPOINTS
+
+    rows = [row for row in ENDPOINTS.values() if row.variants[0] == spec.variant]
+    fields = [row.schema.model_json_schema()["properties"] for row in rows]
+    bounds = [(one["minimum"], one["maximum"]) for each in fields if "minimum" in (one := each.get(STEPS, {}))]
+    if steps is not None and bounds and not any(low <= steps <= high for low, high in bounds):
+        low, high = min(low for low, _ in bounds), max(high for _, high in bounds)
+        yield f"a server draws {spec.name} in {low} to {high} steps, not in {steps}"
+    if guidance is not None and fields and not any("guidance_scale" in each for each in fields):
+        yield f"a server takes no guidance for {spec.name}"
 
 
 def _look_at(spec: ModelSpec) -> None:

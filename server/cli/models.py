@@ -14,7 +14,7 @@ from models.memory import PRESETS, need, presumed_architecture
 from models.offers import is_here, offered, spelled_out
 from models.registry import REGISTRY, ModelSpec
 from server.cli.failures import USAGE, CommandError
-from server.cli.options import Json
+from server.cli.options import Json, table_console
 
 
 def models(
@@ -37,7 +37,6 @@ def models(
         rows = [asdict(spec) | {"is_here": is_here(spec), "memory": memory_needs(spec)} for spec in REGISTRY.values()]
         print(json.dumps({"models": rows}))
         return
-    from rich.console import Console
     from rich.table import Column, Table
 
     name = Column("name", no_wrap=True)
@@ -48,7 +47,7 @@ def models(
         needs = [row["gb"] for row in memory_needs(spec)]
         memory = f"{min(needs):.0f} to {needs[0]:.0f} GB" if needs else ""
         table.add_row(spec.name, here, str(spec.default_steps), memory, licence, spec.summary)
-    console = Console()
+    console = table_console()
     console.print(table)
     console.print("`--model fake:` pretends to draw, for the tests of what uses this server.")
     console.print("`fluxserve doctor` says which flags fit a model to the GPUs of this machine.")
@@ -72,13 +71,12 @@ def _endpoints(
     if as_json:
         print(json.dumps({"endpoints": [{"id": name, "answer": answer} for name, answer in rows]}))
         return
-    from rich.console import Console
     from rich.table import Column, Table
 
     table = Table(Column("endpoint", no_wrap=True), "answered by", box=None, header_style="bold")
     for name, answer in rows:
         table.add_row(name, answer)
-    Console().print(table)
+    table_console().print(table)
 
 
 def memory_needs(spec: ModelSpec) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,12 @@ from models.registry import ModelSpec
 from models.tuning import parse_tuning
 from server.cli.failures import USAGE, CommandError
 from server.settings import Settings, SettingsError, load
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PIPED_COLUMNS = 1000
+"""More than any row has."""
 
 DataDir = Annotated[
     Path | None,
@@ -67,3 +73,11 @@ def pixels(size: str, flag: str) -> tuple[int, int]:
     if match is None:
         raise CommandError(f"{flag} {size}: give WIDTHxHEIGHT in pixels, or one of {', '.join(PRESETS)}", USAGE)
     return int(match[1]), int(match[2])
+
+
+def table_console() -> Console:
+    """Where a table goes: folded for a terminal, each row on one line for programs, which search lines."""
+    from rich.console import Console
+
+    plain = Console()
+    return plain if plain.is_terminal else Console(width=PIPED_COLUMNS)

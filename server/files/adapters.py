@@ -23,7 +23,7 @@ import httpx
 from models.adapter_files import AdapterError, shown
 from server.files import adapter_hub
 from server.files.adapter_store import AdapterStore
-from server.files.objects import Objects, ObjectsAwayError, StoredObject
+from server.files.objects import Objects, ObjectsAwayError, StoredObject, why_not_fetched
 from server.http.outgoing import ForbiddenAddressError, Network, VettedTransport
 
 DEADLINE_S = 300.0
@@ -199,7 +199,7 @@ class Adapters:
             async with self._turns, asyncio.timeout(DEADLINE_S), self._client.stream("GET", url) as answer:
                 await self._receive(answer, path)
         except ForbiddenAddressError as exc:
-            raise _not_downloaded(str(exc)) from exc
+            raise _not_downloaded(why_not_fetched(url, str(exc))) from exc
         except httpx.TooManyRedirects as exc:
             raise _not_downloaded(f"it redirects more than {MAX_REDIRECTS} times") from exc
         except (TimeoutError, httpx.TimeoutException) as exc:

@@ -20,7 +20,7 @@ from urllib.parse import unquote_to_bytes
 import httpx
 
 from server.files.decoding import Limits, PictureError, Pixels, Reading, decode
-from server.files.objects import Objects
+from server.files.objects import Objects, why_not_fetched
 from server.files.picture_pool import PicturePool
 from server.http.outgoing import ForbiddenAddressError, Network, VettedTransport
 
@@ -91,7 +91,7 @@ class Inputs:
             async with asyncio.timeout(DEADLINE_S):
                 return await self._fetch(url)
         except ForbiddenAddressError as exc:
-            raise _not_downloaded(str(exc)) from exc
+            raise _not_downloaded(why_not_fetched(url, str(exc))) from exc
         except httpx.TooManyRedirects as exc:
             raise _not_downloaded(f"it redirects more than {MAX_REDIRECTS} times") from exc
         except (TimeoutError, httpx.TimeoutException) as exc:

@@ -38,6 +38,13 @@ _OWN_ADDRESS = re.compile(r"(?:/cdn)?/files/([^/]+)")
 _PIECE_BYTES = 8 << 20
 
 
+def why_not_fetched(url: str, refusal: str) -> str:
+    """Why an address inside was not fetched: by its shape it may have been one of our own files, and that is gone."""
+    path = re.split("[?#]", url, maxsplit=1)[0].partition("//")[2].partition("/")[2]
+    is_like_ours = _OWN_ADDRESS.fullmatch(f"/{path}") is not None
+    return f"this server has no such file, or no longer, and {refusal}" if is_like_ours else refusal
+
+
 class ObjectsAwayError(OSError):
     """The place that keeps the files cannot be used now, and may be again.
 

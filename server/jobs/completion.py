@@ -158,11 +158,11 @@ class Completion:
         elif frame.kind == "deadline":
             await self.end(run, platform_outcomes.start_timeout())
         elif frame.kind == "out_of_memory":
-            await self.end(run, platform_outcomes.server_error(frame.message))
+            await self.end(run, platform_outcomes.server_error(_sentence(frame.message)))
         elif frame.kind == "input_error":
-            await self.end(run, self._input_fault(run.job, frame.loc, frame.message))
+            await self.end(run, self._input_fault(run.job, frame.loc, _sentence(frame.message)))
         else:
-            await self.end(run, platform_outcomes.model_error(frame.message))
+            await self.end(run, platform_outcomes.model_error(_sentence(frame.message)))
 
     async def cancelled(self, run: Run, step: int) -> None:
         """The worker dropped it, as asked."""
@@ -286,3 +286,8 @@ class Completion:
             prompt=params.get("prompt") if with_parameters else None,
             seed=seed if with_parameters else None,
         )
+
+
+def _sentence(message: str) -> str:
+    """As callers read it: a worker's reasons begin as its log has them."""
+    return message[:1].upper() + message[1:]

@@ -111,12 +111,12 @@ async def draw(jobs: JobService, request: Request, wish: Wish) -> Response:
 
 def _endpoint(models: Candidates, served: Served) -> Endpoint:
     """The first that a checkpoint here answers, else the first. Raises: WireError 404."""
-    found = [_named(model) for model in models]
+    found = [named(model) for model in models]
     return next((row for row in found if served.answers(row.variants)), found[0])
 
 
-def _named(model: str) -> Endpoint:
-    """Raises: WireError 404."""
+def named(model: str) -> Endpoint:
+    """The endpoint of that id. Raises: WireError 404."""
     try:
         endpoint, rest = endpoints.find(model)
         if rest:

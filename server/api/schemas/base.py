@@ -20,6 +20,8 @@ from server.api.schemas.sizes import Size, SizeField, pixels_of, shrink
 MAX_PROMPT_CHARACTERS = 32_768
 """Far beyond the 512 tokens a model reads; a longer text only costs tokenising time."""
 
+MAX_ADAPTERS = 16
+"""Of one request: each costs every step that it shares a little."""
 
 FIXED_STEPS = 28
 
@@ -58,7 +60,8 @@ def _no_boolean(value: Any) -> Any:
 
 NotBoolean = BeforeValidator(_no_boolean)
 """Stands behind bounds: those in front of it are in the published schema, too."""
-Seed = Annotated[int, NotBoolean]
+Seed = Annotated[int, NotBoolean, Field(json_schema_extra={"minimum": -(2**63), "maximum": 2**64 - 1})]
+"""Published with the bounds of JSON's integers as they are read here; any other, as text, is counted modulo 2^64."""
 
 
 def as_digit(value: Any) -> Any:
@@ -294,7 +297,7 @@ class LoraWeight(BaseModel):
 class Adapted(Input):
     """Drawn with LoRAs."""
 
-    loras: list[LoraWeight] = Field(default=[], description="LoRA adapters to apply together.")
+    loras: list[LoraWeight] = Field(default=[], max_length=MAX_ADAPTERS, description="LoRA adapters to apply together.")
 
     def adapters(self) -> list[AdapterNeed]:
         return [AdapterNeed(lora.path, lora.scale, ("loras", index, "path")) for index, lora in enumerate(self.loras)]

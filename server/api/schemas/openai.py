@@ -97,10 +97,11 @@ class ImageRequest(BaseModel):
     @property
     def endpoints(self) -> Candidates:
         """What `model` means."""
-        return (self.model,) if self._names_one else DEFAULTS
+        return (self.model,) if self.names_one else DEFAULTS
 
     @property
-    def _names_one(self) -> bool:
+    def names_one(self) -> bool:
+        """Whether `model` is an endpoint's id."""
         return bool(self.model) and not self.model.startswith(_OPENAIS_MODELS)
 
     @property
@@ -138,7 +139,7 @@ class PictureRequest(ImageRequest):
 
     def endpoints_for(self, pictures: int, has_mask: bool, is_variation: bool) -> Candidates:
         """What is meant."""
-        if self._names_one:
+        if self.names_one:
             return (self.model,)
         if is_variation:
             return ("fal-ai/flux/dev/redux",)

@@ -18,6 +18,12 @@ def test_the_page_of_the_docs_is_as_the_command_makes_it() -> None:
     assert (DOCS / "endpoints.md").read_text() == endpoint_table.markdown()
 
 
+def test_readme_and_manual_count_what_there_is() -> None:
+    answered, listed = len(ENDPOINTS), len(ENDPOINTS) + len(UNSERVED)
+    assert f"{answered} of fal's endpoints" in (DOCS.parent / "README.md").read_text()
+    assert f"all {listed} of fal's catalogue, the {answered} that are answered" in (DOCS / "api.md").read_text()
+
+
 def test_every_endpoint_has_its_checkpoint_what_is_missing_or_its_reason() -> None:
     rows = dict(endpoint_table.rows(Served((REGISTRY["FLUX.1-dev"], REGISTRY["FLUX.1-Redux-dev"]))))
     assert set(rows) == set(ENDPOINTS) | set(UNSERVED)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
-from models.registry import REGISTRY
+from models.registry import REGISTRY, UNNAMED
 from pipelines.protocol.params import GenerationParams
 from server.api.endpoints import ENDPOINTS
 from server.api.errors import InputError, Problem, RequestError
@@ -23,6 +23,7 @@ from server.jobs.store.job import SHARED, JobStatus
 
 SPEC = REGISTRY["FLUX.1-dev"]
 SERVED = Served((SPEC,))
+EVERYTHING = Served((*REGISTRY.values(), *(replace(SPEC, variant=variant) for variant in UNNAMED)))
 PRO = "fal-ai/flux-pro"
 
 
@@ -34,7 +35,7 @@ def params(endpoint: str = PRO, **body: Any) -> GenerationParams:
 
 def faults(endpoint: str = PRO, **body: Any) -> list[Problem]:
     with pytest.raises(InputError) as caught:
-        new_job(ENDPOINTS[endpoint], "id", {"prompt": "a fox"} | body, RequestOptions(SHARED), SERVED)
+        new_job(ENDPOINTS[endpoint], "id", {"prompt": "a fox"} | body, RequestOptions(SHARED), EVERYTHING)
     orjson.dumps(caught.value.body)
     return caught.value.problems
 
@@ -214,6 +215,14 @@ def test_acceleration_reaches_the_worker() -> None:
     assert fault("fal-ai/flux-lora", acceleration="high")["loc"] == ["body", "acceleration"]
 
 
+def test_more_adapters_than_a_step_should_carry_are_refused_at_the_submit() -> None:
+    loras = [{"path": "a"}] * 17
+    entry = fault("fal-ai/flux-2/klein/4b/lora", loras=loras)
+    assert (entry["loc"], entry["ctx"]["max_length"]) == (["body", "loras"], 16)
+    schema = ENDPOINTS["fal-ai/flux-lora"].schema.model_json_schema()
+    assert schema["properties"]["loras"]["maxItems"] == 16
+
+
 def test_what_is_not_supported_says_so() -> None:
     part = {"control_lora_image_url": "https://x.test/a.png", "control_lora_strength": 0.5}
     strength = fault("fal-ai/flux-control-lora-canny", **part)
@@ -229,8 +238,9 @@ def test_a_picture_endpoint_needs_a_checkpoint_that_can_and_says_which() -> None
         ("fal-ai/flux-kontext/dev", "--model FLUX.1-Kontext-dev"),
         ("fal-ai/flux-pro/v1/redux", "--model FLUX.1-Redux-dev"),
     ):
-        with pytest.raises(NotServedError, match=flag):
-            params(endpoint, **picture)
+        for input_ in (picture, {}, {"num_inference_steps": -1}):  # an input that is wrong besides
+            with pytest.raises(NotServedError, match=flag):
+                params(endpoint, **input_)
 
 
 @pytest.mark.parametrize(
@@ -374,7 +384,7 @@ fields = st.sampled_from(sorted({name for row in ENDPOINTS.values() for name in 
 @given(st.sampled_from(sorted(ENDPOINTS)), st.dictionaries(fields, values, max_size=6))
 def test_any_input_makes_params_or_a_clean_fault(endpoint: str, body: dict[str, Any]) -> None:
     try:
-        job = new_job(ENDPOINTS[endpoint], "id", body, RequestOptions(SHARED), SERVED)
+        job = new_job(ENDPOINTS[endpoint], "id", body, RequestOptions(SHARED), EVERYTHING)
     except InputError as exc:
         for entry in exc.problems:
             assert entry["loc"][0] == "body"

@@ -29,3 +29,10 @@ def test_an_integer_beyond_64_bits_is_told_the_limit(body: bytes, field: str) ->
     assert fault["loc"][-1] == field
     assert fault["msg"] == "Input should be a whole number from -9223372036854775808 to 18446744073709551615"
     assert fault["ctx"] == {"ge": -(2**63), "le": 2**64 - 1}
+    assert "input" not in fault  # a float by now, with other digits than were sent
+
+
+def test_the_schema_has_the_bounds_of_a_seed() -> None:
+    seed, _null = Sized.model_json_schema()["properties"]["seed"]["anyOf"]
+    assert (seed["minimum"], seed["maximum"]) == (-(2**63), 2**64 - 1)
+    assert Sized.model_validate({"prompt": "x", "seed": str(2**64 + 1)}).seed == 2**64 + 1

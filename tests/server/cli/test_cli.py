@@ -251,6 +251,13 @@ def test_models_lists_the_registry(cli: Cli) -> None:
     assert "flux-shapes" in cli("models").out
 
 
+def test_a_piped_table_has_every_row_on_one_line(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = {line.split()[0]: line for line in cli("models", "--endpoints").out.splitlines() if line.strip()}
+    assert "--model FLUX.2-dev" in lines["fal-ai/flux-2/edit"]
+    assert lines["fal-ai/flux-2-pro"].rstrip().endswith("fal-ai/flux-2/klein/4b")
+
+
 def test_keys_are_issued_once_listed_without_secrets_and_revoked(cli: Cli, tmp_path: Path) -> None:
     here = ("--data-dir", str(tmp_path))
     first = cli("keys", "new", "--name", "ann", *here).out.strip()
@@ -383,6 +390,15 @@ def test_generate_writes_what_was_asked_for(cli: Cli, tmp_path: Path) -> None:
     assert "no safety checker" in alone.out
     with Image.open(tmp_path / "alone.webp") as picture:
         assert picture.format == "WEBP"
+
+
+def test_generate_says_what_a_server_would_refuse(cli: Cli, tmp_path: Path) -> None:
+    common = ("generate", "x", "--size", "64x64", "-o", str(tmp_path / "x.png"))
+    done = cli(*common, "--model", "flux2-shapes", "--steps", "1", "--guidance", "3")
+    assert done.code == 0
+    assert "a server draws flux2-shapes in 4 to 8 steps, not in 1" in done.err
+    assert "a server takes no guidance for flux2-shapes" in done.err
+    assert "a server" not in cli(*common, "--model", "random:tiny", "--steps", "1", "--guidance", "3").err
 
 
 def test_generate_takes_loras_with_their_scales(cli: Cli, tmp_path: Path) -> None:

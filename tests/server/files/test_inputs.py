@@ -162,6 +162,13 @@ def test_our_own_file_is_read_from_the_disk_whatever_the_host(read: Reader, obje
     )
 
 
+@pytest.mark.parametrize("name", [f"{'0' * 32}.png", "unknown.png"])
+def test_a_file_of_ours_that_is_gone_is_told_before_the_network(read: Reader, name: str) -> None:
+    words = "could not be downloaded: this server has no such file, or no longer, and 127.0.0.1 is not on the public"
+    assert words in read.refused(f"http://127.0.0.1:1/files/{name}")["msg"]
+    assert "no such file" not in read.refused("http://127.0.0.1:1/else/a.png")["msg"]
+
+
 def test_an_outside_picture(read: Reader, site: str) -> None:
     assert read(f"{site}/picture", *LOCAL).data == RAW
     assert Site.asked[-1][1] == site.removeprefix("http://")

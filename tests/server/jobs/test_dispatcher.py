@@ -182,7 +182,7 @@ def test_a_model_error_has_fals_list_of_details(folder: Path) -> None:
 
     outcome = asyncio.run(main()).outcome
     assert outcome is not None
-    entry = {"loc": ["body"], "msg": "scripted model error", "type": "internal_server_error"}
+    entry = {"loc": ["body"], "msg": "Scripted model error", "type": "internal_server_error"}
     assert (outcome.http_status, outcome.body) == (500, {"detail": [entry]})
 
 

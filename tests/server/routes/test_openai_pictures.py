@@ -145,3 +145,60 @@ def test_where_only_flux2_is_served_it_edits(api: Api, pool: ThreadPoolExecutor,
     assert len(job.input["image_urls"]) == count
     api.node.finish(job)
     assert answer.result().status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "named", "meant"),
+    [
+        ("edits", "fal-ai/flux-2/klein/4b", "fal-ai/flux-2/klein/4b/edit"),
+        ("edits", "fal-ai/flux-2/klein/9b/base", "fal-ai/flux-2/klein/9b/base/edit"),
+        ("edits", "fal-ai/flux-2/klein/4b/lora", "fal-ai/flux-2/klein/4b/edit/lora"),
+        ("edits", "fal-ai/flux-2/lora", "fal-ai/flux-2/lora/edit"),
+        ("edits", "fal-ai/flux-pro/kontext/text-to-image", "fal-ai/flux-pro/kontext"),
+        ("edits", "blackforestlabs/flux-3/klein/text-to-image", "blackforestlabs/flux-3/klein/edit"),
+        ("edits", "fal-ai/flux/dev/image-to-image", "fal-ai/flux/dev/image-to-image"),
+        ("variations", "fal-ai/flux/schnell", "fal-ai/flux/schnell/redux"),
+        ("variations", "fal-ai/flux-2/klein/4b/edit", "fal-ai/flux-2/klein/4b/edit"),
+    ],
+)
+def test_an_endpoint_that_draws_from_text_means_its_sibling_that_takes_pictures(
+    api: Api, pool: ThreadPoolExecutor, path: str, named: str, meant: str
+) -> None:
+    object.__setattr__(api.node.served, "specs", tuple(REGISTRY.values()))
+    job, answer = begun(api, pool, path, [picture()], prompt="make it green", model=named)
+    assert (job.endpoint, job.needs_inputs) == (meant, True)
+    api.node.finish(job)
+    assert answer.result().status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "named", "message"),
+    [
+        ("edits", "fal-ai/flux/dev", "fal-ai/flux/dev/image-to-image and fal-ai/flux-kontext/dev do"),
+        ("edits", "fal-ai/flux/schnell", "fal-ai/flux-kontext/dev does"),
+        ("variations", "fal-ai/flux-2/klein/4b", "fal-ai/flux/dev/redux does"),
+    ],
+)
+def test_an_endpoint_without_a_sibling_for_pictures_is_refused(
+    everything: Api, path: str, named: str, message: str
+) -> None:
+    answer = everything.http.post(f"/v1/images/{path}", files=[picture()], data={"prompt": "x", "model": named})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, "model")
+    assert error["message"] == f"{named} takes no picture: {message}"
+
+
+def test_a_mask_is_refused_where_nothing_is_drawn_behind_one(everything: Api) -> None:
+    fields = {"prompt": "x", "model": "fal-ai/flux-2/klein/4b/edit"}
+    answer = everything.http.post("/v1/images/edits", files=[picture(), picture("mask")], data=fields)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, "mask")
+    assert error["message"].startswith("fal-ai/flux-2/klein/4b/edit takes no mask: fal-ai/flux-lora/inpainting and")
+
+
+def test_a_mask_makes_a_named_endpoint_its_sibling_behind_masks(everything: Api, pool: ThreadPoolExecutor) -> None:
+    files = [picture(), picture("mask")]
+    job, answer = begun(everything, pool, "edits", files, prompt="a star", model="fal-ai/flux-lora")
+    assert job.endpoint == "fal-ai/flux-lora/inpainting"
+    everything.node.finish(job)
+    assert answer.result().status_code == 200

@@ -167,6 +167,14 @@ def test_unknown_endpoints_are_404_with_a_sentence(api: Api, path: str) -> None:
     assert answer.headers["x-fal-request-id"]
 
 
+@pytest.mark.parametrize("area", ["queue", "run"])
+def test_a_missing_checkpoint_is_404_before_the_input_is_judged(api: Api, area: str) -> None:
+    answer = api.http.post(f"/{area}/fal-ai/flux-2/edit", json={"prompt": "no image_urls"})
+    assert answer.status_code == 404
+    assert "--model FLUX.2-dev" in answer.json()["detail"]
+    assert sum(api.node.store.counts().values()) == 0
+
+
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH"])
 def test_wrong_methods_are_405(api: Api, method: str) -> None:
     answer = api.http.request(method, "/queue/fal-ai/flux/dev")
