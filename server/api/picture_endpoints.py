@@ -28,6 +28,15 @@ def taking_pictures(row: Endpoint, sibling: str, example: str) -> Endpoint:
     return found
 
 
+def taking_several(row: Endpoint, pictures: int) -> Endpoint:
+    """The endpoint that is meant by one that takes pictures. Raises: InputError at `image` where it takes only one."""
+    several = ENDPOINTS.get(f"{row.id}/multi", row)
+    if "image_urls" in several.schema.model_fields:
+        return several
+    msg = f"{row.id} takes one picture, not {pictures}: fal-ai/flux-pro/kontext/multi takes several"
+    raise InputError([problem(["image"], msg, "too_many_pictures")])
+
+
 def _takes_pictures(row: Endpoint) -> bool:
     return not _PICTURES.isdisjoint(row.schema.model_fields)
 

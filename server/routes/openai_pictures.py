@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from server.api.body import MAX_BODY_BYTES, read_bytes
 from server.api.errors import InputError, problem, to_wire
-from server.api.picture_endpoints import taking_pictures
+from server.api.picture_endpoints import taking_pictures, taking_several
 from server.api.schemas.openai import PictureRequest
 from server.api.served import Served
 from server.api.validation import input_error
@@ -62,17 +62,19 @@ async def _answer(jobs: JobService, served: Served, inputs: Inputs, request: Req
         mask = await _as_fal_mask(inputs, files["mask"][0]) if "mask" in files else None
         models = asked.endpoints_for(len(urls), mask is not None, is_variation)
         if asked.names_one:
-            models = (_taking(models[0], mask is not None, is_variation),)
+            models = (_taking(models[0], len(urls), mask is not None, is_variation),)
         edit = wish(served, request, asked, models, asked.with_pictures(urls, mask), kind="image_edit")
         return await draw(jobs, request, edit)
     except (WireError, StoreError) as exc:
         return error_answer(to_wire(exc))
 
 
-def _taking(model: str, has_mask: bool, is_variation: bool) -> str:
+def _taking(model: str, pictures: int, has_mask: bool, is_variation: bool) -> str:
     """The endpoint that a call with pictures means by a model's name. Raises: WireError 404, InputError."""
     sibling = "redux" if is_variation else "inpainting" if has_mask else "edit"
     row = taking_pictures(named(model), sibling, _EXAMPLES[sibling])
+    if pictures > 1:
+        row = taking_several(row, pictures)
     if has_mask and "mask_url" not in row.schema.model_fields:
         msg = f"{row.id} takes no mask: {_EXAMPLES['inpainting']} and fal-ai/flux-pro/v1/fill do"
         raise InputError([problem(["mask"], msg, "no_mask_taken")])

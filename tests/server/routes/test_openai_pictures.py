@@ -202,3 +202,14 @@ def test_a_mask_makes_a_named_endpoint_its_sibling_behind_masks(everything: Api,
     assert job.endpoint == "fal-ai/flux-lora/inpainting"
     everything.node.finish(job)
     assert answer.result().status_code == 200
+
+
+def test_several_pictures_are_all_seen_or_refused(everything: Api, pool: ThreadPoolExecutor) -> None:
+    files = [picture(), picture()]
+    job, answer = begun(everything, pool, "edits", files, prompt="both", model="fal-ai/flux-pro/kontext")
+    assert job.endpoint == "fal-ai/flux-pro/kontext/multi"
+    everything.node.finish(job)
+    assert answer.result().status_code == 200
+    fields = {"prompt": "both", "model": "fal-ai/flux-kontext/dev"}
+    error = everything.http.post("/v1/images/edits", files=files, data=fields).json()["error"]
+    assert (error["param"], error["message"][:53]) == ("image", "fal-ai/flux-kontext/dev takes one picture, not 2: fal")
