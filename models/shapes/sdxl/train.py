@@ -57,7 +57,7 @@ def main() -> None:
         )
         trained = training.run(arguments.minutes * 60, bars.bar("UNet"), checkpoint=arguments.work / "sdxl.pt")
     assert isinstance(trained, AsFlow)
-    export_sdxl(arguments.out, trained.unet.cpu(), text.on(torch.device("cpu")), base)
+    export_sdxl(arguments.out, trained.cpu().stock(), text.on(torch.device("cpu")), base)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from models.shapes.train_flow import FlowTraining
 
 GUIDANCE = 2.0
 """What the teacher is asked with: SDXL-Lightning draws without guidance, Playground v2.5 multiplies it by three."""
+DECAY = 0.5  # of Muon's matrices: no spectral norm beyond two, where queries and keys are not normalised
 UNSEEN = 0.25  # of the pictures, under noise that hides them: a UNet is slower to read than to sharpen
 
 
@@ -37,6 +38,8 @@ class SdxlTraining(FlowTraining):
         never = 2.0  # guidance is no input here
         _attend_plainly(model)
         super().__init__(both, device=device, tokens=tokens, seed=seed, model=model, guided_from=never)
+        for group in self.optimisers.each[0].param_groups:
+            group["decay"] = DECAY
         self.teacher = teacher.to(device).eval().requires_grad_(False)
         make_lean(self.teacher)
 

@@ -1,5 +1,6 @@
 """The UNet of sdxl-shapes, and how it is called where FLUX.1's transformer is."""
 
+import copy
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from models.shapes.flow import TOKEN, pack, unpack
 from models.shapes.sdxl.text import POOLED_WIDTH, SEQUENCE_WIDTH
 
 CHANNELS = 16
+SPREAD = 4.5
+"""Standard deviation of what the text encoders tell, about. A UNet normalises neither its text nor queries and keys:
+over texts this loud attention chose one word from the first steps on, and learned nothing of captions."""
 SIZE_WIDTH = 16  # of the embedding of each of the six numbers that tell SDXL a picture's size
 # Latents have unit deviation, so EDM's scaling of what goes in and out is that of a UNet that predicts v, and one set
 # of weights serves both schedules. Source: Karras et al., "Elucidating the Design Space", 2022, table 1.
@@ -76,12 +80,22 @@ class AsFlow(nn.Module):
         predicted: Tensor = self.unet(
             seen,
             self._times(torch.log(level / (1 - level)).flatten()),
-            encoder_hidden_states=encoder_hidden_states,
-            added_cond_kwargs={"text_embeds": pooled_projections, "time_ids": sizes},
+            encoder_hidden_states=encoder_hidden_states / SPREAD,
+            added_cond_kwargs={"text_embeds": pooled_projections / SPREAD, "time_ids": sizes},
             return_dict=False,
         )[0]
         velocity = (of_noise - of_picture) * seen + (of_picture + of_noise) * predicted.float()
         return (pack(velocity),)
+
+    @torch.no_grad()
+    def stock(self) -> UNet2DConditionModel:
+        """The UNet as pipelines call it, with texts as loud as they are."""
+        unet = copy.deepcopy(self.unet)
+        for name, module in unet.named_modules():
+            if name.endswith(("attn2.to_k", "attn2.to_v")):
+                module.weight /= SPREAD
+        unet.add_embedding.linear_1.weight[:, :POOLED_WIDTH] /= SPREAD  # the sizes stand behind it
+        return unet
 
     def _times(self, log_noise: Tensor) -> Tensor:
         """(B,) as the schedules tell them. Source: diffusers' EulerDiscreteScheduler, EDMEulerScheduler."""

@@ -17,11 +17,11 @@ from models.shapes.evaluate_siblings import open_pipeline
 from models.shapes.flow import image_ids, pack
 from models.shapes.sdxl import evaluate
 from models.shapes.sdxl.export import export_sdxl
-from models.shapes.sdxl.text import SdxlText, new_text
+from models.shapes.sdxl.text import POOLED_WIDTH, SEQUENCE_WIDTH, SdxlText, new_text
 from models.shapes.sdxl.train import BASE
 from models.shapes.sdxl.train_text import train_text
 from models.shapes.sdxl.training import SdxlTraining
-from models.shapes.sdxl.unet import AsFlow, lightning_scheduler, new_unet, playground_scheduler
+from models.shapes.sdxl.unet import SPREAD, AsFlow, lightning_scheduler, new_unet, playground_scheduler
 from models.shapes.train_siblings import base_encoders, base_transformer
 from pipelines.engine.engine import Engine
 from pipelines.families.sdxl.runner import SdxlRunner
@@ -51,7 +51,7 @@ def folder(text: SdxlText, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():  # so that a few steps draw something
         model.unet.conv_out.weight.normal_(0, 0.05)
     made = tmp_path_factory.mktemp("shapes") / "sdxl-shapes"
-    assert export_sdxl(made, model.unet, text, BASE) < 20_000_000
+    assert export_sdxl(made, model.stock(), text, BASE) < 20_000_000
     return made
 
 
@@ -117,6 +117,25 @@ def test_training_and_both_schedules_agree_on_what_the_unet_is_told_and_tells(ma
     outputs = getattr(scheduler, "model_outputs", None)
     expected = outputs[-1] if outputs else stepped.pred_original_sample
     assert torch.allclose(pack(expected), clean, atol=1e-4)
+
+
+def test_the_folder_reads_texts_as_loud_as_they_are() -> None:
+    torch.manual_seed(3)
+    flow = AsFlow(new_unet()).eval()
+    flow.unet.conv_out.weight.data.normal_()
+    shown = torch.randn(2, 16, 4, 4)
+    pooled, sequence = 4 * torch.randn(2, POOLED_WIDTH), 4 * torch.randn(2, 5, SEQUENCE_WIDTH)
+    sizes = torch.tensor([[128, 128, 0, 0, 128, 128]]).expand(2, -1)
+    trained, stock = (
+        unet(
+            shown,
+            torch.tensor([7.0, 500.0]),
+            encoder_hidden_states=sequence / scale,
+            added_cond_kwargs={"text_embeds": pooled / scale, "time_ids": sizes},
+        ).sample
+        for unet, scale in ((flow.unet, SPREAD), (flow.stock(), 1.0))
+    )
+    assert torch.allclose(trained, stock, atol=1e-4)
 
 
 def test_the_time_is_told_as_both_schedules_tell_it() -> None:
