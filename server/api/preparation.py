@@ -23,7 +23,7 @@ from server.files.adapters import AdapterRefusedError, Adapters
 from server.files.decoding import Pixels
 from server.files.inputs import Inputs
 from server.http.expander import Expander, ExpansionError
-from server.jobs.live import LiveJobs
+from server.jobs.live import EXPANDED, LiveJobs
 from server.jobs.preparation import Prepared
 from server.jobs.store.job import Job, Outcome
 
@@ -109,7 +109,7 @@ class Preparation:
             logger.warning("request %s: the prompt was not expanded: %s", job.id, exc)
             self._live.log(job.id, f"the prompt was not expanded, and is used as written: {exc}", "WARN")
             return prompt, {"prompt_expansion": time.monotonic() - began}
-        self._live.log(job.id, f"prompt expanded: {text}" if job.store_io else "prompt expanded")
+        self._live.log(job.id, f"{EXPANDED}: {text}" if job.store_io else EXPANDED)
         return text, {"prompt_expansion": time.monotonic() - began}
 
     async def _fetch(self, job: Job, needs: Sequence[AdapterNeed]) -> tuple[Adapter, ...]:

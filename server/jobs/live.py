@@ -24,6 +24,9 @@ KEEP_ENDED_S = 60.0
 KEEP_S = 3600.0
 """How long any other job is remembered after its last change, if nothing waits for it."""
 
+EXPANDED = "prompt expanded"
+"""How the one line begins that may hold what a caller asked for; for that caller only."""
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerTimes:

@@ -129,6 +129,9 @@ def test_the_text_is_drawn_returned_logged_and_timed(http: httpx.Client, writer:
     assert result["prompt"] == "a red boat, by evening light"
     assert "INFO prompt expanded: a red boat, by evening light" in log
     assert result["timings"]["prompt_expansion"] > 0
+    for_operators = http.get(f"/v1/jobs/{http.get('/v1/jobs').json()['items'][0]['request_id']}").json()["logs"]
+    assert "prompt expanded" in for_operators
+    assert "boat" not in str(for_operators)
     (asked,) = writer.asked
     assert (asked["model"], asked["messages"][-1]) == ("small-writer", {"role": "user", "content": "a red boat"})
     assert writer.keys == ["Bearer writer-key"]

@@ -12,6 +12,7 @@ from server.api.body import read_object
 from server.api.tags import read_pair
 from server.api.validation import input_error
 from server.http.errors import WireError
+from server.jobs.live import EXPANDED
 from server.jobs.service import JobService
 from server.jobs.store.accounts import PauseKind, Search
 from server.jobs.store.job import CancelOutcome, Job, JobStatus
@@ -165,10 +166,14 @@ def controls_router(jobs: JobService) -> APIRouter:
             "queue_position": None if state is None else state.position,
             "attempts": job.attempt,
             "error": None if outcome is None else outcome.error,
-            "logs": [entry["message"] for entry in jobs.logs(job.id, outcome)],
+            "logs": [_of_nobodys_prompt(entry["message"]) for entry in jobs.logs(job.id, outcome)],
         }
 
     return router
+
+
+def _of_nobodys_prompt(message: str) -> str:
+    return EXPANDED if message.startswith(EXPANDED) else message
 
 
 def _not_found(sentence: str) -> WireError:
