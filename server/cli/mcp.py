@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import httpx
 import typer
 
+from models.extras import how_to_install
 from server.cli.failures import ENVIRONMENT, CommandError
 from server.cli.options import DataDir, settings_from
 from server.http import running
@@ -21,7 +22,7 @@ def mcp(
 ) -> None:
     """Let an agent draw with a running server: MCP over stdin and stdout."""
     if importlib.util.find_spec("mcp") is None:
-        raise CommandError("this needs an optional package: pip install 'fluxserve[mcp]'", ENVIRONMENT)
+        raise CommandError(f"this needs an optional package: {how_to_install('mcp')}", ENVIRONMENT)
     from server.routes.mcp.tools import make_server
 
     address = url or _running_here(data_dir)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from models.extras import how_to_install
 from server.cli.finding import Finding
 from server.settings import Settings
 
@@ -28,7 +29,7 @@ def shared_store(settings: Settings) -> list[Finding]:
 
         from server.jobs.store.postgres import session
     except ImportError:
-        return [Finding(SUBJECT, "broken", "its driver is not installed", "pip install 'fluxserve[postgres]'")]
+        return [Finding(SUBJECT, "broken", "its driver is not installed", how_to_install("postgres"))]
     from server.jobs.store.errors import StoreError
 
     try:

@@ -8,6 +8,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from models.extras import how_to_install
 from server.files.addresses import SignedAddresses
 from server.files.folder_objects import FolderObjects
 from server.files.objects import Objects
@@ -46,7 +47,7 @@ def open_objects(
 def open_bucket(url: str, endpoint: str | None) -> Bucket:
     """What keeps the files of such an address. Reaches for nothing. Raises: ObjectsError."""
     if importlib.util.find_spec("boto3") is None:
-        raise ObjectsError("--objects s3://... needs an optional package: pip install 'fluxserve[s3]'")
+        raise ObjectsError(f"--objects s3://... needs an optional package: {how_to_install('s3')}")
     # Half a second and 40 MB for those who ask for it.
     from server.files.s3_bucket import Bucket
     from server.files.s3_client import BucketError

@@ -15,6 +15,7 @@ from typing import Any
 
 from PIL import Image
 
+from models.extras import how_to_install
 from server.files.provenance import TRAINED_ALGORITHMIC_MEDIA, Provenance
 
 _CURVES = {"secp256r1": "es256", "secp384r1": "es384", "secp521r1": "es512"}
@@ -46,7 +47,7 @@ class Credentials:
 def read(chain: Path, key: Path) -> Credentials:
     """What signs from now on, tried once. Raises: CredentialsError."""
     if importlib.util.find_spec("c2pa") is None:
-        raise CredentialsError("--c2pa-cert needs an optional package: pip install 'fluxserve[c2pa]'")
+        raise CredentialsError(f"--c2pa-cert needs an optional package: {how_to_install('c2pa')}")
     chain_pem, key_pem = _bytes_of("--c2pa-cert", chain), _bytes_of("--c2pa-key", key)
     credentials = Credentials(chain_pem, key_pem, _algorithm(chain_pem, key_pem))
     pixel = BytesIO()

@@ -19,6 +19,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from models.extras import how_to_install
 from server.jobs.live import LiveJobs, WorkerTimes
 from server.jobs.store.errors import StoreError
 from server.jobs.store.job import Job, JobStatus
@@ -27,7 +28,7 @@ logger = logging.getLogger("fluxserve.tracing")
 
 ADDRESSES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 PHASES = ("encode", "denoise", "decode")
-MISSING = "OTEL_* asks for traces, but the SDK is not installed: pip install fluxserve[otel]"
+MISSING = "OTEL_* asks for traces, but the SDK is not installed: " + how_to_install("otel")
 
 Span = tuple[str, float, float]
 """Name, begin and end, in Unix seconds."""

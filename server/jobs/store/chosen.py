@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from models.extras import how_to_install
 from server.jobs.store.base import Store
 from server.jobs.store.errors import StoreError
 from server.jobs.store.sqlite import SqliteStore
@@ -21,5 +22,5 @@ def open_store(address: str | None, data_dir: Path, clock: Callable[[], float] |
         # Only here: whoever does not ask for it need not have its driver, nor wait for it.
         from server.jobs.store.postgres.store import PostgresStore
     except ImportError as exc:
-        raise StoreError("--store postgresql://... needs a package: pip install 'fluxserve[postgres]'") from exc
+        raise StoreError(f"--store postgresql://... needs a package: {how_to_install('postgres')}") from exc
     return PostgresStore(address)

@@ -15,6 +15,7 @@ import httpx
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from models.extras import how_to_install
 from server.api.body import TOO_MANY, is_crowded, read_bytes
 from server.http.errors import PlainError
 from server.http.peers import is_loopback_peer
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from mcp.server.mcpserver import Context
     from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 
-NOT_INSTALLED = "MCP needs an optional package: pip install 'fluxserve[mcp]', then start the server again"
+NOT_INSTALLED = f"MCP needs an optional package: {how_to_install('mcp')}, then start the server again"
 MAX_MESSAGE_BYTES = 4 << 20
 """As the library has it."""
 _BY_PROXIES = ("forwarded", "x-forwarded-host", "x-forwarded-port", "x-forwarded-prefix", "x-forwarded-proto")

@@ -58,7 +58,7 @@ def test_a_service_that_is_not_there_is_told(s3: S3Service) -> None:
 def test_a_missing_library_is_named(tmp_path: Path) -> None:
     with mock.patch("importlib.util.find_spec", return_value=None):
         (finding,) = shared_files(Settings(data_dir=tmp_path, objects="s3://bucket"))
-    assert (finding.verdict, "fluxserve[s3]" in finding.detail) == ("broken", True)
+    assert (finding.verdict, "pip install 'boto3>=" in finding.detail) == ("broken", True)
 
 
 def test_a_bucket_far_away_is_told(s3: S3Service, monkeypatch: pytest.MonkeyPatch) -> None:
