@@ -14,8 +14,8 @@ from models.shapes.teaching import BothTexts, apart, taught_loss
 from models.shapes.text import Encoders
 from models.shapes.train_flow import FlowTraining, draw_scenes
 
-EDITS_FROM = 0.15  # of the run: who edits must know how to draw, and what it starts from nearly does
-EDITS = 0.85  # share of the steps from there on
+EDITS_FROM = 0.35  # of the run: who edits must know how to draw
+EDITS = 0.5  # share of the steps from there on
 EVERYTHING_FROM = 0.2  # where in the curriculum it starts: what it starts from can draw a little
 PEAK = 0.5  # of the learning rates of who starts from nothing
 GUIDANCE = 3.5  # what the teacher is asked with
