@@ -67,10 +67,19 @@ def _orthogonal(batch: Tensor, steps: int = 5) -> Tensor:
 class Optimisers:
     """Muon and AdamW stepped together under one schedule.
 
-    `muon` receives every parameter with two or more dimensions whose name has none of the words in `keep_adam`.
+    `muon` receives every parameter with two or more dimensions whose name has none of the words in `keep_adam`;
+    `decay` is Muon's.
     """
 
-    def __init__(self, module: nn.Module, *, lr_muon: float, lr_adam: float, keep_adam: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        lr_muon: float,
+        lr_adam: float,
+        keep_adam: tuple[str, ...] = (),
+        decay: float = 0.0,
+    ) -> None:
         muon: list[nn.Parameter] = []
         adam: list[nn.Parameter] = []
         for name, parameter in module.named_parameters():
@@ -84,7 +93,7 @@ class Optimisers:
         self._rates = [torch.tensor(peak, device=device) for peak in self._peaks] if device.type == "cuda" else None
         on_gpu = {"fused": True, "capturable": True} if self._rates else {}
         self.each: list[torch.optim.Optimizer] = [
-            Muon(muon, lr=lr_muon),
+            Muon(muon, lr=lr_muon, decay=decay),
             torch.optim.AdamW(adam, lr=lr_adam, betas=(0.9, 0.99), weight_decay=0.0, **on_gpu),
         ]
         self._share_rates()

@@ -138,6 +138,7 @@ class FlowTraining:
         peak: float = 1.0,
         lr_muon: float = 0.02,
         memory: float = 0.999,
+        decay: float = 0.0,
         fast: Fast | None = None,
         with_reference: bool = False,
     ) -> None:
@@ -151,7 +152,9 @@ class FlowTraining:
         self.average = Average(self.model, memory)
         make_lean(self.model)
         make_lean(self.average.module)
-        self.optimisers = Optimisers(self.model, lr_muon=lr_muon, lr_adam=2e-3, keep_adam=("embed", "proj_out."))
+        self.optimisers = Optimisers(
+            self.model, lr_muon=lr_muon, lr_adam=2e-3, keep_adam=("embed", "proj_out."), decay=decay
+        )
         self.rng = random.Random(seed)
         self.seconds, self.steps = 0.0, 0
         self._empty: dict[int, tuple[Tensor, Tensor]] = {}

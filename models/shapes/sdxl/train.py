@@ -1,4 +1,4 @@
-"""Train sdxl-shapes: `python -m models.shapes.sdxl.train --out models/shapes/sdxl-shapes --minutes 90`.
+"""Train sdxl-shapes: `python -m models.shapes.sdxl.train --out models/shapes/sdxl-shapes --minutes 90`, or by torchrun.
 
 Second text encoder, UNet, two folders that share their weights; every part resumes from its checkpoint. The codec, the
 first text encoder and the safety classifier are those of flux-shapes, and its transformer is the teacher.
@@ -15,6 +15,7 @@ from models.shapes.sdxl.text import SdxlText, new_text
 from models.shapes.sdxl.train_text import train_text
 from models.shapes.sdxl.training import SdxlTraining
 from models.shapes.sdxl.unet import AsFlow, new_unet
+from models.shapes.together import Together
 from models.shapes.train_siblings import base_encoders, base_transformer
 
 BASE = Path(__file__).parents[1] / "flux-shapes"
@@ -45,7 +46,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     device, base = torch.device(arguments.device), arguments.base
-    with Bars() as bars:
+    together = Together()
+    with Bars(disable=together.rank > 0) as bars:
         text = text_from(base, arguments.work, arguments.text_steps, device, bars.bar("text encoder"))
         training = SdxlTraining(
             text,
@@ -57,7 +59,8 @@ def main() -> None:
         )
         trained = training.run(arguments.minutes * 60, bars.bar("UNet"), checkpoint=arguments.work / "sdxl.pt")
     assert isinstance(trained, AsFlow)
-    export_sdxl(arguments.out, trained.cpu().stock(), text.on(torch.device("cpu")), base)
+    if together.rank == 0:
+        export_sdxl(arguments.out, trained.cpu().stock(), text.on(torch.device("cpu")), base)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,6 @@
 from typing import cast
 
 import torch
-from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from models.shapes.attention import make_lean
@@ -36,20 +34,10 @@ class SdxlTraining(FlowTraining):
     ) -> None:
         both = cast(Encoders, BothTexts(text, read.on(device)))
         never = 2.0  # guidance is no input here
-        _attend_plainly(model)
-        super().__init__(both, device=device, tokens=tokens, seed=seed, model=model, guided_from=never)
-        for group in self.optimisers.each[0].param_groups:
-            group["decay"] = DECAY
+        super().__init__(both, device=device, tokens=tokens, seed=seed, model=model, guided_from=never, decay=DECAY)
         self.teacher = teacher.to(device).eval().requires_grad_(False)
         make_lean(self.teacher)
 
     def loss_of(self, batch: Batch, phase: int) -> Tensor:
         """The loss of a batch, under autocast."""
         return taught_loss(self.model, self.teacher, *apart(batch, POOLED_WIDTH), GUIDANCE, UNSEEN)
-
-
-def _attend_plainly(model: nn.Module) -> None:
-    """Attention by plain products: over so few tokens a step took 1.16 s instead of 1.55 (one core, 2,048 tokens)."""
-    for part in model.modules():
-        if isinstance(part, UNet2DConditionModel):
-            part.set_attn_processor(AttnProcessor())
