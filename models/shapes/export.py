@@ -113,8 +113,8 @@ def link_parts(folder: Path, shared: Path, parts: Iterable[str]) -> None:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of all files below `folder`."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """Bytes of all files below `folder` that are not links."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 
 def _halved(module: Module) -> Module:

@@ -23,7 +23,7 @@ def pipeline() -> Any:
 
 
 def test_it_is_small_and_served_without_a_flag() -> None:
-    assert size_of(FOLDER) < 15_000_000
+    assert size_of(FOLDER) < 10_000_000
     assert {path.suffix for path in FOLDER.rglob("*") if path.is_file()} <= {".json", ".safetensors", ".jinja"}
     assert REGISTRY["flux2-shapes"].base == "flux-shapes"
 
