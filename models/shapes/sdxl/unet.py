@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from models.sdxl.architectures import EDM, TRAILING
 from models.shapes.flow import TOKEN, pack, unpack
+from models.shapes.following import Followed
 from models.shapes.sdxl.text import POOLED_WIDTH, SEQUENCE_WIDTH
 
 CHANNELS = 16
@@ -58,6 +59,7 @@ class AsFlow(nn.Module):
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__()
         self.unet = unet
+        self.followed = Followed(unet.config["block_out_channels"][-1], pairs=3)
         alphas = EulerDiscreteScheduler(**_arguments(LIGHTNING)).alphas_cumprod
         self.register_buffer("log_noise", (0.5 * ((1 - alphas) / alphas).log()).float(), persistent=False)
 
@@ -87,15 +89,21 @@ class AsFlow(nn.Module):
         velocity = (of_noise - of_picture) * seen + (of_picture + of_noise) * predicted.float()
         return (pack(velocity),)
 
+    def followers(self) -> list[nn.Module]:
+        """Blocks whose cells are FLUX's tokens: on the way down, in the middle, and on the way up."""
+        unet = self.unet
+        return [unet.down_blocks[-1].attentions[-1], unet.mid_block, unet.up_blocks[0].attentions[-1]]
+
     @torch.no_grad()
     def stock(self) -> UNet2DConditionModel:
         """The UNet as pipelines call it, with texts as loud as they are."""
-        unet = copy.deepcopy(self.unet)
-        for name, module in unet.named_modules():
-            if name.endswith(("attn2.to_k", "attn2.to_v")):
-                module.weight /= SPREAD
-        unet.add_embedding.linear_1.weight[:, :POOLED_WIDTH] /= SPREAD  # the sizes stand behind it
-        return unet
+        return _heard(copy.deepcopy(self.unet), 1 / SPREAD)
+
+    @staticmethod
+    @torch.no_grad()
+    def of_stock(unet: UNet2DConditionModel) -> "AsFlow":
+        """What `stock` made its UNet of; the given one is changed."""
+        return AsFlow(_heard(unet, SPREAD))
 
     def _times(self, log_noise: Tensor) -> Tensor:
         """(B,) as the schedules tell them. Source: diffusers' EulerDiscreteScheduler, EDMEulerScheduler."""
@@ -106,6 +114,15 @@ class AsFlow(nn.Module):
         if not self.training:
             return counted
         return torch.where(torch.rand_like(counted) < 0.5, counted, 0.25 * log_noise)
+
+
+def _heard(unet: UNet2DConditionModel, factor: float) -> UNet2DConditionModel:
+    """The UNet with the weights that read texts multiplied."""
+    for name, module in unet.named_modules():
+        if name.endswith(("attn2.to_k", "attn2.to_v")):
+            module.weight *= factor
+    unet.add_embedding.linear_1.weight[:, :POOLED_WIDTH] *= factor  # the sizes stand behind it
+    return unet
 
 
 def playground_scheduler() -> EDMDPMSolverMultistepScheduler:

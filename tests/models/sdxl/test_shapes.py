@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
 from models.accelerator import CpuAccelerator
 from models.arguments import resolve
@@ -18,7 +18,7 @@ from models.shapes.flow import image_ids, pack
 from models.shapes.sdxl import evaluate
 from models.shapes.sdxl.export import export_sdxl
 from models.shapes.sdxl.text import POOLED_WIDTH, SEQUENCE_WIDTH, SdxlText, new_text
-from models.shapes.sdxl.train import BASE
+from models.shapes.sdxl.train import BASE, text_from, unet_from
 from models.shapes.sdxl.train_text import train_text
 from models.shapes.sdxl.training import SdxlTraining
 from models.shapes.sdxl.unet import SPREAD, AsFlow, lightning_scheduler, new_unet, playground_scheduler
@@ -77,6 +77,14 @@ def test_the_stock_pipeline_and_ours_draw_the_same(folder: Path, name: str, vari
     assert apart.max() <= 1, "one in ten thousand rounds otherwise with guidance"
     assert apart.mean() < 1e-3
     assert np.std(ours) > 5
+
+
+def test_a_written_folder_is_trained_on_as_it_was(folder: Path, text: SdxlText) -> None:
+    again = unet_from(folder).stock().state_dict()
+    written = UNet2DConditionModel.from_pretrained(folder / "unet").float().state_dict()
+    assert all(torch.allclose(again[name], value, rtol=1e-5) for name, value in written.items())
+    read = text_from(BASE, folder, 0, CPU, lambda done, seen: None, folder)
+    assert torch.equal(read.encode(["a red star"])[1], text.encode(["a red star"])[1])
 
 
 def test_a_folder_is_scored_by_scenes(folder: Path) -> None:
