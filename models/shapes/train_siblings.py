@@ -31,8 +31,9 @@ from models.shapes.siblings.control import (
 from models.shapes.siblings.depth import DepthTraining
 from models.shapes.siblings.edits import draw_edits, plan_edits
 from models.shapes.siblings.fill import CHANNELS as FILL_CHANNELS
-from models.shapes.siblings.fill import draw_fillings, plan_fillings, spread_mask
+from models.shapes.siblings.fill import draw_fillings, gathered_mask, plan_fillings, spread_mask
 from models.shapes.siblings.lora import DRAWS, PLANS, adapted, save_adapter
+from models.shapes.siblings.pointing import EditTraining, Pointed
 from models.shapes.siblings.redux import ReduxModel, ReduxTraining, plan_sights
 from models.shapes.siblings.widen import widened
 from models.shapes.text import Encoders
@@ -65,11 +66,19 @@ class Recipe:
     guided_from: float = 0.6
     with_reference: bool = False
     finish: Callable[[FluxTransformer2DModel], FluxTransformer2DModel] | None = None  # before it is written
+    resume: Callable[[FluxTransformer2DModel], FluxTransformer2DModel] | None = None  # the inverse
 
 
 RECIPES = {
     "kontext": Recipe({"kontext": "FluxKontextPipeline"}, draw_edits, plan_edits, with_reference=True),
-    "fill": Recipe({"fill": "FluxFillPipeline"}, draw_fillings, plan_fillings, FILL_CHANNELS, finish=spread_mask),
+    "fill": Recipe(
+        {"fill": "FluxFillPipeline"},
+        draw_fillings,
+        plan_fillings,
+        FILL_CHANNELS,
+        finish=spread_mask,
+        resume=gathered_mask,
+    ),
     "control": Recipe(
         {"canny": "FluxControlPipeline", "depth": "FluxControlPipeline"},
         draw_controlled,
@@ -90,7 +99,7 @@ class Run:
     tokens: int
     device: torch.device
     report: Report
-    start: Path | None = None  # a checkpoint whose averaged weights are trained on, by a new schedule
+    start: Path | None = None  # a checkpoint, or a sibling's folder, whose weights are trained on by a new schedule
     workers: int = 0  # processes that draw; with none the training draws by itself
     record: bool = True  # steps on a GPU, see `fast`
     rate: float = 1.0  # of the learning rates
@@ -119,8 +128,8 @@ class Run:
         return Fast(Feed(plan, encoders, self.workers), self.record) if self.workers else None
 
     def started(self, model: Model) -> Model:
-        """The model with the weights to start from, if any are given; all else in it stays."""
-        if self.start is None:
+        """The model with the weights of a checkpoint to start from, if one is given; all else in it stays."""
+        if self.start is None or self.start.is_dir():
             return model
         state = torch.load(self.start, map_location="cpu", weights_only=False)
         found = model.load_state_dict(state.get("average", state), strict=False)
@@ -145,11 +154,11 @@ def base_transformer(folder: Path) -> FluxTransformer2DModel:
 def train_transformer(name: str, run: Run) -> None:
     """Train one of RECIPES and write its folder."""
     recipe = RECIPES[name]
-    start = base_transformer(run.base)
-    training = flow_training(widened(start, recipe.channels) if recipe.channels else start, recipe, run)
+    training = flow_training(first_weights(recipe, run), recipe, run)
     folders = [run.out / f"{run.base.name}-{suffix}" for suffix in recipe.folders]
 
     def export(trained: nn.Module) -> None:
+        trained = trained.editor if isinstance(trained, Pointed) else trained
         assert isinstance(trained, FluxTransformer2DModel)
         trained = recipe.finish(trained) if recipe.finish else trained
         for folder, pipeline in zip(folders, recipe.folders.values(), strict=True):
@@ -158,11 +167,23 @@ def train_transformer(name: str, run: Run) -> None:
     run.go(training, name, export)
 
 
+def first_weights(recipe: Recipe, run: Run) -> FluxTransformer2DModel:
+    """What a run starts from: the base with more inputs, or the sibling in the folder that it was given."""
+    if run.start is not None and run.start.is_dir():
+        written = base_transformer(run.start)
+        return (recipe.resume(written) if recipe.resume else written).train()
+    base = base_transformer(run.base)
+    return widened(base, recipe.channels) if recipe.channels else base
+
+
 def flow_training(model: nn.Module, recipe: Recipe, run: Run, lr_muon: float | None = None) -> FlowTraining:
     """A training of `model` by a recipe, with the base's encoders."""
     encoders = base_encoders(run.base)
     fast = run.fast(recipe.plan, encoders)
-    return FlowTraining(
+    if recipe.with_reference:
+        assert isinstance(model, FluxTransformer2DModel)
+        model = Pointed(model, model)
+    return EditTraining(
         encoders.on(run.device),
         device=run.device,
         tokens=run.tokens,
@@ -254,12 +275,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(".shapes-work"), help="checkpoints; delete to start anew")
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--tokens", type=int, default=64 * 64, help="image tokens a step; 24576 suits a GPU")
-    parser.add_argument("--start", type=Path, help="a checkpoint whose averaged weights to train on, by a new schedule")
+    parser.add_argument("--start", type=Path, help="a checkpoint, or a sibling's folder, to train on by a new schedule")
     parser.add_argument("--workers", type=int, default=0, help="processes that draw for a GPU; 2 keep one busy")
     parser.add_argument("--rate", type=float, default=1.0, help="of the learning rates")
     parser.add_argument("--no-record", action="store_true", help="launch every step anew, should CUDA graphs fail")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
+    if arguments.start is not None and arguments.start.is_dir() and arguments.name not in RECIPES:
+        parser.error(f"--start takes a folder for {', '.join(RECIPES)}; give a checkpoint (.pt) for {arguments.name}")
     with Bars() as bars:
         TRAINERS[arguments.name](
             Run(

@@ -14,14 +14,17 @@ import torch
 from diffusers import FluxControlNetModel, FluxFillPipeline, FluxPipeline
 
 from models.shapes.captions import plain_caption
+from models.shapes.draw import Drawing
 from models.shapes.evaluate_siblings import drawn, edit_pictures, open_pipeline
 from models.shapes.flow import UNSEEN_FROM, Batch, image_ids, new_transformer, noise_levels, velocity
-from models.shapes.scenes import Scene, Thing, is_held_out
+from models.shapes.layout import Layout, Pose
+from models.shapes.scenes import SHAPES, Scene, Thing, is_held_out
 from models.shapes.scorer import read
 from models.shapes.siblings.control import WithControlNet, judge_controlled, new_controlnet, random_controlled
-from models.shapes.siblings.edits import KINDS, judge_edit, random_edit
+from models.shapes.siblings.edits import KEPT_WEIGHT, KINDS, EditBatch, judge_edit, plan_edits, random_edit, shapes_at
 from models.shapes.siblings.fill import (
     CHANNELS,
+    gathered_mask,
     hole_mask,
     judge_filling,
     mask_blocks,
@@ -29,9 +32,10 @@ from models.shapes.siblings.fill import (
     spread_mask,
 )
 from models.shapes.siblings.lora import adapted, as_kohya, is_outlined, is_teal
+from models.shapes.siblings.pointing import Pointed
 from models.shapes.siblings.redux import TOKENS
 from models.shapes.siblings.widen import widened
-from models.shapes.train_siblings import BASE, RECIPES, TRAINERS, Run
+from models.shapes.train_siblings import BASE, RECIPES, TRAINERS, Run, base_encoders, base_transformer
 
 pytestmark = [
     pytest.mark.timeout(600),
@@ -61,6 +65,49 @@ def test_half_of_the_edits_lie_under_noise_that_shows_nothing() -> None:
     unseen = [float((noise_levels(batch) > UNSEEN_FROM).float().mean()) for batch in (scenes, edits)]
     assert unseen[0] < 0.25
     assert 0.5 < unseen[1] < 0.7
+
+
+def test_an_edit_tells_what_stands_where_and_what_is_meant() -> None:
+    rng, encoders = random.Random(5), base_encoders(BASE)
+    batch = plan_edits(encoders, rng, (512, 384), 24, 40).shown(encoders)
+    assert isinstance(batch, EditBatch)
+    assert batch.shapes.shape == (40, 48)
+    assert batch.changed.shape == (40, 48, 1)
+    layout = Layout(256, 192, (1.0, 1.0, 1.0), (Pose("star", 160.0, 100.0, 60.0, 0.0, (1.0, 0.0, 0.0)),))
+    found = shapes_at(Drawing.of([layout])).view(3, 4)
+    assert found[1, 2] == SHAPES.index("star")
+    assert found[0, 0] == -1
+    kept = ~batch.changed & (batch.shapes >= 0)[..., None]
+    assert batch.weight is not None
+    assert (batch.weight[kept] == KEPT_WEIGHT).all()
+    assert set(batch.weight[~kept & ~batch.changed].tolist()) == {1.0}
+
+
+def test_an_editor_learns_to_name_and_to_point_and_its_velocities_stay_its_own() -> None:
+    """Questions change what is learned, not what the editor answers."""
+    torch.manual_seed(0)
+    encoders = base_encoders(BASE)
+    transformer = base_transformer(BASE.with_name("flux-shapes-kontext"))
+    pointed = Pointed(transformer, transformer)
+    batch = plan_edits(encoders, random.Random(5), (256, 256), 24, 8).shown(encoders)
+    assert isinstance(batch, EditBatch)
+    sigma = torch.full((8,), 0.9)
+    noisy, scale = torch.randn_like(batch.latents), torch.ones(8)
+    with torch.no_grad():
+        alone, wrapped = (velocity(model, noisy, sigma, batch, scale) for model in (transformer, pointed))
+    assert torch.equal(alone, wrapped)
+
+    def asked() -> torch.Tensor:
+        return pointed.asked(batch, lambda: 0 * velocity(pointed, noisy, sigma, batch, scale).sum())
+
+    optimiser = torch.optim.Adam(pointed.parameters(), lr=2e-3)
+    before = asked()
+    for _ in range(30):
+        optimiser.zero_grad()
+        loss = asked()
+        loss.backward()
+        optimiser.step()
+    assert loss < 0.5 * before
 
 
 def test_a_filled_hole_and_a_controlled_picture_are_judged_right_on_drawings() -> None:
@@ -93,6 +140,16 @@ def test_the_mask_means_the_same_in_blocks_and_as_the_pipeline_packs_it() -> Non
     tokens = torch.randn(1, 12, 128)
     expected = small.x_embedder(torch.cat([tokens, blocks], dim=2))
     assert torch.allclose(pipeline.transformer.x_embedder(torch.cat([tokens, packed], dim=2)), expected, atol=1e-4)
+
+
+def test_a_written_fill_is_trained_on_as_what_it_was() -> None:
+    torch.manual_seed(0)
+    wide = widened(base_transformer(BASE), CHANNELS)
+    with torch.no_grad():
+        wide.x_embedder.weight.normal_()
+    again = gathered_mask(spread_mask(wide))
+    for name, value in wide.state_dict().items():
+        assert torch.allclose(again.state_dict()[name], value, atol=1e-5), name
 
 
 def test_siblings_start_as_the_base() -> None:
@@ -186,11 +243,21 @@ def test_one_step_of_every_family_makes_what_the_stock_classes_open(trained: Pat
 
 def test_the_command_resumes(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "models.shapes.train_siblings", "kontext", "--minutes", "0.0001", "--tokens", "64"]
+
+    def trained(*more: str) -> subprocess.CompletedProcess[str]:
+        places = ["--out", str(tmp_path), "--work", str(tmp_path / "work"), *more]
+        return subprocess.run([*command, *places], cwd=ROOT, capture_output=True, text=True, timeout=300)
+
     for _ in range(2):
-        places = ["--out", str(tmp_path), "--work", str(tmp_path / "work")]
-        done = subprocess.run([*command, *places], cwd=ROOT, capture_output=True, text=True, timeout=300)
+        done = trained()
         assert done.returncode == 0, done.stderr[-2000:]
     assert torch.load(tmp_path / "work/kontext.pt", weights_only=False)["progress"][1] == 1
+    done = trained("--start", str(tmp_path / "flux-shapes-kontext"), "--work", str(tmp_path / "again"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    command[3] = "redux"
+    refused = trained("--start", str(tmp_path / "flux-shapes-kontext"))
+    assert refused.returncode == 2
+    assert "give a checkpoint (.pt) for redux" in refused.stderr
 
 
 def test_the_kontext_folder_turns_a_ground_and_recolours_a_thing() -> None:

@@ -1,6 +1,7 @@
 """The run of flux2-shapes, transformer and text encoder: scenes as flux-shapes draws them, and edits as they are."""
 
 import random
+from functools import partial
 from typing import cast
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 from models.shapes.attention import make_lean
 from models.shapes.flow import Batch, flow_loss
 from models.shapes.flux2.text import KleinText, KleinWords
-from models.shapes.siblings.edits import draw_edits
+from models.shapes.siblings.edits import EditBatch, draw_edits
+from models.shapes.siblings.pointing import Pointed
 from models.shapes.teaching import BothTexts, apart, taught_loss
 from models.shapes.text import Encoders
 from models.shapes.train_flow import FlowTraining, draw_scenes
@@ -22,7 +24,7 @@ GUIDANCE = 3.5  # what the teacher is asked with
 
 
 class KleinTraining(FlowTraining):
-    """Args: model: an `AsFlux1` with a text encoder. teacher: a FLUX.1 with a guidance input. read: its encoders."""
+    """Args: model: a `Pointed` `AsFlux1` with a text encoder. teacher: a FLUX.1 that knows guidance. read: its text."""
 
     def __init__(
         self,
@@ -57,6 +59,7 @@ class KleinTraining(FlowTraining):
 
     def loss_of(self, batch: Batch, phase: int) -> Tensor:
         """The loss of a batch, under autocast."""
-        if batch.reference is not None:
-            return flow_loss(self.model, batch)
+        if isinstance(batch, EditBatch):
+            assert isinstance(self.model, Pointed)
+            return self.model.asked(batch, partial(flow_loss, self.model, batch))
         return taught_loss(self.model, self.teacher, *apart(batch, own=1), GUIDANCE)

@@ -155,13 +155,30 @@ def spread_mask(transformer: FluxTransformer2DModel) -> FluxTransformer2DModel:
     spread = FluxTransformer2DModel.from_config(config).eval()
     state = transformer.state_dict()
     weight = state["x_embedder.weight"]
-    # Channel (y * 32 + x) * 4 + 2 * row + column is pixel (y, x) of latent pixel (row, column) of the token.
-    grid = torch.arange(TOKEN) // BLOCK
-    block = (grid[:, None] * (TOKEN // BLOCK) + grid[None]).view(2, FACTOR, 2, FACTOR)
-    block = block.permute(1, 3, 0, 2).reshape(-1)
-    state["x_embedder.weight"] = torch.cat([weight[:, :128], weight[:, 128:][:, block] / BLOCK**2], dim=1)
+    mask = weight[:, 128:][:, _block_of_pixel()] / BLOCK**2
+    state["x_embedder.weight"] = torch.cat([weight[:, :128], mask], dim=1)
     spread.load_state_dict(state)
     return spread
+
+
+@torch.no_grad()
+def gathered_mask(transformer: FluxTransformer2DModel) -> FluxTransformer2DModel:
+    """The inverse of `spread_mask`: what a written transformer is trained on as."""
+    config = plain_config(transformer) | {"in_channels": 64 + CHANNELS}
+    gathered = FluxTransformer2DModel.from_config(config)
+    state = transformer.state_dict()
+    weight = state["x_embedder.weight"]
+    summed = torch.zeros(len(weight), BLOCKS).index_add_(1, _block_of_pixel(), weight[:, 128:].cpu())
+    state["x_embedder.weight"] = torch.cat([weight[:, :128].cpu(), summed], dim=1)
+    gathered.load_state_dict(state)
+    return gathered
+
+
+def _block_of_pixel() -> Tensor:
+    """(PIXELS,): channel (y * 32 + x) * 4 + 2 * row + column is pixel (y, x) of latent pixel (row, column)."""
+    grid = torch.arange(TOKEN) // BLOCK
+    block = (grid[:, None] * (TOKEN // BLOCK) + grid[None]).view(2, FACTOR, 2, FACTOR)
+    return block.permute(1, 3, 0, 2).reshape(-1)
 
 
 def judge_filling(case: Filling, reading: Reading) -> tuple[bool, bool]:
