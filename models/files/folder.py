@@ -42,17 +42,17 @@ LONGEST_PATH = 4096
 
 
 def part_in(folder: Path, name: str) -> Path:
-    """The folder of a checkpoint's part.
+    """The folder of a checkpoint's part, or a file of one.
 
-    A part that lies in another checkpoint is a link to it or, where files cannot be links (a wheel, git on some
-    systems), a file that holds the link's text.
+    What lies in another checkpoint is a link to it or, where files cannot be links (a wheel, git on some systems), a
+    file that holds the link's text.
     """
     part = folder / name
     try:
         if not part.is_file() or part.stat().st_size > LONGEST_PATH:
             return part
         text = part.read_text()
-        return (folder / text).resolve() if text and (folder / text).is_dir() else part
+        return (folder / text).resolve() if text and (folder / text).exists() else part
     except (OSError, ValueError):  # no text, or none that can be a path
         return part
 

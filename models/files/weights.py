@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from models.errors import LoadError
+from models.files.folder import part_in
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 STEMS = ("diffusion_pytorch_model", "model")
@@ -74,7 +75,7 @@ def _shards(index: Path) -> tuple[Path, ...]:
     missing = sorted(name for name in names if not (index.parent / name).exists())
     if missing or not names:
         raise LoadError(f"{label} names {_listed(missing) or 'no file'}, not there; fetch the checkpoint again.")
-    return tuple(index.parent / name for name in sorted(names))
+    return tuple(part_in(index.parent, name) for name in sorted(names))
 
 
 def _what_instead(part: Path) -> str:
