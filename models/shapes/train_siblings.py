@@ -33,7 +33,7 @@ from models.shapes.siblings.edits import draw_edits, plan_edits
 from models.shapes.siblings.fill import CHANNELS as FILL_CHANNELS
 from models.shapes.siblings.fill import draw_fillings, gathered_mask, plan_fillings, spread_mask
 from models.shapes.siblings.lora import DRAWS, PLANS, adapted, save_adapter
-from models.shapes.siblings.pointing import EditTraining, Pointed
+from models.shapes.siblings.questions import Asked, AskedTraining
 from models.shapes.siblings.redux import ReduxModel, ReduxTraining, plan_sights
 from models.shapes.siblings.widen import widened
 from models.shapes.text import Encoders
@@ -65,6 +65,7 @@ class Recipe:
     channels: int = 0  # more than the base's
     guided_from: float = 0.6
     with_reference: bool = False
+    is_asked: bool = True  # questions, see `siblings.questions`
     finish: Callable[[FluxTransformer2DModel], FluxTransformer2DModel] | None = None  # before it is written
     resume: Callable[[FluxTransformer2DModel], FluxTransformer2DModel] | None = None  # the inverse
 
@@ -158,7 +159,7 @@ def train_transformer(name: str, run: Run) -> None:
     folders = [run.out / f"{run.base.name}-{suffix}" for suffix in recipe.folders]
 
     def export(trained: nn.Module) -> None:
-        trained = trained.editor if isinstance(trained, Pointed) else trained
+        trained = trained.model if isinstance(trained, Asked) else trained
         assert isinstance(trained, FluxTransformer2DModel)
         trained = recipe.finish(trained) if recipe.finish else trained
         for folder, pipeline in zip(folders, recipe.folders.values(), strict=True):
@@ -180,10 +181,10 @@ def flow_training(model: nn.Module, recipe: Recipe, run: Run, lr_muon: float | N
     """A training of `model` by a recipe, with the base's encoders."""
     encoders = base_encoders(run.base)
     fast = run.fast(recipe.plan, encoders)
-    if recipe.with_reference:
+    if recipe.is_asked:
         assert isinstance(model, FluxTransformer2DModel)
-        model = Pointed(model, model)
-    return EditTraining(
+        model = Asked(model, model)
+    return AskedTraining(
         encoders.on(run.device),
         device=run.device,
         tokens=run.tokens,
@@ -223,7 +224,7 @@ def train_redux(run: Run) -> None:
 
 def train_adapter(name: str, run: Run) -> None:
     """Train an adapter and write it in both layouts."""
-    recipe = Recipe({}, DRAWS[name], PLANS[name], guided_from=0.4)
+    recipe = Recipe({}, DRAWS[name], PLANS[name], guided_from=0.4, is_asked=False)
     training = flow_training(adapted(base_transformer(run.base)), recipe, run, LR_ADAPTER)
 
     def export(trained: nn.Module) -> None:
@@ -237,7 +238,7 @@ def train_controlnet(run: Run) -> None:
     """Train a ControlNet for edge pictures and write its folder."""
     start = base_transformer(run.base)
     model = WithControlNet(start, new_controlnet(start))
-    training = flow_training(model, Recipe({}, draw_edges, plan_edges, guided_from=0.4), run)
+    training = flow_training(model, Recipe({}, draw_edges, plan_edges, guided_from=0.4, is_asked=False), run)
 
     def export(trained: nn.Module) -> None:
         assert isinstance(trained, WithControlNet)

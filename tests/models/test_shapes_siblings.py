@@ -16,23 +16,31 @@ from diffusers import FluxControlNetModel, FluxFillPipeline, FluxPipeline
 from models.shapes.captions import plain_caption
 from models.shapes.draw import Drawing
 from models.shapes.evaluate_siblings import drawn, edit_pictures, open_pipeline
+from models.shapes.fast import Plan
 from models.shapes.flow import UNSEEN_FROM, Batch, image_ids, new_transformer, noise_levels, velocity
 from models.shapes.layout import Layout, Pose
 from models.shapes.scenes import SHAPES, Scene, Thing, is_held_out
 from models.shapes.scorer import read
-from models.shapes.siblings.control import WithControlNet, judge_controlled, new_controlnet, random_controlled
-from models.shapes.siblings.edits import KEPT_WEIGHT, KINDS, EditBatch, judge_edit, plan_edits, random_edit, shapes_at
+from models.shapes.siblings.control import (
+    WithControlNet,
+    judge_controlled,
+    new_controlnet,
+    plan_controls,
+    random_controlled,
+)
+from models.shapes.siblings.edits import KEPT_WEIGHT, KINDS, judge_edit, plan_edits, random_edit
 from models.shapes.siblings.fill import (
     CHANNELS,
     gathered_mask,
     hole_mask,
     judge_filling,
     mask_blocks,
+    plan_fillings,
     random_filling,
     spread_mask,
 )
 from models.shapes.siblings.lora import adapted, as_kohya, is_outlined, is_teal
-from models.shapes.siblings.pointing import Pointed
+from models.shapes.siblings.questions import Asked, AskedBatch, shapes_at
 from models.shapes.siblings.redux import TOKENS
 from models.shapes.siblings.widen import widened
 from models.shapes.train_siblings import BASE, RECIPES, TRAINERS, Run, base_encoders, base_transformer
@@ -70,8 +78,9 @@ def test_half_of_the_edits_lie_under_noise_that_shows_nothing() -> None:
 def test_an_edit_tells_what_stands_where_and_what_is_meant() -> None:
     rng, encoders = random.Random(5), base_encoders(BASE)
     batch = plan_edits(encoders, rng, (512, 384), 24, 40).shown(encoders)
-    assert isinstance(batch, EditBatch)
+    assert isinstance(batch, AskedBatch)
     assert batch.shapes.shape == (40, 48)
+    assert batch.changed is not None
     assert batch.changed.shape == (40, 48, 1)
     layout = Layout(256, 192, (1.0, 1.0, 1.0), (Pose("star", 160.0, 100.0, 60.0, 0.0, (1.0, 0.0, 0.0)),))
     found = shapes_at(Drawing.of([layout])).view(3, 4)
@@ -83,24 +92,38 @@ def test_an_edit_tells_what_stands_where_and_what_is_meant() -> None:
     assert set(batch.weight[~kept & ~batch.changed].tolist()) == {1.0}
 
 
+@pytest.mark.parametrize("plan", [plan_controls, plan_fillings])
+def test_other_siblings_are_asked_what_stands_where_in_the_picture_that_they_make(plan: Plan) -> None:
+    encoders = base_encoders(BASE)
+    batch = plan(encoders, random.Random(3), (384, 256), 24, 6).shown(encoders)
+    assert isinstance(batch, AskedBatch)
+    assert batch.changed is None
+    model = Asked(*[widened(base_transformer(BASE), batch.channels.shape[2] if batch.channels is not None else 0)] * 2)
+    sigma, noisy = torch.full((6,), 0.9), torch.randn_like(batch.latents)
+    loss = model.asked(batch, lambda: 0 * velocity(model, noisy, sigma, batch, torch.ones(6)).sum())
+    loss.backward()
+    assert loss > 0
+    assert model.naming[1].weight.grad.abs().sum() > 0
+
+
 def test_an_editor_learns_to_name_and_to_point_and_its_velocities_stay_its_own() -> None:
     """Questions change what is learned, not what the editor answers."""
     torch.manual_seed(0)
     encoders = base_encoders(BASE)
     transformer = base_transformer(BASE.with_name("flux-shapes-kontext"))
-    pointed = Pointed(transformer, transformer)
+    editor = Asked(transformer, transformer)
     batch = plan_edits(encoders, random.Random(5), (256, 256), 24, 8).shown(encoders)
-    assert isinstance(batch, EditBatch)
+    assert isinstance(batch, AskedBatch)
     sigma = torch.full((8,), 0.9)
     noisy, scale = torch.randn_like(batch.latents), torch.ones(8)
     with torch.no_grad():
-        alone, wrapped = (velocity(model, noisy, sigma, batch, scale) for model in (transformer, pointed))
+        alone, wrapped = (velocity(model, noisy, sigma, batch, scale) for model in (transformer, editor))
     assert torch.equal(alone, wrapped)
 
     def asked() -> torch.Tensor:
-        return pointed.asked(batch, lambda: 0 * velocity(pointed, noisy, sigma, batch, scale).sum())
+        return editor.asked(batch, lambda: 0 * velocity(editor, noisy, sigma, batch, scale).sum())
 
-    optimiser = torch.optim.Adam(pointed.parameters(), lr=2e-3)
+    optimiser = torch.optim.Adam(editor.parameters(), lr=2e-3)
     before = asked()
     for _ in range(30):
         optimiser.zero_grad()

@@ -20,7 +20,7 @@ from models.shapes.flux2.text import KleinText, new_text
 from models.shapes.flux2.train_text import train_text
 from models.shapes.flux2.training import GUIDANCE, KleinTraining
 from models.shapes.scenes import EVERY_KIND
-from models.shapes.siblings.pointing import Pointed
+from models.shapes.siblings.questions import Asked
 from models.shapes.text import Encoders
 from models.shapes.train_flow import make_batch
 from models.shapes.train_siblings import base_encoders, base_transformer
@@ -55,9 +55,9 @@ def started(text: KleinText, matrix: Tensor, teacher: FluxTransformer2DModel, re
     return AsFlux1(transformer, text)
 
 
-def pointed(model: AsFlux1) -> Pointed:
+def asked(model: AsFlux1) -> Asked:
     """With the questions that edits are learned by."""
-    return Pointed(model, model.transformer)
+    return Asked(model, model.transformer)
 
 
 def main() -> None:
@@ -79,12 +79,12 @@ def main() -> None:
     with Bars() as bars:
         shown = bars.bar("text encoder")
         text, matrix = text_from(work, arguments.text_steps, teacher, read, device, shown)
-        model = pointed(started(text, matrix, teacher, read))
+        model = asked(started(text, matrix, teacher, read))
         training = KleinTraining(text, model, teacher, read, device=device, tokens=arguments.tokens)
         trained = training.run(arguments.minutes * 60, bars.bar("transformer"), checkpoint=work / "klein.pt")
-    assert isinstance(trained, Pointed)
-    assert isinstance(trained.editor, AsFlux1)
-    editor = trained.editor.cpu()
+    assert isinstance(trained, Asked)
+    assert isinstance(trained.model, AsFlux1)
+    editor = trained.model.cpu()
     export_klein(arguments.out, editor.transformer, editor.text_of(text), arguments.base)
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from models.shapes.attention import make_lean
 from models.shapes.flow import Batch, flow_loss
 from models.shapes.flux2.text import KleinText, KleinWords
-from models.shapes.siblings.edits import EditBatch, draw_edits
-from models.shapes.siblings.pointing import Pointed
+from models.shapes.siblings.edits import draw_edits
+from models.shapes.siblings.questions import Asked, AskedBatch
 from models.shapes.teaching import BothTexts, apart, taught_loss
 from models.shapes.text import Encoders
 from models.shapes.train_flow import FlowTraining, draw_scenes
@@ -24,7 +24,7 @@ GUIDANCE = 3.5  # what the teacher is asked with
 
 
 class KleinTraining(FlowTraining):
-    """Args: model: a `Pointed` `AsFlux1` with a text encoder. teacher: a FLUX.1 that knows guidance. read: its text."""
+    """Args: model: an `Asked` `AsFlux1` with a text encoder. teacher: a FLUX.1 that knows guidance. read: its words."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class KleinTraining(FlowTraining):
 
     def loss_of(self, batch: Batch, phase: int) -> Tensor:
         """The loss of a batch, under autocast."""
-        if isinstance(batch, EditBatch):
-            assert isinstance(self.model, Pointed)
+        if isinstance(batch, AskedBatch):
+            assert isinstance(self.model, Asked)
             return self.model.asked(batch, partial(flow_loss, self.model, batch))
         return taught_loss(self.model, self.teacher, *apart(batch, own=1), GUIDANCE)

@@ -21,6 +21,7 @@ from models.shapes.layout import Layout, lay_out
 from models.shapes.scenes import Scene, random_scene
 from models.shapes.scorer import Reading
 from models.shapes.siblings.judge import seen_at, wanted
+from models.shapes.siblings.questions import AskedBatch, shapes_at
 from models.shapes.siblings.sizes import random_size
 from models.shapes.text import Encoders, Words, random_length
 from models.shapes.train_flow import rows_of
@@ -87,7 +88,8 @@ class Controls:
             sampled = fields(self.depth.to(pooled.device), LATENT_STEP)
         control = pack(prescribed(*sampled))
         control = control + torch.rand_like(control[:, :1, :1]) * NOISE * torch.randn_like(control)
-        return Batch(pack(latents(whole)), pooled, sequence, whole.height, whole.width, channels=control)
+        read = pack(latents(whole)), pooled, sequence, whole.height, whole.width
+        return AskedBatch(*read, channels=control, shapes=shapes_at(whole))
 
 
 def plan_controls(

@@ -2,19 +2,19 @@
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from models.shapes.captions import COLOUR_WORDS, PLACE_WORDS, SHAPE_WORDS
 from models.shapes.draw import Drawing, latents
 from models.shapes.fast import Size
-from models.shapes.flow import TOKEN, Batch, pack
+from models.shapes.flow import Batch, pack
 from models.shapes.layout import COLUMN_OF_PLACE, RGB, Layout, Pose, lay_out, shade
 from models.shapes.scenes import COLOURS, PLACES, SHAPES, Scene, Thing, is_held_out, random_scene
 from models.shapes.scorer import Reading
 from models.shapes.siblings.judge import all_there, seen_at, wanted
+from models.shapes.siblings.questions import AskedBatch, shapes_at
 from models.shapes.siblings.sizes import random_size
 from models.shapes.text import Encoders, Words, random_length
 from models.shapes.train_flow import rows_of
@@ -222,14 +222,6 @@ def _a(phrase: str) -> str:
     return f"an {phrase}" if phrase[0] in "aeio" else f"a {phrase}"
 
 
-@dataclass
-class EditBatch(Batch):
-    """And what is asked half-way: `shapes` (B, L) before the edit by token, -1 for none, and `changed` (B, L, 1)."""
-
-    shapes: Tensor = field(default_factory=lambda: torch.empty(0))
-    changed: Tensor = field(default_factory=lambda: torch.empty(0))
-
-
 @dataclass(frozen=True)
 class Edits:
     """Edits as numbers, before they are drawn."""
@@ -249,17 +241,7 @@ class Edits:
         reference = reference + noise * torch.randn_like(reference)
         weight = 1 + (CHANGED_WEIGHT - 1) * changed + (KEPT_WEIGHT - 1) * (~changed & (shapes >= 0)[..., None])
         read = clean, pooled, sequence, self.after.height, self.after.width
-        return EditBatch(*read, reference=reference, weight=weight, shapes=shapes, changed=changed)
-
-
-def shapes_at(drawing: Drawing) -> Tensor:
-    """The shape in the middle of every token of a drawing, -1 for none: (B, tokens) int64."""
-    pose = drawing.poses
-    rows, columns = (torch.arange(side // TOKEN, device=pose.device) for side in (drawing.height, drawing.width))
-    y, x = torch.meshgrid((rows + 0.5) * TOKEN, (columns + 0.5) * TOKEN, indexing="ij")
-    away = torch.hypot(x.reshape(1, -1, 1) - pose[:, None, :, 0], y.reshape(1, -1, 1) - pose[:, None, :, 1])
-    nearest, which = (away / pose[:, None, :, 2]).min(2)
-    return torch.where(nearest < 1, pose[..., 8].long().gather(1, which), -1)
+        return AskedBatch(*read, reference=reference, weight=weight, shapes=shapes, changed=changed)
 
 
 def plan_edits(encoders: Encoders, rng: random.Random, size: Size, length: int, count: int) -> Edits:

@@ -21,6 +21,7 @@ from models.shapes.layout import Layout, lay_out
 from models.shapes.scenes import Scene, is_held_out, random_scene
 from models.shapes.scorer import Reading
 from models.shapes.siblings.judge import all_there, wanted
+from models.shapes.siblings.questions import AskedBatch, shapes_at
 from models.shapes.siblings.sizes import random_size
 from models.shapes.siblings.widen import plain_config
 from models.shapes.text import Encoders, Words, random_length
@@ -111,7 +112,7 @@ class Fillings:
         distance = hole_distance(holes, whole.width, whole.height, LATENT_STEP)
         blocks = mask_blocks((0.5 - distance / LATENT_STEP).clamp(0, 1))
         inside = blocks.amax(2, keepdim=True)
-        return Batch(
+        return AskedBatch(
             pack(latents(whole)),
             pooled,
             sequence,
@@ -119,6 +120,7 @@ class Fillings:
             whole.width,
             channels=torch.cat([masked, blocks], dim=2),
             weight=OUTSIDE_WEIGHT + (1 - OUTSIDE_WEIGHT) * inside,
+            shapes=shapes_at(whole),
         )
 
 

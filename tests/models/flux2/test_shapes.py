@@ -21,7 +21,7 @@ from models.shapes.flux2 import evaluate
 from models.shapes.flux2.export import codec_of, export_klein
 from models.shapes.flux2.flow import AsFlux1, new_transformer
 from models.shapes.flux2.graft import CURVES, LEVELS, Curves, grafted, shared_by
-from models.shapes.flux2.train import BASE, pointed, started, text_from
+from models.shapes.flux2.train import BASE, asked, started, text_from
 from models.shapes.flux2.training import GUIDANCE, KleinTraining
 from models.shapes.layout import lay_out
 from models.shapes.scenes import EVERY_KIND, random_scene
@@ -52,11 +52,11 @@ def folder(teacher: FluxTransformer2DModel, tmp_path_factory: pytest.TempPathFac
         text, matrix = text_from(work, 2, teacher, read, CPU, lambda done, seen: figures.append(seen))
     assert [each.keys() for each in figures] == [{"distance", "all right"}] * 2
     before = copy.deepcopy(text.encoder.state_dict())
-    model = pointed(started(text, matrix, teacher, read))
+    model = asked(started(text, matrix, teacher, read))
     taught = KleinTraining(text, model, teacher, read, device=CPU, tokens=128)
     losses = [float(taught.step(done)) for done in (0.1, 0.5, 0.5, 0.5, 0.5)]  # scenes, then edits among them
     assert np.isfinite(losses).all()
-    editor = model.editor
+    editor = model.model
     assert isinstance(editor, AsFlux1)
     learned = editor.text_of(text)
     assert any(not torch.equal(value, before[name]) for name, value in learned.encoder.state_dict().items())
