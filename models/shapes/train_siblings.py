@@ -35,6 +35,7 @@ from models.shapes.siblings.fill import draw_fillings, gathered_mask, plan_filli
 from models.shapes.siblings.lora import DRAWS, PLANS, adapted, save_adapter
 from models.shapes.siblings.questions import Asked, AskedTraining
 from models.shapes.siblings.redux import ReduxModel, ReduxTraining, plan_sights
+from models.shapes.siblings.rehearsal import EditTraining
 from models.shapes.siblings.widen import widened
 from models.shapes.text import Encoders
 from models.shapes.tokens import load_tokenizers
@@ -184,7 +185,8 @@ def flow_training(model: nn.Module, recipe: Recipe, run: Run, lr_muon: float | N
     if recipe.is_asked:
         assert isinstance(model, FluxTransformer2DModel)
         model = Asked(model, model)
-    return AskedTraining(
+    kind = partial(EditTraining, base=base_transformer(run.base)) if recipe.with_reference else AskedTraining
+    return kind(
         encoders.on(run.device),
         device=run.device,
         tokens=run.tokens,

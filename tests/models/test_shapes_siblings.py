@@ -28,7 +28,7 @@ from models.shapes.siblings.control import (
     plan_controls,
     random_controlled,
 )
-from models.shapes.siblings.edits import KEPT_WEIGHT, KINDS, judge_edit, plan_edits, random_edit
+from models.shapes.siblings.edits import KEPT_WEIGHT, KINDS, draw_edits, judge_edit, plan_edits, random_edit
 from models.shapes.siblings.fill import (
     CHANNELS,
     gathered_mask,
@@ -42,6 +42,7 @@ from models.shapes.siblings.fill import (
 from models.shapes.siblings.lora import adapted, as_kohya, is_outlined, is_teal
 from models.shapes.siblings.questions import Asked, AskedBatch, shapes_at
 from models.shapes.siblings.redux import TOKENS
+from models.shapes.siblings.rehearsal import EditTraining
 from models.shapes.siblings.widen import widened
 from models.shapes.train_siblings import BASE, RECIPES, TRAINERS, Run, base_encoders, base_transformer
 
@@ -79,17 +80,34 @@ def test_an_edit_tells_what_stands_where_and_what_is_meant() -> None:
     rng, encoders = random.Random(5), base_encoders(BASE)
     batch = plan_edits(encoders, rng, (512, 384), 24, 40).shown(encoders)
     assert isinstance(batch, AskedBatch)
-    assert batch.shapes.shape == (40, 48)
+    assert batch.shapes.shape == (40, 2 * 48), "what is made, then what is shown"
     assert batch.changed is not None
     assert batch.changed.shape == (40, 48, 1)
     layout = Layout(256, 192, (1.0, 1.0, 1.0), (Pose("star", 160.0, 100.0, 60.0, 0.0, (1.0, 0.0, 0.0)),))
     found = shapes_at(Drawing.of([layout])).view(3, 4)
     assert found[1, 2] == SHAPES.index("star")
     assert found[0, 0] == -1
-    kept = ~batch.changed & (batch.shapes >= 0)[..., None]
+    made, shown = batch.shapes.split(48, 1)
+    assert (made != shown).any()
+    kept = ~batch.changed & (shown >= 0)[..., None]
     assert batch.weight is not None
     assert (batch.weight[kept] == KEPT_WEIGHT).all()
     assert set(batch.weight[~kept & ~batch.changed].tolist()) == {1.0}
+
+
+def test_an_editor_practises_drawing_as_its_base_does() -> None:
+    torch.manual_seed(0)
+    encoders, base = base_encoders(BASE), base_transformer(BASE)
+    training = EditTraining(
+        encoders, base=base_transformer(BASE), draw=draw_edits, device=torch.device("cpu"), model=base, tokens=64
+    )
+    batches = [training.draw(encoders, random.Random(seed), 0.9, 64) for seed in range(40)]
+    practice = [batch for batch in batches if batch.reference is None]
+    assert 5 < len(practice) < 25
+    assert float(training.loss_of(practice[0], 0)) == 0, "it still is its base"
+    with torch.no_grad():
+        base.proj_out.weight.mul_(1.1)
+    assert float(training.loss_of(practice[0], 0)) > 0
 
 
 @pytest.mark.parametrize("plan", [plan_controls, plan_fillings])

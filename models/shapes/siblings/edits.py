@@ -236,11 +236,11 @@ class Edits:
         pooled, sequence = encoders.read(self.words)
         clean, reference = (pack(latents(part.to(pooled.device))) for part in (self.after, self.before))
         changed = (clean - reference).abs().amax(2, keepdim=True) > 0.1
-        shapes = shapes_at(self.before.to(pooled.device))
+        before, after = (shapes_at(part.to(pooled.device)) for part in (self.before, self.after))
         noise = torch.rand_like(clean[:, :1, :1]) * REFERENCE_NOISE
         reference = reference + noise * torch.randn_like(reference)
-        weight = 1 + (CHANGED_WEIGHT - 1) * changed + (KEPT_WEIGHT - 1) * (~changed & (shapes >= 0)[..., None])
-        read = clean, pooled, sequence, self.after.height, self.after.width
+        weight = 1 + (CHANGED_WEIGHT - 1) * changed + (KEPT_WEIGHT - 1) * (~changed & (before >= 0)[..., None])
+        read, shapes = (clean, pooled, sequence, self.after.height, self.after.width), torch.cat([after, before], 1)
         return AskedBatch(*read, reference=reference, weight=weight, shapes=shapes, changed=changed)
 
 
