@@ -30,7 +30,7 @@ def test_it_is_small_and_served_without_a_flag() -> None:
 def test_held_out_prompts_come_out_as_asked(folder: object, steps: int, guidance: float) -> None:
     found = drawing_rates(open_pipeline(StableDiffusionXLPipeline, folder), 10, 512, steps, guidance)  # type: ignore[arg-type]
     assert found["ground"] >= 90
-    assert found["colour"] >= 75
-    assert found["shape"] >= 30, "chance is 11; see models/shapes/README.md"
+    assert found["colour"] >= 90
+    assert found["shape"] >= 75
     assert found["count"] >= 90
     assert found["place"] >= 85
