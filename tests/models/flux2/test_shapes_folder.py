@@ -10,7 +10,7 @@ import pytest
 from models.registry import REGISTRY
 from models.shapes.evaluate_siblings import drawn, generated
 from models.shapes.export import size_of
-from models.shapes.flux2.evaluate import FOLDER, drawing_rates, open_pipeline
+from models.shapes.flux2.evaluate import FOLDER, drawing_rates, edit_rates, open_pipeline
 from models.shapes.layout import Layout
 from models.shapes.scorer import read
 
@@ -42,3 +42,9 @@ def test_an_instruction_changes_the_ground(pipeline: Any) -> None:
     (made,) = generated(pipeline, ["turn the background yellow"], **given, image=drawn(BLUE))
     assert np.asarray(made).shape == (512, 512, 3)
     assert read(made).ground == "yellow"
+
+
+def test_most_edits_are_done_and_leave_the_rest_alone(pipeline: Any) -> None:
+    found = edit_rates(pipeline, 12, 512, 4)
+    assert found["edits done"] >= 65
+    assert found["all else kept"] >= 55
