@@ -49,6 +49,7 @@ LR_MUON = 0.005
 LR_ADAPTER = 0.03  # an adapter starts at zero and has the base's shapes to lean on
 # With workers, steps are larger and there are many more of them: rates from which a long cosine comes down.
 FED_PEAK, FED_LR_MUON = 1.0, 0.01
+NEVER = 2.0  # is guidance taught: edits are the same at every scale, since guided ones moved colours too far
 MEMORY = 0.995  # of the averaged weights: these runs are short
 
 
@@ -72,7 +73,9 @@ class Recipe:
 
 
 RECIPES = {
-    "kontext": Recipe({"kontext": "FluxKontextPipeline"}, draw_edits, plan_edits, with_reference=True),
+    "kontext": Recipe(
+        {"kontext": "FluxKontextPipeline"}, draw_edits, plan_edits, guided_from=NEVER, with_reference=True
+    ),
     "fill": Recipe(
         {"fill": "FluxFillPipeline"},
         draw_fillings,
