@@ -122,6 +122,11 @@ def test_other_siblings_are_asked_what_stands_where_in_the_picture_that_they_mak
     loss.backward()
     assert loss > 0
     assert model.naming[1].weight.grad.abs().sum() > 0
+    batch.shapes = torch.full_like(batch.shapes, -1)
+    assert (
+        float(model.asked(batch, lambda: torch.zeros(()) * velocity(model, noisy, sigma, batch, torch.ones(6)).sum()))
+        == 0
+    )
 
 
 def test_an_editor_learns_to_name_and_to_point_and_its_velocities_stay_its_own() -> None:

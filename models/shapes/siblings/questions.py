@@ -63,7 +63,8 @@ class Asked(nn.Module):
             total = loss()
         known, meant = states
         names = self.naming(known[:, -batch.shapes.shape[1] :]).float().flatten(0, 1)
-        total = total + NAMING * cross_entropy(names, batch.shapes.flatten(), ignore_index=-1)
+        named = cross_entropy(names, batch.shapes.flatten(), ignore_index=-1, reduction="sum")
+        total = total + NAMING * named / (batch.shapes >= 0).sum().clamp(min=1)  # small things may miss every middle
         if batch.changed is None:
             return total
         changed = batch.changed.float().squeeze(2).repeat(1, 2)  # what is made, then what is shown
