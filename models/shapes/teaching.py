@@ -41,17 +41,25 @@ def apart(batch: Batch, own: int) -> tuple[Batch, Batch]:
 
 
 def taught_loss(
-    model: nn.Module, teacher: nn.Module, batch: Batch, shown: Batch, guidance: float, unseen: float = 0.0
+    model: nn.Module,
+    teacher: nn.Module,
+    batch: Batch,
+    shown: Batch,
+    guidance: float | Tensor,
+    unseen: float = 0.0,
+    *,
+    own: Tensor | None = None,
 ) -> Tensor:
-    """Learn to draw as a FLUX.1 with a guidance input does at one scale, from its velocities.
+    """Learn to draw as a FLUX.1 with a guidance input does at a scale, or at one a row (B,), from its velocities.
 
     They are means where true velocities are single draws, so this learns in fewer steps, and guidance with it.
-    Args: shown: the batch as the teacher reads it. unseen: see `models.shapes.flow.noise_levels`.
+    Args: shown: the batch as the teacher reads it. unseen: see `models.shapes.flow.noise_levels`. own: what a student
+    with a guidance input is told (B,).
     """
     clean = batch.latents
     sigma = noise_levels(batch, unseen)
     noisy = clean + sigma.view(-1, 1, 1) * (torch.randn_like(clean) - clean)
     with torch.no_grad():
-        target = velocity(teacher, noisy, sigma, shown, torch.full_like(sigma, guidance)).float()
-    guess = velocity(model, noisy, sigma, batch, None)
+        target = velocity(teacher, noisy, sigma, shown, guidance * torch.ones_like(sigma)).float()
+    guess = velocity(model, noisy, sigma, batch, own)
     return batch.mean((guess.float() - target).square()).mean()

@@ -80,6 +80,7 @@ CURRICULUM = (
 # Learned last, for its thin arms: a scene without it is drawn once more, so nearly twice as many hold one.
 _HARDEST = "star"
 GUIDED_FROM = 0.7  # of the run: before it the guidance input is always 1
+NEVER = 2.0  # of a run is guidance taught: every scale, if there is one, does the same
 
 
 def stage_at(done: float) -> Stage:

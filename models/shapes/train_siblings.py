@@ -39,7 +39,7 @@ from models.shapes.siblings.rehearsal import EditTraining
 from models.shapes.siblings.widen import widened
 from models.shapes.text import Encoders
 from models.shapes.tokens import load_tokenizers
-from models.shapes.train_flow import Draw, FlowTraining
+from models.shapes.train_flow import NEVER, Draw, FlowTraining
 
 Model = TypeVar("Model", bound=nn.Module)
 BASE = Path(__file__).parent / "flux-shapes"
@@ -49,7 +49,6 @@ LR_MUON = 0.005
 LR_ADAPTER = 0.03  # an adapter starts at zero and has the base's shapes to lean on
 # With workers, steps are larger and there are many more of them: rates from which a long cosine comes down.
 FED_PEAK, FED_LR_MUON = 1.0, 0.01
-NEVER = 2.0  # is guidance taught: edits are the same at every scale, since guided ones moved colours too far
 MEMORY = 0.995  # of the averaged weights: these runs are short
 
 
@@ -73,7 +72,7 @@ class Recipe:
 
 
 RECIPES = {
-    "kontext": Recipe(
+    "kontext": Recipe(  # guided edits moved colours too far
         {"kontext": "FluxKontextPipeline"}, draw_edits, plan_edits, guided_from=NEVER, with_reference=True
     ),
     "fill": Recipe(

@@ -14,7 +14,7 @@ from models.shapes.siblings.edits import draw_edits
 from models.shapes.siblings.questions import Asked, AskedBatch
 from models.shapes.teaching import BothTexts, apart, taught_loss
 from models.shapes.text import Encoders
-from models.shapes.train_flow import FlowTraining, draw_scenes
+from models.shapes.train_flow import NEVER, FlowTraining, draw_scenes
 
 EDITS_FROM = 0.35  # of the run: who edits must know how to draw
 EDITS = 0.5  # share of the steps from there on
@@ -51,7 +51,7 @@ class KleinTraining(FlowTraining):
             tokens=tokens,
             model=model,
             draw=draw,
-            guided_from=2.0,  # guidance is no input here: never
+            guided_from=NEVER,
             peak=PEAK,
         )
         self.teacher = teacher.to(device).eval().requires_grad_(False)

@@ -14,7 +14,7 @@ from models.shapes.sdxl.text import POOLED_WIDTH, SdxlText
 from models.shapes.sdxl.unet import AsFlow
 from models.shapes.teaching import BothTexts, apart, taught_loss
 from models.shapes.text import Encoders
-from models.shapes.train_flow import FlowTraining, draw_scenes
+from models.shapes.train_flow import NEVER, FlowTraining, draw_scenes
 
 GUIDANCE = 2.0
 """What the teacher is asked with: SDXL-Lightning draws without guidance, Playground v2.5 multiplies it by three."""
@@ -41,13 +41,12 @@ class SdxlTraining(FlowTraining):
         known: float = 0.0,
     ) -> None:
         both = cast(Encoders, BothTexts(text, read.on(device)))
-        never = 2.0  # guidance is no input here
 
         def draw(encoders: Encoders, rng: random.Random, done: float, tokens: int) -> Batch:
             return draw_scenes(encoders, rng, max(done, known), tokens)
 
         super().__init__(
-            both, device=device, tokens=tokens, seed=seed, model=model, draw=draw, guided_from=never, decay=DECAY
+            both, device=device, tokens=tokens, seed=seed, model=model, draw=draw, guided_from=NEVER, decay=DECAY
         )
         self.teacher = teacher.to(device).eval().requires_grad_(False)
         make_lean(self.teacher)

@@ -1,6 +1,6 @@
 """An editor goes on drawing as its base does: without practice it forgets what its shapes look like.
 
-An edit draws one new thing in a few tokens, and most edits none.
+An edit draws one new thing in a few tokens, and most edits none. Steps that workers feed (`fast`) are all edits.
 """
 
 import math
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from models.shapes.attention import make_lean
-from models.shapes.flow import MAX_GUIDANCE, Batch, noise_levels, velocity
+from models.shapes.flow import MAX_GUIDANCE, Batch
 from models.shapes.siblings.questions import AskedTraining
+from models.shapes.teaching import taught_loss
 from models.shapes.text import Encoders
 from models.shapes.train_flow import Draw, draw_scenes
 
@@ -31,22 +32,13 @@ class EditTraining(AskedTraining):
 
     def loss_of(self, batch: Batch, phase: int) -> Tensor:
         """The loss of a batch in a phase, under autocast."""
-        return (
-            rehearsed_loss(self.model, self.base, batch) if batch.reference is None else super().loss_of(batch, phase)
-        )
+        if batch.reference is not None:
+            return super().loss_of(batch, phase)
+        scale = torch.exp(torch.rand(len(batch.latents), device=self.device) * math.log(MAX_GUIDANCE))
+        return taught_loss(self.model, self.base, batch, batch, scale, own=scale)
 
 
 def _drawn(draw: Draw, encoders: Encoders, rng: random.Random, done: float, tokens: int) -> Batch:
     if rng.random() < SHARE:
         return draw_scenes(encoders, rng, max(done, EVERYTHING_FROM), tokens)
     return draw(encoders, rng, done, tokens)
-
-
-def rehearsed_loss(model: nn.Module, base: nn.Module, batch: Batch) -> Tensor:
-    """How far a model's velocities are from its base's, at all guidance scales."""
-    clean, sigma = batch.latents, noise_levels(batch)
-    noisy = clean + sigma.view(-1, 1, 1) * (torch.randn_like(clean) - clean)
-    guidance = torch.exp(torch.rand_like(sigma) * math.log(MAX_GUIDANCE))
-    with torch.no_grad():
-        target = velocity(base, noisy, sigma, batch, guidance).float()
-    return batch.mean((velocity(model, noisy, sigma, batch, guidance).float() - target).square()).mean()
