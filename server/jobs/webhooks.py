@@ -82,11 +82,13 @@ class Webhooks:
 
     async def _begin_due(self) -> None:
         """Start what is due and not under way, as far as there is room in all and at its receiver."""
+        # Of those that end during the look, it may still say that they are due: the next look knows.
+        under_way = set(self._under_way)
         for delivery in await asyncio.to_thread(self._store.due_webhooks, WINDOW, AT_ONCE_PER_RECEIVER):
             if self._receivers.is_full:
                 return
             receiver = receiver_of(delivery.url)
-            if delivery.job_id not in self._under_way and self._receivers.has_room(receiver):
+            if delivery.job_id not in under_way and self._receivers.has_room(receiver):
                 self._receivers.begin(receiver)
                 self._under_way[delivery.job_id] = asyncio.create_task(self._deliver(delivery, receiver))
 

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -180,6 +181,41 @@ def test_a_receiver_that_hangs_holds_only_its_share(
     receiver.hangs = False
     receiver.released.set()
     eventually(lambda: {payload["request_id"] for payload in receiver.payloads} == hanging, within_s=30)
+
+
+def test_a_delivery_that_ends_during_a_look_at_the_outbox_is_not_made_again(
+    api: Api, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+    ended = threading.Event()
+    looks: list[int] = []
+    begin, end, look = Receivers.begin, Receivers.end, api.node.store.due_webhooks
+
+    def note_begin(self: Receivers, whose: str) -> None:
+        begun.append(whose)
+        begin(self, whose)
+
+    def note_end(self: Receivers, whose: str, has_answered: bool) -> None:
+        end(self, whose, has_answered)
+        ended.set()
+
+    def look_long(*arguments: int) -> list[WebhookDelivery]:
+        found = look(*arguments)
+        if found:
+            receiver.released.set()
+            ended.wait(30)
+        looks.append(len(found))
+        return found
+
+    monkeypatch.setattr(Receivers, "begin", note_begin)
+    monkeypatch.setattr(Receivers, "end", note_end)
+    receiver.hangs = True
+    owe(api, receiver.url)
+    eventually(lambda: receiver.calls)
+    monkeypatch.setattr(api.node.store, "due_webhooks", look_long)
+    eventually(lambda: 0 in looks, within_s=30)
+    assert len(looks) > 1, "no look saw the delivery as due"
+    assert len(begun) == 1
 
 
 def owe(api: Api, url: str) -> str:
