@@ -116,7 +116,7 @@ class Server:
             return self._setups[client]
         command = [*COMMAND, "env", "--client", client, "--json", "--data-dir", str(self.data_dir)]
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=30, env=clean_environment() | self.environment
+            command, capture_output=True, text=True, timeout=START_S, env=clean_environment() | self.environment
         )
         assert done.returncode == 0, done.stderr
         self._setups[client] = json.loads(done.stdout)
