@@ -182,7 +182,7 @@ def _of_file(spec: ModelSpec) -> ModelSpec:
     except LoadError:
         return spec
     if spec.transformer is None and (sdxl := sdxl_variant(header, spec.file.name)) is not None:
-        return _with_lightning_steps(_with_defaults(replace(spec, variant=sdxl)), spec.file.name)
+        return _with_defaults(replace(spec, variant=sdxl))
     variant = variant_of(header, spec.file.name)
     if variant is None or variant == spec.variant:
         return spec
@@ -219,10 +219,11 @@ def _of_unet(spec: ModelSpec) -> ModelSpec:
 
 
 def _with_lightning_steps(spec: ModelSpec, name: str) -> ModelSpec:
-    """Those that a file's name says, if it is distilled."""
+    """Those that a name says, if it is distilled. Without a number in it, it is taken to draw in any."""
     if spec.variant != "lightning":
         return spec
-    return replace(spec, default_steps=lightning_steps(name) or _LIGHTNING_STEPS)
+    steps = lightning_steps(name)
+    return replace(spec, default_steps=steps or _LIGHTNING_STEPS, distilled_steps=steps)
 
 
 def _meant(argument: str, folders: Sequence[Path]) -> ModelSpec:
@@ -345,7 +346,8 @@ def _with_defaults(spec: ModelSpec) -> ModelSpec:
     if spec.variant in _DEFAULTS:
         row = _DEFAULTS[spec.variant]
         kept = {name: getattr(row, name) for name in ("family", "max_sequence_length", "max_pixels")}
-        return replace(spec, default_steps=row.default_steps, default_guidance=row.default_guidance, **kept)
+        usual = replace(spec, default_steps=row.default_steps, default_guidance=row.default_guidance, **kept)
+        return _with_lightning_steps(usual, spec.name)
     if spec.variant != "schnell":
         return spec
     return replace(spec, max_sequence_length=_SCHNELL_TOKENS, default_steps=_SCHNELL_STEPS)

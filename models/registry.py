@@ -39,6 +39,7 @@ class ModelSpec:
         max_pixels: largest width x height that is served; the default is the largest size of fal's ultra table.
         default_steps, default_guidance: for `generate` and the OpenAI facade; endpoints have their own.
         licence: shown by `models`; `gated` repos need a token and an accepted licence.
+        distilled_steps: the one number of steps that it was distilled for; None for a checkpoint that draws in any.
         base: the checkpoint that brings this one along: it is there, on demand, wherever that one is served.
         native_pixels: width x height it draws best; larger pictures are worth two phases.
         picture_tokens: of a redux prior: tokens that it makes of one picture.
@@ -61,6 +62,7 @@ class ModelSpec:
     licence: str = "unknown"
     gated: bool = False
     summary: str = ""
+    distilled_steps: int | None = None
     base: str | None = None
     native_pixels: int = 1024 * 1024
     picture_tokens: int = 729

@@ -22,7 +22,8 @@ _BESIDE = {
 _WORDS = {"text_encoder": "CLIP L", "text_encoder_2": "CLIP G", "vae": "VAE"}
 EDM = "edm_mean"
 """What only checkpoints of Playground v2.5's schedule have: the mean of their latents."""
-_STEPS = re.compile(r"(\d)[-_ ]?step")
+_STEPS = re.compile(r"(\d+)[-_ ]?step")
+_LIGHTNINGS = {1: "1step_unet_x0", 2: "2step_unet", 4: "4step_unet", 8: "8step_unet"}
 
 
 def unet_prefix(names: Collection[str]) -> str | None:
@@ -42,7 +43,12 @@ def sdxl_variant(names: Collection[str], file_name: str) -> Variant | None:
 def lightning_steps(file_name: str) -> int | None:
     """The number of steps in a name such as sdxl_lightning_4step_unet."""
     found = _STEPS.search(file_name.lower())
-    return int(found[1]) if found else None
+    return int(found[1]) or None if found else None
+
+
+def lightning_file(steps: int) -> str | None:
+    """The file that ByteDance/SDXL-Lightning has for this number of steps; None if it has none."""
+    return f"sdxl_lightning_{_LIGHTNINGS[steps]}.safetensors" if steps in _LIGHTNINGS else None
 
 
 def whole_prefixes(file: Path) -> dict[str, str]:

@@ -152,8 +152,8 @@ class Engine:
             alike=limits.alike(params),
             added=now - waited_s,
         )
-        if choice.note is not None:
-            self._frames.append(Note(submit.job_id, submit.epoch, choice.note))
+        notes = (choice.note, limits.note(params))
+        self._frames += [Note(submit.job_id, submit.epoch, note) for note in notes if note is not None]
         self._requests[submit.job_id, submit.epoch] = request
         self.scheduler.add(request)
 

@@ -39,6 +39,9 @@ class Limits(Protocol):
     def check(self, params: GenerationParams) -> None:
         """Raises: RequestError if the model cannot do it, with the limit in the message."""
 
+    def note(self, params: GenerationParams) -> str | None:
+        """A sentence for the log of a request that it can do, but not as is asked for."""
+
     def tokens(self, params: GenerationParams) -> int:
         """Tokens that one picture adds to a step: what the cost model counts."""
 

@@ -36,6 +36,9 @@ class SizeLimits:
         height, width = self.drawn(params)
         return height // self.size_multiple, width // self.size_multiple
 
+    def note(self, params: GenerationParams) -> str | None:
+        """See `Limits`."""
+
     def alike(self, params: GenerationParams) -> Hashable:
         """See `Limits`: a packed step takes pictures of all sizes together."""
 

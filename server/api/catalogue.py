@@ -36,7 +36,7 @@ def _entry(row: Endpoint, served: Served) -> dict[str, Any]:
     metadata: dict[str, Any] = {"display_name": row.summary, "category": row.category}
     metadata |= {"alias_of": row.alias_of} if row.alias_of else {}
     try:
-        spec = served.model_for(row.variants)
+        spec, by_steps = served.model_for(row.variants, row.usual_steps), served.by_steps(row.variants)
         beside = None if row.beside is None else served.beside(spec, row.beside).name
     except NotServedError as exc:
         reason = str(exc.body["detail"])
@@ -45,6 +45,7 @@ def _entry(row: Endpoint, served: Served) -> dict[str, Any]:
         "status": "active",
         "served_by": spec.name,
         "is_on_demand": spec in served.on_demand,
+        **({"by_steps": {str(steps): each.name for steps, each in by_steps.items()}} if by_steps else {}),
         "with": beside,
         "is_substitute": _is_substitute(row, spec),
         "licence": spec.licence,

@@ -28,8 +28,9 @@ def markdown() -> str:
         "",
         "Every endpoint of fal's FLUX catalogue, made by `fluxserve models --endpoints --markdown`. The checkpoint",
         "after *or* stands in where the first is not served; an embedded one answers where no `--model` is named and",
-        "its weights are in `models/shapes/`. What one server answers: `fluxserve models --endpoints` and",
-        "`GET /v1/models`.",
+        "its weights are in `models/shapes/`. SDXL-Lightning has a file for each number of steps; of those that are",
+        "served the one for the request's number answers, or else the nearest. What one server answers:",
+        "`fluxserve models --endpoints` and `GET /v1/models`.",
         "",
         "| endpoint | answered by | embedded |",
         "|---|---|---|",
@@ -42,11 +43,12 @@ def markdown() -> str:
 
 def _answered(row: Endpoint, served: Served) -> str:
     try:
-        spec = served.model_for(row.variants)
+        spec, by_steps = served.model_for(row.variants, row.usual_steps), served.by_steps(row.variants)
         beside = "" if row.beside is None else f" with {served.beside(spec, row.beside).name}"
     except NotServedError as exc:
         return f"missing: {exc.missing}"
-    return f"{spec.name}{beside}{' (loaded on demand)' if spec in served.on_demand else ''}"
+    others = [f"in {steps} steps {each.name}" for steps, each in by_steps.items() if each is not spec]
+    return ", ".join([f"{spec.name}{beside}{' (loaded on demand)' if spec in served.on_demand else ''}", *others])
 
 
 def _known(row: Endpoint, is_embedded: bool) -> str:

@@ -62,6 +62,12 @@ class Endpoint:
     beside: Variant | None = None
     alias_of: str | None = None
 
+    @property
+    def usual_steps(self) -> int | None:
+        """Steps of a request that says nothing about them; None where they are no field of it."""
+        field = self.schema.model_fields.get("num_inference_steps")
+        return None if field is None else int(field.default)
+
 
 def _reworked(id_: str, schema: type[Input], variants: tuple[Variant, ...], name: str) -> Endpoint:
     return Endpoint(id_, schema, variants, f"{name}: rework a picture", "image-to-image")

@@ -70,7 +70,7 @@ class Preparation:
         """The input, checked again, and what it asks for, before any of it is read."""
         endpoint = ENDPOINTS[job.endpoint]
         parsed = parse(endpoint, job.input)
-        spec = self._served.model_for(endpoint.variants)
+        spec = self._served.model_for(endpoint.variants, parsed.steps())
         return parsed, spec, decide(parsed, spec, self._served)
 
     async def _prepare(self, job: Job) -> Prepared:

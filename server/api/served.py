@@ -1,7 +1,8 @@
 """Which checkpoint answers for an endpoint, and which stand beside it: the one rule, for every caller.
 
 The best of the endpoint's variants that is served or there on demand answers; all its variants can do what it asks
-for, so nothing else ever does. What is missing is named by the flag that adds it.
+for, so nothing else ever does. Of several that were distilled to few steps it is the one for the request's number.
+What is missing is named by the flag that adds it.
 """
 
 from __future__ import annotations
@@ -41,12 +42,30 @@ class Served:
         """Every checkpoint that a request may use."""
         return (*self.specs, *self.on_demand)
 
-    def model_for(self, variants: Sequence[Variant]) -> ModelSpec:
-        """The checkpoint that draws, the best by the order of `variants`. Raises: NotServedError."""
+    def model_for(self, variants: Sequence[Variant], steps: int | None) -> ModelSpec:
+        """The checkpoint that draws, the best by the order of `variants`.
+
+        Of one variant the first draws, unless some were distilled for one number of steps: then the one for `steps`
+        (None if they do not matter), else one that draws in any, else the nearest. Raises: NotServedError.
+        """
+        found = self._drawing(variants)
+        return found[0] if steps is None else min(found, key=lambda spec: _misfit(spec, steps))
+
+    def by_steps(self, variants: Sequence[Variant]) -> dict[int, ModelSpec]:
+        """Those that `model_for` draws exactly so many steps with, because they were distilled for them; fewest first.
+
+        Raises: NotServedError.
+        """
+        found = reversed(self._drawing(variants))
+        return dict(sorted({spec.distilled_steps: spec for spec in found if spec.distilled_steps is not None}.items()))
+
+    def _drawing(self, variants: Sequence[Variant]) -> list[ModelSpec]:
+        """Those of the best variant, the first to be preferred; at least one. Raises: NotServedError."""
         for variant in variants:
-            for spec in self.all:
-                if spec.variant == variant:
-                    return spec
+            found = [spec for spec in self.all if spec.variant == variant]
+            if found:
+                # An embedded one never stands in for real weights, whatever number of steps is asked for.
+                return [spec for spec in found if _are_kin(found[0], spec)]
         raise _missing(variants[0])
 
     def answers(self, variants: Sequence[Variant]) -> bool:
@@ -64,6 +83,11 @@ class Served:
         """The checkpoint of that variant with this name or source, beside `spec`; None if it is not here."""
         candidates = [other for other in self.all if other.variant == variant and _are_kin(spec, other)]
         return next((other for other in candidates if name in (other.name, other.source)), None)
+
+
+def _misfit(spec: ModelSpec, steps: int) -> float:
+    """How badly a checkpoint suits a number of steps: not at all if it is for it, little if it draws in any."""
+    return 0.5 if spec.distilled_steps is None else abs(spec.distilled_steps - steps)
 
 
 def _are_kin(spec: ModelSpec, other: ModelSpec) -> bool:

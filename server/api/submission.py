@@ -120,10 +120,11 @@ def new_job(
 ) -> NewJob:
     """The job for one input. Raises: InputError if the model rejects it, NotServedError if no checkpoint can do it."""
     # What is missing comes before what is wrong: mending the input would not help.
-    spec = served.model_for(endpoint.variants)
+    usual = served.model_for(endpoint.variants, None)
     if endpoint.beside is not None:
-        served.beside(spec, endpoint.beside)
+        served.beside(usual, endpoint.beside)
     parsed = parse(endpoint, body)
+    spec = served.model_for(endpoint.variants, parsed.steps())
     wish = decide(parsed, spec, served, preview_every=preview_every)
     fetches = bool(wish.pictures or parsed.adapters() or parsed.wants_expansion())
     return NewJob(

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import base64
 import io
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from models.accelerator import CpuAccelerator
+from models.arguments import resolve
+from models.loading import load
 from models.registry import TINY_LIGHTNING, TINY_PLAYGROUND
+from pipelines.engine.engine import Engine
+from pipelines.families.sdxl.runner import SdxlRunner
 from tests.acceptance.serving import Server
 from tests.models.sdxl.folders import save_sdxl
+from tests.pipelines.driving import drain, make_params, pictures, submit
 
 SIZE = {"width": 64, "height": 48}
 LIGHTNING, PLAYGROUND = "fal-ai/fast-lightning-sdxl", "fal-ai/playground-v25"
@@ -78,6 +87,54 @@ def test_the_list_says_which_checkpoint_answers(server: Server) -> None:
     assert (rows[LIGHTNING]["served_by"], rows[LIGHTNING]["is_substitute"]) == ("sdxl-lightning", False)
     assert rows[f"{PLAYGROUND}/inpainting"]["served_by"] == "playground"
     assert rows["fal-ai/flux/dev"]["status"] == "unavailable"
+
+
+# As in tests/pipelines/families/sdxl/test_parity.py: diffusers' Euler scheduler, drawn with in this process, too.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_the_steps_of_a_request_select_among_several_lightnings(tmp_path: Path) -> None:
+    base, unet = save_sdxl(tmp_path / "sdxl"), "sdxl_lightning_{}step_unet.safetensors"
+    weights = load_file(base / "unet" / "diffusion_pytorch_model.safetensors")
+    few, many = (str(tmp_path / unet.format(steps)) for steps in (2, 8))
+    save_file(weights, few)
+    save_file({name: 0.9 * tensor for name, tensor in weights.items()}, many)
+    arguments = f"{base}+{few}", f"{base}+{many}"
+    serving = Server(tmp_path / "node", ("--model", arguments[1]), model=arguments[0]).start()
+    try:
+        serving.wait_ready()
+        for steps, drawn_by, other in ((2, *arguments), (8, *reversed(arguments)), (4, *arguments)):
+            body = {"num_inference_steps": steps, "format": "png"}
+            found = pixels(ask(serving, LIGHTNING, body)).astype(int)
+            assert np.abs(found - drawn(drawn_by, steps)).max() <= 1, steps
+            assert np.abs(found - drawn(other, steps)).max() > 20, "weights that draw alike would prove nothing"
+        assert told(serving, {"num_inference_steps": 8}) == []
+        (note,) = told(serving, {"num_inference_steps": "4"})
+        assert note["level"] == "WARN"
+        assert note["message"].startswith("drawn in 4 steps by sdxl+sdxl_lightning_2step_unet,")
+        assert note["message"].endswith("sdxl_lightning_4step_unet.safetensors would match")
+    finally:
+        serving.close()
+
+
+def drawn(argument: str, steps: int) -> np.ndarray:
+    """What this checkpoint draws of the request that `ask` asks for."""
+    spec = resolve(argument)
+    runner = SdxlRunner(load(spec, CpuAccelerator()), CpuAccelerator())
+    alone = Engine(lambda name: runner, CpuAccelerator())
+    asked = make_params(model=spec.name, num_inference_steps=steps, guidance_scale=0.0, **SIZE)
+    submit(alone, "a", asked)
+    return pictures(drain(alone), "a")[0].astype(int)
+
+
+def told(server: Server, body: dict[str, Any]) -> list[dict[str, Any]]:
+    """The lines of a request's log that say that a checkpoint was distilled for other steps."""
+    given = {"prompt": "a red circle", "seed": 7, "image_size": SIZE} | body
+    urls = httpx.post(f"{server.url}/queue/{LIGHTNING}", json=given).json()
+    for _ in range(600):
+        status = httpx.get(f"{urls['status_url']}?logs=1").json()
+        if status["status"] == "COMPLETED":
+            return [line for line in status["logs"] if "distilled" in line["message"]]
+        time.sleep(0.1)
+    raise AssertionError(status)
 
 
 def ask(server: Server, endpoint: str, body: dict[str, Any]) -> dict[str, Any]:

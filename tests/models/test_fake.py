@@ -43,7 +43,7 @@ def test_it_stands_beside_no_other_model() -> None:
 
 def test_it_answers_every_endpoint_under_names_that_say_so() -> None:
     served = Served(resolve_all(["fake:step_ms=1"]))
-    drawn_by = [served.model_for(endpoint.variants) for endpoint in ENDPOINTS.values()]
+    drawn_by = [served.model_for(endpoint.variants, None) for endpoint in ENDPOINTS.values()]
     assert all(spec.name.startswith("fake") and spec.draws for spec in drawn_by)
     for endpoint, spec in zip(ENDPOINTS.values(), drawn_by, strict=True):
         if endpoint.beside is not None:

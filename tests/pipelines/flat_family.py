@@ -54,6 +54,9 @@ class FlatLimits:
     def tokens(self, params: GenerationParams) -> int:
         return 1
 
+    def note(self, params: GenerationParams) -> None:
+        return None
+
     def alike(self, params: GenerationParams) -> None:
         pass
 

@@ -197,9 +197,9 @@ def test_an_unknown_model_is_refused_before_anything_is_made(tmp_path: Path) -> 
 
 def test_the_model_for_an_endpoint_is_the_first_that_matches(tmp_path: Path) -> None:
     node = make_node(tmp_path, models=("FLUX.1-dev", "FLUX.1-schnell"))
-    assert node.served.model_for(("schnell",)) is REGISTRY["FLUX.1-schnell"]
-    assert node.served.model_for(("dev", "schnell")) is REGISTRY["FLUX.1-dev"]
-    assert node.served.model_for(ENDPOINTS["fal-ai/flux/krea"].variants) is REGISTRY["FLUX.1-dev"]
+    assert node.served.model_for(("schnell",), None) is REGISTRY["FLUX.1-schnell"]
+    assert node.served.model_for(("dev", "schnell"), None) is REGISTRY["FLUX.1-dev"]
+    assert node.served.model_for(ENDPOINTS["fal-ai/flux/krea"].variants, 28) is REGISTRY["FLUX.1-dev"]
     node.store.close()
 
 

@@ -31,6 +31,9 @@ def test_a_folder_is_known_by_its_pipeline_and_schedule(folder: Path, tmp_path: 
     assert (spec.family, spec.variant, spec.max_sequence_length) == ("sdxl", "sdxl", 77)
     lightning = resolve(str(copy_of(folder, tmp_path / "sdxl-lightning-mine")))
     assert (lightning.variant, lightning.default_steps, lightning.default_guidance) == ("lightning", 4, 1.0)
+    assert lightning.distilled_steps is None
+    few = resolve(str(copy_of(folder, tmp_path / "sdxl-lightning-2step")))
+    assert (few.variant, few.default_steps, few.distilled_steps) == ("lightning", 2, 2)
     playground = resolve(str(save_sdxl(tmp_path / "any-name", TINY_PLAYGROUND)))
     assert (playground.variant, playground.default_steps, playground.default_guidance) == ("playground", 25, 3.0)
 
@@ -64,12 +67,13 @@ def test_a_unet_in_a_file_takes_the_place_of_the_folders(folder: Path, tmp_path:
     for file in (few, one):
         file.write_bytes((lightning / "unet" / "diffusion_pytorch_model.safetensors").read_bytes())
     spec = resolve(f"{folder}+{few}")
-    assert (spec.variant, spec.default_steps) == ("lightning", 8)
+    assert (spec.variant, spec.default_steps, spec.distilled_steps) == ("lightning", 8, 8)
     first_look(spec)
     loaded: SdxlComponents = load(spec, CpuAccelerator())
     assert loaded.scheduler_config["timestep_spacing"] == "trailing"
     alone: SdxlComponents = load(resolve(f"{folder}+{one}"), CpuAccelerator())
     assert alone.scheduler_config["prediction_type"] == "sample"
+    assert alone.spec.distilled_steps == 1
 
 
 def test_text_encoders_and_vae_are_shared_between_checkpoints(folder: Path, tmp_path: Path) -> None:

@@ -102,6 +102,7 @@ def test_a_folder_takes_the_unet_of_a_file(
     ("name", "beside", "variant", "steps", "schedule"),
     [
         ("dream_lightning_8step", (), "lightning", 8, {"timestep_spacing": "trailing"}),
+        ("dream_lightning_16step", (), "lightning", 16, {"timestep_spacing": "trailing"}),
         ("sdxl_lightning", (), "lightning", 4, {"prediction_type": "epsilon"}),
         ("any", ("edm_mean", "edm_std"), "playground", 25, {"_class_name": "EDMDPMSolverMultistepScheduler"}),
         ("noob", ("v_pred", "ztsnr"), "sdxl", 30, {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}),
@@ -115,6 +116,7 @@ def test_what_it_was_trained_for_is_told_by_its_name_and_its_tensors(
     file = write(tmp_path / f"{name}.safetensors", tensors | {sign: torch.ones(4) for sign in beside})
     spec = resolve(str(file))
     assert (spec.variant, spec.default_steps) == (variant, steps)
+    assert spec.distilled_steps == (steps if "step" in name else None)
     loaded: SdxlComponents = load(spec, CpuAccelerator())
     assert loaded.scheduler_config.items() >= schedule.items()
     assert (loaded.vae.config.get("latents_mean") is not None) == (variant == "playground")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from models.registry import REGISTRY
+from models.registry import REGISTRY, ModelSpec
 from server.api import endpoint_table
 from server.api.catalogue import model_list
 from server.api.endpoints import ENDPOINTS
@@ -42,6 +43,48 @@ def test_plain_sdxl_answers_for_playground_unless_that_is_served() -> None:
     assert dict(endpoint_table.rows(Served((sdxl, playground))))["fal-ai/playground-v25"] == "Playground-v2.5"
     listed = {row["endpoint_id"]: row["metadata"] for row in model_list(ENDPOINTS.values(), Served((sdxl,)))["models"]}
     assert listed["fal-ai/playground-v25"]["is_substitute"] is True
+
+
+def test_of_several_lightnings_the_one_for_the_requests_steps_answers() -> None:
+    served = Served((REGISTRY["SDXL"], lightning(2), lightning(8)))
+    found = {steps: served.model_for(("lightning",), steps).name for steps in (1, 2, 4, 8)}
+    assert found == {1: "sdxl_2step", 2: "sdxl_2step", 4: "sdxl_2step", 8: "sdxl_8step"}
+    assert Served((lightning(8), lightning(2))).model_for(("lightning",), 2).name == "sdxl_2step"
+    assert Served((lightning(1), lightning(4))).model_for(("lightning",), 8).name == "sdxl_4step"
+
+
+def test_a_lightning_for_the_requests_steps_answers_also_if_it_must_be_loaded_first() -> None:
+    served = Served((lightning(2),), (lightning(8),))
+    assert served.model_for(("lightning",), 8).name == "sdxl_8step"
+
+
+def test_a_lightning_that_draws_in_any_number_of_steps_answers_what_no_other_is_for() -> None:
+    served = Served((lightning(2), lightning(None), lightning(8)))
+    found = {steps: served.model_for(("lightning",), steps).name for steps in (1, 2, 4, 8)}
+    assert found == {1: "sdxl_Nonestep", 2: "sdxl_2step", 4: "sdxl_Nonestep", 8: "sdxl_8step"}
+
+
+def test_the_embedded_lightning_answers_all_steps_and_stands_in_for_no_other() -> None:
+    embedded = Served((REGISTRY["flux-shapes"],))
+    assert {embedded.model_for(("lightning",), steps).name for steps in (1, 2, 4, 8)} == {"sdxl-shapes-lightning"}
+    beside = Served((REGISTRY["flux-shapes"], lightning(2)))
+    assert {beside.model_for(("lightning",), steps).name for steps in (1, 2, 4, 8)} == {"sdxl_2step"}
+    assert embedded.by_steps(("lightning",)) == {}
+
+
+def test_the_lists_name_every_lightning_with_its_steps() -> None:
+    served = Served((lightning(8), lightning(2)))
+    rows = dict(endpoint_table.rows(served))
+    assert rows["fal-ai/fast-lightning-sdxl"] == "sdxl_2step, in 8 steps sdxl_8step"
+    listed = {row["endpoint_id"]: row["metadata"] for row in model_list(ENDPOINTS.values(), served)["models"]}
+    four = listed["fal-ai/fast-lightning-sdxl/inpainting"]
+    assert (four["served_by"], four["by_steps"]) == ("sdxl_2step", {"2": "sdxl_2step", "8": "sdxl_8step"})
+    plain = model_list(ENDPOINTS.values(), Served((REGISTRY["FLUX.1-dev"],)))["models"]
+    assert not any("by_steps" in row["metadata"] for row in plain)
+
+
+def lightning(steps: int | None) -> ModelSpec:
+    return replace(REGISTRY["random:SDXL-Lightning"], name=f"sdxl_{steps}step", distilled_steps=steps)
 
 
 def test_the_best_checkpoint_answers_also_if_it_must_be_loaded_first() -> None:

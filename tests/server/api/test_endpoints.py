@@ -143,3 +143,10 @@ def test_every_checkpoint_draws_from_text_at_an_endpoint_of_its_own_where_it_has
         "lightning": "fal-ai/fast-lightning-sdxl",
         "playground": "fal-ai/playground-v25",
     }
+
+
+def test_every_endpoint_knows_the_steps_of_a_request_that_says_nothing() -> None:
+    usual = {name: row.usual_steps for name, row in ENDPOINTS.items()}
+    assert usual["fal-ai/fast-lightning-sdxl/inpainting"] == 4
+    assert usual["fal-ai/flux-pro/v1.1"] is None
+    assert all(steps is None or 1 <= steps <= 50 for steps in usual.values())

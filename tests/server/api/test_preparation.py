@@ -6,6 +6,7 @@ import asyncio
 import base64
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,14 @@ def test_a_mask_travels_as_shades_and_a_picture_as_colours(desk: Desk) -> None:
     assert prepared.pictures[0]["pixels"] == quarters(48, 32).tobytes()
     assert (prepared.params["width"], prepared.params["height"], prepared.params["seed"]) == (48, 32, 7)
     assert [entry["message"] for entry in desk.live.logs(desk.job_id)] == ["reading 2 pictures"]
+
+
+def test_a_reworked_picture_keeps_to_the_lightning_of_its_steps(desk: Desk) -> None:
+    spec = REGISTRY["random:SDXL-Lightning"]
+    desk.served = Served(tuple(replace(spec, name=f"{steps} steps", distilled_steps=steps) for steps in (2, 8)))
+    endpoint = "fast-lightning-sdxl/image-to-image"
+    assert desk.params(endpoint, image_url=data_uri(), num_inference_steps=8).model == "8 steps"
+    assert desk.params(endpoint, image_url=data_uri(), num_inference_steps=4).model == "2 steps"
 
 
 def test_a_picture_of_which_a_megapixel_is_seen_travels_so_and_decides_the_size_as_it_was(desk: Desk) -> None:

@@ -25,6 +25,7 @@ SPEC = REGISTRY["FLUX.1-dev"]
 SERVED = Served((SPEC,))
 EVERYTHING = Served((*REGISTRY.values(), *(replace(SPEC, variant=variant) for variant in UNNAMED)))
 PRO = "fal-ai/flux-pro"
+LIGHTNING = "fal-ai/fast-lightning-sdxl"
 
 
 def params(endpoint: str = PRO, **body: Any) -> GenerationParams:
@@ -229,6 +230,22 @@ def test_what_is_not_supported_says_so() -> None:
     assert (strength["type"], strength["loc"]) == ("feature_not_supported", ["body", "control_lora_strength"])
     assert params("fal-ai/flux-lora", loras=[]).guidance_scale == 3.5
     assert params("fal-ai/flux-pro/v1.1-ultra", image_url=None).width == 2752
+
+
+def test_the_steps_of_a_request_select_the_lightning_that_was_distilled_for_them() -> None:
+    two, eight = (
+        replace(REGISTRY["random:SDXL-Lightning"], name=f"{steps} steps", distilled_steps=steps) for steps in (2, 8)
+    )
+    for steps, name in (("1", "2 steps"), ("2", "2 steps"), ("4", "2 steps"), ("8", "8 steps")):
+        body = {"prompt": "a fox", "num_inference_steps": steps}
+        job = new_job(ENDPOINTS[LIGHTNING], "id", body, RequestOptions(SHARED), Served((two, eight)))
+        assert job.params is not None
+        assert (job.params["model"], job.params["num_inference_steps"]) == (name, int(steps))
+
+
+def test_what_is_missing_is_said_before_what_is_wrong() -> None:
+    with pytest.raises(NotServedError, match="lightning"):
+        new_job(ENDPOINTS[LIGHTNING], "id", {"num_inference_steps": 3}, RequestOptions(SHARED), SERVED)
 
 
 def test_a_picture_endpoint_needs_a_checkpoint_that_can_and_says_which() -> None:
