@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from models.accelerator import CpuAccelerator
 from models.loading import load
 from models.registry import TINY_LIGHTNING, TINY_PLAYGROUND, TINY_SDXL, ModelSpec
+from models.sdxl.architectures import TRAILING
 from models.sdxl.components import SdxlComponents
 from pipelines.engine.engine import Engine
 from pipelines.families.sdxl.runner import SdxlRunner
@@ -22,13 +24,20 @@ from pipelines.protocol.params import GenerationParams
 from tests.pipelines.conftest import amplify
 from tests.pipelines.driving import drain, make_params, of, pictures, submit
 
-SPECS = {spec.variant: spec for spec in (TINY_SDXL, TINY_LIGHTNING, TINY_PLAYGROUND)}
+SPECS: dict[str, ModelSpec] = {spec.variant: spec for spec in (TINY_SDXL, TINY_LIGHTNING, TINY_PLAYGROUND)}
+SPECS |= {"one-step": TINY_LIGHTNING, "edm-euler": TINY_PLAYGROUND}
+SCHEDULES: dict[str, dict[str, object]] = {
+    "one-step": TRAILING | {"prediction_type": "sample"},
+    "edm-euler": {"_class_name": "EDMEulerScheduler", "sigma_data": 0.5, "sigma_max": 80.0},
+}
+"""Of variants that differ from a checkpoint in this alone: Lightning for one step predicts the picture itself."""
 
 
 @cache
 def components(variant: str) -> SdxlComponents:
     """In float32 on the CPU, amplified."""
-    loaded: SdxlComponents = load(SPECS[variant], CpuAccelerator())  # type: ignore[index]
+    loaded: SdxlComponents = load(SPECS[variant], CpuAccelerator())
+    loaded = replace(loaded, scheduler_config=SCHEDULES.get(variant, loaded.scheduler_config))
     for part, std in (("unet", 0.15), ("vae", 0.2), ("text_encoder", 0.3), ("text_encoder_2", 0.3)):
         amplify(loaded.modules[part], std)
     return loaded
@@ -44,7 +53,7 @@ def engine(variant: str) -> Engine:
 
 
 def params(variant: str, **changes: object) -> GenerationParams:
-    spec: ModelSpec = SPECS[variant]  # type: ignore[index]
+    spec = SPECS[variant]
     return make_params(**({"model": spec.name, "guidance_scale": spec.default_guidance} | changes))
 
 

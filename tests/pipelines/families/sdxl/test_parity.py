@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from diffusers import EulerDiscreteScheduler
+from safetensors.torch import load_file, save_file
 
 from models.accelerator import CpuAccelerator
+from models.arguments import resolve
+from models.loading import load
+from models.sdxl.components import SdxlComponents
+from pipelines.engine.engine import Engine
 from pipelines.engine.request import RequestError
 from pipelines.families.sdxl import runner as sdxl_runner
+from pipelines.families.sdxl.runner import SdxlRunner
 from pipelines.protocol.conditions import Adapter, ImageToImage, Inpaint, Redux
 from pipelines.protocol.frames import Cancel, Cancelled, Failed, Finished, Preview
+from tests.models.sdxl.folders import save_sdxl
 from tests.pipelines.driving import drain, of, pictures
 from tests.pipelines.families.sdxl.small import (
     components,
@@ -32,9 +42,10 @@ TOLERANCE = 1
 # diffusers' Euler scheduler makes a numpy array of a tensor in a way that numpy 2 will change.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 VARIANTS = ("sdxl", "lightning", "playground")
+SCHEDULES = (*VARIANTS, "one-step", "edm-euler")
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", SCHEDULES)
 @pytest.mark.parametrize(
     "changes",
     [{}, {"num_inference_steps": 1}, {"width": 40, "height": 56, "seed": 2**40, "prompt": ""}, {"prompt": "x" * 300}],
@@ -53,6 +64,38 @@ def test_schedules_of_any_length_equal_diffusers(variant: str, steps: int) -> No
     assert np.array_equal(draw(variant, wanted)[0], theirs(variant, wanted))
 
 
+@pytest.mark.parametrize("changes", [{}, {"width": 40, "height": 56, "seed": 2**40, "prompt": ""}])
+def test_lightning_in_one_step_equals_diffusers_that_expects_a_sample(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
+    """From a file with the published name; the schedule is set as the page of its authors does, not read from ours."""
+    folder, file = save_sdxl(tmp_path / "sdxl"), tmp_path / "sdxl_lightning_1step_unet_x0.safetensors"
+    stored = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    save_file({name: 0.9 * tensor for name, tensor in stored.items()}, file)
+    loaded: SdxlComponents = load(resolve(f"{folder}+{file}"), CpuAccelerator())
+    alone = SdxlRunner(loaded, CpuAccelerator())
+    wanted = params("lightning", num_inference_steps=1, guidance_scale=0.0, **changes)
+    busy = Engine(lambda name: alone, CpuAccelerator())
+    give(busy, "a", wanted)
+    (ours,) = pictures(drain(busy), "a")
+
+    stock = loaded.pipeline()  # the same modules: where a weight begins in memory moves the last bit
+    stock.scheduler = EulerDiscreteScheduler.from_pretrained(
+        folder, subfolder="scheduler", timestep_spacing="trailing", prediction_type="sample"
+    )
+    with torch.inference_mode():
+        (expected,) = stock(
+            wanted.prompt,
+            height=wanted.height,
+            width=wanted.width,
+            num_inference_steps=1,
+            guidance_scale=0.0,
+            generator=torch.Generator().manual_seed(wanted.seed),
+        ).images
+    assert np.array_equal(ours, np.asarray(expected))
+    assert np.std(ours) > 20, "a flat picture would prove nothing"
+
+
 def test_a_negative_prompt_leads_away_as_in_diffusers() -> None:
     wanted = params("playground", negative_prompt="a blue square", guidance_scale=7.0)
     (ours,) = draw("playground", wanted)
@@ -68,7 +111,7 @@ def test_an_odd_size_is_the_middle_of_the_next_drawable_one() -> None:
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.8, 0.3])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", SCHEDULES)
 def test_a_picture_is_reworked_as_in_diffusers(variant: str, strength: float) -> None:
     condition = ImageToImage(0, strength, rounds_down=True)
     wanted = params(variant, conditions=(condition,), num_inference_steps=6)
@@ -77,7 +120,7 @@ def test_a_picture_is_reworked_as_in_diffusers(variant: str, strength: float) ->
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.6])
-@pytest.mark.parametrize("variant", ["sdxl", "lightning"])
+@pytest.mark.parametrize("variant", ["sdxl", "lightning", "one-step"])
 def test_what_a_mask_covers_is_drawn_as_in_diffusers_and_the_rest_comes_back(variant: str, strength: float) -> None:
     wanted = params(variant, conditions=(Inpaint(0, 1, strength, rounds_down=True),), num_inference_steps=5)
     images = picture(48, 32), mask(48, 32, (8, 8, 32, 24))
