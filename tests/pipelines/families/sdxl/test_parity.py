@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from models.accelerator import CpuAccelerator
@@ -17,7 +18,7 @@ from models.arguments import resolve
 from models.loading import load
 from models.sdxl.components import SdxlComponents
 from pipelines.engine.engine import Engine
-from pipelines.engine.request import RequestError
+from pipelines.engine.request import RequestError, Row, latents_of
 from pipelines.families.sdxl import runner as sdxl_runner
 from pipelines.families.sdxl.runner import SdxlRunner
 from pipelines.protocol.conditions import Adapter, ImageToImage, Inpaint, Redux
@@ -162,6 +163,80 @@ def test_neighbours_that_join_and_leave_do_not_change_a_picture(variant: str) ->
     assert of(frames, "s3", Cancelled)
     for index in (0, 1, 2):
         assert distance(pictures(frames, f"s{index}")[0], draw(variant, params(variant, **STRANGERS[index]))[0]) <= 1
+
+
+REWORK = {"conditions": (ImageToImage(0, 0.6, rounds_down=True),)}
+MASK = {"conditions": (Inpaint(0, 1, 0.7, rounds_down=True),)}
+WHOLE_MASK = {"conditions": (Inpaint(0, 1, 1.0, rounds_down=True),)}
+CROWD: dict[str, tuple[int, dict[str, object]]] = {
+    "text": (0, {"num_inference_steps": 9, "seed": 11}),
+    "rework": (0, REWORK | {"num_inference_steps": 12, "seed": 12, "guidance_scale": 3.0}),
+    "mask": (1, MASK | {"num_inference_steps": 9, "seed": 13, "guidance_scale": 0.0}),
+    "gone mask": (1, MASK | {"num_inference_steps": 20, "seed": 14, "num_images": 2}),
+    "whole mask": (2, WHOLE_MASK | {"num_inference_steps": 6, "seed": 15, "num_images": 2, "preview_every": 2}),
+    "gone rework": (2, REWORK | {"num_inference_steps": 20, "seed": 16, "guidance_scale": 2.0}),
+    "late text": (4, {"num_inference_steps": 4, "seed": 17, "guidance_scale": 2.0, "negative_prompt": "red"}),
+    "late rework": (5, REWORK | {"num_inference_steps": 2, "seed": 18, "prompt": "blue"}),
+    "late mask": (6, MASK | {"num_inference_steps": 5, "seed": 19, "guidance_scale": 2.0, "negative_prompt": "red"}),
+}
+"""By name: the step before which it comes, and what it asks for."""
+
+
+@pytest.mark.parametrize("variant", SCHEDULES)
+def test_text_pictures_and_masks_share_steps_and_stay_what_they_are_alone(variant: str) -> None:
+    kept = Kept(runner(variant))
+    busy = Engine(lambda name: kept, CpuAccelerator())  # type: ignore[arg-type, return-value]
+
+    def arrive(step: int) -> None:
+        for name, (when, changes) in CROWD.items():
+            if when == step:
+                give(busy, name, params(variant, **changes), given(changes))
+        if step == 6:
+            busy.abort(Cancel("gone mask", 1))
+            busy.abort(Cancel("gone rework", 1))
+
+    frames = drain(busy, between=arrive)
+    gone = {name for name in CROWD if of(frames, name, Cancelled)}
+    assert gone == {"gone mask", "gone rework"}
+    assert any(step >= {"text", "rework", "mask", *gone} for step in kept.steps), "all kinds in one forward"
+    assert any(step >= {"late rework"} and len(step) > 2 for step in kept.steps)
+    for name in CROWD.keys() - gone:
+        changes = CROWD[name][1]
+        wanted, alone = params(variant, **changes), Kept(runner(variant))
+        lone = Engine(lambda name, alone=alone: alone, CpuAccelerator())
+        give(lone, name, wanted, given(changes))
+        expected = pictures(drain(lone), name)
+        for index, picture_ in enumerate(pictures(frames, name)):
+            one, other = kept.latents[name, index], alone.latents[name, index]
+            assert float((one - other).abs().max()) <= 1e-5 * max(float(other.abs().max()), 1.0), (name, index)
+            assert distance(picture_, expected[index]) <= TOLERANCE
+        assert len(expected) == wanted.num_images
+
+
+def given(changes: dict[str, object]) -> tuple[Image.Image, ...]:
+    """The pictures that a request brings, others for each."""
+    images = picture(48, 32, seed=int(str(changes["seed"]))), mask(48, 32, (8, 8, 32, 24))
+    return images if "conditions" in changes else ()
+
+
+class Kept:
+    """A runner that remembers who shared a step, and latents as numbers before a picture rounds them."""
+
+    def __init__(self, drawing: SdxlRunner) -> None:
+        self._drawing = drawing
+        self.steps: list[set[str]] = []
+        self.latents: dict[tuple[str, int], torch.Tensor] = {}
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._drawing, name)
+
+    def denoise(self, rows: list[Row]) -> None:
+        self.steps.append({row.request.job_id for row in rows})
+        self._drawing.denoise(rows)
+
+    def decode(self, row: Row) -> object:
+        self.latents[row.request.job_id, row.index] = latents_of(row).clone()
+        return self._drawing.decode(row)
 
 
 def test_latents_of_a_pack_equal_those_of_rows_alone() -> None:
