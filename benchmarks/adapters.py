@@ -31,6 +31,7 @@ from torch import Tensor
 
 from benchmarks.common import emit, environment
 from models.accelerator import Accelerator, open_accelerator, pick_dtype
+from models.adapters.reading import AdapterWeights, LowRank
 from models.architectures import ARCHITECTURES
 from models.arguments import resolve
 from models.fusion import fuse
@@ -39,7 +40,6 @@ from models.quantization import quantize
 from models.tuning import AUTO
 from pipelines.adapters.adapter import FittedAdapter, Uses, fit, targets
 from pipelines.adapters.linears import with_adapters
-from pipelines.adapters.reading import AdapterWeights, LowRank
 from pipelines.families.flux1.packed import attention_shape, modulation_rows, packed_forward
 from pipelines.families.flux1.sampling import position_ids
 from pipelines.families.layout import PackLayout

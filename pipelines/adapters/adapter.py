@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from models.adapter_files import AdapterError, shown
+from models.adapters.lineage import width_of
+from models.adapters.reading import AdapterWeights, LowRank
 from models.float8 import Float8Linear
 from models.packed import PackedLinear
-from pipelines.adapters.lineage import width_of
-from pipelines.adapters.reading import AdapterWeights, LowRank
 
 
 @dataclass(frozen=True, slots=True)

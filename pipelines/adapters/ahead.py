@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from models.accelerator import Launched
+from models.adapters.reading import AdapterWeights, read_adapter
 from models.registry import Family
-from pipelines.adapters.reading import AdapterWeights, read_adapter
 
 T = TypeVar("T")
 

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from models.adapters.reading import LowRank
 from pipelines.adapters.adapter import targets
-from pipelines.adapters.reading import LowRank
 
 Parts = dict[str, LowRank]
 

@@ -9,13 +9,13 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
+from models.adapters.reading import AdapterWeights
 from models.float8 import to_float8
 from models.fusion import fuse
 from models.quantization import is_insensitive
 from pipelines.adapters.adapter import FittedAdapter, Uses, fit
 from pipelines.adapters.binding import bound, everywhere
 from pipelines.adapters.linears import with_adapters
-from pipelines.adapters.reading import AdapterWeights
 from pipelines.families.flux1.packed import modulation_rows, packed_forward
 from pipelines.families.layout import PackLayout
 from pipelines.ops.compute import Compute

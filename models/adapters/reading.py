@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models.adapter_files import AdapterError, check_adapter_file, metadata_of, shown
+from models.adapters import flux2
+from models.adapters.lineage import NAMES, foreign_key
 from models.registry import Family
-from pipelines.adapters import flux2
-from pipelines.adapters.lineage import NAMES, foreign_key
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ import torch
 from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel
 
 from models.adapter_files import AdapterError
+from models.adapters.lineage import foreign_key
+from models.adapters.reading import AdapterWeights, LowRank, read_adapter
 from models.registry import REGISTRY
 from pipelines.adapters.adapter import fit
-from pipelines.adapters.lineage import foreign_key
-from pipelines.adapters.reading import AdapterWeights, LowRank, read_adapter
 from tests.pipelines.adapters.loras import BLOCKS, Parts, random_lora, save_diffusers, save_kohya
 
 Save = Callable[[Parts, Path], Path]

@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.adapter_files import MAX_HEADER_BYTES, AdapterError, check_adapter_file
+from models.adapters.reading import LowRank, read_adapter
 from models.architectures import ARCHITECTURES
 from models.components import FluxComponents
 from pipelines.adapters.adapter import FittedAdapter, fit, targets
-from pipelines.adapters.reading import LowRank, read_adapter
 from tests.pipelines.adapters.loras import diffusers_keys, random_lora, save_diffusers, save_kohya
 
 
