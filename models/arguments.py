@@ -1,6 +1,7 @@
 """What a `--model` argument means: a name of the registry, a folder, a file, a Hugging Face id, or NAME=one of these.
 
-`MODEL+FILE` is a model with the transformer of a single file; `fake:` stands for no model at all (see `models.fake`).
+`MODEL+FILE` is a model with the transformer of a single file, or with a LoRA worked into it (of FLUX.2; both may be
+given, one after the other); `fake:` stands for no model at all (see `models.fake`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from models.files.folder import (
 )
 from models.files.paths import exists, has_near, typed, why_absent
 from models.registry import REGISTRY, UNLISTED, ModelSpec, Variant, flux2_dev, klein
-from models.single.contents import variant_of
+from models.single.contents import contents, variant_of
 from models.single.header import header_of
 from models.single.sdxl import lightning_steps, sdxl_variant
 from models.single.search import find_file
@@ -50,7 +51,7 @@ _NAMES: tuple[Variant, ...] = ("schnell", "krea", "srpo", "kontext", "fill", "re
 
 _HEADS_OF_4B = 24
 _LIGHTNING_STEPS = 4
-_TURBO_STEPS, _DEV2_GUIDANCE = 8, 4.0
+_TURBO_STEPS, _TURBO_GUIDANCE, _DEV2_GUIDANCE = 8, 2.5, 4.0
 _DEFAULTS = {row.variant: row for row in REGISTRY.values() if row.family in ("flux3", "sdxl")}
 _KLEIN_STEPS, _KLEIN_BASE_STEPS, _KLEIN_BASE_GUIDANCE = 4, 50, 4.0
 
@@ -93,6 +94,7 @@ def resolve(argument: str, folders: Sequence[Path] = ()) -> ModelSpec:
         source=found.source,
         revision=found.revision,
         transformer=found.transformer,
+        adapter=found.adapter,
         folders=found.folders,
     )
 
@@ -134,16 +136,38 @@ def _shape(spec: ModelSpec) -> str:
 
 
 def _with_file(argument: str, folders: Sequence[Path]) -> ModelSpec:
-    """What stands behind `NAME=`: a model, or `MODEL+FILE`."""
+    """What stands behind `NAME=`: a model, `MODEL+FILE`, or one with a transformer and a LoRA."""
     base, name = _pair(argument, folders)
     if name is None:
         return _meant(argument, folders)
-    spec, file = _meant(base, folders), _file(name, folders)
+    spec, file = _with_file(base, folders), _file(name, folders)
     if file is None:
         raise UnknownModelError(_no_file(name))
+    is_adapter = spec.family == "flux2" and is_lora(file)
+    if (spec.adapter if is_adapter else spec.transformer) is not None:
+        what = "a LoRA that is worked in" if is_adapter else "another file's transformer"
+        raise UnknownModelError(f"--model {argument!r}: {base} has {what} already, so {file.name} cannot be added")
+    if is_adapter:
+        return _of_adapter(replace(spec, name=f"{spec.name}+{file.stem}", adapter=str(file)))
     if spec.family == "sdxl":
         return _of_unet(replace(spec, name=f"{spec.name}+{file.stem}", transformer=str(file)))
-    return _of_file(replace(spec, name=f"{spec.name}+{file.stem}", transformer=str(file)))
+    return _of_adapter(_of_file(replace(spec, name=f"{spec.name}+{file.stem}", transformer=str(file))))
+
+
+def is_lora(file: Path) -> bool:
+    """Whether a file holds low-rank matrices and no model, by its names."""
+    try:
+        header = header_of(file)
+    except LoadError:
+        return False
+    return "transformer" not in contents(header) and any("lora" in name.lower() for name in header)
+
+
+def _of_adapter(spec: ModelSpec) -> ModelSpec:
+    """FLUX.2 with a LoRA worked in, if it has one: whether that makes few steps enough, only its name says."""
+    if spec.adapter is None or spec.variant != "flux2-dev" or flux2_dev(Path(spec.adapter).name) == spec.variant:
+        return spec
+    return _with_defaults(replace(spec, variant="flux2-turbo"))
 
 
 def _pair(argument: str, folders: Sequence[Path]) -> tuple[str, str | None]:
@@ -341,8 +365,9 @@ def _with_defaults(spec: ModelSpec) -> ModelSpec:
             default_guidance=_KLEIN_BASE_GUIDANCE if is_base else 1.0,
         )
     if spec.variant in ("flux2-dev", "flux2-turbo"):
-        steps = _TURBO_STEPS if spec.variant == "flux2-turbo" else spec.default_steps
-        return replace(spec, family="flux2", default_steps=steps, default_guidance=_DEV2_GUIDANCE)
+        is_turbo = spec.variant == "flux2-turbo"
+        steps, guidance = (_TURBO_STEPS, _TURBO_GUIDANCE) if is_turbo else (spec.default_steps, _DEV2_GUIDANCE)
+        return replace(spec, family="flux2", default_steps=steps, default_guidance=guidance)
     if spec.variant in _DEFAULTS:
         row = _DEFAULTS[spec.variant]
         kept = {name: getattr(row, name) for name in ("family", "max_sequence_length", "max_pixels")}

@@ -30,7 +30,7 @@ def _facts(specs: Iterable[ModelSpec], settings: tuple[object, ...]) -> Iterator
         yield from _files(CHECKOUT / folder, "*.py")
     for spec in specs:
         yield spec
-        for place in (spec.source, spec.transformer):
+        for place in (spec.source, spec.transformer, spec.adapter):
             yield from _weights(place, spec.revision)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from models.adapter_files import AdapterError, check_adapter_file
 from models.errors import LoadError
 from models.files.folder import (
     FLUX1_PIPELINES,
@@ -34,7 +35,7 @@ _FOLDERS = {
 
 def first_look(spec: ModelSpec) -> None:
     """A checkpoint of this machine that draws. Raises: LoadError if it can be seen that it cannot be served."""
-    if not spec.draws or spec.source.startswith("random:"):
+    if not spec.draws or (spec.source.startswith("random:") and spec.adapter is None):
         return
     try:
         _look_at(spec)
@@ -43,6 +44,8 @@ def first_look(spec: ModelSpec) -> None:
 
 
 def _look_at(spec: ModelSpec) -> None:
+    if spec.adapter is not None:
+        check_lora(Path(spec.adapter))
     if spec.file is not None and spec.family != "sdxl":
         held_part("transformer", spec.file, spec.family)
     if spec.file is not None and spec.transformer is None and spec.family == "sdxl":
@@ -51,6 +54,14 @@ def _look_at(spec: ModelSpec) -> None:
         companions(spec.file, tuple(map(Path, spec.folders)))
     elif (folder := Path(spec.source)).is_dir():
         _look_into(folder, spec)
+
+
+def check_lora(file: Path) -> None:
+    """The header of a LoRA that a checkpoint is served with. Raises: LoadError, OSError."""
+    try:
+        check_adapter_file(file)
+    except AdapterError as exc:
+        raise LoadError(f"the LoRA {file.name} cannot be used: {exc}.") from exc
 
 
 def _look_into(folder: Path, spec: ModelSpec) -> None:

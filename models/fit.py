@@ -14,7 +14,7 @@ from models.files.weights import identity, weight_files
 from models.memory import Need, Preset, need, part_bytes, presumed_architecture, working_bytes
 from models.registry import ModelSpec
 from models.single.contents import contents
-from models.single.header import PACKED, header_of, loaded_bytes
+from models.single.header import header_of, is_packed, loaded_bytes
 
 SIZES = ((1024, 1024), (2368, 1792))
 """Pictures to count for: what most ask for, and the largest of v1.1-ultra."""
@@ -46,11 +46,13 @@ def need_together(
 
 
 def _stored_bits(spec: ModelSpec, values: int) -> float:
-    """Bits a weight of a transformer that stays as its files store it; 16 if they do not pack it. Raises: LoadError."""
+    """Bits a weight of a transformer that stays as its files store it; 16 if they do not pack it; a LoRA
+    then lies beside. Raises: LoadError."""
     entries = _transformer_entries(spec)
-    if not any(entry.dtype.startswith(PACKED) or entry.dtype == "U8" for entry in entries):
+    if not any(map(is_packed, entries)):
         return 16
-    return 8 * sum(loaded_bytes(entry) for entry in entries) / values
+    beside = 0 if spec.adapter is None else Path(spec.adapter).stat().st_size
+    return 8 * (beside + sum(loaded_bytes(entry) for entry in entries)) / values
 
 
 def _transformer_entries(spec: ModelSpec) -> list[TensorEntry]:

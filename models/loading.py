@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -16,6 +17,7 @@ from torch import nn
 
 from models import host_memory
 from models.accelerator import Accelerator
+from models.adapters.merging import merge
 from models.building import vae_dtype
 from models.counts import modulation_share
 from models.errors import LoadError
@@ -113,7 +115,10 @@ def _load_parts(
 ) -> Any:
     if spec.source.startswith("random:"):
         _check_host(spec.name, random_bytes(spec, dtype.itemsize) if device.type == "cpu" else 0)
-        return recipe.random(spec, device, dtype, progress, offload)
+        components = recipe.random(spec, device, dtype, progress, offload)
+        if spec.adapter is not None:
+            merge(Path(spec.adapter), spec.family, components.core, device, dtype)
+        return components
     # What is to be shrunk, or to wait, is made so on the host: the device may have no room for it before.
     is_changed = quantization != "none" or offload == "text+blocks"
     homes = {recipe.core: torch.device("cpu")} if is_changed else {}
@@ -196,7 +201,8 @@ def outlook(spec: ModelSpec, dtype: torch.dtype, cache: PartCache) -> tuple[int,
 
 
 def _key(part: Part, dtype: torch.dtype) -> tuple[Any, ...]:
-    return (dtype, part.prefix, str(part.config), *map(identity, part.files))
+    adapters = [part.adapter[0]] if part.adapter else []
+    return (dtype, part.prefix, str(part.config), len(adapters), *map(identity, (*part.files, *adapters)))
 
 
 class _Parts:
@@ -272,7 +278,10 @@ class _Parts:
             module = part.load(dtype, self._stays_on_host(name) or not self._cache.maps(part), read_bytes)
             if name == "vae":
                 check_numbers(part.label, module.state_dict())
-            return place(name, module, self._homes.get(name, self.device), self._offload, moved, self.device)
+            placed = place(name, module, self._homes.get(name, self.device), self._offload, moved, self.device)
+            if part.adapter is not None:
+                merge(*part.adapter, placed, self.device, dtype)
+            return placed
 
         moved(0.0)
         module, was_here = self._cache.get(part, dtype, build)

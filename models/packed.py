@@ -118,14 +118,23 @@ class HostWeight(PackedWeight):
 
 
 class PackedLinear(nn.Module):
-    """x W^T + b with W unpacked for the product, in the dtype of x."""
+    """x W^T + b with W unpacked for the product, in the dtype of x; and what an adapter adds to it for good."""
 
     bias: Tensor | None
+    down: Tensor | None
+    up: Tensor | None
 
     def __init__(self, weight: PackedWeight, bias: Tensor | None) -> None:
         super().__init__()
         self.weight = weight
         self.register_buffer("bias", bias)
+        self.register_buffer("down", None)
+        self.register_buffer("up", None)
+
+    def add(self, down: Tensor, up: Tensor) -> None:
+        """From now on add x down^T up^T to every result. down: (rank, columns of W), up: (rows of W, rank)."""
+        assert self.down is None, "one adapter is held beside a weight"
+        self.down, self.up = down, up
 
     @property
     def out_features(self) -> int:
@@ -134,7 +143,10 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., columns of W) -> (..., rows of W)."""
-        return nn.functional.linear(x, self.weight.unpack(x.dtype, x.device), self.bias)
+        result = nn.functional.linear(x, self.weight.unpack(x.dtype, x.device), self.bias)
+        if self.down is None or self.up is None:
+            return result
+        return result + nn.functional.linear(nn.functional.linear(x, self.down.to(x.dtype)), self.up.to(x.dtype))
 
 
 def is_packed(module: nn.Module) -> bool:

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 # By its own module: under its other name older versions refuse it where torchvision is not installed.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
+from models.adapters.merging import check_merge
 from models.building import build, kept_in_float32, on_meta
 from models.errors import LoadError
 from models.files.folder import config
@@ -28,9 +29,10 @@ from models.files.weights import weight_files
 from models.nf4 import WIDE, read_states, with_nf4
 from models.packed import Stored
 from models.reading import mapped, read
+from models.registry import Family
 from models.scaled import BESIDE, with_scaled
 from models.single.gguf import t5_tokenizer
-from models.single.header import loaded_bytes
+from models.single.header import is_packed, loaded_bytes
 from models.single.layout import SCALES, with_scales
 
 _OFFLINE = {"trust_remote_code": False, "local_files_only": True}
@@ -50,6 +52,7 @@ class Part:
         config: what `kind` is made from.
         header: its tensors as they lie in `files`; inside a larger file their names begin with `prefix`.
         convert: gives them, without the prefix, the names that the module has.
+        adapter: a LoRA's file that the module is loaded with, and for which family it must be made.
     """
 
     label: str
@@ -59,6 +62,7 @@ class Part:
     header: Mapping[str, TensorEntry]
     prefix: str = ""
     convert: Convert = dict
+    adapter: tuple[Path, Family] | None = None
 
     @property
     def stored_bytes(self) -> int:
@@ -71,12 +75,17 @@ class Part:
 
     def loaded_bytes(self, dtype: torch.dtype) -> int:
         """What it takes in memory, about: a few parameters may stay in float32."""
-        return sum(loaded_bytes(entry, dtype.itemsize, self.keeps_packed) for entry in self.header.values())
+        own = sum(loaded_bytes(entry, dtype.itemsize, self.keeps_packed) for entry in self.header.values())
+        if self.adapter is None or not any(map(is_packed, self.header.values())):
+            return own
+        return own + self.adapter[0].stat().st_size
 
     def check(self) -> None:
         """Its tensors are those that its configuration announces. Raises: LoadError."""
         tensors = on_meta(self.header) | read_states(self.files, self.header)
-        made(self.label, lambda: self._build(tensors, torch.float32))
+        module = made(self.label, lambda: self._build(tensors, torch.float32))
+        if self.adapter is not None:
+            check_merge(*self.adapter, module)
 
     def check_numbers(self) -> None:
         """Reads every weight. Raises: LoadError (`check_numbers`)."""

@@ -44,6 +44,7 @@ class ModelSpec:
         native_pixels: width x height it draws best; larger pictures are worth two phases.
         picture_tokens: of a redux prior: tokens that it makes of one picture.
         transformer: a single file that takes the place of the source's transformer.
+        adapter: a LoRA's file that is worked into the transformer as it is loaded, so that every request has it.
         folders: where a single file's companions are sought besides around it.
         keeps_reference_size: references are seen at the size of the output, as it was trained, instead of at the
             nearest of FLUX.1 Kontext's own sizes, or at FLUX.2's megapixel.
@@ -68,6 +69,7 @@ class ModelSpec:
     picture_tokens: int = 729
     keeps_reference_size: bool = False
     transformer: str | None = None
+    adapter: str | None = None
     folders: tuple[str, ...] = ()
     fetches: bool = True
 
@@ -355,7 +357,7 @@ _SPECS = (
 
 UNNAMED: dict[Variant, str] = {
     "lightning": "SDXL+sdxl_lightning_4step_unet.safetensors",
-    "flux2-turbo": "FLUX.2-dev+FILE, with turbo in the file's name",
+    "flux2-turbo": "FLUX.2-dev+flux.2-turbo-lora.safetensors",
 }
 """What `--model` takes for variants that are published in no repository of their own."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from models.adapter_files import AdapterError, check_adapter_file, metadata_of, shown
 from models.adapters import flux2
-from models.adapters.lineage import NAMES, foreign_key
+from models.adapters.lineage import NAMES, foreign_key, width_of
 from models.registry import Family
 
 
@@ -61,15 +61,19 @@ _KOHYA_VARIANTS = (_KOHYA, ("lora_transformer_", "lora_te1_"), ("transformer.",)
 """How keys with kohya's endings begin, one way a file; beside them the converter drops all others."""
 
 
-def read_adapter(file: Path, family: Family = "flux") -> AdapterWeights:
-    """Read and convert one LoRA of a model family. Raises: AdapterError with one sentence; OSError."""
+def read_adapter(file: Path, family: Family = "flux", checks_values: bool = True) -> AdapterWeights:
+    """Read and convert one LoRA of a model family. Raises: AdapterError with one sentence; OSError.
+
+    Args: checks_values: whether every number is looked at; without, most of a large file is not read yet.
+    """
     check_adapter_file(file)
     training = _training(metadata_of(file))
     try:
         tensors = load_file(file)
     except SafetensorError as exc:
         raise AdapterError("its header is damaged: safetensors cannot read it") from exc
-    _check_values(tensors)
+    if checks_values:
+        _check_values(tensors)
     if (foreign := foreign_key(tensors, family)) is not None:
         key, made_for = foreign
         raise AdapterError(f"it was made for {NAMES[made_for]}, not for {NAMES[family]}, by its key {shown(key)}")
@@ -80,6 +84,22 @@ def read_adapter(file: Path, family: Family = "flux") -> AdapterWeights:
     except Exception as exc:  # a foreign file meets asserts, missing keys and arithmetic on shapes in the converter
         raise AdapterError(_unreadable(exc, tensors, NAMES[family])) from exc
     return _paired(converted, alphas, training)
+
+
+def check_fit(name: str, part: LowRank, shape: Sequence[int] | None) -> None:
+    """A model's layer takes a pair of matrices. Args: shape: (outputs, inputs) of the layer; None if there is none.
+
+    Raises: AdapterError.
+    """
+    if shape is None:
+        raise AdapterError(f"this model has no layer {shown(name)}, which it changes")
+    inputs, outputs = part.down.shape[1], part.up.shape[0]
+    if (outputs, inputs) != tuple(shape):
+        raise AdapterError(
+            f"its matrices for {shown(name)} take {inputs} values and give {outputs}, "
+            f"where this model's layer takes {shape[1]} and gives {shape[0]}"
+            f"{width_of(name, inputs) if inputs != shape[1] else ''}"
+        )
 
 
 def _check_values(tensors: Mapping[str, Tensor]) -> None:

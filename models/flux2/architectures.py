@@ -58,6 +58,9 @@ SIGMAS: dict[str, Any] = {
     "max_image_seq_len": 4096,
     "time_shift_type": "exponential",
 }
+TURBO_SIGMAS = (1.0, 0.6509, 0.4374, 0.2932, 0.1893, 0.1108, 0.0495, 0.00031)
+"""Noise levels that fal's FLUX.2 [dev] Turbo was distilled to, in place of even ones; before the scheduler shifts them,
+as diffusers' `sigmas=` takes them. Source: https://huggingface.co/fal/FLUX.2-dev-Turbo."""
 VAE: dict[str, Any] = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,

@@ -53,6 +53,9 @@ def open_flux2(spec: ModelSpec) -> Flux2Checkpoint:
         checkpoint = _files(spec.file, spec)
     else:
         checkpoint = _with_transformer(locate(spec), spec.file)
+    if spec.adapter is not None:
+        held = replace(checkpoint.parts["transformer"], adapter=(Path(spec.adapter), spec.family))
+        checkpoint = replace(checkpoint, parts={**checkpoint.parts, "transformer": held})
     for part in checkpoint.parts.values():
         part.check()
     _check_together(checkpoint.name, checkpoint.parts, checkpoint.tokenizer, checkpoint.reading)

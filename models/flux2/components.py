@@ -18,6 +18,7 @@ from diffusers import (
 from torch import nn
 
 from models.components import Components, SafetyModel
+from models.flux2.architectures import TURBO_SIGMAS
 from models.flux2.text_encoder import QWEN3, Reading
 from models.registry import ModelSpec
 
@@ -51,6 +52,11 @@ class Flux2Components(Components):
     def dtype(self) -> torch.dtype:
         dtype: torch.dtype = self.text_encoder.dtype  # type: ignore[assignment]
         return dtype
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """The noise levels that it was distilled to; none for even ones, of any number."""
+        return TURBO_SIGMAS if self.spec.variant == "flux2-turbo" else ()
 
     @property
     def size_multiple(self) -> int:

@@ -13,6 +13,11 @@ PACKED = ("F8", "I8", "GGUF:")
 """How the dtypes of weights begin that stay on the device as they are stored."""
 
 
+def is_packed(entry: TensorEntry) -> bool:
+    """Whether a tensor is, or goes with, weights that stay as they are stored."""
+    return entry.dtype.startswith(PACKED) or entry.dtype == "U8"
+
+
 def loaded_bytes(entry: TensorEntry, itemsize: int = 2, keeps_packed: bool = True) -> int:
     """What a tensor takes once it is loaded. Args: itemsize: bytes of a number that is not packed."""
     if keeps_packed and entry.dtype.startswith(PACKED):

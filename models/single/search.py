@@ -18,6 +18,8 @@ from models.single.header import header_of
 
 FOLDERS = ("checkpoints", "diffusion_models", "unet", "text_encoders", "clip", "vae")
 """What ComfyUI calls them, inside its `models`."""
+_LORAS = ("loras", "models/loras")
+"""Where ComfyUI has LoRAs: no part of a checkpoint is sought among them."""
 _WEIGHTS = (".safetensors", ".sft", ".gguf")
 _TOKENIZERS: dict[tuple[Family, str], tuple[str, ...]] = {
     ("flux", "tokenizer"): ("tokenizer", "clip", "sd1_tokenizer", "comfy/sd1_tokenizer"),
@@ -31,7 +33,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "vocab.json")
 
 def find_file(name: str, roots: Iterable[Path]) -> Path | None:
     """A file by its name in these folders or ComfyUI's below them; None if it is in none."""
-    every = (folder / name for root in roots for folder in _folders(root))
+    every = (folder / name for root in roots for folder in (*_folders(root), *(root / each for each in _LORAS)))
     return next((file for file in every if os.path.isfile(file)), None)
 
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.adapter_files import AdapterError, shown
-from models.adapters.lineage import width_of
-from models.adapters.reading import AdapterWeights, LowRank
+from models.adapter_files import AdapterError
+from models.adapters.reading import AdapterWeights, LowRank, check_fit
 from models.float8 import Float8Linear
 from models.packed import PackedLinear
 
@@ -134,21 +133,10 @@ def _products(
 ) -> dict[str, Product]:
     by_linear: dict[str, list[tuple[Target, LowRank]]] = {}
     for name, part in parts.items():
-        _check(name, part, layers.get(name))
+        target = layers.get(name)
+        check_fit(name, part, None if target is None else (target.columns, target.inputs))
         by_linear.setdefault(layers[name].linear, []).append((layers[name], part))
     return {linear: _product(pairs, device, dtype) for linear, pairs in by_linear.items()}
-
-
-def _check(name: str, part: LowRank, target: Target | None) -> None:
-    if target is None:
-        raise AdapterError(f"this model has no layer {shown(name)}, which it changes")
-    inputs, outputs = part.down.shape[1], part.up.shape[0]
-    if (inputs, outputs) != (target.inputs, target.columns):
-        raise AdapterError(
-            f"its matrices for {shown(name)} take {inputs} values and give {outputs}, "
-            f"where this model's layer takes {target.inputs} and gives {target.columns}"
-            f"{width_of(name, inputs) if inputs != target.inputs else ''}"
-        )
 
 
 def _product(pairs: Sequence[tuple[Target, LowRank]], device: torch.device, dtype: torch.dtype) -> Product:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,16 +11,17 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 
-def noise_levels(config: Mapping[str, Any], num_steps: int, mu: float) -> Tensor:
+def noise_levels(config: Mapping[str, Any], num_steps: int, mu: float, levels: Sequence[float] = ()) -> Tensor:
     """The noise levels of one request: float32, (num_steps + 1,), from 1 down to 0.
 
     A scheduler object is made for this and dropped: its `step()` counts in the object, so requests cannot share one.
 
-    Args: config: the checkpoint's scheduler_config. mu: how far dynamic shifting goes.
+    Args: config: the checkpoint's scheduler_config. mu: how far dynamic shifting goes. levels: before it, in place of
+        even ones; they count where there are as many as steps.
     """
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(config))
-    linear = None if config.get("use_flow_sigmas") else np.linspace(1.0, 1 / num_steps, num_steps)
-    scheduler.set_timesteps(num_steps, sigmas=linear, mu=mu)
+    given = list(levels) if len(levels) == num_steps else np.linspace(1.0, 1 / num_steps, num_steps)
+    scheduler.set_timesteps(num_steps, sigmas=None if config.get("use_flow_sigmas") else given, mu=mu)
     sigmas: Tensor = scheduler.sigmas
     return sigmas
 

@@ -106,6 +106,8 @@ def _what_a_server_refuses(spec: ModelSpec, steps: int | None, guidance: float |
     if steps is not None and bounds and not any(low <= steps <= high for low, high in bounds):
         low, high = min(low for low, _ in bounds), max(high for _, high in bounds)
         yield f"a server draws {spec.name} in {low} to {high} steps, not in {steps}"
+    if steps not in (None, spec.default_steps) and fields and not any(STEPS in each for each in fields):
+        yield f"a server draws {spec.name} in {spec.default_steps} steps, not in {steps}"
     if guidance is not None and fields and not any("guidance_scale" in each for each in fields):
         yield f"a server takes no guidance for {spec.name}"
 

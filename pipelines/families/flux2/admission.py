@@ -67,7 +67,8 @@ class Admitter:
         components, upload = self._components, self._accelerator.to_device
         height, width = self._limits.sides(params)
         latents = [encoded(components.vae, upload(pixels)) for pixels in pictures]
-        sigmas = sigmas_of(components.sigma_config, params.num_inference_steps, height * width)
+        steps = params.num_inference_steps
+        sigmas = sigmas_of(components.sigma_config, steps, height * width, components.levels)
         ids = position_ids(
             self._limits.text_tokens(params), (height, width), [(each.shape[-2], each.shape[-1]) for each in latents]
         )

@@ -19,9 +19,10 @@ Sides = tuple[int, int]
 """(height, width) in tokens."""
 
 
-def sigmas_of(config: Mapping[str, Any], num_steps: int, image_tokens: int) -> Tensor:
+def sigmas_of(config: Mapping[str, Any], num_steps: int, image_tokens: int, levels: Sequence[float] = ()) -> Tensor:
     """The noise levels of one request, see `noise_levels`. Args: image_tokens: of the drawn picture alone."""
-    return noise_levels(config, num_steps, compute_empirical_mu(image_seq_len=image_tokens, num_steps=num_steps))
+    mu = compute_empirical_mu(image_seq_len=image_tokens, num_steps=num_steps)
+    return noise_levels(config, num_steps, mu, levels)
 
 
 def initial_noise(generator: torch.Generator, channels: int, sides: Sides, dtype: torch.dtype) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import Flux2Transformer2DModel
 from safetensors.torch import load_file
-from transformers import Mistral3Config, Mistral3ForConditionalGeneration, MistralConfig
+from transformers import Mistral3ForConditionalGeneration, MistralConfig
 
 from models import flops
 from models.accelerator import CpuAccelerator
@@ -22,6 +22,7 @@ from models.flux2.text_encoder import MISTRAL, MistralPromptEncoder
 from models.loading import load
 from models.memory import FP8_CAPABILITY, PRESETS, Preset, need, presumed_architecture, recommend
 from models.registry import REGISTRY, TINY_FLUX2_DEV
+from tests.models.flux2.folders import save_dev, whole_encoder
 from tests.models.flux2.test_counts import rotations
 from tests.models.flux2.test_single_files import bfl
 from tests.models.single.writers import write
@@ -29,24 +30,12 @@ from tests.models.test_flops import counted
 from tests.models.test_memory import on_meta, parameters
 
 TINY = ARCHITECTURES[TINY_FLUX2_DEV.source]
-VISION = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
-
-
-def whole_encoder(layers: int) -> Mistral3ForConditionalGeneration:
-    text = TINY.text | {"num_hidden_layers": layers, "model_type": "mistral"}
-    vision = VISION | {"image_size": 28, "patch_size": 14, "model_type": "pixtral"}
-    return Mistral3ForConditionalGeneration(Mistral3Config(text_config=text, vision_config=vision)).eval()
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With more layers than are read, and the part that sees pictures."""
-    made = tmp_path_factory.mktemp("devs") / "tiny-dev"
-    pipeline = load(TINY_FLUX2_DEV, CpuAccelerator()).pipeline()
-    torch.manual_seed(0)
-    pipeline.register_modules(text_encoder=whole_encoder(32))
-    pipeline.save_pretrained(made)
-    return made
+    return save_dev(tmp_path_factory.mktemp("devs") / "tiny-dev")
 
 
 def test_a_folder_is_known_and_only_what_is_read_is_held(folder: Path) -> None:
@@ -78,15 +67,16 @@ def test_a_text_encoder_that_ends_too_early_is_refused(folder: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("name", "variant", "steps"), [("flux2-dev-Q8", "flux2-dev", 28), ("flux2_turbo", "flux2-turbo", 8)]
+    ("name", "variant", "steps", "guidance"),
+    [("flux2-dev-Q8", "flux2-dev", 28, 4.0), ("flux2_turbo", "flux2-turbo", 8, 2.5)],
 )
 def test_a_folder_takes_the_transformer_of_a_file(
-    folder: Path, tmp_path: Path, name: str, variant: str, steps: int
+    folder: Path, tmp_path: Path, name: str, variant: str, steps: int, guidance: float
 ) -> None:
     state = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
     file = write(tmp_path / f"{name}.safetensors", bfl(state))
     spec = resolve(f"{folder}+{file}")
-    assert (spec.variant, spec.default_steps, spec.default_guidance) == (variant, steps, 4.0)
+    assert (spec.variant, spec.default_steps, spec.default_guidance) == (variant, steps, guidance)
     first_look(spec)
     loaded: Flux2Components = load(spec, CpuAccelerator())
     own = loaded.transformer.state_dict()

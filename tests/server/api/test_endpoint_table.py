@@ -33,7 +33,15 @@ def test_every_endpoint_has_its_checkpoint_what_is_missing_or_its_reason() -> No
     assert rows["fal-ai/flux-pro/v1/fill"] == "missing: --model FLUX.1-Fill-dev"
     assert rows["fal-ai/flux-pro/v1/vto"].startswith("not served: ")
     assert rows["fal-ai/fast-lightning-sdxl"] == "missing: --model SDXL+sdxl_lightning_4step_unet.safetensors"
-    assert rows["fal-ai/flux-2/turbo"].startswith("missing: --model FLUX.2-dev+FILE, with turbo")
+    assert rows["fal-ai/flux-2/turbo"].startswith("missing: --model FLUX.2-dev+flux.2-turbo-lora.safetensors")
+
+
+def test_flux2_with_turbo_worked_in_answers_for_turbo_alone() -> None:
+    turbo = replace(
+        REGISTRY["FLUX.2-dev"], name="turbo", variant="flux2-turbo", adapter="flux.2-turbo-lora.safetensors"
+    )
+    answers = {name: answer for name, answer in endpoint_table.rows(Served((turbo,))) if answer == "turbo"}
+    assert set(answers) == {f"fal-ai/flux-2/{kind}{edit}" for kind in ("turbo", "flash") for edit in ("", "/edit")}
 
 
 def test_plain_sdxl_answers_for_playground_unless_that_is_served() -> None:
