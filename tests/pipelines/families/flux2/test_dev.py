@@ -84,7 +84,9 @@ def test_prompt_and_guidance_count() -> None:
     assert not np.array_equal(plain, draw(params(prompt="red", guidance_scale=8.0)))
 
 
-@pytest.mark.parametrize("sizes", [[(64, 64)], [(75, 91), (1200, 1100)]])
+@pytest.mark.parametrize(
+    "sizes", [[(64, 64)], [(75, 91), (1200, 1100)], *([(64 + 8 * i, 96 - 4 * i) for i in range(n)] for n in (4, 8))]
+)
 def test_references_are_seen_as_diffusers_sees_them(sizes: list[tuple[int, int]]) -> None:
     rng = np.random.default_rng(0)
     images = tuple(Image.fromarray(rng.integers(0, 256, (h, w, 3), np.uint8)) for w, h in sizes)

@@ -81,6 +81,25 @@ def test_references_are_seen_as_diffusers_sees_them(sizes: list[tuple[int, int]]
     assert _distance(ours, draw(params(num_inference_steps=2))[0]) > 20
 
 
+@pytest.mark.parametrize("count", [4, 8])
+def test_many_references_are_seen_in_their_order(count: int) -> None:
+    images = [picture(64 + 8 * index, 96 - 4 * index, seed=index) for index in range(count)]
+    wanted = params(conditions=(Reference(tuple(range(count))),), num_inference_steps=2)
+    (ours,) = draw(wanted, images)
+    assert np.array_equal(ours, theirs(wanted, images)[0])
+    # Alone a picture repeats bit for bit; of eight that are looked at each has a small share.
+    assert _distance(ours, draw(wanted, images[::-1])[0]) > TOLERANCE, "their order counts"
+    assert _distance(ours, draw(wanted, [*images[:-1], picture(64, 64, seed=99)])[0]) > TOLERANCE, "the last counts"
+
+
+@pytest.mark.parametrize("count", [4, 8])
+def test_a_guided_base_model_sees_many_references(count: int) -> None:
+    images = [picture(64 + 8 * index, 96 - 4 * index, seed=index) for index in range(count)]
+    wanted = params(conditions=(Reference(tuple(range(count))),), num_inference_steps=2, guidance_scale=4.0)
+    (ours,) = draw(wanted, images, is_base=True)
+    assert _distance(ours, theirs(wanted, images, is_base=True)[0]) <= TOLERANCE
+
+
 @pytest.mark.parametrize("size", [(64, 64), (75, 91), (1200, 1100), (3000, 1000)])
 def test_references_are_made_ready_as_diffusers_does(size: tuple[int, int]) -> None:
     image, processor = picture(*size), Flux2ImageProcessor(vae_scale_factor=16)

@@ -112,7 +112,10 @@ def distance(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> int:
     return int(np.abs(one.astype(int) - other.astype(int)).max())
 
 
-@pytest.mark.parametrize("sizes", [((64, 64),), ((75, 91), (64, 80))])
+@pytest.mark.parametrize(
+    "sizes",
+    [((64, 64),), ((75, 91), (64, 80)), *(tuple((64 + 8 * i, 96 - 4 * i) for i in range(n)) for n in (4, 8))],
+)
 @pytest.mark.parametrize("steps", [1, 4])
 def test_a_picture_equals_diffusers(sizes: tuple[tuple[int, int], ...], steps: int) -> None:
     wanted, seen = params(len(sizes), num_inference_steps=steps), images(*sizes)
