@@ -7,53 +7,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.modular_pipelines.flux3.encoders import Flux3TextEncoderStep
-from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import Qwen3VLForConditionalGeneration
 
 from models.accelerator import CpuAccelerator
 from models.arguments import resolve
 from models.errors import LoadError
 from models.examine import check
 from models.first_look import first_look
-from models.flux3.architectures import ARCHITECTURES
 from models.flux3.components import Flux3Components, _Processor
 from models.loading import load
-from models.registry import REGISTRY, TINY_FLUX3
+from models.registry import REGISTRY
 from pipelines.families.flux3.encode import encode_prompt
 from tests.models.conftest import copy_of
-
-VISION = {
-    "depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 1, "out_hidden_size": 8,
-    "num_position_embeddings": 16, "deepstack_visual_indexes": [0],
-}  # fmt: skip
+from tests.models.flux3.folders import save_flux3
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With a whole Qwen3-VL: more layers than are read, eyes, and words to predict."""
-    folder = tmp_path_factory.mktemp("flux3") / "tiny-flux3"
-    parts: Flux3Components = load(TINY_FLUX3, CpuAccelerator())
-    text = ARCHITECTURES[TINY_FLUX3.source].text | {"num_hidden_layers": 34, "pad_token_id": 0}
-    encoder = Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=VISION)).eval()
-    with torch.no_grad():
-        for parameter in encoder.parameters():
-            if parameter.ndim >= 2:
-                parameter.normal_(0.0, 0.3, generator=torch.Generator().manual_seed(parameter.numel()))
-    encoder.save_pretrained(folder / "text_encoder")
-    for name in ("transformer", "vae", "tokenizer"):
-        getattr(parts, name).save_pretrained(folder / name)
-    FlowMatchEulerDiscreteScheduler.from_config(dict(parts.sigma_config)).save_pretrained(folder / "scheduler")
-    index = {
-        "_class_name": "Flux3DistilledModularPipeline",
-        "text_encoder": ["transformers", "Qwen3VLForConditionalGeneration"],
-        "tokenizer": ["transformers", "AutoProcessor"],
-        "transformer": ["diffusers", "Flux3Transformer2DModel"],
-        "vae": ["diffusers", "AutoencoderKLFlux2"],
-        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-    }
-    (folder / "model_index.json").write_text(json.dumps(index))
-    return folder
+    return save_flux3(tmp_path_factory.mktemp("flux3") / "tiny-flux3")
 
 
 def spoil(file: Path, **changes: object) -> None:
