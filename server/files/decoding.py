@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, Literal
 
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from server.files.masks import grown, holes_of, mask_of
 
@@ -23,6 +23,17 @@ SUPPORTED = ["jpeg", "png", "webp"]
 _OTHER_PICTURES = (b"GIF8", b"BM", b"II*\x00", b"MM\x00*", b"<svg", b"\x00\x00\x00\x0cJXL ", b"\xff\x0a")
 """How formats begin that are pictures, but none of ours. AVIF and HEIC name themselves at byte 4."""
 
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What brings a picture of an EXIF orientation upright. Source: PIL.ImageOps.exif_transpose."""
 
 Reading = Literal["colours", "mask", "holes"]
 """How a picture is understood: as what it shows, as shades that say where to draw, or as holes to draw in."""
@@ -67,7 +78,7 @@ class PictureError(Exception):
 def decode(
     data: bytes, limits: Limits, reading: Reading = "colours", grow: int = 0, seen_area: int | None = None
 ) -> Pixels:
-    """The first frame of a PNG, JPEG or WebP file as pixels, turned as its EXIF orientation says.
+    """The first frame of a PNG, JPEG or WebP file as pixels, turned as its EXIF orientation says, if that can be read.
 
     Transparency of colours is dropped, as diffusers' `load_image` does; see `mask_of` for that of masks, whose white
     is widened by `grow` pixels. What is larger than `seen_area` pixels is made smaller; see `_shrunk`.
@@ -78,8 +89,7 @@ def decode(
         with Image.open(BytesIO(data), formats=[name]) as image:
             _check(*image.size, limits)
             shades = _eight_bits(image)
-            upright = ImageOps.exif_transpose(_understood(shades, reading))
-            assert upright is not None
+            upright = _turned(_understood(shades, reading))
             upright = grown(upright, grow) if grow else upright
             seen = upright if seen_area is None else _shrunk(upright, seen_area)
             file_size = None if seen is upright else upright.size
@@ -128,6 +138,21 @@ def _shrunk(image: Image.Image, area: int) -> Image.Image:
         return image
     size = max(1, int(image.width * scale)), max(1, int(image.height * scale))
     return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """The picture upright, or as it is stored where its EXIF block is damaged: viewers show such pictures, too.
+
+    `ImageOps.exif_transpose` also writes the block anew, and stumbles over entries that do not matter here.
+    """
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except MemoryError:
+        raise
+    except Exception:
+        # Whatever its parser may stumble over, as in `decode`.
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
 def _understood(image: Image.Image, reading: Reading) -> Image.Image:

@@ -73,6 +73,27 @@ def test_exif_turns_the_picture_upright(orientation: int) -> None:
     assert np.array_equal(read, np.asarray(quarters()))
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    "exif",
+    [b"Exif\0\0" + b"\xff" * 100, b"\xff" * 100, b"Exif\0\0II*\0\xff\xff\xff\xff"],
+    ids=["junk", "nothing but junk", "entries far away"],
+)
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
+def test_exif_that_says_nothing_leaves_the_picture_as_it_is_stored(kind: str, exif: bytes) -> None:
+    stored = packed(quarters(), kind, exif=exif)
+    assert np.array_equal(pixels_of(stored), np.asarray(Image.open(BytesIO(stored)).convert("RGB")))
+
+
+def test_exif_that_is_damaged_elsewhere_turns_the_picture_all_the_same() -> None:
+    """Its other entries need not be readable, nor fit to be written again."""
+    orientation = struct.pack(">HHII", 0x0112, 3, 1, 6 << 16)
+    far_away = struct.pack(">HHII", 0x8769, 4, 1, 0xFFFFFFF0)
+    entries = b"MM\0*" + struct.pack(">IH", 8, 2) + orientation + far_away + bytes(4)
+    stored = quarters().transpose(Image.Transpose.ROTATE_90)
+    assert np.array_equal(pixels_of(packed(stored, "PNG", exif=b"Exif\0\0" + entries)), np.asarray(quarters()))
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16"])
 def test_every_mode_becomes_rgb(mode: str) -> None:
     grey = Image.new("L", (8, 8), 200)
