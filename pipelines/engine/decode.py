@@ -151,6 +151,15 @@ def _checked(job: _Job) -> NDArray[np.uint8]:
     """The pixels of a decode that is done. Raises: RequestError if its latents or the picture were not numbers."""
     decoded = job.decoding.result()
     if not bool(decoded.is_finite):
-        raise RequestError(f"the model produced no picture for seed {job.row.seed}: its values are not numbers")
+        raise _not_numbers(job.row)
     pixels: NDArray[np.uint8] = decoded.pixels.numpy()
     return pixels
+
+
+def _not_numbers(row: Row) -> RequestError:
+    """Laid to the adapters where there are some: what a model draws without is numbers."""
+    adapters = len(row.request.params.adapters)
+    if not adapters:
+        return RequestError(f"the model produced no picture for seed {row.seed}: its values are not numbers")
+    which, loc = ("the adapter", ("loras", 0, "path")) if adapters == 1 else ("one of the adapters", ("loras",))
+    return RequestError(f"{which} cannot be used: its weights or its scale are too large for this model", loc)

@@ -17,6 +17,7 @@ from diffusers import FluxTransformer2DModel
 from PIL import Image
 
 from models.registry import REGISTRY
+from pipelines.adapters.reading import LowRank
 from server.app import create_app
 from server.node import Node
 from server.settings import Settings
@@ -37,6 +38,8 @@ def loras(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed in (0, 2):
         save_diffusers(parts[seed], folder / f"{seed}.safetensors")
     save_kohya(parts[1], folder / "1.safetensors", alpha=2.0)
+    huge = {name: LowRank(torch.full_like(p.down, 1e38), torch.full_like(p.up, 1e38)) for name, p in parts[0].items()}
+    save_diffusers(huge, folder / "huge.safetensors")
     next(iter(parts[0].values())).down[0, 0] = torch.nan
     save_diffusers(parts[0], folder / "nan.safetensors")
     (folder / "pickle.safetensors").write_bytes(b"\x80\x04\x95 a pickle that runs things")
@@ -139,6 +142,24 @@ def test_a_bad_adapter_is_one_clear_error_at_its_field(http: httpx.Client, path:
     assert problem["msg"][0] == "T", "a sentence, from node and worker"
     assert "Traceback" not in answer.text
     assert drawn(http).shape == (128, 128, 3), "others are drawn as before"
+
+
+def test_an_adapter_that_overflows_is_an_error_at_its_field_and_harms_nobody_in_its_steps(http: httpx.Client) -> None:
+    """Its weights are numbers, what the model makes of them is not."""
+    mixes: list[list[dict[str, Any]]] = [[], [{"path": "2"}]]
+    alone = [drawn(http, *mix) for mix in mixes]
+    with ThreadPoolExecutor(4) as threads:
+        bad = [threads.submit(ask, http, {"path": "huge"}), threads.submit(ask, http, {"path": "0"}, {"path": "huge"})]
+        together = list(threads.map(lambda mix: drawn(http, *mix), mixes))
+    for each, loc, words in zip(
+        bad, (["loras", 0, "path"], ["loras"]), ("The adapter", "One of the adapters"), strict=True
+    ):
+        answer = each.result()
+        assert answer.status_code == 422, answer.text
+        (problem,) = answer.json()["detail"]
+        assert problem["loc"] == ["body", *loc]
+        assert words in problem["msg"]
+    assert max(distance(a, b) for a, b in zip(alone, together, strict=True)) <= TOLERANCE
 
 
 def test_more_adapters_than_a_step_should_carry_are_refused(http: httpx.Client) -> None:

@@ -11,7 +11,7 @@ from models.registry import TINY
 from pipelines.engine.engine import Engine
 from pipelines.engine.request import Admission, Request, RequestError, Row
 from pipelines.engine.runner import Decoded
-from pipelines.protocol.conditions import Fill, ImageToImage, InputPicture
+from pipelines.protocol.conditions import Adapter, Fill, ImageToImage, InputPicture
 from pipelines.protocol.frames import (
     Cancel,
     Cancelled,
@@ -263,6 +263,24 @@ def test_latents_that_are_not_numbers_fail_that_request(engine: Engine, runner: 
     assert failure(frames, "bad").kind == "model_error"
     assert "41" in failure(frames, "bad").message
     assert ends(frames, "a") == ["Finished"]
+
+
+@pytest.mark.parametrize(
+    ("files", "loc", "word"),
+    [(["a"], ("loras", 0, "path"), "the adapter"), (["a", "b"], ("loras",), "one of the adapters")],
+)
+def test_latents_that_are_not_numbers_are_laid_to_the_adapters(
+    engine: Engine, runner: FakeRunner, files: list[str], loc: tuple[str | int, ...], word: str
+) -> None:
+    def poison(rows: Sequence[Row]) -> None:
+        for row in rows:
+            row.latents = torch.tensor([[float("inf")]])
+
+    runner.on_denoise = poison
+    submit(engine, "bad", make_params(adapters=tuple(Adapter(f"{name}.safetensors") for name in files)))
+    failed = failure(drain(engine), "bad")
+    assert (failed.kind, tuple(failed.loc)) == ("input_error", loc)
+    assert word in failed.message
 
 
 def test_out_of_memory_splits_the_step_and_everyone_finishes(engine: Engine, runner: FakeRunner) -> None:
