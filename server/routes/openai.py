@@ -18,6 +18,7 @@ from starlette.responses import Response
 from server.api import endpoints, wire
 from server.api.body import read_object
 from server.api.endpoints import Endpoint
+from server.api.errors import InputError, Problem
 from server.api.progress import steps
 from server.api.schemas.openai import Candidates, ImageRequest
 from server.api.served import Served
@@ -51,6 +52,17 @@ _NO_USAGE = {
 }
 """Clients for the gpt-image models add this up; here no tokens are sold."""
 
+
+_OWN_NAMES = {
+    "image_url": "image",
+    "image_urls": "image",
+    "control_image_url": "image",
+    "mask_url": "mask",
+    "num_images": "n",
+}
+"""What callers of the facade call the fields of fal's inputs that it fills."""
+
+_SIZES = frozenset({"image_size", "aspect_ratio"})
 
 Kind = Literal["image_generation", "image_edit"]
 """What OpenAI calls the events of a stream after."""
@@ -93,7 +105,10 @@ def wish(
     caller: Caller = request.scope["caller"]
     tags = read_tags(request.headers.get("x-fal-tags"))
     options = RequestOptions(caller.tenant, key_id=caller.key, tags=tags)
-    new = new_job(_endpoint(models, served), str(uuid.uuid4()), body, options, served, is_ephemeral=True)
+    try:
+        new = new_job(_endpoint(models, served), str(uuid.uuid4()), body, options, served, is_ephemeral=True)
+    except InputError as exc:
+        raise _as_asked(exc) from exc
     params = dict(new.params or {})
     if asked.stream and asked.partial_images:
         params["preview_every"] = max(1, math.ceil(params["num_inference_steps"] / (asked.partial_images + 1)))
@@ -130,9 +145,27 @@ def _images(outcome: Outcome, origin: str, sign: wire.Sign) -> list[dict[str, An
     """The pictures of a result. Raises: WireError if it is none."""
     status, body, headers = wire.result(outcome, origin, sign)
     if status != 200:
-        raise WireError(status, body, headers)
+        raise _as_asked(WireError(status, body, headers))
     images: list[dict[str, Any]] = body["images"]
     return images
+
+
+def _as_asked(exc: WireError) -> WireError:
+    """The same error at the fields that the caller has sent, not at those of fal's input made of them."""
+    detail = exc.body.get("detail")
+    if not isinstance(detail, list):
+        return exc
+    return WireError(exc.status, exc.body | {"detail": [_with_own_names(entry) for entry in detail]}, exc.headers)
+
+
+def _with_own_names(entry: Problem) -> Problem:
+    match entry.get("loc"):
+        case [body, name, *_] if name in _SIZES:
+            return entry | {"loc": [body, "size"]}
+        case [body, name, *rest]:
+            return entry | {"loc": [body, _OWN_NAMES.get(name, name), *rest]}
+        case _:
+            return entry
 
 
 def _answer(asked: ImageRequest, images: list[dict[str, Any]]) -> dict[str, Any]:

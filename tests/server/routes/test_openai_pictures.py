@@ -15,6 +15,8 @@ import pytest
 from PIL import Image
 
 from models.registry import REGISTRY
+from server.api.errors import InputError, problem
+from server.api.submission import rejection
 from server.jobs.store.job import Job, JobStatus, Outcome
 from tests.server.api_server import Api, eventually
 from tests.server.files.test_decoding import packed, quarters
@@ -128,6 +130,36 @@ def test_what_is_wrong_is_told_in_openais_shape(
 ) -> None:
     answer = everything.http.post("/v1/images/edits", **content)
     assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
+
+
+@pytest.mark.parametrize(
+    ("path", "names", "fields", "loc", "param"),
+    [
+        ("edits", ["image"], {}, ["image_url"], "image"),
+        ("edits", ["image[]"], {}, ["image_url"], "image"),
+        ("edits", ["image[]", "image[]"], {}, ["image_urls", 1], "image.1"),
+        ("edits", ["image"], {"model": "fal-ai/flux-pro/v1/canny"}, ["control_image_url"], "image"),
+        ("edits", ["image", "mask"], {}, ["mask_url"], "mask"),
+        ("variations", ["image"], {}, ["image_url"], "image"),
+    ],
+)
+@pytest.mark.parametrize("stream", ["false", "true"])
+def test_what_is_wrong_with_a_picture_is_told_at_the_callers_own_field(
+    everything: Api,
+    pool: ThreadPoolExecutor,
+    path: str,
+    names: list[str],
+    fields: dict[str, str],
+    loc: list[str | int],
+    param: str,
+    stream: str,
+) -> None:
+    files = [picture(name) for name in names]
+    job, answer = begun(everything, pool, path, files, prompt="x", stream=stream, **fields)
+    fault = problem(loc, "Pictures must be JPEG, PNG or WebP", "unsupported_image_format")
+    everything.node.finish(job, rejection(InputError([fault])))
+    error = answer.result().json()["error"]
+    assert (answer.result().status_code, error["param"], error["code"]) == (400, param, "unsupported_image_format")
 
 
 def test_an_edit_without_its_checkpoint_names_the_flag(api: Api) -> None:
