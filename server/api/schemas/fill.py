@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Discriminator, Field, Tag, field_validator
 from pydantic_core import PydanticCustomError
 
 from pipelines.protocol.conditions import Condition, Fill, Redux
@@ -64,12 +64,28 @@ class FluxProErase(Filled, LikePicture):
         return (Fill(picture, needs.mask(self.mask_url, "mask_url", grow=self.dilate_pixels)),)
 
 
+def _kind(value: Any) -> str | None:
+    """As for `image_size`: the errors of a value speak of what it was meant for alone."""
+    if isinstance(value, list):
+        return "<list>"
+    return "<url>" if isinstance(value, str) else None
+
+
+OneOrMore = Annotated[
+    Annotated[Annotated[list[PictureUrl], Field(max_length=8)], Tag("<list>")] | Annotated[PictureUrl, Tag("<url>")],
+    Discriminator(
+        _kind,
+        custom_error_type="picture_url_type",
+        custom_error_message="Input should be the URL or data URI of a picture, or a list of them",
+    ),
+]
+"""A picture, or up to eight."""
+
+
 class PicturePrompt(BaseModel):
     """Pictures that say what to draw, as Redux does."""
 
-    fill_image_url: Annotated[list[PictureUrl], Field(max_length=8)] | PictureUrl | None = Field(
-        default=[], description="URL or data URI, or a list."
-    )
+    fill_image_url: OneOrMore | None = Field(default=[], description="URL or data URI, or a list.")
 
     def redux(self, needs: Needs) -> tuple[Redux, ...]:
         """The pictures as a condition; none if there are no pictures."""

@@ -112,7 +112,8 @@ class Dev(Klein, Guided):
     """FLUX.2 [dev]: guidance is one of its inputs."""
 
     guidance_scale: WideGuidance = 2.5
-    enable_prompt_expansion: bool = Field(False, description="The same as expand_prompt.")
+    expand_prompt: bool = Field(False, description="The same as enable_prompt_expansion.")  # without that as its alias
+    enable_prompt_expansion: bool = Field(False, description="Let a language model write the prompt out first.")
 
     def wants_expansion(self) -> bool:
         return self.enable_prompt_expansion or super().wants_expansion()

@@ -21,6 +21,7 @@ MAX_REFERENCES = 10
 class _Klein(Klein):
     """Its authors want every prompt written out."""
 
+    expand_prompt: bool = Field(False, description="The same as enable_prompt_expansion.")  # without that as its alias
     enable_prompt_expansion: bool = Field(True, description="Whether the prompt is written out before it is drawn.")
 
     def wants_expansion(self) -> bool:
