@@ -13,16 +13,13 @@ from typing import Any, Literal
 
 from PIL import ExifTags, Image
 
+from server.files.foreign_formats import is_foreign_picture
 from server.files.masks import grown, holes_of, mask_of
 
 FORMATS = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n", "WEBP": b"RIFF"}
 """What is read, by the bytes that it begins with."""
 
 SUPPORTED = ["jpeg", "png", "webp"]
-
-_OTHER_PICTURES = (b"GIF8", b"BM", b"II*\x00", b"MM\x00*", b"<svg", b"\x00\x00\x00\x0cJXL ", b"\xff\x0a")
-"""How formats begin that are pictures, but none of ours. AVIF and HEIC name themselves at byte 4."""
-
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -108,7 +105,7 @@ def _format(data: bytes) -> str:
     for name, start in FORMATS.items():
         if data.startswith(start) and (name != "WEBP" or data[8:12] == b"WEBP"):
             return name
-    if data.startswith(_OTHER_PICTURES) or data[4:8] == b"ftyp":
+    if is_foreign_picture(data):
         msg = "Pictures must be JPEG, PNG or WebP"
         raise PictureError("unsupported_image_format", msg, {"supported_formats": SUPPORTED})
     raise PictureError("image_load_error", "The file is not a picture")
