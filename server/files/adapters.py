@@ -15,6 +15,7 @@ import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,12 +25,12 @@ from models.adapter_files import AdapterError, shown
 from server.files import adapter_hub
 from server.files.adapter_store import AdapterStore
 from server.files.objects import Objects, ObjectsAwayError, StoredObject, why_not_fetched
+from server.http.downloads import FAILURES, MAX_REDIRECTS, body_of, refuse_other_redirects, why_failed
 from server.http.outgoing import ForbiddenAddressError, Network, VettedTransport
 
 DEADLINE_S = 300.0
 """For one fetch, redirects and all."""
 SILENCE_S = 15.0
-MAX_REDIRECTS = 5
 REMEMBERED_S = 3600.0
 """What an address led to is asked again after so long."""
 MAX_REMEMBERED = 10_000
@@ -95,6 +96,7 @@ class Adapters:
             trust_env=False,
             follow_redirects=True,
             max_redirects=MAX_REDIRECTS,
+            event_hooks={"response": [refuse_other_redirects]},
             timeout=SILENCE_S,
             # Nothing packed: its true size would be known only after unpacking.
             headers={"accept-encoding": "identity", "user-agent": "fluxserve"},
@@ -200,12 +202,8 @@ class Adapters:
                 await self._receive(answer, path)
         except ForbiddenAddressError as exc:
             raise _not_downloaded(why_not_fetched(url, str(exc))) from exc
-        except httpx.TooManyRedirects as exc:
-            raise _not_downloaded(f"it redirects more than {MAX_REDIRECTS} times") from exc
-        except (TimeoutError, httpx.TimeoutException) as exc:
-            raise _not_downloaded("its server is too slow") from exc
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as exc:
-            raise _not_downloaded("its server cannot be reached, or does not speak HTTP") from exc
+        except FAILURES as exc:
+            raise _not_downloaded(why_failed(exc)) from exc
 
     async def _receive(self, answer: httpx.Response, path: Path) -> None:
         if answer.status_code != 200:
@@ -214,11 +212,12 @@ class Adapters:
             raise self._too_large()
         size = 0
         with path.open("wb") as file:
-            async for chunk in answer.aiter_raw(1 << 20):
-                size += len(chunk)
-                if size > self._max_bytes:
-                    raise self._too_large()
-                await asyncio.to_thread(file.write, chunk)
+            async with aclosing(body_of(answer, 1 << 20)) as body:
+                async for chunk in body:
+                    size += len(chunk)
+                    if size > self._max_bytes:
+                        raise self._too_large()
+                    await asyncio.to_thread(file.write, chunk)
 
     async def _on_hub(self, path: str) -> str:
         if not _HUB_ID.fullmatch(path) or ".." in path:

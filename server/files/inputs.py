@@ -13,15 +13,18 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import zlib
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import aclosing, suppress
 from urllib.parse import unquote_to_bytes
 
 import httpx
 
-from server.files.decoding import Limits, PictureError, Pixels, Reading, decode
+from server.files.decoding import FORMATS, Limits, PictureError, Pixels, Reading, decode
 from server.files.objects import Objects, why_not_fetched
 from server.files.picture_pool import PicturePool
+from server.http.downloads import FAILURES, MAX_REDIRECTS, body_of, refuse_other_redirects, why_failed
 from server.http.outgoing import ForbiddenAddressError, Network, VettedTransport
 
 MAX_BYTES = 64 << 20
@@ -33,7 +36,7 @@ DEADLINE_S = 60.0
 SILENCE_S = 15.0
 """For a connection to open, and between two pieces of an answer."""
 
-MAX_REDIRECTS = 5
+_INFLATED = ("gzip", "x-gzip", "deflate")
 
 ANY_SIZE = Limits()
 
@@ -52,6 +55,7 @@ class Inputs:
             trust_env=False,
             follow_redirects=True,
             max_redirects=MAX_REDIRECTS,
+            event_hooks={"response": [refuse_other_redirects]},
             timeout=SILENCE_S,
             # Nothing packed: its true size would be known only after unpacking.
             headers={"accept": "image/*", "accept-encoding": "identity", "user-agent": "fluxserve"},
@@ -92,12 +96,8 @@ class Inputs:
                 return await self._fetch(url)
         except ForbiddenAddressError as exc:
             raise _not_downloaded(why_not_fetched(url, str(exc))) from exc
-        except httpx.TooManyRedirects as exc:
-            raise _not_downloaded(f"it redirects more than {MAX_REDIRECTS} times") from exc
-        except (TimeoutError, httpx.TimeoutException) as exc:
-            raise _not_downloaded("its server is too slow") from exc
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as exc:
-            raise _not_downloaded("its server cannot be reached, or does not speak HTTP") from exc
+        except FAILURES as exc:
+            raise _not_downloaded(why_failed(exc)) from exc
 
     def _own_file(self, url: str, tenant: str) -> bytes | None:
         """The content, if the address is one of our own files."""
@@ -116,12 +116,29 @@ class Inputs:
                 raise _not_downloaded(f"its server answered {answer.status_code}")
             if int(answer.headers.get("content-length", "0")) > MAX_BYTES:
                 raise _too_large()
-            async for chunk in answer.aiter_raw():
-                size += len(chunk)
-                if size > MAX_BYTES:
-                    raise _too_large()
-                chunks.append(chunk)
-        return b"".join(chunks)
+            async with aclosing(body_of(answer)) as body:
+                async for chunk in body:
+                    size += len(chunk)
+                    if size > MAX_BYTES:
+                        raise _too_large()
+                    chunks.append(chunk)
+            packing = answer.headers.get("content-encoding", "").strip().lower()
+        return await asyncio.to_thread(_unpacked, b"".join(chunks), packing)
+
+
+def _unpacked(data: bytes, packing: str) -> bytes:
+    """A body without its Content-Encoding, which some servers use unasked, and some name in vain.
+
+    Raises: PictureError `file_download_error` or `file_too_large`."""
+    if packing in ("", "identity") or data.startswith(tuple(FORMATS.values())):
+        return data
+    if packing in _INFLATED:
+        inflating = zlib.decompressobj(zlib.MAX_WBITS | 32)  # either header
+        with suppress(zlib.error):
+            plain = _bounded(inflating.decompress(data, MAX_BYTES + 1))
+            if inflating.eof:
+                return plain
+    raise _not_downloaded(f"its server has packed it ({packing[:20]}), unasked, and it cannot be unpacked")
 
 
 def _data_of(uri: str) -> bytes:

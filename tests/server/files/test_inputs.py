@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import threading
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
@@ -30,6 +32,14 @@ from tests.server.files.test_decoding import packed, quarters
 
 PNG = packed(quarters(), "PNG")
 RAW = quarters().tobytes()
+PACKED = {
+    "gzip": gzip.compress(PNG),
+    "deflate": zlib.compress(PNG),
+    "plain": PNG,
+    "cut": gzip.compress(PNG)[:-20],
+    "bomb": gzip.compress(bytes(1_000_000)),
+    "other": b"\x0b\x02\x80",
+}
 
 
 class Site(BaseHTTPRequestHandler):
@@ -53,6 +63,16 @@ class Site(BaseHTTPRequestHandler):
             time.sleep(1)
         elif kind == "missing":
             self.send_error(404)
+        elif kind == "broken-off":
+            self.send_response(200)
+            self.send_header("content-length", "5000")
+            self.end_headers()
+            self.wfile.write(PNG[:50])
+        elif kind == "packed":
+            self.send_response(200)
+            self.send_header("content-encoding", rest[0])
+            self.end_headers()
+            self.wfile.write(PACKED[rest[1]])
         else:
             self.send_response(200)
             self.send_header("content-type", "text/html")  # a lie that must not matter
@@ -183,6 +203,39 @@ def test_redirects_are_followed_by_name_and_not_for_ever(read: Reader, site: str
 @pytest.mark.parametrize("target", ["http://10.0.0.1/x", "http://[::ffff:10.0.0.1]/", "file:///etc/passwd", "ftp://x/"])
 def test_a_redirect_leads_nowhere_that_is_not_allowed_itself(read: Reader, site: str, target: str) -> None:
     assert read.refused(f"{site}/to/{target}", *LOCAL)["type"] == "file_download_error"
+
+
+@pytest.mark.parametrize("target", ["data:image/png;base64,iVBORw0KGgo=", "file:///etc/passwd", "FTP://x/"])
+def test_a_redirect_to_what_is_not_followed_is_named(read: Reader, site: str, target: str) -> None:
+    words = f"it redirects to a {target.partition(':')[0].lower()}: address, and only http and https are followed"
+    assert words in read.refused(f"{site}/to/{target}", *LOCAL)["msg"]
+
+
+def test_a_body_that_breaks_off_is_told_so(read: Reader, site: str) -> None:
+    problem = read.refused(f"{site}/broken-off", *LOCAL)
+    assert problem["type"] == "file_download_error"
+    assert "its server closed the connection after 50 of 5000 bytes" in problem["msg"]
+
+
+@pytest.mark.parametrize(
+    "path", ["gzip/gzip", "x-gzip/gzip", "deflate/deflate", "GZIP/gzip", "gzip/plain", "br/plain", "identity/plain"]
+)
+def test_a_body_packed_unasked_or_only_said_to_be_is_read(read: Reader, site: str, path: str) -> None:
+    assert read(f"{site}/packed/{path}", *LOCAL).data == RAW
+
+
+@pytest.mark.parametrize("path", ["br/other", "gzip/cut", "gzip/other", "gzip, br/gzip"])
+def test_a_body_packed_unasked_that_cannot_be_unpacked_is_told_so(read: Reader, site: str, path: str) -> None:
+    problem = read.refused(f"{site}/packed/{path.replace(' ', '')}", *LOCAL)
+    assert problem["type"] == "file_download_error"
+    assert "unasked, and it cannot be unpacked" in problem["msg"]
+
+
+def test_a_packed_body_is_bounded_by_what_it_unpacks_to(
+    read: Reader, site: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "MAX_BYTES", 100_000)
+    assert read.refused(f"{site}/packed/gzip/bomb", *LOCAL)["type"] == "file_too_large"
 
 
 @pytest.mark.parametrize(
