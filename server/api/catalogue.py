@@ -11,17 +11,21 @@ from server.api.endpoints import ENDPOINTS, Endpoint
 from server.api.paths import app_root
 from server.api.schemas import answers
 from server.api.served import NotServedError, Served
+from server.api.unserved import UNSERVED, Unserved
 
 _SCHEMAS = "#/components/schemas/"
 
 
-def model_list(rows: Iterable[Endpoint], served: Served) -> dict[str, Any]:
-    """The endpoints in fal's shape (`models`) and OpenAI's (`data`) at once; `served_by` names the checkpoint."""
+def model_list(rows: Iterable[Endpoint | Unserved], served: Served) -> dict[str, Any]:
+    """The endpoints in fal's shape (`models`) and OpenAI's (`data`) at once; `served_by` names the checkpoint.
+
+    What this server never answers is in fal's alone, with its reason: whoever lists OpenAI's picks from it.
+    """
     listed = list(rows)
     return {
         "object": "list",
-        "data": [openai_entry(row) for row in listed],
-        "models": [_entry(row, served) for row in listed],
+        "data": [openai_entry(row) for row in listed if isinstance(row, Endpoint)],
+        "models": [_entry(row, served) if isinstance(row, Endpoint) else _unserved_entry(row) for row in listed],
         "next_cursor": None,
         "has_more": False,
     }
@@ -30,6 +34,13 @@ def model_list(rows: Iterable[Endpoint], served: Served) -> dict[str, Any]:
 def openai_entry(row: Endpoint) -> dict[str, Any]:
     """One endpoint as OpenAI describes a model."""
     return {"id": row.id, "object": "model", "created": 0, "owned_by": row.id.split("/")[0]}
+
+
+def _unserved_entry(row: Unserved) -> dict[str, Any]:
+    return {
+        "endpoint_id": row.id,
+        "metadata": {"display_name": row.id, "status": "unavailable", "reason": row.summary},
+    }
 
 
 def _entry(row: Endpoint, served: Served) -> dict[str, Any]:
@@ -106,6 +117,12 @@ def _queue_document(row: Endpoint, version: str, is_protected: bool) -> dict[str
 def all_endpoints() -> list[Endpoint]:
     """Every row of the table, in its order."""
     return list(ENDPOINTS.values())
+
+
+def whole_catalogue() -> list[Endpoint | Unserved]:
+    """And behind them those of fal's FLUX endpoints that this server does not answer, by an alias neither."""
+    unserved = (Unserved(name, reason) for name, reason in UNSERVED.items() if name not in ENDPOINTS)
+    return [*ENDPOINTS.values(), *unserved]
 
 
 def _name(row: Endpoint) -> str:

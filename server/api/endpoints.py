@@ -23,7 +23,7 @@ from server.api.schemas import (
     ultra,
 )
 from server.api.schemas.base import Input
-from server.api.unserved import UNSERVED
+from server.api.unserved import UNSERVED, Unserved
 from server.http.errors import PlainError
 
 _DEV: tuple[Variant, ...] = ("dev", "srpo", "krea", "schnell")
@@ -366,7 +366,7 @@ def find(path: str) -> tuple[Endpoint, str]:
         if (row := ENDPOINTS.get(known)) is not None:
             return row, "/".join(segments[length:])
         if known in UNSERVED:
-            raise PlainError(404, f"{known} is not served: {UNSERVED[known]}")
+            raise PlainError(404, Unserved(known, UNSERVED[known]).summary)
     root = app_root(name)
     if any(app_root(known) == root for known in (*ENDPOINTS, *UNSERVED)):
         raise path_not_found(name.removeprefix(root).strip("/"))

@@ -2,6 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Unserved:
+    """One of them, for lists. Its category, which fal publishes, is not kept here."""
+
+    id: str
+    reason: str
+    category: None = None
+
+    @property
+    def summary(self) -> str:
+        return f"{self.id} is not served: {self.reason}"
+
+
 _FINETUNED = "its finetunes live at their maker; use a LoRA with fal-ai/flux-lora, or with fal-ai/flux-lora-fill"
 _FLUX_2 = (
     "its weights or its LoRA are not public; with FLUX.2-dev a server answers fal-ai/flux-2, with FLUX.2-klein-4B "

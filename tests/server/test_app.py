@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from server.api import catalogue, endpoints
 from server.api.endpoints import ENDPOINTS
 from server.api.schemas import answers
+from server.api.unserved import UNSERVED
 from server.settings import CHECKOUT, VERSION
 from tests.server.api_node import ApiNode
 from tests.server.api_server import Api, serve
@@ -179,7 +180,7 @@ def test_metrics_count_answers_and_jobs(api: Api) -> None:
 
 def test_the_model_list_speaks_fal_and_openai(api: Api) -> None:
     body = api.http.get("/v1/models").json()
-    assert {entry["endpoint_id"] for entry in body["models"]} == set(ENDPOINTS)
+    assert {entry["endpoint_id"] for entry in body["models"]} == set(ENDPOINTS) | set(UNSERVED)
     assert {entry["id"] for entry in body["data"]} == set(ENDPOINTS)
     (pro,) = api.http.get("/v1/models", params={"endpoint_id": "fal-ai/flux-pro"}).json()["models"]
     two = api.http.get("/v1/models", params={"endpoint_id": "fal-ai/flux-pro,fal-ai/flux/dev"}).json()["models"]
@@ -189,15 +190,31 @@ def test_the_model_list_speaks_fal_and_openai(api: Api) -> None:
     assert api.http.get("/v1/models", params={"limit": 0}).status_code == 400
 
 
+def test_fals_model_list_says_why_an_endpoint_is_never_answered_and_openais_leaves_it_out(api: Api) -> None:
+    name = "fal-ai/flux-pulid"
+    body = api.http.get("/v1/models", params={"endpoint_id": name, "expand": "openapi-3.0"}).json()
+    (entry,) = body["models"]
+    assert entry["metadata"]["status"] == "unavailable"
+    assert entry["metadata"]["reason"] == api.http.post(f"/run/{name}", json={}).json()["detail"]
+    assert "openapi" not in entry
+    assert body["data"] == []
+    assert api.http.get(f"/v1/models/{name}").status_code == 404
+    for narrowed in ({"status": "active"}, {"category": "text-to-image"}):
+        listed = api.http.get("/v1/models", params=narrowed).json()["models"]
+        assert listed
+        assert not {entry["endpoint_id"] for entry in listed} & set(UNSERVED)
+    assert name in {entry["endpoint_id"] for entry in api.http.get("/v1/models?q=pulid").json()["models"]}
+
+
 def test_the_model_list_has_pages(api: Api) -> None:
     seen, cursor = [], None
-    for _ in range(len(ENDPOINTS)):
+    for _ in range(len(ENDPOINTS) + len(UNSERVED)):
         page = api.http.get("/v1/models", params={"limit": 7} | ({"cursor": cursor} if cursor else {})).json()
         seen += [entry["endpoint_id"] for entry in page["models"]]
         assert page["has_more"] == (page["next_cursor"] is not None)
         if (cursor := page["next_cursor"]) is None:
             break
-    assert seen == list(ENDPOINTS)
+    assert seen == [*ENDPOINTS, *UNSERVED]
     assert api.http.get("/v1/models", params={"cursor": "nonsense"}).status_code == 400
 
 

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from server.api import catalogue, llms, platform
+from server.api.endpoints import Endpoint
 from server.api.served import Served
 from server.gateway.keys import KeyRing
 from server.http.errors import PlainError, WireError
@@ -37,12 +38,14 @@ def platform_router(served: Served, version: str, keys: KeyRing) -> APIRouter:
         """The endpoints, as fal and as OpenAI list them."""
         origin = request.scope["target"].origin
         wanted = frozenset(words(endpoint_id))
-        rows = [row for row in catalogue.all_endpoints() if not wanted or row.id in wanted]
+        rows = [row for row in catalogue.whole_catalogue() if not wanted or row.id in wanted]
         found = [row for row in rows if not q or q.lower() in f"{row.id} {row.summary}".lower()]
         found = [row for row in found if category in (None, row.category)]
         page, following = platform.page_of(found, limit, cursor)
         listed = catalogue.model_list(page, served)
         for row, entry in zip(page, listed["models"], strict=True):
+            if not isinstance(row, Endpoint):
+                continue
             entry["metadata"] |= platform.details(row, origin)
             if EXPAND_OPENAPI in words(expand):
                 entry["openapi"] = catalogue.queue_openapi(row, version, not keys.is_open, origin)

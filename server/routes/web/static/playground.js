@@ -150,7 +150,7 @@ function useShortcuts(form, runs, change, fields) {
   }, []);
 }
 
-const CATEGORIES = { "text-to-image": "From a text", "image-to-image": "From a picture", inpainting: "Repaint", control: "Along edges or depth", "image-editing": "Edit by instruction" };
+const CATEGORIES = { "text-to-image": "From a text", "image-to-image": "From a picture", inpainting: "Repaint", control: "Along edges or depth", "image-editing": "Edit by instruction", undefined: "Not served" };
 
 function Endpoints({ models, endpoint, onChange }) {
   const chosen = models.find((model) => model.endpoint_id === endpoint)?.metadata;
