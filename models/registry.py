@@ -448,6 +448,12 @@ def flux2_dev(name: str) -> Variant:
     return "flux2-turbo" if "turbo" in name.lower() else "flux2-dev"
 
 
+def own_estimator(spec: ModelSpec) -> Path | None:
+    """The depth estimator that a checkpoint brings in its own folder."""
+    folder = Path(spec.source) / "depth_estimator"
+    return folder if (folder / "config.json").is_file() else None
+
+
 def siblings(specs: Sequence[ModelSpec]) -> tuple[ModelSpec, ...]:
     """What is there on demand besides these: checkpoints that belong to one of them and whose files are here."""
     names = {spec.name for spec in specs}

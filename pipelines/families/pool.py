@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from models.loading import PartCache, outlook
 from models.memory import Offload
 from models.packed import is_packed
 from models.quantization import is_insensitive, quantize
-from models.registry import ModelSpec, siblings
+from models.registry import ModelSpec, own_estimator, siblings
 from models.streaming import is_streamed
 from models.tuning import AUTO, Tuning
 from pipelines.adapters.cache import NO_ADAPTERS, AdapterCache
@@ -432,9 +431,9 @@ def _cannot_be_loaded(name: str) -> str:
 
 def _own_estimators(specs: Sequence[ModelSpec]) -> list[ModelSpec]:
     """Depth estimators that checkpoints bring in their own folders."""
-    folders = ((spec, Path(spec.source) / "depth_estimator") for spec in (*specs, *siblings(specs)))
+    found = ((spec, own_estimator(spec)) for spec in (*specs, *siblings(specs)))
     return [
         ModelSpec(f"{spec.name}/depth_estimator", str(folder), variant="depth-estimator", licence=spec.licence)
-        for spec, folder in folders
-        if (folder / "config.json").is_file()
+        for spec, folder in found
+        if folder is not None
     ]

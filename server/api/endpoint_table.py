@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from models.registry import REGISTRY, UNNAMED, Variant
+from models.registry import REGISTRY, UNNAMED, ModelSpec, Variant
 from server.api.endpoints import ENDPOINTS, Endpoint
 from server.api.served import NotServedError, Served
 from server.api.unserved import UNSERVED
+
+_DEPTH: tuple[Variant, ...] = ("depth",)
 
 Row = tuple[str, str]
 """An endpoint's id, and the checkpoints or the reason in words."""
@@ -47,8 +49,24 @@ def _answered(row: Endpoint, served: Served) -> str:
         beside = "" if row.beside is None else f" with {served.beside(spec, row.beside).name}"
     except NotServedError as exc:
         return f"missing: {exc.missing}"
+    on_demand = " (loaded on demand)" if spec in served.on_demand else ""
+    depth = _depth(row, spec, served) if row.variants == _DEPTH else ""
     others = [f"in {steps} steps {each.name}" for steps, each in by_steps.items() if each is not spec]
-    return ", ".join([f"{spec.name}{beside}{' (loaded on demand)' if spec in served.on_demand else ''}", *others])
+    return ", ".join([f"{spec.name}{beside}{depth}{on_demand}", *others])
+
+
+def _depth(row: Endpoint, spec: ModelSpec, served: Served) -> str:
+    """What stands beside a checkpoint that follows depth, or what it cannot do without that."""
+    estimator = served.estimator
+    if estimator is None:
+        return f", but no picture without --model {_estimator(row)}"
+    return "" if estimator == spec else f" with {estimator.name}"
+
+
+def _estimator(row: Endpoint) -> str:
+    """The checkpoint that tells the depth of pictures, and whether the endpoint also takes what shows it already."""
+    name = _names("depth-estimator", False)[0]
+    return f"{name} (or `preprocess_depth: false`)" if "preprocess_depth" in row.schema.model_fields else name
 
 
 def _known(row: Endpoint, is_embedded: bool) -> str:
@@ -56,6 +74,8 @@ def _known(row: Endpoint, is_embedded: bool) -> str:
     drawing = [name for variant in row.variants for name in _names(variant, is_embedded)]
     drawing += [UNNAMED[variant] for variant in row.variants if variant in UNNAMED and not is_embedded]
     beside = _names(row.beside, is_embedded)[:1] if row.beside else []
+    if row.variants == _DEPTH and not is_embedded:  # the embedded one brings its estimator along
+        beside = [_estimator(row)]
     return " with ".join([" or ".join(drawing), *beside])
 
 

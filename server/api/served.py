@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from models.registry import REGISTRY, UNNAMED, ModelSpec, Variant, siblings
+from models.registry import REGISTRY, UNNAMED, ModelSpec, Variant, own_estimator, siblings
 from server.http.errors import PlainError
 
 
@@ -78,6 +78,12 @@ class Served:
         if found is None:
             raise _missing(variant)
         return found
+
+    @property
+    def estimator(self) -> ModelSpec | None:
+        """What tells the depth of pictures: a checkpoint for that, or else the one that brings it in its folder."""
+        named = next((spec for spec in self.all if spec.variant == "depth-estimator"), None)
+        return named or next((spec for spec in self.all if own_estimator(spec) is not None), None)
 
     def named(self, spec: ModelSpec, variant: Variant, name: str) -> ModelSpec | None:
         """The checkpoint of that variant with this name or source, beside `spec`; None if it is not here."""

@@ -44,6 +44,21 @@ def test_flux2_with_turbo_worked_in_answers_for_turbo_alone() -> None:
     assert set(answers) == {f"fal-ai/flux-2/{kind}{edit}" for kind in ("turbo", "flash") for edit in ("", "/edit")}
 
 
+def test_what_follows_depth_is_told_what_tells_the_depth_of_a_picture() -> None:
+    depth, estimator = REGISTRY["FLUX.1-Depth-dev"], REGISTRY["Depth-Anything-V2-Small"]
+
+    def answer(*served: ModelSpec, endpoint: str = "fal-ai/flux-lora-depth") -> str:
+        return dict(endpoint_table.rows(Served(served)))[endpoint]
+
+    alone = "FLUX.1-Depth-dev, but no picture without --model Depth-Anything-V2-Small"
+    assert answer(depth) == alone
+    assert answer(depth, endpoint="fal-ai/flux-control-lora-depth") == f"{alone} (or `preprocess_depth: false`)"
+    assert answer(depth, estimator) == "FLUX.1-Depth-dev with Depth-Anything-V2-Small"
+    assert answer(REGISTRY["flux-shapes"]) == "flux-shapes-depth (loaded on demand)", "it brings its own"
+    (row,) = [line for line in endpoint_table.markdown().splitlines() if line.startswith("| `fal-ai/flux-lora-depth` ")]
+    assert "| FLUX.1-Depth-dev with Depth-Anything-V2-Small |" in row
+
+
 def test_plain_sdxl_answers_for_playground_unless_that_is_served() -> None:
     sdxl, playground = REGISTRY["SDXL"], REGISTRY["Playground-v2.5"]
     rows = dict(endpoint_table.rows(Served((sdxl,))))
