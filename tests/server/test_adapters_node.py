@@ -16,8 +16,8 @@ import torch
 from diffusers import FluxTransformer2DModel
 from PIL import Image
 
+from models.adapters.reading import LowRank
 from models.registry import REGISTRY
-from pipelines.adapters.reading import LowRank
 from server.app import create_app
 from server.node import Node
 from server.settings import Settings
