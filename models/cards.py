@@ -1,19 +1,33 @@
-"""Which form of FLUX.1-dev, with which flags, fits cards of the usual sizes: counted, not tried. No torch."""
+"""Which model, in which form and with which flags, fits cards of the usual sizes: counted, not tried. No torch."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from models.architectures import ARCHITECTURES
-from models.counts import counts_of
-from models.memory import MODULATION_WAITS, PRESETS, TILED_SIDE, Preset, decode_bytes, need, streamed_bytes
+from models.counts import AnyArchitecture, counts_of
+from models.memory import (
+    FP8_CAPABILITY,
+    MODULATION_WAITS,
+    PRESETS,
+    Preset,
+    need,
+    presumed_architecture,
+    recommend,
+    streamed_bytes,
+)
+from models.registry import REGISTRY
 
 _USABLE = 0.96
 """Share of a card's nominal memory; drivers and displays take the rest."""
 SIZES_GB = (6, 8, 10, 12, 16, 24, 32, 48, 80)
 _DEV = ARCHITECTURES["random:FLUX.1-dev"]
-_COUNTS = counts_of(_DEV)
+FIRST_MODELS = ("FLUX.2-dev", "FLUX.2-klein-9B", "FLUX.2-klein-4B")
+"""What newcomers are told to take, the largest first; the last, which anybody may use, with whatever flags fit."""
+_NO_FP8 = (0, 0)
+FIRST_SIZES_GB = (8, 12, 16, 24, 32, 48, 80)
 _BITS = {"bfloat16": 16.0, "GGUF Q8_0": 8.5, "float8": 8.0, "GGUF Q5_K": 5.5, "GGUF Q4_K": 4.5, "GGUF Q3_K": 3.4375}
 """A weight's in every form of the transformer, from the roomiest."""
 _OFFLOADS = ("none", "text", "text+modulation")
@@ -29,7 +43,7 @@ _HEAD = [
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """One way to hold FLUX.1-dev for pictures of 1024 x 1024. Bytes.
+    """One way to hold a model for pictures of 1024 x 1024. Bytes.
 
     Args: tiled: decoded in tiles. per_prompt, per_request, per_step: what passes the bus for each new prompt, each
         request when it is admitted, and each step.
@@ -50,9 +64,35 @@ class Fit:
         return ", ".join(f"{size / BUS[bus]:.2f} s {what}" for what, size in named if size) or "none"
 
 
-def best_fit(device_bytes: int) -> Fit | None:
+def best_fit(device_bytes: int, arch: AnyArchitecture = _DEV) -> Fit | None:
     """The first that fits, those that are nearest to the published weights first; None if there is none."""
-    return next((fit for fit in _ways() if fit.device <= _USABLE * device_bytes), None)
+    return next((fit for fit in _ways(arch) if fit.device <= _USABLE * device_bytes), None)
+
+
+def first_model(size_gb: float, capability: tuple[int, ...], host_bytes: float = math.inf) -> tuple[str, Fit] | None:
+    """What a newcomer with this card should take; None if nothing fits but the embedded models.
+
+    The larger ones are taken as they are published, with nothing but their text encoders on the host.
+    Args: size_gb: as cards are sold: what one reports is at most so many times 2^30 bytes. host_bytes: free there.
+    """
+    room, (*large, small) = int(_USABLE * size_gb * 1e9), FIRST_MODELS
+    for name in large:
+        arch = presumed_architecture(REGISTRY[name])
+        preset = recommend(arch, room, _NO_FP8, host_bytes)
+        if preset is not None and preset.offload in ("none", "text"):
+            return name, _way("bfloat16", preset, False, arch)
+    arch = presumed_architecture(REGISTRY[small])
+    for tiled in (False, True):
+        preset = recommend(arch, room, capability, host_bytes, tiled)
+        if preset is not None:
+            return small, _way("bfloat16", preset, tiled, arch)
+    return None
+
+
+def first_markdown() -> list[str]:
+    """The manual's table for newcomers, a line a card; see `first_model`."""
+    head = ["| card | model | flags | needed on the GPU |", "|---|---|---|---|"]
+    return head + [_first_line(size) for size in FIRST_SIZES_GB]
 
 
 def markdown() -> list[str]:
@@ -92,23 +132,30 @@ def _line(size: int) -> str:
     return f"| {size} GB | {fit.file} | {flags}{tiled} | {_gb(fit.device)} | {_gb(fit.host)} | {fit.price()} |"
 
 
+def _first_line(size: int) -> str:
+    chosen = first_model(size, FP8_CAPABILITY)
+    assert chosen is not None
+    name, fit = chosen
+    return f"| {size} GB | `{name}` | {f'`{fit.flags}`' if fit.flags else 'none'} | {_gb(fit.device)} |"
+
+
 def _gb(size: int) -> str:
     return f"{size / 1e9:.1f} GB"
 
 
-def _ways() -> Iterator[Fit]:
+def _ways(arch: AnyArchitecture) -> Iterator[Fit]:
     for offloads in (_OFFLOADS, (_STREAMED,)):
         for file, bits in _BITS.items():
             for tiled in (False, True):
                 for preset in PRESETS:
                     if preset.quantization == "none" and preset.offload in offloads and (preset.replay or bits == 16):
-                        yield _way(file, replace(preset, bits=bits), tiled)
+                        yield _way(file, replace(preset, bits=bits), tiled, arch)
 
 
-def _way(file: str, preset: Preset, tiled: bool) -> Fit:
-    needed, itemsize = need(_DEV, preset), preset.bits / 8
-    waiting = int(_COUNTS.modulation * itemsize) if preset.offload in MODULATION_WAITS else 0
-    streamed = streamed_bytes(_COUNTS, itemsize) if preset.is_streamed else 0
-    text = 0 if preset.offload == "none" else need(_DEV, Preset("none", "text")).host
-    spared = decode_bytes(_DEV.vae, 1024, 1024) - decode_bytes(_DEV.vae, TILED_SIDE, TILED_SIDE) if tiled else 0
-    return Fit(file, preset.flags, needed.device - spared, needed.host, tiled, text, waiting, streamed)
+def _way(file: str, preset: Preset, tiled: bool, arch: AnyArchitecture = _DEV) -> Fit:
+    needed, counts, itemsize = need(arch, preset), counts_of(arch), preset.bits / 8
+    waiting = int(counts.modulation * itemsize) if preset.offload in MODULATION_WAITS else 0
+    streamed = streamed_bytes(counts, preset.block_itemsize) if preset.is_streamed else 0
+    text = 0 if preset.offload == "none" else need(arch, Preset("none", "text")).host
+    device = needed.in_tiles if tiled else needed.device
+    return Fit(file, preset.flags, device, needed.host, tiled, text, waiting, streamed)

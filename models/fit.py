@@ -11,7 +11,7 @@ from models.errors import LoadError
 from models.files.folder import part_in
 from models.files.headers import TensorEntry, read_header
 from models.files.weights import identity, weight_files
-from models.memory import Need, Preset, need, part_bytes, presumed_architecture, working_bytes
+from models.memory import Need, Preset, need, part_bytes, presumed_architecture
 from models.registry import ModelSpec
 from models.single.contents import contents
 from models.single.header import header_of, is_packed, loaded_bytes
@@ -31,21 +31,21 @@ def need_together(
     """
     architectures = {spec: presumed_architecture(spec) for spec in specs if spec.draws}
     parts: dict[object, int] = {}
-    alone, working, host = [], [], []
+    alone, needs = [], []
     for spec, arch in architectures.items():
-        stored = replace(preset, bits=_stored_bits(spec, counts_of(arch).transformer))
+        stored = replace(preset, bits=stored_bits(spec, counts_of(arch).transformer))
         sizes = part_bytes(arch, stored)
         parts |= {_key(spec, arch, name): size for name, size in sizes.items()}
         alone.append(sum(sizes.values()))
-        working.append(working_bytes(arch, stored, width, height))
-        host.append(need(arch, stored, width, height).host)
+        needs.append(need(arch, stored, width, height))
     weights = sum(parts.values())
     if held_bytes is not None:
         weights = min(weights, max(held_bytes, *alone))
-    return Need(weights, max(working), max(host))
+    working, host, tight = (max(getattr(each, of) for each in needs) for of in ("working", "host", "tight"))
+    return Need(weights, working, host, tight)
 
 
-def _stored_bits(spec: ModelSpec, values: int) -> float:
+def stored_bits(spec: ModelSpec, values: int) -> float:
     """Bits a weight of a transformer that stays as its files store it; 16 if they do not pack it; a LoRA
     then lies beside. Raises: LoadError."""
     entries = _transformer_entries(spec)

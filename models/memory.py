@@ -6,6 +6,7 @@ the modules really allocate by `tests/models/test_memory.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -96,15 +97,24 @@ FP8_CAPABILITY = (8, 9)
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Bytes. `weights`, `working`: on the device. `host`: weights that wait in the machine's memory."""
+    """Bytes. `weights`, `working`: on the device. `host`: weights that wait in the machine's memory.
+
+    tight: as `working`, where the picture is decoded in tiles because it does not fit whole.
+    """
 
     weights: int
     working: int
     host: int
+    tight: int
 
     @property
     def device(self) -> int:
         return self.weights + self.working
+
+    @property
+    def in_tiles(self) -> int:
+        """As `device`, decoded in tiles."""
+        return self.weights + self.tight
 
 
 def need(arch: AnyArchitecture, preset: Preset, width: int = 1024, height: int = 1024, text_tokens: int = 512) -> Need:
@@ -113,7 +123,8 @@ def need(arch: AnyArchitecture, preset: Preset, width: int = 1024, height: int =
     host = sum(whole.values()) - sum(held.values())
     if preset.is_streamed:  # the host holds those blocks as well that are on the device
         host += buffer_bytes(counts_of(arch), preset.block_itemsize)
-    return Need(sum(held.values()), working_bytes(arch, preset, width, height, text_tokens), host)
+    working, tight = (working_bytes(arch, preset, width, height, text_tokens, tiled) for tiled in (False, True))
+    return Need(sum(held.values()), working, host, tight)
 
 
 def part_bytes(arch: AnyArchitecture, preset: Preset) -> dict[str, int]:
@@ -129,21 +140,34 @@ def part_bytes(arch: AnyArchitecture, preset: Preset) -> dict[str, int]:
     return text | {"vae": 2 * counts.vae, "transformer": round(itemsize * counts.transformer - shrunk)}
 
 
-def working_bytes(arch: AnyArchitecture, preset: Preset, width: int, height: int, text_tokens: int = 512) -> int:
-    """What the device holds beside weights while one picture is drawn."""
+def working_bytes(
+    arch: AnyArchitecture, preset: Preset, width: int, height: int, text_tokens: int = 512, is_tiled: bool = False
+) -> int:
+    """What the device holds beside weights while one picture is drawn. Args: is_tiled: decoded in tiles."""
     # A text encoder that waits on the host comes in piece by piece; its largest piece is the embedding of its words,
     # which is larger than any of modulation's.
     piece = 2 * counts_of(arch).words if preset.offload != "none" else 0
     steps = step_bytes(arch, width, height, text_tokens) + recorded_bytes(arch, preset)
-    return piece + steps + decode_bytes(arch.vae, width, height) + _RESERVE
+    decoded = (min(width, TILED_SIDE), min(height, TILED_SIDE)) if is_tiled else (width, height)
+    return piece + steps + decode_bytes(arch.vae, *decoded) + _RESERVE
 
 
-def recommend(arch: AnyArchitecture, device_bytes: int, capability: tuple[int, int]) -> Preset | None:
-    """The first preset that fits into a device; None if even the tightest does not."""
+def recommend(
+    arch: AnyArchitecture,
+    device_bytes: int,
+    capability: tuple[int, ...],
+    host_bytes: float = math.inf,
+    is_tiled: bool = False,
+) -> Preset | None:
+    """The first preset that fits into a device and leaves no more on the host than is free there; None without one.
+
+    Args: is_tiled: decoded in tiles.
+    """
     for preset in PRESETS:
         if preset.quantization == "fp8" and capability < FP8_CAPABILITY:
             continue
-        if need(arch, preset).device <= device_bytes:
+        needed = need(arch, preset)
+        if (needed.in_tiles if is_tiled else needed.device) <= device_bytes and needed.host <= host_bytes:
             return preset
     return None
 

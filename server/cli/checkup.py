@@ -12,13 +12,13 @@ from typing import Any
 
 from models import host_memory
 from models.arguments import UnknownModelError, resolve, resolve_all
-from models.cards import BUS, best_fit
+from models.cards import BUS, best_fit, first_model
 from models.counts import counts_of
 from models.errors import LoadError
-from models.fit import SIZES, need_together
+from models.fit import SIZES, need_together, stored_bits
 from models.memory import FP8_CAPABILITY, PRESETS, Need, Preset, presumed_architecture, streamed_bytes
 from models.offers import is_here
-from models.registry import ModelSpec
+from models.registry import REGISTRY, Family, ModelSpec
 from models.tuning import parse_tuning
 from server.cli.finding import Finding
 from server.settings import Settings
@@ -26,6 +26,8 @@ from server.settings import Settings
 _ROOT = Path(__file__).parents[2]
 CHILD_S = 180
 _DTYPE_BYTES = {"float32": 4, "float64": 8}
+_PACKED_FILES: tuple[Family, ...] = ("flux", "flux2")
+"""Families whose transformer is read from GGUF and float8 files, too, and whose flags for them are counted."""
 
 
 def devices_and_models(settings: Settings) -> list[Finding]:
@@ -38,9 +40,9 @@ def devices_and_models(settings: Settings) -> list[Finding]:
     found = [_versions(facts), *findings, *(_model(spec, errors.get(argument)) for argument, spec in specs.items())]
     if settings.cluster is not None:
         return found  # on which they run, this machine does not know
-    found.insert(1, _device(settings.device, facts))
-    sound = [spec for argument, spec in specs.items() if not errors.get(argument) and spec.draws and not spec.is_fake]
     gpus = [] if settings.device.startswith("cpu") else facts["gpus"]
+    found[1:1] = [_device(settings.device, facts), first(gpus)]
+    sound = [spec for argument, spec in specs.items() if not errors.get(argument) and spec.draws and not spec.is_fake]
     return found + (fits(settings, sound, gpus) if sound else [])
 
 
@@ -100,6 +102,31 @@ def _device(wanted: str, facts: dict[str, Any]) -> Finding:
     return Finding("device", "ok", f"CPU with {facts['threads']} threads: enough for flux-shapes, not for FLUX.1")
 
 
+def first(gpus: Sequence[dict[str, Any]]) -> Finding:
+    """What to begin with on this machine. Args: gpus: as for `fits`."""
+    first_of = {spec.family: spec.name for spec in reversed(REGISTRY.values()) if spec.is_embedded}
+    embedded = f"the embedded models, served without --model: {', '.join(reversed(first_of.values()))}"
+    if not gpus:
+        return Finding("first model", "ok", f"without a GPU {embedded}")
+    gpu = _smallest(gpus)
+    chosen = first_model(int(gpu["memory"]) / 2**30, _capability(gpu), host_memory.available())
+    if chosen is None:
+        return Finding("first model", "ok", f"for {gpu['name']} {embedded}")
+    name, fit = chosen
+    flags, tiled = f" {fit.flags}" if fit.flags else "", ", decoded in tiles" if fit.tiled else ""
+    licence = f"{REGISTRY[name].licence}{', to be accepted' if REGISTRY[name].gated else ''}"
+    detail = f"for {gpu['name']}: --model {name}{flags} ({fit.device / 1e9:.1f} GB{tiled}; {licence})"
+    return Finding("first model", "ok", detail)
+
+
+def _smallest(gpus: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return min(gpus, key=lambda gpu: int(gpu["memory"]))
+
+
+def _capability(gpu: dict[str, Any]) -> tuple[int, ...]:
+    return tuple(map(int, str(gpu["capability"]).split(".")))
+
+
 def _model(spec: ModelSpec, error: str | None) -> Finding:
     if error is not None:
         return Finding("model", "broken", f"{spec.name}: {error}")
@@ -117,17 +144,13 @@ def fits(settings: Settings, specs: Sequence[ModelSpec], gpus: Sequence[dict[str
     Args: gpus: of `models.accelerator.gpu_facts`; the one with the least memory counts. With none, the host's memory.
     """
     try:
-        return (
-            [_fit_gpu(settings, specs, min(gpus, key=lambda gpu: int(gpu["memory"])))]
-            if gpus
-            else _fit_host(settings, specs)
-        )
+        return [_fit_gpu(settings, specs, _smallest(gpus))] if gpus else _fit_host(settings, specs)
     except (LoadError, KeyError) as exc:
         return [Finding("fit", "warning", f"what the models need cannot be counted: {exc}")]
 
 
 def _fit_gpu(settings: Settings, specs: Sequence[ModelSpec], gpu: dict[str, Any]) -> Finding:
-    memory, capability = int(gpu["memory"]), tuple(map(int, str(gpu["capability"]).split(".")))
+    memory, capability = int(gpu["memory"]), _capability(gpu)
     if settings.quantization == "fp8" and capability < FP8_CAPABILITY:
         detail = f"--quantization fp8 needs compute capability 8.9 or later, {gpu['name']} has {gpu['capability']}"
         return Finding("fit", "broken", detail, "use --quantization none")
@@ -140,13 +163,21 @@ def _fit_gpu(settings: Settings, specs: Sequence[ModelSpec], gpu: dict[str, Any]
     )
     if needs[1].device <= memory and needs[0].host <= free:
         return Finding("fit", "ok", described)
-    better = _recommended(settings, specs, memory, capability, free)
-    what_fails = "" if needs[0].device > memory or needs[1].device <= memory else f"pictures of {_size(1)} may fail; "
-    if better is None:
+    found = _recommended(settings, specs, memory, capability, free)
+    what_fails = ""
+    if needs[0].device <= memory < needs[1].device:
+        comes = "are decoded in tiles" if needs[1].in_tiles <= memory else "may fail"
+        what_fails = f"pictures of {_size(1)} {comes}; "
+    if found is None:
         return Finding("fit", "warning", described, f"{what_fails}no setting makes it fit on this machine")
-    flags, smaller = better.flags or "no flags", [need.device / 1e9 for need in _needs(settings, specs, better)]
-    price = _price_of_streaming(specs, better, memory) if better.is_streamed else ""
-    return Finding("fit", "warning", described, f"{what_fails}{flags} ({smaller[0]:.1f} to {smaller[1]:.1f} GB{price})")
+    better, is_tiled = found
+    if better == now and not is_tiled:
+        return Finding("fit", "warning", described, f"{what_fails}no setting holds them whole")
+    flags, tiles = better.flags or "no flags", ", decoded in tiles" if is_tiled else ""
+    smaller = [_device_bytes(need, is_tiled) / 1e9 for need in _needs(settings, specs, better)]
+    price = _price_of_streaming(specs, better) + _faster(specs, memory, free) if better.is_streamed else ""
+    advice = f"{what_fails}{flags}{tiles} ({smaller[0]:.1f} to {smaller[1]:.1f} GB{price})"
+    return Finding("fit", "warning", described, advice)
 
 
 def _waiting(needed: Need, free: int) -> str:
@@ -154,13 +185,33 @@ def _waiting(needed: Need, free: int) -> str:
     return f"; {needed.host / 1e9:.1f} GB wait on the host, {free / 1e9:.1f} GB are free" if needed.host else ""
 
 
-def _price_of_streaming(specs: Sequence[ModelSpec], preset: Preset, memory: int) -> str:
-    """Seconds a step by arithmetic, and what of FLUX.1-dev in another form would fit without."""
+def _device_bytes(needed: Need, is_tiled: bool) -> int:
+    return needed.in_tiles if is_tiled else needed.device
+
+
+def _price_of_streaming(specs: Sequence[ModelSpec], preset: Preset) -> str:
+    """Seconds a step by arithmetic."""
     counts = (counts_of(presumed_architecture(spec)) for spec in specs if spec.draws)
     moved = max(streamed_bytes(each, preset.block_itemsize) for each in counts)
-    fit = best_fit(memory)
-    faster = "" if fit is None or fit.per_step else f"; faster: {fit.file} with {fit.flags}, see docs/operations.md"
-    return f", each step passes {moved / 1e9:.1f} GB, {moved / BUS['PCIe 4.0']:.2f} s over PCIe 4.0{faster}"
+    return f", each step passes {moved / 1e9:.1f} GB, {moved / BUS['PCIe 4.0']:.2f} s over PCIe 4.0"
+
+
+def _faster(specs: Sequence[ModelSpec], memory: int, free: int) -> str:
+    """In which other form the model would fit without passing its blocks.
+
+    Nothing for several models, or for one whose transformer is packed already or is read in no other form.
+    """
+    drawing = [spec for spec in specs if spec.draws]
+    spec = drawing[0]
+    arch = presumed_architecture(spec)
+    if len(drawing) > 1 or spec.family not in _PACKED_FILES or stored_bits(spec, counts_of(arch).transformer) != 16:
+        return ""
+    fit = best_fit(memory, arch)
+    if fit is None or fit.per_step or fit.host > free:
+        return ""
+    form = "" if fit.file == "bfloat16" else f"its transformer in {fit.file} with "
+    tiles = ", decoded in tiles" if fit.tiled else ""
+    return f"; faster: {form}{fit.flags}{tiles} ({fit.device / 1e9:.1f} GB), see docs/models.md"
 
 
 def _needs(settings: Settings, specs: Sequence[ModelSpec], preset: Preset) -> list[Need]:
@@ -171,18 +222,27 @@ def _needs(settings: Settings, specs: Sequence[ModelSpec], preset: Preset) -> li
 
 def _recommended(
     settings: Settings, specs: Sequence[ModelSpec], memory: int, capability: tuple[int, ...], free: int
-) -> Preset | None:
-    """The first preset that fits for the largest pictures, else for the usual ones; blocks pass only if none does.
+) -> tuple[Preset, bool] | None:
+    """The first preset that fits for the largest pictures, else for the usual ones, and whether those are decoded in
+    tiles. Blocks pass only if nothing else fits, pictures come in tiles only if that does not help.
 
     Args: memory: of the device. free: of the machine.
     """
-    possible = [p for p in PRESETS if p.quantization != "fp8" or capability >= FP8_CAPABILITY]
+    streams = all(counts_of(presumed_architecture(spec)).blocks for spec in specs if spec.draws)
+    possible = [
+        preset for preset in PRESETS
+        if (preset.quantization != "fp8" or capability >= FP8_CAPABILITY) and (streams or not preset.is_streamed)
+    ]  # fmt: skip
     needs = {preset: _needs(settings, specs, preset) for preset in possible}
     tries = [
-        (preset, size) for is_streamed in (False, True) for size in (1, 0) for preset in possible
-        if preset.is_streamed is is_streamed and needs[preset][size].host <= free
+        (preset, size, is_tiled)
+        for is_tiled, sizes in ((False, (1, 0)), (True, (0,))) for is_streamed in (False, True) for size in sizes
+        for preset in possible if preset.is_streamed is is_streamed and needs[preset][size].host <= free
     ]  # fmt: skip
-    return next((preset for preset, size in tries if needs[preset][size].device <= memory), None)
+    fitting = (
+        (preset, is_tiled) for preset, size, is_tiled in tries if _device_bytes(needs[preset][size], is_tiled) <= memory
+    )
+    return next(fitting, None)
 
 
 def _fit_host(settings: Settings, specs: Sequence[ModelSpec]) -> list[Finding]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from models import host_memory
-from models.memory import Preset
+from models import cards, host_memory
+from models.counts import AnyArchitecture, counts_of
+from models.memory import Preset, need, presumed_architecture, streamed_bytes
 from models.registry import REGISTRY
 from server.cli import checkup
 from server.settings import Settings
@@ -39,7 +41,8 @@ def settings(**changes: Any) -> Settings:
         ("none", 16, "warning", "--quantization fp8 --offload text+modulation"),
         ("none", 24, "warning", "--offload text+modulation"),
         ("none", 32, "warning", "--offload text+modulation"),
-        ("text", 32, "warning", "pictures of 2368 x 1792 may fail"),
+        ("text", 32, "warning", "pictures of 2368 x 1792 are decoded in tiles; --offload text+modulation"),
+        ("text", 30, "warning", "pictures of 2368 x 1792 are decoded in tiles; "),
         ("none", 141, "ok", ""),
         (
             "none",
@@ -47,7 +50,12 @@ def settings(**changes: Any) -> Settings:
             "warning",
             "--offload text+blocks (6.4 to 16.5 GB, each step passes 17.2 GB, 0.72 s over PCIe 4.0;",
         ),
-        ("none", 12, "warning", "faster: float8 with --offload text+modulation, see docs/operations.md"),
+        (
+            "none",
+            12,
+            "warning",
+            "faster: its transformer in float8 with --offload text+modulation, decoded in tiles (12.0 GB), see docs/",
+        ),
         ("none", 2, "warning", "no setting"),
     ],
 )
@@ -57,6 +65,131 @@ def test_which_flags_fit_a_gpu(offload: str, gib: int, verdict: str, words: str)
     assert words in fit.advice
     assert "FLUX.1-dev" in fit.detail
     assert "A Card" in fit.detail
+
+
+def preset_of(flags: str, bits: float = 16) -> Preset:
+    words = flags.split()
+    given = dict(zip(words[::2], words[1::2], strict=True))
+    tuning = given.pop("--tuning", "")
+    assert given.keys() <= {"--quantization", "--offload"}
+    return Preset(given.get("--quantization", "none"), given.get("--offload", "none"), tuning != "replay=off", bits)
+
+
+def counted(arch: AnyArchitecture, flags: str, tiles: str | None, bits: float = 16) -> float:
+    """GB that these flags need for the usual picture."""
+    needed = need(arch, preset_of(flags, bits))
+    return (needed.in_tiles if tiles else needed.device) / 1e9
+
+
+ADVICE = re.compile(
+    r"(?:pictures of 2368 x 1792 (?:may fail|are decoded in tiles); )?"
+    r"(?P<flags>no flags|--[^(,;]+?)(?P<tiles>, decoded in tiles)?"
+    r" \((?P<gb>[\d.]+) to [\d.]+ GB(?:, each step passes (?P<moved>[\d.]+) GB, [\d.]+ s over PCIe 4\.0)?"
+    r"(?:; faster: (?:its transformer in (?P<file>.+?) with )?(?P<faster>--[^,(]+?)(?P<in_tiles>, decoded in tiles)?"
+    r" \((?P<less>[\d.]+) GB\), see docs/models\.md)?\)"
+)
+
+
+@pytest.mark.parametrize("gib", [8, 12, 16, 24, 48, 80])
+@pytest.mark.parametrize(
+    "name", ["FLUX.2-klein-4B", "FLUX.2-klein-9B", "FLUX.1-dev", "FLUX.2-dev", "FLUX.3-klein", "SDXL"]
+)
+def test_what_is_advised_fits_by_the_same_count(name: str, gib: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_memory, "available", lambda: 128_000_000_000)
+    spec, room = REGISTRY[name], (gib << 30) / 1e9
+    arch = presumed_architecture(spec)
+    (fit,) = checkup.fits(settings(models=(name,)), [spec], [card(gib)])
+    if fit.verdict == "ok" or fit.advice.endswith("no setting holds them whole"):
+        assert counted(arch, "", None) <= room
+        return
+    told = ADVICE.fullmatch(fit.advice)
+    assert told is not None, fit.advice
+    flags = told["flags"].replace("no flags", "")
+    assert counted(arch, flags, told["tiles"]) <= room
+    assert told["gb"] == f"{counted(arch, flags, told['tiles']):.1f}"
+    if "text+blocks" in flags:
+        assert spec.family != "sdxl", "its loader refuses it"
+        preset = preset_of(flags)
+        assert told["moved"] == f"{streamed_bytes(counts_of(arch), preset.block_itemsize) / 1e9:.1f}"
+    if told["faster"] is None:
+        return
+    assert spec.family in ("flux", "flux2"), "no other is read from such files"
+    assert "text+blocks" not in told["faster"]
+    less = counted(arch, told["faster"], told["in_tiles"], cards._BITS[told["file"] or "bfloat16"])
+    assert less <= room
+    assert told["less"] == f"{less:.1f}"
+
+
+def test_what_is_faster_is_said_of_the_model_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_memory, "available", lambda: 128_000_000_000)
+
+    def advice(gib: int, *names: str) -> str:
+        specs = [REGISTRY[name] for name in names]
+        return checkup.fits(settings(models=names), specs, [card(gib)])[0].advice
+
+    assert "faster: its transformer in GGUF Q8_0 with --offload text, decoded in tiles" in advice(8, "FLUX.2-klein-4B")
+    assert "faster: its transformer in GGUF Q4_K with --offload text, decoded in tiles" in advice(24, "FLUX.2-dev")
+    assert "faster" not in advice(16, "FLUX.2-dev"), "no form of it fits"
+    assert "faster" not in advice(8, "FLUX.3-klein"), "it is read from folders alone"
+    assert "faster" not in advice(8, "FLUX.2-klein-4B", "FLUX.1-dev"), "two that are drawn with"
+    monkeypatch.setattr(host_memory, "available", lambda: 40_000_000_000)
+    assert "faster" not in advice(24, "FLUX.2-dev"), "nor where the host lacks the memory"
+
+
+def test_sdxl_fits_eight_gigabytes_with_its_pictures_in_tiles() -> None:
+    sdxl = REGISTRY["SDXL"]
+    (fit,) = checkup.fits(settings(models=("SDXL",)), [sdxl], [card(8)])
+    assert fit.advice == "--offload text, decoded in tiles (7.9 to 9.0 GB)"
+    (fit,) = checkup.fits(settings(models=("SDXL",)), [sdxl], [card(12)])
+    assert fit.advice == "pictures of 2368 x 1792 are decoded in tiles; no setting holds them whole"
+    (fit,) = checkup.fits(settings(models=("SDXL",)), [sdxl], [card(6)])
+    assert fit.advice == "no setting makes it fit on this machine"
+
+
+def test_large_pictures_may_fail_where_not_even_tiles_help() -> None:
+    spec = REGISTRY["FLUX.2-dev"]
+    checked = settings(models=("FLUX.2-dev",), quantization="fp8", offload="text+blocks")
+    (fit,) = checkup.fits(checked, [spec], [card(10, "8.9")])
+    assert fit.advice.startswith("pictures of 2368 x 1792 may fail; ")
+    (fit,) = checkup.fits(checked, [spec], [card(12, "8.9")])
+    assert fit.advice.startswith("pictures of 2368 x 1792 are decoded in tiles; ")
+
+
+def table(heading: str, text: str) -> dict[int, tuple[str, str]]:
+    """(model, flags) by gigabytes, of the first table under a heading."""
+    rows = re.findall(r"^\| (\d+) GB \| `(.+?)` \| (?:none|`(.+?)`) \|", text.partition(heading)[2], re.MULTILINE)
+    return {int(size): (name, flags) for size, name, flags in rows}
+
+
+def test_the_first_model_is_that_of_the_tables() -> None:
+    root = Path(__file__).parents[3]
+    manual = (root / "docs" / "models.md").read_text()
+    assert "\n".join(cards.first_markdown()) in manual
+    readme = table("## Which GPU", (root / "README.md").read_text())
+    assert {8, 12, 16, 24, 48, 80} <= readme.keys()
+    for gb, (name, flags) in (readme | table("## Which model for which card", manual)).items():
+        for sold in (gb << 30, int(0.985 * (gb << 30))):  # what a card of that size reports
+            said = checkup.first([{"name": "A Card", "memory": sold, "capability": "8.9"}]).detail
+            assert f"--model {name}{f' {flags}' if flags else ''} (" in said
+        assert counted(presumed_architecture(REGISTRY[name]), flags, None) <= 0.96 * gb
+
+
+def test_the_first_model_is_what_the_whole_machine_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    def said(gib: int, capability: str = "8.9") -> str:
+        finding = checkup.first([card(gib, capability), card(200)])
+        assert (finding.subject, finding.verdict, finding.advice) == ("first model", "ok", "")
+        return finding.detail
+
+    assert "--model FLUX.2-klein-4B --offload text+blocks (6.9 GB; Apache-2.0)" in said(12, "8.6"), "it has no float8"
+    assert "--model FLUX.2-dev --offload text (74.8 GB; FLUX [dev] Non-Commercial, to be accepted)" in said(80)
+    assert "--model FLUX.2-klein-4B --offload text+blocks (4.9 GB, decoded in tiles; " in said(6)
+    embedded = "the embedded models, served without --model: flux-shapes, flux2-shapes, sdxl-shapes"
+    assert embedded in said(2)
+    assert embedded in checkup.first([]).detail
+    monkeypatch.setattr(host_memory, "available", lambda: 16_000_000_000)
+    assert "--model FLUX.2-klein-9B (37.5 GB" in said(80), "dev's text encoder has no place to wait"
+    monkeypatch.setattr(host_memory, "available", lambda: 4_000_000_000)
+    assert embedded in said(8)
 
 
 def test_recordings_are_counted_unless_they_are_turned_off() -> None:
