@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.hf_api import RepoFile
 
 from models.arguments import read_object
 from models.errors import LoadError
@@ -28,6 +31,10 @@ from models.registry import ModelSpec
 
 _HTTP_ERROR: type[BaseException] = HfHubHTTPError.__bases__[0]
 """Of whichever HTTP library the hub's client uses."""
+_SHA256 = 64
+_CHECKSUM = re.compile(f"[0-9a-f]{{40}}|[0-9a-f]{{{_SHA256}}}")
+_NOTES = Path(".cache", "huggingface", "download")
+"""Where the hub's client notes what it put into a plain folder: commit, checksum and time, a line each."""
 _BARE = ("redux", "controlnet", "depth-estimator")
 """Variants that may be one model in no folder of its own."""
 
@@ -35,12 +42,26 @@ _BARE = ("redux", "controlnet", "depth-estimator")
 def locate(spec: ModelSpec) -> Path:
     """The local folder of a checkpoint, fetched into the Hugging Face cache if it has to be.
 
-    The weights of a part whose place a single file takes are not wanted.
-    Honours HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE. Raises: LoadError.
+    The weights of a part whose place a single file takes are not wanted. What was fetched is compared with the hub's
+    checksums, once. Honours HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE.
+    Raises: LoadError, also for files that are not what the hub says; those are deleted.
     """
     folder = Path(spec.source)
     if folder.is_dir():
         return folder
+    folder = _whole(spec)
+    if _unseen(folder).is_file():
+        names = [name for name in _unseen(folder).read_text().splitlines() if (folder / name).is_file()]
+        noted = {name: checksum for name in names if (checksum := _noted(folder / name))}
+        if len(noted) < len(names) and spec.fetches:  # a cache without links
+            noted |= {name: checksum for name, checksum in _listed(spec, folder).items() if name in names}
+        _compare(spec, folder, noted)
+    return folder
+
+
+def _whole(spec: ModelSpec) -> Path:
+    """The folder of the cache with all that serving reads, not compared yet. Raises: LoadError."""
+    folder = Path(spec.source)
     if folder.is_absolute():
         raise LoadError(f"model {spec.name}: the folder {spec.source} does not exist.")
     try:
@@ -67,33 +88,83 @@ def pull(spec: ModelSpec) -> Path:
 
     Returns: its folder. Raises: LoadError, also for files that are not what the hub says; those are deleted.
     """
-    folder = locate(spec)
+    folder = _whole(spec)
     if spec.variant not in _BARE and not index_in(folder).is_file():
         raise LoadError(
             f"model {spec.name}: {spec.source} has no model_index.json, so it is no checkpoint in diffusers' layout; "
             f"fetch the single file that you want (`hf download {spec.source} FILE`) and give it as --transformer FILE."
         )
+    _compare(spec, folder, _listed(spec, folder))
+    _clear_leftovers(folder)
+    return folder
+
+
+def _listed(spec: ModelSpec, folder: Path) -> dict[str, str]:
+    """The hub's checksums of what is in a folder of the cache. Raises: LoadError if it cannot be asked."""
     try:
-        seen = HfApi().verify_repo_checksums(spec.source, revision=folder.name)
+        entries = HfApi().list_repo_tree(spec.source, recursive=True, revision=folder.name)
+        files = [entry for entry in entries if isinstance(entry, RepoFile) and (folder / entry.path).is_file()]
     except (OfflineModeIsEnabled, _HTTP_ERROR, OSError, ValueError) as exc:
         raise LoadError(f"model {spec.name}: the hub cannot be asked for checksums, so nothing was compared.") from exc
-    for wrong in seen.mismatches:
-        link = folder / wrong["path"]
-        for file in (link.resolve(), link):
-            with suppress(FileNotFoundError):
-                file.unlink()
-    if seen.mismatches:
-        names = ", ".join(wrong["path"] for wrong in seen.mismatches)
+    return {file.path: file.blob_id if file.lfs is None else file.lfs.sha256 for file in files}
+
+
+def _compare(spec: ModelSpec, folder: Path, expected: Mapping[str, str]) -> None:
+    """Delete what has another checksum. Args: folder: in the cache. Raises: LoadError that names those files."""
+    wrong = [name for name, checksum in expected.items() if _digest(folder / name, checksum) != checksum]
+    for name in wrong:
+        for file in ((folder / name).resolve(), folder / name):
+            file.unlink(missing_ok=True)
+    _unseen(folder).unlink(missing_ok=True)
+    if wrong:
         raise LoadError(
-            f"model {spec.name}: {names} arrived with another checksum than the hub's, and was deleted; "
+            f"model {spec.name}: {', '.join(wrong)} arrived with another checksum than the hub's, and was deleted; "
             f"run `fluxserve pull {spec.source}` again."
         )
-    return folder
+
+
+def _digest(file: Path, like: str) -> str:
+    """A checksum of the same kind: the hub has the SHA-256 of large files, of others what git calls them."""
+    with file.open("rb") as stream:
+        if len(like) == _SHA256:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+        content = stream.read()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def _noted(file: Path) -> str | None:
+    """The hub's checksum as its client noted it: the name of a cache's blob, or in what it keeps beside plain files."""
+    blob = file.resolve()
+    if blob.parent.name == "blobs" and _CHECKSUM.fullmatch(blob.name):
+        return blob.name
+    for root in (file.parent, file.parent.parent):
+        note = root / _NOTES / f"{file.relative_to(root).as_posix()}.metadata"
+        with suppress(OSError):
+            lines = note.read_text().splitlines()
+            if len(lines) > 1 and _CHECKSUM.fullmatch(lines[1]):
+                return lines[1]
+    return None
+
+
+def _unseen(folder: Path) -> Path:
+    """Names of what is being fetched and was not compared, a line each: it outlives a process that ends meanwhile.
+
+    Args: folder: a snapshot in the cache. It lies beside the snapshots, where the hub's client looks for nothing.
+    """
+    return folder.parent.parent / f".fluxserve-{folder.name}"
+
+
+def _clear_leftovers(folder: Path) -> None:
+    """Delete what processes that were killed left of files that are whole now: the client never comes back to it."""
+    for part in (folder.parent.parent / "blobs").glob("*.incomplete"):
+        if part.with_name(part.name.partition(".")[0]).exists():
+            part.unlink(missing_ok=True)
 
 
 def adopt(spec: ModelSpec, folder: Path) -> Path:
     """Copy a checkpoint that was fetched elsewhere into the Hugging Face cache, as what its repository has.
 
+    Compared is what the hub's client noted checksums of; of the rest no more than names, sizes and headers can tell.
     Args: folder: in diffusers' layout. Returns: its folder in the cache. Raises: LoadError.
     """
     parts = parts_of(read_object(index_in(folder)))
@@ -111,6 +182,7 @@ def adopt(spec: ModelSpec, folder: Path) -> Path:
             if name in names:
                 (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(names[name], unfinished / name)
+                _check_copy(spec, names[name], unfinished / name)
         if not whole.exists():
             first_look(replace(spec, source=str(unfinished)))  # a copy of what changed meanwhile, or of half a file
             unfinished.rename(whole)
@@ -119,6 +191,17 @@ def adopt(spec: ModelSpec, folder: Path) -> Path:
     except OSError as exc:
         raise LoadError(f"model {spec.name}: {folder} cannot be copied ({exc.strerror or exc}).") from exc
     return whole
+
+
+def _check_copy(spec: ModelSpec, original: Path, copy: Path) -> None:
+    """Compare a copy with the hub's checksum, if the client that fetched the original noted it. Raises: LoadError."""
+    checksum = _noted(original)
+    if checksum is not None and _digest(copy, checksum) != checksum:
+        copy.unlink()
+        raise LoadError(
+            f"model {spec.name}: {original} has another checksum than the hub's, as was noted when it was fetched; "
+            "fetch it again, then copy it."
+        )
 
 
 def _fetched(spec: ModelSpec) -> Path:
@@ -139,4 +222,10 @@ def _fetched(spec: ModelSpec) -> Path:
         for name in needed(names, parts)
         if not (name.partition("/")[0] == spec.replaced and name.endswith(".safetensors"))
     ]
+    missing = {name for name in chosen if name in names and not (folder / name).exists()}
+    if missing:
+        # The first call may have fetched what is small.
+        unseen = missing | {name for name in chosen if not name.endswith(".safetensors")}
+        unseen |= set(_unseen(folder).read_text().splitlines()) if _unseen(folder).exists() else set()
+        _unseen(folder).write_text("\n".join(sorted(unseen)))
     return Path(snapshot_download(spec.source, revision=folder.name, allow_patterns=chosen))

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -152,6 +156,80 @@ def test_a_unet_of_a_file_is_not_fetched_and_a_repository_of_files_is_no_checkpo
     assert refused.returncode == 1
     assert "has no model_index.json" in refused.stderr.splitlines()[-1], "behind the client's own line"
     assert "hf download owner/lightning-files FILE" in refused.stderr
+
+
+def test_a_pull_that_was_killed_is_finished_and_compared_by_the_next(large_hub: Hub, tmp_path: Path) -> None:
+    hub, blobs = large_hub, tmp_path / "hub" / "models--owner--tiny-sdxl" / "blobs"
+    hub.stalls.add(UNET)
+    given = {"HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1", "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
+    killed = subprocess.Popen([*COMMAND, "pull", REPO], cwd=ROOT, env=os.environ | given)
+    try:
+        assert hub.stalled.wait(120)
+    finally:
+        killed.send_signal(signal.SIGKILL)
+        assert killed.wait(30) == -signal.SIGKILL
+    (left,) = blobs.glob("*.incomplete")
+    before = len(hub.downloads)
+    hub.stalls.clear()
+    done = run(tmp_path, hub, REPO)
+    assert done.returncode == 0, done.stderr
+    assert hub.downloads[before:] == [(UNET, None)], "whole files are kept, the unfinished one starts anew"
+    assert (blobs.parent / "snapshots" / COMMIT / UNET).read_bytes() == (hub.folder / UNET).read_bytes()
+    assert not left.exists(), "the client would leave it for good"
+    assert not list(blobs.parent.glob(".fluxserve-*"))
+
+
+def test_a_terminal_sees_a_bar_of_bytes(large_hub: Hub, tmp_path: Path) -> None:
+    given = {"HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1", "HF_ENDPOINT": large_hub.url, "HF_HUB_OFFLINE": "0"}
+    ours, theirs = pty.openpty()
+    shown = bytearray()
+    with subprocess.Popen(
+        [*COMMAND, "pull", REPO], cwd=ROOT, env=os.environ | given | {"TERM": "xterm"}, stdout=theirs, stderr=theirs
+    ) as pulling:
+        os.close(theirs)
+        with suppress(OSError):  # the other end is closed
+            while piece := os.read(ours, 65536):
+                shown += piece
+    os.close(ours)
+    assert pulling.returncode == 0, shown.decode()
+    assert re.search(rb"\r[^\n]*25\.0M/25\.0M", shown), bytes(shown)
+
+
+def test_without_a_terminal_nothing_but_lines_is_written(large_hub: Hub, tmp_path: Path) -> None:
+    done = run(tmp_path, large_hub, REPO)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"\S+ is here, 0\.0 GB in [^\r\x1b\n]+\n", done.stdout)
+    assert done.stderr == ""
+
+
+def generate(home: Path, hub: Hub, out: Path) -> subprocess.CompletedProcess[str]:
+    """The first use of a model that is not here."""
+    given = {"HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "", "HF_ENDPOINT": hub.url}
+    size = ["--size", "64x64", "--steps", "1", "--output", str(out)]
+    return subprocess.run(
+        [*COMMAND, "generate", "a", "--model", REPO, *size],
+        cwd=ROOT,
+        env=os.environ | given | {"HF_HUB_OFFLINE": "0"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_the_first_use_compares_what_it_fetched_and_no_later_one_does(hub: Hub, tmp_path: Path) -> None:
+    hub.damaged.add(UNET)
+    refused = generate(tmp_path, hub, tmp_path / "out.png")
+    assert refused.returncode == 3
+    assert f"{UNET} arrived with another checksum than the hub's, and was deleted" in refused.stderr
+    assert not list(tmp_path.glob("out*"))
+    hub.damaged.clear()
+    drawn = generate(tmp_path, hub, tmp_path / "out.png")
+    assert drawn.returncode == 0, drawn.stderr
+    assert list(tmp_path.glob("out*"))
+    fetched = [name for name, _ in hub.downloads]
+    assert fetched.count(UNET) == 2
+    assert fetched.count("vae/diffusion_pytorch_model.safetensors") == 1
+    assert not list((tmp_path / "hub" / "models--owner--tiny-sdxl").glob(".fluxserve-*")), "nothing is left to compare"
 
 
 def test_without_a_network_or_a_name_it_says_so(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ class Hub:
         needs_token: answers whoever brings another one as the hub does for a gated repository.
         cuts: names of files whose first download breaks off half-way.
         damaged: names of files whose bytes are others than their checksum says.
+        stalls: names of files that stop coming half-way, until `close`.
     """
 
     folder: Path
@@ -29,6 +30,10 @@ class Hub:
     needs_token: str | None = None
     cuts: set[str] = field(default_factory=set)
     damaged: set[str] = field(default_factory=set)
+    stalls: set[str] = field(default_factory=set)
+    stalled: threading.Event = field(default_factory=threading.Event)
+    """Whether one has stopped coming."""
+    _go_on: threading.Event = field(default_factory=threading.Event)
     downloads: list[tuple[str, str | None]] = field(default_factory=list)
     """(file, Range header) of every GET."""
 
@@ -46,7 +51,13 @@ class Hub:
     def url(self) -> str:
         return f"http://127.0.0.1:{self._server.server_port}"
 
+    def stall(self) -> None:
+        """Wait as a connection does that nothing comes through."""
+        self.stalled.set()
+        self._go_on.wait(60)
+
     def close(self) -> None:
+        self._go_on.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -109,7 +120,8 @@ class _Handler(BaseHTTPRequestHandler):
         if with_body:
             self.hub.downloads.append((name, asked))
         if asked is None:
-            self._send(200, headers, content, with_body, cut=with_body and name in self.hub.cuts)
+            stalls, cut = (with_body and name in names for names in (self.hub.stalls, self.hub.cuts))
+            self._send(200, headers, content, with_body, cut=cut or stalls, stalls=stalls)
             return
         start = int(asked.removeprefix("bytes=").partition("-")[0])
         headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
@@ -118,13 +130,24 @@ class _Handler(BaseHTTPRequestHandler):
     def _json(self, value: object, with_body: bool) -> None:
         self._send(200, {"Content-Type": "application/json"}, json.dumps(value).encode(), with_body)
 
-    def _send(self, status: int, headers: dict[str, str], body: bytes, with_body: bool, cut: bool = False) -> None:
+    def _send(
+        self,
+        status: int,
+        headers: dict[str, str],
+        body: bytes,
+        with_body: bool,
+        cut: bool = False,
+        stalls: bool = False,
+    ) -> None:
         self.send_response(status)
         for name, value in (headers | {"Content-Length": str(len(body))}).items():
             self.send_header(name, value)
         self.end_headers()
         if with_body:
             self.wfile.write(body[: len(body) // 2] if cut else body)
+        if stalls:
+            self.wfile.flush()
+            self.hub.stall()
         if cut:
             self.hub.cuts.clear()
             self.close_connection = True
