@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, Literal
 
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageFile
 
 from server.files.foreign_formats import is_foreign_picture
 from server.files.masks import grown, holes_of, mask_of
@@ -158,9 +158,17 @@ def _understood(image: Image.Image, reading: Reading) -> Image.Image:
     return mask_of(image) if reading == "mask" else holes_of(image)
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
+def _eight_bits(image: ImageFile.ImageFile) -> Image.Image:
     """Any mode with 8 bits a sample and its transparency, if any, as a channel."""
+    clear = image.info.get("transparency")
     if image.mode.startswith("I"):
         # 16 bits a sample, which Pillow's own conversion would clip to the lowest 8.
-        return image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
-    return image.convert("RGBA") if "transparency" in image.info else image
+        levels = image.convert("I")
+        grey = levels.point(lambda value: value * (1 / 256)).convert("L")
+        if clear is None:
+            return grey
+        return Image.merge("LA", (grey, levels.point([255 * (level != clear) for level in range(1 << 16)], "L")))
+    if clear is not None and image.tile and image.tile[0].args == "RGB;16B":
+        # Pillow reads the upper 8 bits of every sample, but leaves the clear colour its 16.
+        image.info["transparency"] = tuple(level >> 8 for level in clear)
+    return image.convert("RGBA") if clear is not None else image
