@@ -103,6 +103,93 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
     assert abs(int(read.mean()) - expected) <= (60 if mode == "1" else 3)
 
 
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def sixteen_bits(*samples: int, clear: tuple[int, ...] = ()) -> bytes:
+    """A PNG whose upper half has these samples of 16 bits, white and opaque below.
+
+    Args: clear: its transparent colour.
+    """
+    pixels = np.full((8, 6, len(samples)), 0xFFFF, ">u2")
+    pixels[:4] = samples
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[len(samples)]
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 6, 8, 16, kind, 0, 0, 0))
+    key = chunk(b"tRNS", struct.pack(f">{len(clear)}H", *clear)) if clear else b""
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    return b"\x89PNG\r\n\x1a\n" + head + key + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("samples", "colour"),
+    [
+        ((0xFF80, 0x40FE, 0x0102), (255, 64, 1)),
+        ((0x0000, 0x80FF, 0xFFFF), (0, 128, 255)),
+        ((0xFF80, 0x40FE, 0x0102, 0x0000), (255, 64, 1)),  # what is transparent keeps its colour
+        ((0x4142,), (65, 65, 65)),
+        ((0x4142, 0x8000), (65, 65, 65)),
+    ],
+)
+def test_of_16_bits_a_sample_the_upper_8_count(samples: tuple[int, ...], colour: tuple[int, int, int]) -> None:
+    read = pixels_of(sixteen_bits(*samples))
+    assert (read[:4] == colour).all()
+    assert (read[4:] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("data", "clear"),
+    [
+        (sixteen_bits(0xFF80, 0x40FE, 0x0102, 0x4000), 255 - 0x40),
+        (sixteen_bits(0x4142, 0x0000), 255),
+        (sixteen_bits(0xFF80, 0x40FE, 0x0102, clear=(0xFF80, 0x40FE, 0x0102)), 255),
+        (sixteen_bits(0x0003, 0x00FF, 0x4000, clear=(0x0003, 0x00FF, 0x4000)), 255),
+        (sixteen_bits(0x4142, clear=(0x4142,)), 255),
+    ],
+    ids=["colours and alpha", "grey and alpha", "clear colour", "clear dark colour", "clear grey"],
+)
+def test_holes_of_16_bits_a_sample_are_where_it_is_transparent(data: bytes, clear: int) -> None:
+    holes = decode(data, ANY, "holes")
+    shades = np.frombuffer(holes.data, np.uint8).reshape(8, 6)
+    assert (shades[:4] == clear).all()
+    assert not shades[4:].any()
+
+
+def test_only_the_transparent_grey_is_a_hole() -> None:
+    holes = decode(sixteen_bits(0x4142, clear=(0xFFFF,)), ANY, "holes").data
+    assert (holes[0], holes[-1]) == (0, 255)
+
+
+INKS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 120, 40), (0, 0, 0), (255, 255, 255)]
+
+
+def cmyk(colour: tuple[int, int, int]) -> tuple[int, int, int, int]:
+    """The inks of a colour, with as much black as may be."""
+    black = 255 - max(colour)
+    return (*((255 - part - black) * 255 // max(255 - black, 1) for part in colour), black)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("colour", INKS)
+def test_a_cmyk_jpeg_keeps_its_colours(colour: tuple[int, int, int]) -> None:
+    """As Adobe's programs write it: inverted, with their marker."""
+    data = packed(Image.new("CMYK", (16, 16), cmyk(colour)), "JPEG", quality=95)
+    assert data[data.index(b"Adobe") + 11] == 0, "no transform: the samples are inks"
+    assert np.abs(pixels_of(data).astype(int) - colour).max() <= 3
+
+
+@pytest.mark.parametrize("colour", INKS)
+def test_a_ycck_jpeg_keeps_its_colours(colour: tuple[int, int, int]) -> None:
+    """Adobe's other kind: brightness and colour differences, which stand for the complement of what CMYK stores."""
+    *inks, black = cmyk(colour)
+    stored = Image.new("RGB", (1, 1), tuple(inks)).convert("YCbCr").getpixel((0, 0))
+    assert isinstance(stored, tuple)
+    # Pillow inverts what it writes, so the samples go in inverted; then the marker is told what they are.
+    data = packed(Image.new("CMYK", (16, 16), (*(255 - part for part in stored), black)), "JPEG", quality=95)
+    at = data.index(b"Adobe") + 11
+    read = pixels_of(data[:at] + b"\x02" + data[at + 1 :]).astype(int)
+    assert np.abs(read - colour).max() <= 4
+
+
 def test_of_an_animation_the_first_frame_counts() -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     data = packed(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
@@ -128,10 +215,6 @@ def test_other_pictures_name_the_supported_formats(kind: str) -> None:
 )
 def test_what_is_no_picture_or_is_cut_off_cannot_be_loaded(data: bytes) -> None:
     assert refusal(data).kind == "image_load_error"
-
-
-def chunk(name: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
 def bomb(width: int, height: int) -> bytes:
