@@ -29,6 +29,7 @@ from models.architectures import ARCHITECTURES
 from models.auxiliaries import Auxiliary, ControlNet, ReduxPrior
 from models.components import FluxComponents
 from models.registry import TINY, ModelSpec, Variant
+from pipelines.adapters.cache import NO_ADAPTERS, AdapterCache
 from pipelines.engine.engine import Engine
 from pipelines.families.flux1.runner import FluxRunner
 from pipelines.protocol.conditions import InputPicture
@@ -116,10 +117,10 @@ def theirs(kind: Any, components: FluxComponents, params: GenerationParams, **ca
     return drawn if isinstance(drawn, torch.Tensor) else np.asarray(drawn)
 
 
-def run_on(components: FluxComponents, *auxiliaries: Auxiliary) -> FluxRunner:
+def run_on(components: FluxComponents, *auxiliaries: Auxiliary, adapters: AdapterCache = NO_ADAPTERS) -> FluxRunner:
     by_name = {auxiliary.spec.name: auxiliary for auxiliary in auxiliaries}
     by_name |= {auxiliary.spec.variant: auxiliary for auxiliary in auxiliaries}
-    return FluxRunner(components, CpuAccelerator(), find=by_name.__getitem__)
+    return FluxRunner(components, CpuAccelerator(), find=by_name.__getitem__, adapters=adapters)
 
 
 def tiny_prior(joint_dim: int = 24) -> ReduxPrior:

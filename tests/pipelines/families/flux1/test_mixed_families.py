@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -12,13 +13,18 @@ import torch
 
 from models.accelerator import CpuAccelerator, Launched
 from models.components import FluxComponents
+from models.registry import Variant
+from pipelines.adapters.cache import AdapterCache
 from pipelines.engine.engine import Engine
-from pipelines.engine.request import Request, Row
+from pipelines.engine.request import Request, Row, latents_of
 from pipelines.families.flux1.runner import FluxRunner
 from pipelines.protocol.conditions import (
+    Adapter,
     Coarse,
     Condition,
+    Control,
     ControlNet,
+    Fill,
     ImageToImage,
     Inpaint,
     InputPicture,
@@ -28,6 +34,7 @@ from pipelines.protocol.conditions import (
 )
 from pipelines.protocol.frames import Cancel, Cancelled, Failed, Finished, Preview, Progress
 from pipelines.protocol.params import GenerationParams
+from tests.pipelines.adapters.loras import random_lora, save_diffusers
 from tests.pipelines.driving import drain, make_engine, make_params, of, pictures
 from tests.pipelines.families.flux1.families import ask, mask, ours, picture, run_on, tiny_net, tiny_prior, variant_of
 
@@ -111,24 +118,104 @@ def test_families_in_one_pack_draw_what_each_draws_alone(
 
 
 def test_latents_of_a_mixed_step_equal_the_lone_ones(kontext: FluxRunner) -> None:
-    rows = [row for name in JOBS for row in admitted(kontext, name).rows]
-    kontext.denoise(rows)
+    assert_steps_equal_the_lone_ones(kontext, JOBS)
+
+
+def assert_steps_equal_the_lone_ones(runner: FluxRunner, jobs: Mapping[str, Job]) -> None:
+    """Step the rows of all jobs together to their ends, and a twin of each alone: after every step, phases at another
+    size included, their latents must be the same to 1e-5. All start together, so steps of all phases are mixed.
+    """
+    rows = {(name, row.index): row for name in jobs for row in admitted(runner, name, jobs[name]).rows}
+    twins = {(name, row.index): row for name in jobs for row in admitted(runner, name, jobs[name]).rows}
+    while rows:
+        advance(runner, list(rows.values()))
+        for key, row in rows.items():
+            advance(runner, [twins[key]])
+            ours, theirs = latents_of(row), latents_of(twins[key])
+            assert torch.allclose(ours, theirs, rtol=0, atol=1e-5), f"{key}, step {row.step_index}"
+            twins[key].latents = ours  # every step is judged by itself
+        rows = {key: row for key, row in rows.items() if row.steps_left}
+
+
+def advance(runner: FluxRunner, rows: Sequence[Row]) -> None:
+    """One step, and what has to be done before the next."""
+    runner.denoise(rows)
     for row in rows:
-        (twin,) = [twin for twin in admitted(kontext, row.request.job_id).rows if twin.index == row.index]
-        kontext.denoise([twin])
-        assert row.latents is not None
-        assert twin.latents is not None
-        assert torch.allclose(row.latents, twin.latents, rtol=0, atol=1e-5)
+        row.steps_left -= 1
+        if row.pending is not None:
+            row.latents, row.pending = row.pending.result(), None
 
 
-def admitted(runner: FluxRunner, name: str) -> Request:
-    params, given = JOBS[name]
+def admitted(runner: FluxRunner, name: str, job: Job) -> Request:
+    params, given = job
     request = Request(name, 1, params, "group", runner.limits.tokens(params), 0.0, pictures=tuple(given))
     admission = runner.admit(request).result()
     request.conditioning = admission.conditioning
     for row, latents, state in zip(request.rows, admission.latents, admission.states, strict=True):
         row.latents, row.state = latents, state
     return request
+
+
+USED = (Adapter("one.safetensors", 0.7),)
+OTHER = (Adapter("two.safetensors", 1.1), Adapter("one.safetensors", 0.2))
+WIDE, HIGH = picture(64, 32, 1), picture(24, 40, 2)
+WIDE_SHAPE: dict[str, object] = {"width": 64, "height": 32, "seed": 21}
+HIGH_SHAPE: dict[str, object] = {"width": 24, "height": 40, "seed": 22, "num_inference_steps": 6, "num_images": 2}
+HOLES = [WIDE, mask(64, 32, (8, 4, 40, 30), 4)], [HIGH, mask(24, 40, (0, 10, 24, 40))]
+MORE_CHANNELS: dict[Variant, tuple[int, dict[str, Job]]] = {
+    "fill": (
+        16 + 4 * 4 * 4,
+        {
+            "wide": job(Fill(0, 1), given=HOLES[0], **WIDE_SHAPE),
+            "high": job(Fill(0, 1), given=HOLES[1], **HIGH_SHAPE),
+            "wide, adapted": job(Fill(0, 1), given=HOLES[0], adapters=USED, **WIDE_SHAPE),
+            "high, adapted": job(Fill(0, 1), given=HOLES[1], adapters=OTHER, **HIGH_SHAPE),
+            "after a picture": job(Fill(0, 1), Redux((2,), "prior", 0.8), given=[*HOLES[1], WIDE], **HIGH_SHAPE),
+        },
+    ),
+    "canny": (
+        16,
+        {
+            "wide": job(Control("canny", 0), given=[WIDE], **WIDE_SHAPE),
+            "high": job(Control("canny", 0, is_prepared=True), given=[HIGH], **HIGH_SHAPE),
+            "high, adapted": job(Control("canny", 0), given=[HIGH], adapters=OTHER, **HIGH_SHAPE),
+            "from a picture": job(Control("canny", 0), ImageToImage(1, 0.6), given=[WIDE, HIGH], **WIDE_SHAPE),
+            "from a picture, adapted": job(
+                ImageToImage(0, 0.8), Control("canny", 1), given=[HIGH, WIDE], adapters=USED, **HIGH_SHAPE
+            ),
+            "after a picture": job(Control("canny", 0), Redux((1,), "prior"), given=[WIDE, HIGH], **WIDE_SHAPE),
+        },
+    ),
+    "kontext": (
+        0,
+        {name: JOBS[name] for name in ("text", "along edges", "coarse at first", "large")}
+        | {
+            f"{name}, adapted": (replace(JOBS[name][0], adapters=adapters), JOBS[name][1])
+            for name, adapters in (
+                ("text", USED), ("from a picture", OTHER), ("inpainted", USED), ("by degrees", OTHER), ("edited", USED),
+                ("two references", OTHER), ("edited in a mask", USED), ("like a picture", OTHER),
+                ("large, like a picture", USED),
+            )
+        },
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", MORE_CHANNELS)
+def test_rows_of_more_channels_and_with_adapters_step_as_they_do_alone(
+    components: FluxComponents, tmp_path: Path, variant: Variant
+) -> None:
+    channels, jobs = MORE_CHANNELS[variant]
+    checkpoint = variant_of(components, variant, channels)
+    checkpoint = replace(checkpoint, spec=replace(checkpoint.spec, native_pixels=48 * 32))
+    for seed, name in enumerate(("one", "two")):
+        parts = random_lora(checkpoint.transformer, 3 + seed, seed, std=0.1, among=("",), but="no layer")
+        save_diffusers(parts, tmp_path / f"{name}.safetensors")
+    runner = run_on(
+        checkpoint, tiny_prior(), tiny_net("edges"), tiny_net("lines", 2, 1, seed=6),
+        adapters=AdapterCache(tmp_path, 1 << 30),
+    )  # fmt: skip
+    assert_steps_equal_the_lone_ones(runner, jobs)
 
 
 def test_joining_and_leaving_half_way_changes_nothing(kontext: FluxRunner, alone: dict[str, list[np.ndarray]]) -> None:
