@@ -95,9 +95,11 @@ def with_pictures(
     """
     if redux is None or prior is None:
         return prompt
-    tokens = picture_tokens(prior, seen).to(prompt.tokens.device, prompt.tokens.dtype)
-    joined = torch.cat((_scaled(prompt.tokens, redux.prompt_strength), _scaled(tokens, redux.strength)))
-    return PromptEmbedding(joined, _scaled(prompt.pooled, redux.prompt_strength))
+    text, pooled = (_scaled(each, redux.prompt_strength) for each in (prompt.tokens, prompt.pooled))
+    if redux.strength == 0:  # tokens of zeros are no absence: attention is shared with them, too
+        return PromptEmbedding(text, pooled)
+    tokens = picture_tokens(prior, seen).to(text.device, text.dtype)
+    return PromptEmbedding(torch.cat((text, _scaled(tokens, redux.strength))), pooled)
 
 
 def _scaled(tensor: Tensor, factor: float) -> Tensor:

@@ -43,8 +43,9 @@ class ByRatio(Repeatable, Tolerant):
     def blend(self, image_url: PictureUrl, needs: Needs) -> Redux:
         """The picture and the text, each with its share."""
         picture = needs.picture(image_url, "image_url")
-        share = self.image_prompt_strength if self.text() else 1.0
-        text_share = 1.0 - share if self.text() else 1.0
+        has_text = bool(self.text().strip())
+        share = self.image_prompt_strength if has_text else 1.0
+        text_share = 1.0 - share if has_text else 1.0
         return Redux((picture,), needs.checkpoint("redux"), strength=share, prompt_strength=text_share)
 
 

@@ -240,7 +240,7 @@ def test_redux(components: FluxComponents, prior: ReduxPrior, scale: float, prom
     assert np.array_equal(drawn, expected)
 
 
-def test_redux_without_strength_is_not_the_same_picture(components: FluxComponents, prior: ReduxPrior) -> None:
+def test_the_strength_of_redux_is_how_much_pictures_count(components: FluxComponents, prior: ReduxPrior) -> None:
     runner = run_on(components, prior)
 
     def drawn(strength: float, *given: InputPicture) -> NDArray[np.uint8]:
@@ -248,8 +248,17 @@ def test_redux_without_strength_is_not_the_same_picture(components: FluxComponen
 
     one, other = picture(20, 20, 1), picture(20, 20, 2)
     assert not np.array_equal(drawn(1.0, one), drawn(1.0, other))
-    assert np.array_equal(drawn(0.0, one), drawn(0.0, other))
+    assert np.array_equal(drawn(0.0, one), ours(runner, make_params(), [])), "as without a picture"
     assert np.array_equal(drawn(1.0, one, other), drawn(1.0, other, one))
+
+
+def test_a_prompt_without_strength_does_not_count(components: FluxComponents, prior: ReduxPrior) -> None:
+    def drawn(prompt: str, strength: float) -> NDArray[np.uint8]:
+        params = make_params(prompt=prompt, conditions=(Redux((0,), "prior", 1.0, prompt_strength=strength),))
+        return ours(run_on(components, prior), params, [picture(20, 20, 1)])
+
+    assert np.array_equal(drawn("a red circle", 0.0), drawn("blue", 0.0))
+    assert not np.array_equal(drawn("a red circle", 0.9), drawn("blue", 0.9))
 
 
 @pytest.mark.parametrize(
