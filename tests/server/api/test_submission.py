@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
 from models.registry import REGISTRY, UNNAMED
+from pipelines.protocol.conditions import Redux, Refine
 from pipelines.protocol.params import GenerationParams
 from server.api.endpoints import ENDPOINTS
 from server.api.errors import InputError, Problem, RequestError
@@ -283,6 +284,34 @@ def test_a_small_model_draws_ultra_smaller_instead_of_refusing() -> None:
     width, height = job.params["width"], job.params["height"]
     assert width * height <= small.max_pixels
     assert width / height == pytest.approx(16 / 9, rel=0.05)
+
+
+@pytest.mark.parametrize("endpoint", ["fal-ai/flux-pro/v1.1-ultra", "fal-ai/flux-pro/v1.1-ultra/redux"])
+@pytest.mark.parametrize(
+    ("body", "shares"),
+    [
+        ({}, (0.1, 0.9)),
+        ({"image_prompt_strength": 0}, (0, 1)),
+        ({"image_prompt_strength": 0.1}, (0.1, 0.9)),
+        ({"image_prompt_strength": 0.75}, (0.75, 0.25)),
+        ({"image_prompt_strength": 1}, (1, 0)),
+        *(({"prompt": text, "image_prompt_strength": share}, (1, 1)) for text in ("", " \n") for share in (0, 0.1, 1)),
+    ],
+)
+def test_ultra_shares_between_picture_and_text(endpoint: str, body: dict[str, Any], shares: tuple[float, ...]) -> None:
+    given = {"prompt": "a fox", "image_url": "https://x.test/a.png"} | body
+    served = Served((SPEC, REGISTRY["FLUX.1-Redux-dev"]))
+    job = new_job(ENDPOINTS[endpoint], "id", given, RequestOptions(SHARED), served)
+    assert job.params is not None
+    redux, refine = GenerationParams.from_dict(job.params).conditions
+    assert redux == Redux((0,), "FLUX.1-Redux-dev", *map(float, shares))
+    assert refine == Refine()
+
+
+@pytest.mark.parametrize("share", [-0.01, 1.01])
+def test_ultra_shares_no_more_than_all(share: float) -> None:
+    body = {"image_url": "https://x.test/a.png", "image_prompt_strength": share}
+    assert fault("fal-ai/flux-pro/v1.1-ultra", **body)["loc"] == ["body", "image_prompt_strength"]
 
 
 def test_sync_mode_keeps_nothing() -> None:

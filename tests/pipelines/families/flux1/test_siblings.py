@@ -15,13 +15,15 @@ import pytest
 import torch
 from diffusers import FluxControlNetModel
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 from models.accelerator import CpuAccelerator
 from models.registry import REGISTRY, ModelSpec, siblings
+from models.shapes.scorer import read
 from pipelines.engine.engine import Engine
 from pipelines.families.pool import ModelPool
-from pipelines.protocol.conditions import Condition, Control, ControlNet, Fill, Redux, Reference
+from pipelines.protocol.conditions import Condition, Control, ControlNet, Fill, InputPicture, Redux, Reference
 from pipelines.protocol.frames import Failed
 from pipelines.protocol.params import GenerationParams
 from tests.pipelines.driving import drain, of, pictures
@@ -130,6 +132,32 @@ def test_redux() -> None:
         prompt_embeds=torch.cat((tokens, seen), dim=1),
     )  # fmt: skip
     assert np.array_equal(ours("flux-shapes", Redux((0,), "flux-shapes-redux")), expected)
+
+
+@here("redux")
+def test_the_more_a_picture_counts_the_more_it_is_drawn() -> None:
+    """A blue circle on yellow, and a text of a red star on white, by the shares that ultra gives them."""
+    shown = Image.new("RGB", (SIDE, SIDE), (245, 215, 45))
+    ImageDraw.Draw(shown).ellipse((78, 78, 178, 178), fill=(25, 60, 200))
+    given = InputPicture(SIDE, SIDE, 3, shown.tobytes())
+    engine = Engine(pool().runner, CpuAccelerator(), choose_acceleration=pool().choose_acceleration)
+    for share in (None, 0.0, 0.1, 1.0):
+        blend = () if share is None else (Redux((0,), "flux-shapes-redux", share, prompt_strength=1 - share),)
+        prompt = "a red star on a white background"
+        params = GenerationParams(
+            "flux-shapes", prompt, SIDE, SIDE, 4, 3.5, 1, max_sequence_length=32, conditions=blend
+        )
+        ask(engine, str(share), params, [given])
+    frames = drain(engine)
+    drawn = {share: pictures(frames, str(share))[0] for share in (None, 0.0, 0.1, 1.0)}
+    seen = {share: read(each) for share, each in drawn.items()}
+    assert np.abs(drawn[0.0].astype(int) - drawn[None]).max() <= 1, "as without a picture"
+    assert {share: reading.ground for share, reading in seen.items()} == {
+        None: "white", 0.0: "white", 0.1: "white", 1.0: "yellow",
+    }  # fmt: skip
+    assert {share: [thing.colour for thing in reading.things] for share, reading in seen.items()} == {
+        None: ["red"], 0.0: ["red"], 0.1: ["red"], 1.0: ["blue"],
+    }  # fmt: skip
 
 
 @here("controlnet")
