@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import fal_client
@@ -15,7 +16,8 @@ from fal_client import FalClientHTTPError
 
 
 def tell(event: str, **facts: Any) -> None:
-    print(json.dumps({"event": event, "at": time.time()} | facts), flush=True)
+    sys.stdout.write(json.dumps({"event": event, "at": time.time()} | facts) + "\n")  # in one piece, from any thread
+    sys.stdout.flush()
 
 
 def on_update(status: fal_client.Status) -> None:
@@ -63,20 +65,25 @@ def cancel(endpoint: str, arguments: dict[str, Any]) -> None:
 
 
 def pictures(_: str, arguments: dict[str, Any]) -> None:
-    """Many endpoints in turn; `@upload PATH` and `@inline PATH` in an input become addresses of that file."""
+    """Many endpoints side by side; `@upload PATH` and `@inline PATH` in an input become addresses of that file."""
 
     def named(value: Any) -> Any:
         if isinstance(value, list):
             return [named(each) for each in value]
+        if isinstance(value, dict):
+            return {name: named(each) for name, each in value.items()}
         how, _, path = value.partition(" ") if isinstance(value, str) else ("", "", "")
         return {"@upload": fal_client.upload_file, "@inline": fal_client.encode_file}.get(how, lambda _: value)(path)
 
-    for endpoint, fields in arguments["calls"]:
+    def ask(endpoint: str, fields: dict[str, Any]) -> None:
         try:
-            result = fal_client.subscribe(endpoint, {name: named(value) for name, value in fields.items()})
-            tell("result", endpoint=endpoint, result=result)
+            tell("result", endpoint=endpoint, result=fal_client.subscribe(endpoint, named(fields)))
         except FalClientHTTPError as exc:
             tell("error", endpoint=endpoint, status=exc.status_code, detail=exc.response.json().get("detail"))
+
+    with ThreadPoolExecutor(4) as threads:
+        for asked in [threads.submit(ask, *call) for call in arguments["calls"]]:
+            asked.result()
 
 
 def main() -> None:

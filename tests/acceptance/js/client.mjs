@@ -56,23 +56,29 @@ const scenarios = {
     const { data } = await fal.queue.result(endpoint, { requestId })
     tell("result", { result: data })
   },
-  // Many endpoints in turn; `@upload PATH` in an input becomes a Blob, which the client uploads by itself.
+  // Many endpoints side by side; `@upload PATH` in an input becomes a Blob, which the client uploads by itself.
   async pictures() {
     const named = (value) => {
       if (Array.isArray(value)) return value.map(named)
+      if (value !== null && typeof value === "object")
+        return Object.fromEntries(Object.entries(value).map(([name, each]) => [name, named(each)]))
       const path = typeof value === "string" && value.match(/^@(?:upload|inline) (.*)$/)?.[1]
       return path ? new Blob([readFileSync(path)], { type: "image/png" }) : value
     }
-    for (const [endpoint, fields] of input.calls) {
-      const filled = Object.fromEntries(Object.entries(fields).map(([name, value]) => [name, named(value)]))
-      try {
-        const { data } = await fal.subscribe(endpoint, { input: filled, pollInterval: 100 })
-        tell("result", { endpoint, result: data })
-      } catch (error) {
-        if (!(error instanceof ApiError)) throw error
-        tell("error", { endpoint, status: error.status, detail: error.body?.detail })
+    const waiting = [...input.calls]
+    const ask = async () => {
+      for (let call = waiting.shift(); call; call = waiting.shift()) {
+        const [endpoint, fields] = call
+        try {
+          const { data } = await fal.subscribe(endpoint, { input: named(fields), pollInterval: 100 })
+          tell("result", { endpoint, result: data })
+        } catch (error) {
+          if (!(error instanceof ApiError)) throw error
+          tell("error", { endpoint, status: error.status, detail: error.body?.detail })
+        }
       }
     }
+    await Promise.all([ask(), ask(), ask(), ask()])
   },
 }
 
