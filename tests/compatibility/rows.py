@@ -123,8 +123,18 @@ EMBEDDED = (
     Row("@fal-ai/client with the embedded model", "1.10.1", "js", ("subscribe",), "fal-1.10"),
     Row("curl with the embedded model", "", "curl", ("run",)),
 )
+OPENAI_PICTURES = Row(
+    "openai with the embedded model",
+    "3.54.0",
+    "openai",
+    ("images.edit", "images.edit inline", "images.edit in a mask", "images.create_variation", "no picture"),
+    "openai",
+)
 
-ROWS = (*PYTHON, FAL_APPS, *JAVASCRIPT, BROWSER, SERVER_PROXY, AI_SDK, LITELLM, OPENAI, CURL, *OTHERS, *EMBEDDED)
+ROWS = (
+    *PYTHON, FAL_APPS, *JAVASCRIPT, BROWSER, SERVER_PROXY, AI_SDK, LITELLM, OPENAI, CURL, *OTHERS, *EMBEDDED,
+    OPENAI_PICTURES,
+)  # fmt: skip
 """All of them, in the order of the table."""
 
 
