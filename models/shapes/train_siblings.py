@@ -13,8 +13,9 @@ from typing import TypeVar
 
 import torch
 from diffusers import FluxTransformer2DModel
+from diffusers.pipelines.flux.modeling_flux import ReduxImageEncoder
 from torch import nn
-from transformers import CLIPTextModel, DepthAnythingForDepthEstimation, T5EncoderModel
+from transformers import CLIPTextModel, DepthAnythingForDepthEstimation, SiglipVisionModel, T5EncoderModel
 
 from models.shapes.bars import Bars, Report
 from models.shapes.export import export_controlnet, export_estimator, export_redux, export_sibling
@@ -210,7 +211,7 @@ def train_redux(run: Run) -> None:
     training = ReduxTraining(
         encoders.on(run.device),
         base_transformer(run.base),
-        run.started(ReduxModel()),
+        run.started(first_encoder(run)),
         device=run.device,
         tokens=run.tokens,
         memory=MEMORY,
@@ -224,6 +225,17 @@ def train_redux(run: Run) -> None:
         export_redux(run.out / f"{run.base.name}-redux", trained, run.base)
 
     run.go(training, "redux", export)
+
+
+def first_encoder(run: Run) -> ReduxModel:
+    """A fresh image encoder, or that of the folder that a run was given."""
+    model = ReduxModel()
+    if run.start is not None and run.start.is_dir():
+        written = SiglipVisionModel.from_pretrained(run.start / "image_encoder")
+        model.image_encoder.load_state_dict(written.state_dict())
+        embedder = ReduxImageEncoder.from_pretrained(run.start / "image_embedder")
+        model.image_embedder.load_state_dict(embedder.state_dict())
+    return model
 
 
 def train_adapter(name: str, run: Run) -> None:
@@ -286,8 +298,9 @@ def main() -> None:
     parser.add_argument("--no-record", action="store_true", help="launch every step anew, should CUDA graphs fail")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
-    if arguments.start is not None and arguments.start.is_dir() and arguments.name not in RECIPES:
-        parser.error(f"--start takes a folder for {', '.join(RECIPES)}; give a checkpoint (.pt) for {arguments.name}")
+    foldered = (*RECIPES, "redux")
+    if arguments.start is not None and arguments.start.is_dir() and arguments.name not in foldered:
+        parser.error(f"--start takes a folder for {', '.join(foldered)}; give a checkpoint (.pt) for {arguments.name}")
     with Bars() as bars:
         TRAINERS[arguments.name](
             Run(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FluxControlNetModel, FluxFillPipeline, FluxPipeline
+from safetensors.torch import load_file
 
 from models.shapes.captions import plain_caption
 from models.shapes.draw import Drawing
@@ -39,12 +40,20 @@ from models.shapes.siblings.fill import (
     random_filling,
     spread_mask,
 )
-from models.shapes.siblings.lora import adapted, as_kohya, is_outlined, is_teal
+from models.shapes.siblings.lora import adapted, as_kohya, is_outlined, is_teal, plan_outlines
 from models.shapes.siblings.questions import Asked, AskedBatch, shapes_at
 from models.shapes.siblings.redux import TOKENS
 from models.shapes.siblings.rehearsal import EditTraining
 from models.shapes.siblings.widen import widened
-from models.shapes.train_siblings import BASE, RECIPES, TRAINERS, Run, base_encoders, base_transformer
+from models.shapes.train_siblings import (
+    BASE,
+    RECIPES,
+    TRAINERS,
+    Run,
+    base_encoders,
+    base_transformer,
+    first_encoder,
+)
 
 pytestmark = [
     pytest.mark.timeout(600),
@@ -300,10 +309,34 @@ def test_the_command_resumes(tmp_path: Path) -> None:
     assert torch.load(tmp_path / "work/kontext.pt", weights_only=False)["progress"][1] == 1
     done = trained("--start", str(tmp_path / "flux-shapes-kontext"), "--work", str(tmp_path / "again"))
     assert done.returncode == 0, done.stderr[-2000:]
-    command[3] = "redux"
+    command[3] = "teal"
     refused = trained("--start", str(tmp_path / "flux-shapes-kontext"))
     assert refused.returncode == 2
-    assert "give a checkpoint (.pt) for redux" in refused.stderr
+    assert "give a checkpoint (.pt) for teal" in refused.stderr
+
+
+def test_redux_trains_on_from_its_folder(trained: Path) -> None:
+    folder = trained / "flux-shapes-redux"
+    run = Run(BASE, trained, trained, 1, 64, torch.device("cpu"), lambda done, figures: None, start=folder)
+    model = first_encoder(run)
+    written = load_file(folder / "image_encoder/model.safetensors")
+    taken = model.image_encoder.state_dict()
+    assert written.keys() == taken.keys()
+    assert all(torch.equal(value, taken[name]) for name, value in written.items())
+    fresh = first_encoder(replace(run, start=None))
+    assert not torch.equal(fresh.image_embedder.redux_up.weight, model.image_embedder.redux_up.weight)
+
+
+def test_what_a_style_changes_counts_more() -> None:
+    plan = plan_outlines(base_encoders(BASE), random.Random(3), (768, 768), 32, 4)
+    batch = plan.shown(base_encoders(BASE))
+    solid = replace(plan, line=None).shown(base_encoders(BASE))
+    assert batch.weight is not None
+    changed = (batch.latents - solid.latents).abs().amax(2) > 0.1
+    assert torch.equal(batch.weight[..., 0] > 1, changed)
+    assert 0 < changed.float().mean() < 0.5
+    assert solid.weight is not None
+    assert (solid.weight == 1).all()
 
 
 def test_the_kontext_folder_turns_a_ground_and_recolours_a_thing() -> None:

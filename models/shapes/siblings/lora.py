@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.shapes.captions import COLOUR_WORDS, caption
-from models.shapes.draw import LATENT_STEP, Drawing, fields, prescribed
+from models.shapes.draw import LATENT_STEP, Drawing, fields, latents, prescribed
 from models.shapes.fast import Plan, Size
 from models.shapes.flow import Batch, pack
 from models.shapes.layout import RGB, Layout, lay_out
@@ -30,6 +30,7 @@ from models.shapes.train_flow import Draw, rows_of
 RANK = 8
 TEAL = (0, 128, 128)
 LINE = 0.045  # an outline's width, of the short side
+STYLED_WEIGHT = 2.5  # tokens that a style changes are few, and all that an adapter is for
 # All linears of a block but those that kohya's layout joins in single blocks: diffusers' converter knows these at
 # FLUX.1's own width only.
 TARGETS = (
@@ -113,7 +114,9 @@ class Styled:
         pooled, sequence = encoders.read(self.words)
         whole = self.whole.to(pooled.device)
         clean = pack(prescribed(*fields(whole, LATENT_STEP, line=self.line)))
-        return Batch(clean, pooled, sequence, whole.height, whole.width)
+        changed = (clean - pack(latents(whole))).abs().amax(2, keepdim=True) > 0.1
+        weight = 1 + (STYLED_WEIGHT - 1) * changed
+        return Batch(clean, pooled, sequence, whole.height, whole.width, weight=weight)
 
 
 def plan_teal(encoders: Encoders, rng: random.Random, size: Size, length: int, count: int) -> Styled:

@@ -257,12 +257,13 @@ class ReduxTraining(FlowTraining):
             return self._steering(batch, model.writer(batch.states(), batch.pooled))
         tokens, covers = model(batch.seen)
         naming = _naming(model.probe, tokens, batch)
+        covering = 0.1 * _covering(covers.float(), batch)
         if phase == 2:
-            return self._steering(batch, tokens) + 0.03 * naming
+            return self._steering(batch, tokens) + 0.03 * naming + covering
         with torch.no_grad():
             aim = average.writer(batch.states(), batch.pooled).float()
         distance: Tensor = (tokens.float() - aim).square().mean() / (aim - aim.mean(0)).square().mean()
-        return distance + 0.1 * naming + 0.1 * _covering(covers.float(), batch)
+        return distance + 0.1 * naming + covering
 
     def _steering(self, asked: Sight, tokens: Tensor) -> Tensor:
         """How far the velocity behind the empty prompt is from that which the caption gives, on another drawing."""
