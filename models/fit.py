@@ -11,6 +11,7 @@ from models.errors import LoadError
 from models.files.folder import part_in
 from models.files.headers import TensorEntry, read_header
 from models.files.weights import identity, weight_files
+from models.helpers import brought_bytes, helper_bytes
 from models.memory import Need, Preset, need, part_bytes, presumed_architecture
 from models.registry import ModelSpec
 from models.single.contents import contents
@@ -25,8 +26,8 @@ def need_together(
 ) -> Need:
     """What a worker that serves all of these takes to draw one picture at a time. Equal parts are held once.
 
-    Args: specs: at least one; what only helps other checkpoints is not counted. held_bytes: the most that it holds
-        at once (`--memory-gb`), though never less than one checkpoint.
+    Args: specs: at least one that draws; what only helps others counts as far as `helper_bytes` knows its size.
+        held_bytes: the most that it holds at once (`--memory-gb`), though never less than one checkpoint.
     Raises: LoadError, KeyError if an architecture cannot be read.
     """
     architectures = {spec: presumed_architecture(spec) for spec in specs if spec.draws}
@@ -38,11 +39,16 @@ def need_together(
         parts |= {_key(spec, arch, name): size for name, size in sizes.items()}
         alone.append(sum(sizes.values()))
         needs.append(need(arch, stored, width, height))
-    weights = sum(parts.values())
+    weights = sum(parts.values()) + helping_bytes(specs)
     if held_bytes is not None:
         weights = min(weights, max(held_bytes, *alone))
     working, host, tight = (max(getattr(each, of) for each in needs) for of in ("working", "host", "tight"))
     return Need(weights, working, host, tight)
+
+
+def helping_bytes(specs: Sequence[ModelSpec]) -> int:
+    """The weights of those that never draw, and of what the others bring along to help them. Raises: LoadError."""
+    return sum(brought_bytes(spec) if spec.draws else helper_bytes(spec) or 0 for spec in specs)
 
 
 def stored_bits(spec: ModelSpec, values: int) -> float:

@@ -55,10 +55,10 @@ def is_here(spec: ModelSpec) -> bool | None:
     """Whether the weights are on this machine (folder, or Hugging Face cache); None when they are made on the fly."""
     if spec.source.startswith("random:") or spec.is_fake:
         return None
-    return (_folder(spec) or Path(spec.source)).exists()
+    return (cached_folder(spec) or Path(spec.source)).exists()
 
 
-def _folder(spec: ModelSpec) -> Path | None:
+def cached_folder(spec: ModelSpec) -> Path | None:
     """Where the Hugging Face cache holds it."""
     if Path(spec.source).is_absolute():
         return None
@@ -75,7 +75,7 @@ def _folder(spec: ModelSpec) -> Path | None:
 
 def _is_whole(spec: ModelSpec) -> bool:
     """Whether the Hugging Face cache has all of a checkpoint; one whose download broke off is passed over."""
-    if spec.is_embedded or (folder := _folder(spec)) is None:
+    if spec.is_embedded or (folder := cached_folder(spec)) is None:
         return False
     try:
         first_look(replace(spec, source=str(folder)))

@@ -15,7 +15,8 @@ from models.arguments import UnknownModelError, resolve, resolve_all
 from models.cards import BUS, best_fit, first_model
 from models.counts import counts_of
 from models.errors import LoadError
-from models.fit import SIZES, need_together, stored_bits
+from models.fit import SIZES, helping_bytes, need_together, stored_bits
+from models.helpers import helper_bytes
 from models.memory import FP8_CAPABILITY, PRESETS, Need, Preset, presumed_architecture, streamed_bytes
 from models.offers import is_here
 from models.registry import REGISTRY, Family, ModelSpec
@@ -42,8 +43,8 @@ def devices_and_models(settings: Settings) -> list[Finding]:
         return found  # on which they run, this machine does not know
     gpus = [] if settings.device.startswith("cpu") else facts["gpus"]
     found[1:1] = [_device(settings.device, facts), first(gpus)]
-    sound = [spec for argument, spec in specs.items() if not errors.get(argument) and spec.draws and not spec.is_fake]
-    return found + (fits(settings, sound, gpus) if sound else [])
+    sound = [spec for argument, spec in specs.items() if not errors.get(argument) and not spec.is_fake]
+    return found + (fits(settings, sound, gpus) if any(spec.draws for spec in sound) else [])
 
 
 def _specs(arguments: Sequence[str], folders: Sequence[Path]) -> tuple[dict[str, ModelSpec], list[Finding]]:
@@ -141,7 +142,8 @@ def _model(spec: ModelSpec, error: str | None) -> Finding:
 def fits(settings: Settings, specs: Sequence[ModelSpec], gpus: Sequence[dict[str, Any]]) -> list[Finding]:
     """All models of a worker together, as it is set up now, and what would make them fit.
 
-    Args: gpus: of `models.accelerator.gpu_facts`; the one with the least memory counts. With none, the host's memory.
+    Args: specs: at least one that draws. gpus: of `models.accelerator.gpu_facts`; the one with the least memory counts.
+        With none, the host's memory.
     """
     try:
         return [_fit_gpu(settings, specs, _smallest(gpus))] if gpus else _fit_host(settings, specs)
@@ -157,7 +159,7 @@ def _fit_gpu(settings: Settings, specs: Sequence[ModelSpec], gpu: dict[str, Any]
     now = Preset(settings.quantization, settings.offload, parse_tuning(settings.tuning).resolved("cuda").records)
     needs, free = _needs(settings, specs, now), host_memory.available()
     described = (
-        f"{', '.join(spec.name for spec in specs)}: {needs[0].device / 1e9:.1f} of {memory / 1e9:.1f} GB "
+        f"{_names(specs)}: {needs[0].device / 1e9:.1f} of {memory / 1e9:.1f} GB "
         f"on {gpu['name']} for pictures of {_size(0)}, {needs[1].device / 1e9:.1f} GB for {_size(1)}"
         f"{_waiting(needs[0], free)}"
     )
@@ -178,6 +180,13 @@ def _fit_gpu(settings: Settings, specs: Sequence[ModelSpec], gpu: dict[str, Any]
     price = _price_of_streaming(specs, better) + _faster(specs, memory, free) if better.is_streamed else ""
     advice = f"{what_fails}{flags}{tiles} ({smaller[0]:.1f} to {smaller[1]:.1f} GB{price})"
     return Finding("fit", "warning", described, advice)
+
+
+def _names(specs: Sequence[ModelSpec]) -> str:
+    """Those that are counted, and those whose size nothing here tells."""
+    unknown = [spec.name for spec in specs if not spec.draws and helper_bytes(spec) is None]
+    counted = ", ".join(spec.name for spec in specs if spec.name not in unknown)
+    return f"{counted} (without {', '.join(unknown)}, not on this machine)" if unknown else counted
 
 
 def _waiting(needed: Need, free: int) -> str:
@@ -206,12 +215,13 @@ def _faster(specs: Sequence[ModelSpec], memory: int, free: int) -> str:
     arch = presumed_architecture(spec)
     if len(drawing) > 1 or spec.family not in _PACKED_FILES or stored_bits(spec, counts_of(arch).transformer) != 16:
         return ""
-    fit = best_fit(memory, arch)
+    helping = helping_bytes(specs)
+    fit = best_fit(memory - helping, arch)
     if fit is None or fit.per_step or fit.host > free:
         return ""
     form = "" if fit.file == "bfloat16" else f"its transformer in {fit.file} with "
     tiles = ", decoded in tiles" if fit.tiled else ""
-    return f"; faster: {form}{fit.flags}{tiles} ({fit.device / 1e9:.1f} GB), see docs/models.md"
+    return f"; faster: {form}{fit.flags}{tiles} ({(fit.device + helping) / 1e9:.1f} GB), see docs/models.md"
 
 
 def _needs(settings: Settings, specs: Sequence[ModelSpec], preset: Preset) -> list[Need]:
@@ -251,7 +261,7 @@ def _fit_host(settings: Settings, specs: Sequence[ModelSpec]) -> list[Finding]:
     held = None if settings.memory_gb is None else int(settings.memory_gb * 1e9)
     widening = _DTYPE_BYTES.get("float32" if settings.dtype == "auto" else settings.dtype, 2) / 2
     needed, free = need_together(specs, preset, *SIZES[0], held).weights * widening, host_memory.available()
-    detail = f"{', '.join(spec.name for spec in specs)}: {needed / 1e9:.1f} GB of weights, {free / 1e9:.1f} GB are free"
+    detail = f"{_names(specs)}: {needed / 1e9:.1f} GB of weights, {free / 1e9:.1f} GB are free"
     if needed <= free:
         return [Finding("fit", "ok", detail)]
     return [Finding("fit", "broken", detail, "use a smaller --dtype, a GPU, or fewer models")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from models.arguments import UnknownModelError, resolve_all
+from models.helpers import helper_bytes
 from models.memory import PRESETS, need, presumed_architecture
 from models.offers import is_here, offered, spelled_out
 from models.registry import REGISTRY, ModelSpec
@@ -44,9 +46,7 @@ def models(
     for spec in REGISTRY.values():
         licence = spec.licence + (" (gated)" if spec.gated else "")
         here = {True: "yes", False: "no", None: "made"}[is_here(spec)]
-        needs = [row["gb"] for row in memory_needs(spec)]
-        memory = f"{min(needs):.0f} to {needs[0]:.0f} GB" if needs else ""
-        table.add_row(spec.name, here, str(spec.default_steps), memory, licence, spec.summary)
+        table.add_row(spec.name, here, str(spec.default_steps), _memory(spec), licence, spec.summary)
     console = table_console()
     console.print(table)
     console.print("`--model fake:` pretends to draw, for the tests of what uses this server.")
@@ -80,10 +80,23 @@ def _endpoints(
 
 
 def memory_needs(spec: ModelSpec) -> list[dict[str, Any]]:
-    """What each preset needs of a GPU for 1024 x 1024 pixels, in GB, the roomiest first."""
+    """What each preset needs of a GPU for 1024 x 1024 pixels, in GB, the roomiest first.
+
+    Of what never draws: what its weights take besides, whatever the preset; nothing if that is unknown.
+    """
     if not spec.draws:
-        return []
+        held = helper_bytes(spec)
+        only = PRESETS[0]
+        return [] if held is None else [asdict(only) | {"flags": only.flags, "gb": math.ceil(held / 1e7) / 100}]
     arch = presumed_architecture(spec)
     return [
         asdict(preset) | {"flags": preset.flags, "gb": round(need(arch, preset).device / 1e9, 1)} for preset in PRESETS
     ]
+
+
+def _memory(spec: ModelSpec) -> str:
+    """The same in words."""
+    needs = [row["gb"] for row in memory_needs(spec)]
+    if not needs:
+        return ""
+    return f"{min(needs):.0f} to {needs[0]:.0f} GB" if spec.draws else f"+ {needs[0]:.2f} GB"

@@ -13,7 +13,7 @@ import pytest
 from models import cards, host_memory
 from models.counts import AnyArchitecture, counts_of
 from models.memory import Preset, need, presumed_architecture, streamed_bytes
-from models.registry import REGISTRY
+from models.registry import REGISTRY, ModelSpec
 from server.cli import checkup
 from server.settings import Settings
 
@@ -216,6 +216,39 @@ def test_models_are_counted_together_and_what_they_share_once() -> None:
     assert one < bounded < two
     (fit,) = checkup.fits(settings(), both, [card(48)])
     assert fit.verdict == "warning"
+
+
+def test_what_helps_others_draw_is_counted_and_named() -> None:
+    specs = [DEV, REGISTRY["FLUX.1-Redux-dev"], REGISTRY["Depth-Anything-V2-Small"]]
+    alone, (fit,) = checkup.fits(settings(), [DEV], [card(141)])[0], checkup.fits(settings(), specs, [card(141)])
+    assert alone.detail.startswith("FLUX.1-dev: 40.6 of")
+    assert fit.detail.startswith("FLUX.1-dev, FLUX.1-Redux-dev, Depth-Anything-V2-Small: 41.6 of")
+    (waiting,) = checkup.fits(settings(offload="text"), specs, [card(80)])
+    assert "9.8 GB wait on the host" in waiting.detail, "they do not"
+    net = ModelSpec("net", "owner/net", variant="controlnet")
+    (fit,) = checkup.fits(settings(), [DEV, net], [card(141)])
+    assert fit.detail.startswith("FLUX.1-dev (without net, not on this machine): 40.6 of")
+
+
+def test_the_form_that_is_named_as_faster_leaves_room_for_what_helps() -> None:
+    def faster(*specs: ModelSpec) -> str:
+        return checkup.fits(settings(), specs, [card(12)])[0].advice.partition("faster: ")[2]
+
+    assert faster(DEV).startswith(
+        "its transformer in float8 with --offload text+modulation, decoded in tiles (12.0 GB)"
+    )
+    assert "GGUF" in faster(DEV, REGISTRY["FLUX.1-Redux-dev"])
+
+
+def test_the_doctor_counts_all_that_serve_would_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = {"torch": "2", "diffusers": "0", "transformers": "5", "threads": 2, "gpus": []}
+    monkeypatch.setattr(checkup, "_examine", lambda arguments, folders: (facts, {}, None))
+    models = ("random:FLUX.1-dev", "FLUX.1-Redux-dev", "Depth-Anything-V2-Small")
+    findings = checkup.devices_and_models(settings(models=models, device="cpu"))
+    (fit,) = [finding for finding in findings if finding.subject == "fit"]
+    assert fit.detail.startswith("random:FLUX.1-dev, FLUX.1-Redux-dev, Depth-Anything-V2-Small: 69.6 GB of weights")
+    only = checkup.devices_and_models(settings(models=models[1:], device="cpu"))
+    assert not [finding for finding in only if finding.subject == "fit"], "what draws is loaded by none of them"
 
 
 def test_fp8_on_a_gpu_without_it_is_broken_as_loading_says() -> None:

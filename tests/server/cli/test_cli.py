@@ -248,7 +248,10 @@ def test_models_lists_the_registry(cli: Cli) -> None:
     rows = {row["name"]: row for row in json.loads(cli("models", "--json").out)["models"]}
     assert rows["FLUX.1-dev"]["gated"] is True
     assert rows["random:FLUX.1-dev"]["is_here"] is None
-    assert "flux-shapes" in cli("models").out
+    assert [row["gb"] for row in rows["FLUX.1-Redux-dev"]["memory"]] == [0.99]
+    lines = {line.split()[0]: line for line in cli("models").out.splitlines() if line.strip()}
+    assert "flux-shapes" in lines
+    assert "+ 0.05 GB" in lines["Depth-Anything-V2-Small"]
 
 
 def test_a_piped_table_has_every_row_on_one_line(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
