@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from pipelines.protocol.conditions import (
     Adapter,
@@ -30,7 +30,7 @@ MAX_SIDE = 14142
 ACCELERATIONS = ("none", "regular", "high", "max")
 """fal's levels, from exact to fastest, and one more of ours."""
 
-DEPTH_ESTIMATOR = "depth-estimator"
+DEPTH_ESTIMATOR: Final = "depth-estimator"
 """The variant of checkpoints that tell how near each pixel of a picture is."""
 
 _SEEDS = range(-(2**63), 2**64)

@@ -48,7 +48,7 @@ def _entry(row: Endpoint, served: Served) -> dict[str, Any]:
     metadata |= {"alias_of": row.alias_of} if row.alias_of else {}
     try:
         spec, by_steps = served.model_for(row.variants, row.usual_steps), served.by_steps(row.variants)
-        beside = None if row.beside is None else served.beside(spec, row.beside).name
+        beside = None if row.beside is None else served.beside(spec, row.beside)
     except NotServedError as exc:
         reason = str(exc.body["detail"])
         return {"endpoint_id": row.id, "metadata": metadata | {"status": "unavailable", "reason": reason}}
@@ -57,7 +57,7 @@ def _entry(row: Endpoint, served: Served) -> dict[str, Any]:
         "served_by": spec.name,
         "is_on_demand": spec in served.on_demand,
         **({"by_steps": {str(steps): each.name for steps, each in by_steps.items()}} if by_steps else {}),
-        "with": beside,
+        "with": None if beside is None or beside == spec else beside.name,
         "is_substitute": _is_substitute(row, spec),
         "licence": spec.licence,
     }

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from models.registry import REGISTRY, UNNAMED, ModelSpec, Variant
+from pipelines.protocol.params import DEPTH_ESTIMATOR
 from server.api.endpoints import ENDPOINTS, Endpoint
+from server.api.schemas.control import SHOWS_DEPTH
 from server.api.served import NotServedError, Served
 from server.api.unserved import UNSERVED
 
 _DEPTH: tuple[Variant, ...] = ("depth",)
+_SHOWN = f"`{SHOWS_DEPTH}: false`"
 
 Row = tuple[str, str]
 """An endpoint's id, and the checkpoints or the reason in words."""
@@ -46,27 +49,28 @@ def markdown() -> str:
 def _answered(row: Endpoint, served: Served) -> str:
     try:
         spec, by_steps = served.model_for(row.variants, row.usual_steps), served.by_steps(row.variants)
-        beside = "" if row.beside is None else f" with {served.beside(spec, row.beside).name}"
+        beside = None if row.beside is None else served.beside(spec, row.beside)
     except NotServedError as exc:
         return f"missing: {exc.missing}"
     on_demand = " (loaded on demand)" if spec in served.on_demand else ""
-    depth = _depth(row, spec, served) if row.variants == _DEPTH else ""
+    stands = "" if beside is None or beside == spec else f" with {beside.name}"
+    depth = _depth(spec, served) if _takes_depth(row) else ""
     others = [f"in {steps} steps {each.name}" for steps, each in by_steps.items() if each is not spec]
-    return ", ".join([f"{spec.name}{beside}{depth}{on_demand}", *others])
+    return ", ".join([f"{spec.name}{stands}{depth}{on_demand}", *others])
 
 
-def _depth(row: Endpoint, spec: ModelSpec, served: Served) -> str:
-    """What stands beside a checkpoint that follows depth, or what it cannot do without that."""
-    estimator = served.estimator
-    if estimator is None:
-        return f", but no picture without --model {_estimator(row)}"
+def _takes_depth(row: Endpoint) -> bool:
+    """Whether the depth of a picture may be sent instead of the picture, which then nothing has to tell."""
+    return row.variants == _DEPTH and SHOWS_DEPTH in row.schema.model_fields
+
+
+def _depth(spec: ModelSpec, served: Served) -> str:
+    """What tells the depth of pictures that do not show it already."""
+    try:
+        estimator = served.beside(spec, DEPTH_ESTIMATOR)
+    except NotServedError as exc:
+        return f", without {exc.missing} only by {_SHOWN}"
     return "" if estimator == spec else f" with {estimator.name}"
-
-
-def _estimator(row: Endpoint) -> str:
-    """The checkpoint that tells the depth of pictures, and whether the endpoint also takes what shows it already."""
-    name = _names("depth-estimator", False)[0]
-    return f"{name} (or `preprocess_depth: false`)" if "preprocess_depth" in row.schema.model_fields else name
 
 
 def _known(row: Endpoint, is_embedded: bool) -> str:
@@ -74,8 +78,8 @@ def _known(row: Endpoint, is_embedded: bool) -> str:
     drawing = [name for variant in row.variants for name in _names(variant, is_embedded)]
     drawing += [UNNAMED[variant] for variant in row.variants if variant in UNNAMED and not is_embedded]
     beside = _names(row.beside, is_embedded)[:1] if row.beside else []
-    if row.variants == _DEPTH and not is_embedded:  # the embedded one brings its estimator along
-        beside = [_estimator(row)]
+    if _takes_depth(row) and not is_embedded:  # the embedded one brings its estimator along
+        beside = [f"{_names(DEPTH_ESTIMATOR, is_embedded)[0]} (or {_SHOWN})"]
     return " with ".join([" or ".join(drawing), *beside])
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from models.registry import Variant
+from pipelines.protocol.params import DEPTH_ESTIMATOR
 from server.api.paths import app_root, endpoint_id
 from server.api.schemas import (
     control,
@@ -50,7 +51,7 @@ class Endpoint:
             do what the endpoint asks for: nothing else ever answers.
         summary: one line for the catalogue.
         category: fal's.
-        beside: a checkpoint that every request needs besides.
+        beside: a checkpoint that every request needs besides, unless the one that draws brings it along.
         alias_of: the endpoint that the operator lets answer under this id.
     """
 
@@ -75,6 +76,11 @@ def _reworked(id_: str, schema: type[Input], variants: tuple[Variant, ...], name
 
 def _varied(id_: str, schema: type[Input], variants: tuple[Variant, ...], name: str) -> Endpoint:
     return Endpoint(id_, schema, variants, f"{name}: variations of a picture", "image-to-image", "redux")
+
+
+def _deep(id_: str, schema: type[Input], summary: str) -> Endpoint:
+    """Without a field by which a caller may send the depth of a picture instead of the picture."""
+    return Endpoint(id_, schema, _DEPTH, summary, "control", DEPTH_ESTIMATOR)
 
 
 def _edited(id_: str, schema: type[Input], summary: str) -> Endpoint:
@@ -108,7 +114,7 @@ _PRO = (
     Endpoint("fal-ai/flux-pro/v1/fill", fill.FluxProFill, _FILL, "Repaint what a mask covers", "inpainting"),
     Endpoint("fal-ai/flux-pro/v1/erase", fill.FluxProErase, _FILL, "Remove what a mask covers", "inpainting"),
     Endpoint("fal-ai/flux-pro/v1/canny", control.FluxProCanny, _CANNY, "Follow the edges of a picture", "control"),
-    Endpoint("fal-ai/flux-pro/v1/depth", control.FluxProDepth, _DEPTH, "Follow the depth of a picture", "control"),
+    _deep("fal-ai/flux-pro/v1/depth", control.FluxProDepth, "Follow the depth of a picture"),
     _edited("fal-ai/flux-pro/kontext", kontext.KontextProEdit, "Edit a picture by instruction"),
     _edited("fal-ai/flux-pro/kontext/max", kontext.KontextProEdit, "Edit a picture by instruction"),
     _edited("fal-ai/flux-pro/kontext/multi", kontext.KontextProMulti, "Compose from several pictures"),
@@ -144,7 +150,7 @@ _LORA = (
     *_adapted("fal-ai/flux-lora", _DEV, "FLUX.1 [dev]"),
     *_adapted("fal-ai/flux-krea-lora", _KREA, "FLUX.1 Krea [dev]"),
     Endpoint("fal-ai/flux-lora-canny", control.FluxLoraCanny, _CANNY, "Follow edges, with LoRAs", "control"),
-    Endpoint("fal-ai/flux-lora-depth", control.FluxLoraDepth, _DEPTH, "Follow depth, with LoRAs", "control"),
+    _deep("fal-ai/flux-lora-depth", control.FluxLoraDepth, "Follow depth, with LoRAs"),
     Endpoint("fal-ai/flux-lora-fill", fill.FluxLoraFill, _FILL, "Repaint with LoRAs", "inpainting"),
     Endpoint("fal-ai/flux-control-lora-canny", control.FluxControlLoraCanny, _CANNY, "Follow edges", "control"),
     Endpoint(
@@ -155,12 +161,10 @@ _LORA = (
         "control",
     ),
     Endpoint("fal-ai/flux-control-lora-depth", control.FluxControlLoraDepth, _DEPTH, "Follow depth", "control"),
-    Endpoint(
+    _deep(
         "fal-ai/flux-control-lora-depth/image-to-image",
         control.FluxControlLoraDepthImageToImage,
-        _DEPTH,
         "Rework a picture along depth",
-        "control",
     ),
 )
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from models.registry import REGISTRY, UNNAMED, ModelSpec, Variant, own_estimator, siblings
+from pipelines.protocol.params import DEPTH_ESTIMATOR
 from server.http.errors import PlainError
 
 
@@ -68,21 +69,33 @@ class Served:
                 return [spec for spec in found if _are_kin(found[0], spec)]
         raise _missing(variants[0])
 
-    def answers(self, variants: Sequence[Variant]) -> bool:
-        """Whether one of them is here."""
-        return any(spec.variant in variants for spec in self.all)
+    def answers(self, variants: Sequence[Variant], beside: Variant | None = None) -> bool:
+        """Whether one of them is here, and what has to stand beside it."""
+        try:
+            spec = self.model_for(variants, None)
+            if beside is not None:
+                self.beside(spec, beside)
+        except NotServedError:
+            return False
+        return True
 
     def beside(self, spec: ModelSpec, variant: Variant) -> ModelSpec:
-        """The checkpoint of that variant whose work `spec` understands. Raises: NotServedError."""
-        found = next((other for other in self.all if other.variant == variant and _are_kin(spec, other)), None)
+        """The checkpoint of that variant whose work `spec` understands: of depth any, which may be `spec` itself.
+
+        Raises: NotServedError.
+        """
+        if variant == DEPTH_ESTIMATOR:
+            found = self._estimator
+        else:
+            found = next((other for other in self.all if other.variant == variant and _are_kin(spec, other)), None)
         if found is None:
             raise _missing(variant)
         return found
 
     @property
-    def estimator(self) -> ModelSpec | None:
+    def _estimator(self) -> ModelSpec | None:
         """What tells the depth of pictures: a checkpoint for that, or else the one that brings it in its folder."""
-        named = next((spec for spec in self.all if spec.variant == "depth-estimator"), None)
+        named = next((spec for spec in self.all if spec.variant == DEPTH_ESTIMATOR), None)
         return named or next((spec for spec in self.all if own_estimator(spec) is not None), None)
 
     def named(self, spec: ModelSpec, variant: Variant, name: str) -> ModelSpec | None:

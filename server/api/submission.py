@@ -18,12 +18,13 @@ from starlette.datastructures import Headers
 
 from models.registry import ModelSpec
 from pipelines.protocol.conditions import Adapter
-from pipelines.protocol.params import GenerationParams, wrap_seed
+from pipelines.protocol.params import DEPTH_ESTIMATOR, GenerationParams, wrap_seed
 from server.api.endpoints import Endpoint
 from server.api.errors import InputError, RequestError, problem
 from server.api.lifecycle import access, lifetime
 from server.api.retries import retry_limits
 from server.api.schemas.base import Input
+from server.api.schemas.control import SHOWS_DEPTH
 from server.api.schemas.needs import Needs, PictureNeed
 from server.api.schemas.pictures import Loc
 from server.api.schemas.sizes import Size
@@ -235,7 +236,23 @@ def decide(
         adapters=adapters,
         negative_prompt=parsed.avoided(),
     )
+    if DEPTH_ESTIMATOR in params.models:
+        _check_estimator(parsed, spec, served)
     return Wish(params, tuple(needs.pictures))
+
+
+def _check_estimator(parsed: Input, spec: ModelSpec, served: Served) -> None:
+    """Raises: NotServedError if nothing here tells depth; InputError where the caller may send it instead."""
+    try:
+        served.beside(spec, DEPTH_ESTIMATOR)
+    except NotServedError as exc:
+        if SHOWS_DEPTH not in type(parsed).model_fields:
+            raise
+        msg = (
+            "This server cannot tell the depth of a picture: send one that shows it, with preprocess_depth false, "
+            f"or start it with {exc.missing}"
+        )
+        raise InputError([problem([SHOWS_DEPTH], msg, "feature_not_supported", value=True)]) from exc
 
 
 def _named_controlnet(served: Served, spec: ModelSpec, name: str, loc: Loc) -> str:

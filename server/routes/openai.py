@@ -127,7 +127,7 @@ async def draw(jobs: JobService, request: Request, wish: Wish) -> Response:
 def _endpoint(models: Candidates, served: Served) -> Endpoint:
     """The first that a checkpoint here answers, else the first. Raises: WireError 404."""
     found = [named(model) for model in models]
-    return next((row for row in found if served.answers(row.variants)), found[0])
+    return next((row for row in found if served.answers(row.variants, row.beside)), found[0])
 
 
 def named(model: str) -> Endpoint:

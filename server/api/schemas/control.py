@@ -28,6 +28,8 @@ from server.api.schemas.pictures import PictureUrl
 Kind = Literal["canny", "depth"]
 
 USUAL_STRENGTH = 0.85
+SHOWS_DEPTH = "preprocess_depth"
+"""The field that says, if false, that a guide is no picture to be looked at but what to follow."""
 
 
 class Canny(Input):

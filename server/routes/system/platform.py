@@ -66,7 +66,7 @@ def platform_router(served: Served, version: str, keys: KeyRing) -> APIRouter:
     @router.get("/llms.txt", response_class=Response, responses=_MARKDOWN_ANSWER)
     async def llms_of_all(request: Request) -> Response:
         """How this server is called, and every endpoint that it answers, for language models."""
-        rows = [row for row in catalogue.all_endpoints() if served.answers(row.variants)]
+        rows = [row for row in catalogue.all_endpoints() if served.answers(row.variants, row.beside)]
         text = llms.index(rows, request.scope["target"].origin, keys.is_open)
         return Response(text, media_type=MARKDOWN)
 
@@ -91,7 +91,7 @@ def platform_router(served: Served, version: str, keys: KeyRing) -> APIRouter:
         total: Annotated[int, Query(ge=1, le=1000)] = 40,
     ) -> dict[str, Any]:
         """The endpoints that are answered here, as fal's site lists its own. Args: total: entries of a page."""
-        rows = [row for row in catalogue.all_endpoints() if served.answers(row.variants)]
+        rows = [row for row in catalogue.all_endpoints() if served.answers(row.variants, row.beside)]
         found = [
             row for row in rows if platform.has_words(row, keywords) and row.category in (categories or [row.category])
         ]

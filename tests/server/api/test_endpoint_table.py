@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from models.registry import REGISTRY, ModelSpec
 from server.api import endpoint_table
@@ -50,13 +51,35 @@ def test_what_follows_depth_is_told_what_tells_the_depth_of_a_picture() -> None:
     def answer(*served: ModelSpec, endpoint: str = "fal-ai/flux-lora-depth") -> str:
         return dict(endpoint_table.rows(Served(served)))[endpoint]
 
-    alone = "FLUX.1-Depth-dev, but no picture without --model Depth-Anything-V2-Small"
-    assert answer(depth) == alone
-    assert answer(depth, endpoint="fal-ai/flux-control-lora-depth") == f"{alone} (or `preprocess_depth: false`)"
-    assert answer(depth, estimator) == "FLUX.1-Depth-dev with Depth-Anything-V2-Small"
-    assert answer(REGISTRY["flux-shapes"]) == "flux-shapes-depth (loaded on demand)", "it brings its own"
+    ready = "fal-ai/flux-control-lora-depth"
+    only_ready = "FLUX.1-Depth-dev, without --model Depth-Anything-V2-Small only by `preprocess_depth: false`"
+    assert answer(depth) == "missing: --model Depth-Anything-V2-Small"
+    assert answer(depth, endpoint=ready) == only_ready
+    for endpoint in ("fal-ai/flux-lora-depth", ready):
+        both = answer(depth, estimator, endpoint=endpoint)
+        assert both == "FLUX.1-Depth-dev with Depth-Anything-V2-Small"
+        embedded = answer(REGISTRY["flux-shapes"], endpoint=endpoint)
+        assert embedded == "flux-shapes-depth (loaded on demand)", "it brings its own"
     (row,) = [line for line in endpoint_table.markdown().splitlines() if line.startswith("| `fal-ai/flux-lora-depth` ")]
     assert "| FLUX.1-Depth-dev with Depth-Anything-V2-Small |" in row
+
+
+def test_without_an_estimator_the_lists_hold_only_what_takes_depth() -> None:
+    depth, ready = REGISTRY["FLUX.1-Depth-dev"], "fal-ai/flux-control-lora-depth"
+    endpoints = {row.id: row for row in ENDPOINTS.values() if row.variants == ("depth",)}
+
+    def listed(served: Served) -> dict[str, Any]:
+        return {row["endpoint_id"]: row["metadata"] for row in model_list(endpoints.values(), served)["models"]}
+
+    alone = Served((depth,))
+    active = {name for name, row in listed(alone).items() if row["status"] == "active"}
+    assert active == {name for name, row in endpoints.items() if alone.answers(row.variants, row.beside)} == {ready}
+    assert "--model Depth-Anything-V2-Small" in listed(alone)["fal-ai/flux-pro/v1/depth"]["reason"]
+    whole = listed(Served((depth,), (REGISTRY["Depth-Anything-V2-Small"],)))
+    assert {row["status"] for row in whole.values()} == {"active"}
+    assert whole["fal-ai/flux-pro/v1/depth"]["with"] == "Depth-Anything-V2-Small"
+    embedded = listed(Served((REGISTRY["flux-shapes"],)))
+    assert {(row["status"], row["with"]) for row in embedded.values()} == {("active", None)}
 
 
 def test_plain_sdxl_answers_for_playground_unless_that_is_served() -> None:

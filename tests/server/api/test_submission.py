@@ -261,6 +261,41 @@ def test_a_picture_endpoint_needs_a_checkpoint_that_can_and_says_which() -> None
                 params(endpoint, **input_)
 
 
+DEPTHS = ("fal-ai/flux-pro/v1/depth", "fal-ai/flux-lora-depth", "fal-ai/flux-control-lora-depth/image-to-image")
+GUIDE = dict.fromkeys(("control_image_url", "image_url", "control_lora_image_url"), "https://x.test/a.png") | {
+    "prompt": "a fox"
+}
+
+
+def deep(endpoint: str, *served: str, **body: Any) -> GenerationParams:
+    of = Served(tuple(REGISTRY[name] for name in served))
+    job = new_job(ENDPOINTS[endpoint], "id", body, RequestOptions(SHARED), of)
+    assert job.params is not None
+    return GenerationParams.from_dict(job.params)
+
+
+@pytest.mark.parametrize("endpoint", DEPTHS)
+def test_what_nothing_here_tells_the_depth_of_needs_an_estimator(endpoint: str) -> None:
+    for input_ in (GUIDE, {}):  # an input that is wrong besides
+        with pytest.raises(NotServedError, match="--model Depth-Anything-V2-Small"):
+            deep(endpoint, "FLUX.1-Depth-dev", **input_)
+    assert deep(endpoint, "FLUX.1-Depth-dev", "Depth-Anything-V2-Small", **GUIDE).model == "FLUX.1-Depth-dev"
+    assert deep(endpoint, "flux-shapes", **GUIDE).model == "flux-shapes-depth"
+
+
+def test_where_the_depth_may_be_sent_that_is_said() -> None:
+    endpoint = "fal-ai/flux-control-lora-depth"
+    guide = {name: value for name, value in GUIDE.items() if name in ("control_lora_image_url", "prompt")}
+    assert deep(endpoint, "FLUX.1-Depth-dev", **guide, preprocess_depth=False).model == "FLUX.1-Depth-dev"
+    with pytest.raises(InputError) as caught:
+        deep(endpoint, "FLUX.1-Depth-dev", **guide)
+    (problem,) = caught.value.problems
+    assert (problem["loc"], problem["type"]) == (["body", "preprocess_depth"], "feature_not_supported")
+    assert problem["msg"].endswith("preprocess_depth false, or start it with --model Depth-Anything-V2-Small")
+    for served in (("FLUX.1-Depth-dev", "Depth-Anything-V2-Small"), ("flux-shapes",)):
+        assert "depth-estimator" in deep(endpoint, *served, **guide).models
+
+
 @pytest.mark.parametrize(
     ("ratio", "size"),
     [("1:1", (2048, 2048)), ("21:9", (3136, 1344)), ("5:4", (2304, 1824)), ("1000:1000", (2048, 2048))],
