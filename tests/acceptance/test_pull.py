@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import pty
@@ -14,9 +16,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import pytest
+from PIL import Image
 
-from tests.acceptance.serving import COMMAND, ROOT
+from tests.acceptance.serving import COMMAND, ROOT, Server
 from tests.models.hub import COMMIT, Hub
 from tests.models.sdxl.folders import save_sdxl
 
@@ -232,6 +236,31 @@ def test_the_first_use_compares_what_it_fetched_and_no_later_one_does(hub: Hub, 
     assert fetched.count(UNET) == 2
     assert fetched.count("vae/diffusion_pytorch_model.safetensors") == 1
     assert not list((tmp_path / "hub" / "models--owner--tiny-sdxl").glob(".fluxserve-*")), "nothing is left to compare"
+
+
+def picture(server: Server) -> bytes:
+    """The pixels of one that is drawn now."""
+    body = {"prompt": "a", "seed": 1, "num_inference_steps": 2, "image_size": {"width": 64, "height": 64}}
+    answer = httpx.post(f"{server.url}/run/fal-ai/playground-v25", json=body | {"sync_mode": True}, timeout=100)
+    assert answer.status_code == 200, answer.text
+    drawn = base64.b64decode(answer.json()["images"][0]["url"].partition(",")[2])
+    return Image.open(io.BytesIO(drawn)).tobytes()
+
+
+def test_a_server_fetches_on_first_use_and_starts_again_without_a_hub(hub: Hub, tmp_path: Path) -> None:
+    given = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "", "HF_ENDPOINT": hub.url}
+    server = Server(tmp_path / "node", environment=given | {"HF_HUB_OFFLINE": "0"}, model=REPO).start()
+    try:
+        server.wait_ready()
+        first = picture(server)
+        assert [name for name, _ in hub.downloads].count(UNET) == 1
+        assert server.stop() == 0
+        hub.close()
+        server.environment["HF_HUB_OFFLINE"] = "1"
+        server.start().wait_ready()
+        assert picture(server) == first
+    finally:
+        server.close()
 
 
 def test_without_a_network_or_a_name_it_says_so(tmp_path: Path) -> None:
