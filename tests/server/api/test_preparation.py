@@ -31,7 +31,7 @@ from server.jobs.store.job import Job, JobStatus, Outcome
 from server.jobs.store.memory import MemoryStore
 from tests.server.files.test_decoding import packed, quarters
 
-EVERYTHING = tuple(spec for name, spec in REGISTRY.items() if name.startswith(("FLUX.1-", "FLUX.2-klein-4B")))
+EVERYTHING = tuple(spec for name, spec in REGISTRY.items() if name.startswith(("FLUX.1-", "FLUX.2-klein-4B", "Depth-")))
 
 
 def data_uri(width: int = 48, height: int = 32, mode: str = "RGB") -> str:

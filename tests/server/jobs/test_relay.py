@@ -105,7 +105,7 @@ def test_a_start_is_heard_of_once_everywhere_however_often_it_is_told() -> None:
         relay.greet()
         here.step(Progress("job", 1, 1, 2))
         eventually(lambda: there.progress("job") is not None)
-        assert begun == [("here", "job"), ("there", "job")]
+        eventually(lambda: begun == [("here", "job"), ("there", "job")])
         here.start_over("job")
         here.note_begun("job", "a/0#1", 2.0)
         eventually(lambda: len(begun) == 4)
