@@ -44,7 +44,11 @@ def engine() -> Engine:
 
 
 def draw(wanted: GenerationParams, images: tuple[Image.Image, ...] = ()) -> NDArray[np.uint8]:
-    alone = engine()
+    return draw_by(runner(), wanted, images)
+
+
+def draw_by(runner: Flux2Runner, wanted: GenerationParams, images: tuple[Image.Image, ...] = ()) -> NDArray[np.uint8]:
+    alone = Engine(lambda name: runner, CpuAccelerator())
     sent = [InputPicture(*image.size, 3, image.tobytes()).to_dict() for image in images]
     submit(alone, "a", wanted, pictures=sent)
     frames = drain(alone)

@@ -20,14 +20,11 @@ from models.adapters.merging import merge
 from models.flux2.architectures import TURBO_SIGMAS
 from models.flux2.components import Flux2Components
 from pipelines.adapters.cache import AdapterCache
-from pipelines.engine.engine import Engine
 from pipelines.families.flux2.runner import Flux2Runner
 from pipelines.families.flux2.sampling import sigmas_of
-from pipelines.protocol.conditions import Adapter, InputPicture, Reference
-from pipelines.protocol.frames import Finished
+from pipelines.protocol.conditions import Adapter, Reference
 from pipelines.protocol.params import GenerationParams
 from tests.pipelines.adapters.loras import random_lora, save_diffusers
-from tests.pipelines.driving import drain, of, pictures, submit
 from tests.pipelines.families.flux2 import test_dev as dev
 
 TOLERANCE = 1
@@ -55,15 +52,6 @@ def turbo(lora: Path) -> Flux2Runner:
     spec = replace(base().spec, variant="flux2-turbo", adapter=str(lora))
     made = replace(base(), spec=spec, transformer=transformer)
     return Flux2Runner(made, CpuAccelerator(), adapters=AdapterCache(lora.parent, 1 << 30))
-
-
-def draw(runner: Flux2Runner, wanted: GenerationParams, images: tuple[Image.Image, ...] = ()) -> NDArray[np.uint8]:
-    engine = Engine(lambda name: runner, CpuAccelerator())
-    sent = [InputPicture(*image.size, 3, image.tobytes()).to_dict() for image in images]
-    submit(engine, "a", wanted, pictures=sent)
-    frames = drain(engine)
-    assert of(frames, "a", Finished), frames
-    return pictures(frames, "a")[0]
 
 
 @torch.inference_mode()
@@ -102,7 +90,7 @@ def params(**changes: object) -> GenerationParams:
 @pytest.mark.parametrize("changes", [{}, {"width": 64, "height": 96, "guidance_scale": 4.0, "prompt": "a red circle"}])
 def test_eight_steps_are_what_diffusers_draws(lora: Path, changes: dict[str, object]) -> None:
     wanted = params(**changes)
-    ours = draw(turbo(lora), wanted)
+    ours = dev.draw_by(turbo(lora), wanted)
     assert distance(ours, theirs(wanted, lora, sigmas=PUBLISHED)) <= TOLERANCE
     assert distance(ours, theirs(wanted, lora)) > 20, "the noise levels count"
     assert distance(ours, theirs(wanted, sigmas=PUBLISHED)) > 20, "the LoRA counts"
@@ -113,7 +101,7 @@ def test_edits_are_what_diffusers_draws(lora: Path) -> None:
     images = tuple(Image.fromarray(rng.integers(0, 256, (size, 64, 3), np.uint8)) for size in (64, 96))
     wanted = params(conditions=(Reference((0, 1)),))
     expected = theirs(wanted, lora, images=images, sigmas=PUBLISHED)
-    assert distance(draw(turbo(lora), wanted, images), expected) <= TOLERANCE
+    assert distance(dev.draw_by(turbo(lora), wanted, images), expected) <= TOLERANCE
 
 
 def test_black_forest_labs_names_mean_the_same(tmp_path: Path) -> None:
@@ -127,7 +115,7 @@ def test_black_forest_labs_names_mean_the_same(tmp_path: Path) -> None:
         for key, tensor in load_file(mine).items()
     }
     save_file(renamed, tmp_path / "b-turbo.safetensors")
-    drawn = [draw(turbo(tmp_path / f"{name}-turbo.safetensors"), params()) for name in "ab"]
+    drawn = [dev.draw_by(turbo(tmp_path / f"{name}-turbo.safetensors"), params()) for name in "ab"]
     assert np.array_equal(*drawn)
 
 
@@ -135,15 +123,15 @@ def test_loras_of_a_request_come_on_top(lora: Path) -> None:
     other = random_lora(base().transformer, rank=2, seed=2)
     file = save_diffusers(other, lora.parent / "style.safetensors")
     wanted = params(adapters=(Adapter(file.name),))
-    ours = draw(turbo(lora), wanted)
+    ours = dev.draw_by(turbo(lora), wanted)
     assert distance(ours, theirs(wanted, lora, file, sigmas=PUBLISHED)) <= TOLERANCE
-    assert distance(ours, draw(turbo(lora), params())) > 20
+    assert distance(ours, dev.draw_by(turbo(lora), params())) > 20
 
 
 @pytest.mark.parametrize("steps", [1, 4, 9])
 def test_other_numbers_of_steps_have_the_base_models_levels(lora: Path, steps: int) -> None:
     wanted = params(num_inference_steps=steps)
-    assert distance(draw(turbo(lora), wanted), theirs(wanted, lora)) <= TOLERANCE
+    assert distance(dev.draw_by(turbo(lora), wanted), theirs(wanted, lora)) <= TOLERANCE
 
 
 def test_the_published_levels_are_shifted_by_the_pictures_size() -> None:
